@@ -1,0 +1,3 @@
+"""Penstock: the streaming server for language models."""
+
+__version__ = "0.1.0"

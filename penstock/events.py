@@ -1,0 +1,78 @@
+"""The language of the whole system: what a stream's log holds.
+
+In: nothing; these are words. Out: frozen values that every layer passes on unchanged. Not known
+here: HTTP, engines, text rules. A log is any number of `Delta`s and then exactly one terminal
+event, a `Finish` or a `Failure`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""Why a stream ended well: the model or a stop string ended it; a limit of tokens did; somebody
+asked for it to end."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens, counted by the engine itself, never estimated from words."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the prompt and of the answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Where a stream's time went, in seconds of the server's monotonic clock.
+
+    `queue_time`: from admission to a slot. `time_to_first_token`: from admission to the first
+    delta in the log, None where none came. `total_time`: from admission to the terminal event.
+    `tokens_per_second`: (tokens - 1) / (last delta - first delta), None below two tokens.
+    """
+
+    queue_time: float
+    time_to_first_token: float | None
+    total_time: float
+    tokens_per_second: float | None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """Text added by one step: whole characters only, at least one of them.
+
+    `token_ids` are the engine's own ids of the tokens generated since the last delta, as far as
+    the engine tells them; `num_tokens` counts those tokens exactly, whether ids are known or not.
+    """
+
+    text: str
+    num_tokens: int
+    token_ids: tuple[int, ...] = ()
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """The terminal event of a stream that ended as it should, or as it was asked to."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The terminal event of a stream that could not be brought to its end.
+
+    `code` is a short stable label (see `errors`); `message` says what went wrong and what to do;
+    `retry_safe` says whether the same request may simply be sent again.
+    """
+
+    code: str
+    message: str
+    retry_safe: bool
+    usage: Usage
+    timings: Timings
+
+
+TerminalEvent = Finish | Failure
+Event = Delta | Finish | Failure
