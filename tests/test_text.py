@@ -33,6 +33,7 @@ def stream(pieces: Iterable[str | bytes], stop: Sequence[str] = ()) -> str:
 
 def every_split(answer: T) -> Iterator[list[T]]:
     """Every way to cut it into pieces, none of them empty."""
+    here: tuple[bool, ...]
     for here in itertools.product((False, True), repeat=max(len(answer) - 1, 0)):
         places = [0, *(n for n, is_cut in enumerate(here, 1) if is_cut), len(answer)]
         yield [answer[a:b] for a, b in itertools.pairwise(places)]
@@ -51,7 +52,7 @@ stops = st.lists(st.lists(letters, min_size=1, max_size=5).map("".join), max_siz
 def cut(draw: st.DrawFn, source: st.SearchStrategy[T]) -> list[T]:
     """Pieces, some of them empty, of something."""
     answer = draw(source)
-    cuts = draw(st.lists(st.integers(0, len(answer)), max_size=len(answer) + 2))
+    cuts: list[int] = draw(st.lists(st.integers(0, len(answer)), max_size=len(answer) + 2))
     return [answer[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(answer)])]
 
 
