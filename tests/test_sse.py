@@ -278,7 +278,7 @@ lines = st.sampled_from(
 def test_sseclient_py_sees_the_same_events(body_lines: list[bytes], newline: bytes) -> None:
     """It keeps no ids from event to event and fires what is cut at the end: neither is compared."""
     body = b"".join(line + newline for line in [*body_lines, b"", b""])
-    theirs = [(event.data, event.event) for event in sseclient.SSEClient([body]).events()]
+    theirs = [(event.data, event.event) for event in sseclient.SSEClient(iter([body])).events()]
     assert [(event.data, event.event) for event in parse(body)] == theirs
 
 
