@@ -1,0 +1,347 @@
+// The page: what is asked on one side, what comes back on the other. In: clicks, keys, and a
+// generation's deltas and ending. Out: the DOM. Not known here: HTTP, Server-Sent Events.
+//
+// What the model writes is only ever put into Text nodes, so it cannot become markup. The page
+// keeps nothing: a reload forgets the prompt, the controls and the conversation.
+import { Generation } from "./generation.js";
+
+const FIRST_PROMPT = { continue: "Once upon a time", chat: "Hello! Who are you?" };
+const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
+const TICK_MS = 100;
+
+const at = (id) => document.getElementById(id);
+const [form, prompt, output, status, water] = ["form", "prompt", "output", "status", "water"].map(at);
+const [streamButton, completeButton, stopButton, clearButton] = ["stream", "complete", "stop", "clear"].map(at);
+
+let running = null; // the Generation under way
+let messages = []; // the conversation as the model will see it: just the turns that came to an end
+const drafts = { ...FIRST_PROMPT }; // each mode keeps its own text
+let mode = "continue";
+
+// --- What is asked -----------------------------------------------------------------------------
+
+/** The fields of a request. What is out of bounds is sent all the same: the server has the say. */
+function readSampling() {
+  const fields = {};
+  for (const name of NUMBERS) {
+    const input = at(name);
+    if (input.validity.badInput) throw new RangeError(`${labelOf(input)} is not a number.`);
+    if (input.value !== "") fields[name] = input.valueAsNumber;
+  }
+  const stops = at("stop_strings").value.split("\n").filter((line) => line !== "");
+  if (stops.length) fields.stop = stops.map(unescape);
+  return fields;
+}
+
+const unescape = (line) => line.replace(/\\(n|t|\\)/g, (_, c) => ({ n: "\n", t: "\t", "\\": "\\" })[c]);
+const labelOf = (input) => input.labels[0].textContent;
+const inputOf = (field) => at(field === "stop" ? "stop_strings" : field.split(".").at(-1));
+
+/** Mark the inputs the server named, with its words where the bounds stood. */
+function markInvalid(fields) {
+  for (const { field, message } of fields) {
+    const input = inputOf(field);
+    if (!input?.matches(".field *")) continue;
+    const hint = input.nextElementSibling;
+    hint.dataset.bounds ??= hint.textContent;
+    hint.textContent = message;
+    input.setAttribute("aria-invalid", "true");
+    at("sampling").open = true;
+  }
+}
+
+function unmarkInvalid() {
+  for (const input of form.querySelectorAll("[aria-invalid]")) {
+    input.removeAttribute("aria-invalid");
+    const hint = input.nextElementSibling;
+    hint.textContent = hint.dataset.bounds ?? hint.textContent;
+  }
+}
+
+function changeMode() {
+  drafts[mode] = prompt.value;
+  mode = form.elements.mode.value;
+  prompt.value = drafts[mode];
+  prompt.placeholder = mode === "chat" ? "Say something" : "";
+}
+
+// --- One run, from the button to the ending ----------------------------------------------------
+
+async function run(streamed) {
+  if (running) return;
+  unmarkInvalid();
+  const asked = prompt.value;
+  if (mode === "chat" && asked.trim() === "") return prompt.focus();
+  let fields;
+  try {
+    fields = readSampling();
+  } catch (error) {
+    return show("error", error.message);
+  }
+  const turn = openTurn(asked);
+  if (turn.chat) fields.messages = [...messages, turn.question];
+  else fields.prompt = asked;
+
+  const watch = new Watch(streamed, fields.max_tokens ?? 100);
+  running = new Generation(fields);
+  show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…");
+  const ending = streamed
+    ? await running.stream((text) => {
+        if (watch.count === 0) show("streaming", "Streaming…");
+        watch.delta();
+        turn.append(text);
+      })
+    : await running.whole();
+  if (ending.text !== undefined) turn.append(ending.text);
+  turn.flush();
+  watch.end(ending);
+  const stopAsked = running.stopAsked;
+  running = null;
+  close(turn, ending, stopAsked, watch.count);
+}
+
+/** Say how it ended, and keep in the conversation just what came to an end. */
+function close(turn, ending, stopAsked, count) {
+  const [state, sentence] = verdict(ending, stopAsked, count);
+  turn.end(state);
+  const ended = state === "finished" || state === "stopped";
+  if (turn.chat && ended && turn.text !== "") {
+    messages.push(turn.question, { role: "assistant", content: turn.text });
+  } else if (turn.chat && mode === "chat" && prompt.value === "") {
+    prompt.value = turn.question.content; // so it can be asked again
+  }
+  show(state, sentence);
+  markInvalid(ending.fields ?? []);
+  if (ending.kind === "lost" || ending.kind === "unreachable") watchServer();
+}
+
+/** Each ending in a state of the page and a sentence. */
+function verdict(ending, stopAsked, count) {
+  const after = count ? `after ${count} ${count === 1 ? "token" : "tokens"}` : "before the first token";
+  const incomplete = count ? " The text above is incomplete." : "";
+  switch (ending.kind) {
+    case "finish":
+      if (ending.reason === "stop") return ["finished", "Finished: the model came to its end, or to a stop text."];
+      if (ending.reason === "length") return ["finished", "Finished: the limit of tokens was reached."];
+      if (stopAsked) return ["stopped", `Stopped by you ${after}.`];
+      return ["stopped", `Cancelled by the server or another reader ${after}.`];
+    case "stopped":
+      return ["stopped", `Stopped by you ${after}. The page hung up; the server sent no confirmation.`];
+    case "failure":
+      return ["error", ending.message + incomplete];
+    case "refused":
+      return ["error", ending.message];
+    case "unreachable":
+      return ["lost", "The server cannot be reached. Is it running?"];
+    default:
+      return ["lost", `The connection was lost ${after}${count ? "; the text above is incomplete" : ""}.`];
+  }
+}
+
+/** `state` is what CSS shows; the sentence is read aloud, once per state and never per token. */
+function show(state, sentence) {
+  document.body.dataset.state = state;
+  status.textContent = sentence;
+  for (const button of [streamButton, completeButton, clearButton]) disable(button, running !== null);
+  disable(stopButton, running === null);
+}
+
+/** Unlike `disabled`, `aria-disabled` does not take the focus away from who just pressed the button. */
+const disable = (button, yes) => button.setAttribute("aria-disabled", String(yes));
+
+async function stop() {
+  if (!running || running.stopAsked) return;
+  const stopped = running.stop();
+  status.textContent = "Stopping…";
+  await stopped;
+}
+
+function clear() {
+  if (running) return;
+  messages = [];
+  output.replaceChildren();
+  blankFigures();
+  water.style.width = "0";
+  unmarkInvalid();
+  show("ready", "Ready.");
+  prompt.focus();
+}
+
+// --- What comes back ---------------------------------------------------------------------------
+
+/** Put the question up and return the turn that the answer grows in. */
+function openTurn(asked) {
+  const chat = mode === "chat";
+  if (!chat || !output.classList.contains("chat")) {
+    messages = []; // what is no longer seen is no longer sent
+    output.replaceChildren();
+  }
+  output.classList.toggle("chat", chat);
+  if (chat) prompt.value = "";
+  const answer = element("span", "answer");
+  const question = element("span", "asked", asked);
+  if (chat) output.append(element("p", "turn", question), element("p", "turn", answer));
+  else output.append(element("p", "turn", question, answer));
+  output.scrollTop = output.scrollHeight;
+  return new Turn(chat, asked, answer);
+}
+
+function element(name, className, ...children) {
+  const made = document.createElement(name);
+  made.className = className;
+  made.append(...children); // strings become Text nodes
+  return made;
+}
+
+/** An answer as it grows: one Text node, touched at most once per frame however fast deltas come. */
+class Turn {
+  #answer;
+  #node = document.createTextNode("");
+  #pending = "";
+  #frame = 0;
+
+  constructor(chat, asked, answer) {
+    this.chat = chat;
+    this.question = { role: "user", content: asked };
+    this.#answer = answer;
+    answer.append(this.#node);
+    answer.dataset.end = "open";
+  }
+
+  get text() {
+    return this.#node.data;
+  }
+
+  append(text) {
+    this.#pending += text;
+    this.#frame ||= requestAnimationFrame(() => this.flush());
+  }
+
+  flush() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    // Somebody who scrolled up to read is left there.
+    const follows = output.scrollHeight - output.scrollTop - output.clientHeight < 32;
+    this.#node.appendData(this.#pending);
+    this.#pending = "";
+    if (follows) output.scrollTop = output.scrollHeight;
+  }
+
+  /** Mark where it was cut short, if it was; nothing is marked where nothing came. */
+  end(state) {
+    delete this.#answer.dataset.end;
+    if (this.text !== "" && state !== "finished") this.#answer.dataset.end = state;
+  }
+}
+
+// --- Figures -----------------------------------------------------------------------------------
+
+/** The clock of one run. What it sees here gives way to what the server says in the end. */
+class Watch {
+  count = 0; // deltas; each is a token, but for a character made of several
+  #streamed;
+  #limit;
+  #begin = performance.now();
+  #first = null;
+  #last = null;
+  #timer = setInterval(() => this.#draw(), TICK_MS);
+
+  constructor(streamed, limit) {
+    this.#streamed = streamed;
+    this.#limit = limit;
+    this.#draw();
+  }
+
+  delta() {
+    this.#last = performance.now();
+    this.#first ??= this.#last;
+    this.count += 1;
+  }
+
+  end({ kind, usage, timings }) {
+    clearInterval(this.#timer);
+    if (kind === "refused" || kind === "unreachable") return blankFigures();
+    this.#draw();
+    if (usage) {
+      this.count = usage.completion_tokens;
+      figure("tokens", this.count, `by the server; prompt: ${usage.prompt_tokens}`);
+      this.#fill();
+    }
+    if (!timings) return;
+    const { time_to_first_token: first, tokens_per_second: rate, total_time: total } = timings;
+    figure("first", inSeconds(first), first == null ? "" : "by the server");
+    figure("rate", inRate(rate), rate == null ? "" : "by the server");
+    figure("elapsed", inSeconds(total), "by the server");
+  }
+
+  #draw() {
+    const gap = this.#last - this.#first;
+    const first = this.#first === null ? null : (this.#first - this.#begin) / 1000;
+    figure("first", inSeconds(first), first === null ? "" : "by this page");
+    figure("rate", inRate(gap > 0 ? ((this.count - 1) / gap) * 1000 : null), gap > 0 ? "by this page" : "");
+    figure("tokens", ...(this.#streamed ? [this.count, "by this page"] : ["–", ""]));
+    figure("elapsed", inSeconds((performance.now() - this.#begin) / 1000), "by this page");
+    this.#fill();
+  }
+
+  #fill() {
+    water.style.width = `${Math.min(100, (100 * this.count) / this.#limit)}%`;
+  }
+}
+
+function figure(name, value, source) {
+  at(name).textContent = value;
+  at(`${name}-source`).textContent = source;
+}
+
+function blankFigures() {
+  for (const name of ["first", "rate", "tokens", "elapsed"]) figure(name, "–", "");
+}
+
+function inSeconds(s) {
+  if (s == null) return "–";
+  return s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(s < 100 ? 1 : 0)} s`;
+}
+
+const inRate = (rate) => (rate == null ? "–" : rate.toFixed(rate < 100 ? 1 : 0));
+
+// --- The server --------------------------------------------------------------------------------
+
+let nextLook = 0;
+
+/** Name the model; ask again until the server is ready, and no longer. */
+async function watchServer() {
+  clearTimeout(nextLook);
+  const known = at("server");
+  try {
+    const answers = [fetch("./", { headers: { Accept: "application/json" }, cache: "no-store" }), fetch("health/ready", { cache: "no-store" })];
+    const [root, ready] = await Promise.all(answers);
+    const { model } = await root.json();
+    known.textContent = `${model} · ${ready.ok ? "ready" : "not ready yet"}`;
+    if (ready.ok) return;
+  } catch {
+    known.textContent = "not reachable";
+  }
+  nextLook = setTimeout(watchServer, 2000);
+}
+
+// --- Hands on the controls ---------------------------------------------------------------------
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  run(true);
+});
+completeButton.addEventListener("click", () => run(false));
+stopButton.addEventListener("click", stop);
+clearButton.addEventListener("click", clear);
+for (const radio of form.elements.mode) radio.addEventListener("change", changeMode);
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing) return; // Enter and Escape belong to the input method
+  if (event.key === "Escape") stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault(); // on a button it would press that as well
+    run(true);
+  }
+});
+at("sampling").open = matchMedia("(min-width: 56rem)").matches; // where there is room for it
+watchServer();
