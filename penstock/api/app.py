@@ -1,0 +1,69 @@
+"""The ASGI application: the one place where its parts are put together."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from penstock import __version__
+from penstock.api.health import health_routes
+from penstock.api.host import HostCheck
+from penstock.api.native import GenerateRequest, native_routes
+from penstock.api.page import page_routes
+from penstock.api.problems import add_problem_handlers
+from penstock.engine.child import ChildEngine
+from penstock.settings import Settings
+from penstock.stream.streams import Streams
+
+_REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
+
+
+def create_app(settings: Settings, engine: ChildEngine, streams: Streams) -> FastAPI:
+    """An application that serves `engine` through `streams`."""
+    app = FastAPI(
+        title="Penstock",
+        version=__version__,
+        description="The streaming server for language models.",
+        docs_url=None,  # its page loads scripts from a third party
+        redoc_url=None,
+    )
+
+    def unready() -> str | None:
+        return "draining" if streams.draining else _REASONS.get(engine.state)
+
+    add_problem_handlers(app)
+    app.include_router(native_routes(streams, settings))
+    app.include_router(health_routes(unready))
+    app.include_router(page_routes(settings.served_name))
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origin,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Content-Type", "Last-Event-ID"],
+        expose_headers=["X-Stream-ID"],
+    )
+    app.add_middleware(HostCheck)
+    _describe_generate(app)
+    return app
+
+
+def _describe_generate(app: FastAPI) -> None:
+    """Put the body of `/generate` into the OpenAPI page: our own parser hides it from FastAPI."""
+    schema = GenerateRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = schema.pop("$defs", {})
+    openapi = app.openapi
+
+    def described() -> dict[str, Any]:
+        page = openapi()
+        page.setdefault("components", {}).setdefault("schemas", {}).update(
+            parts, GenerateRequest=schema
+        )
+        page["paths"]["/generate"]["post"]["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/GenerateRequest"}}
+            },
+        }
+        return page
+
+    app.openapi = described  # type: ignore[method-assign] # FastAPI's documented way

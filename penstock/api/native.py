@@ -1,0 +1,160 @@
+"""The native API: what the notebook's clients speak, and a little more.
+
+In: HTTP requests. Out: streams opened and read. Not known here: engines; what frames look like.
+"""
+
+import asyncio
+from typing import Annotated, Any, Literal, Self
+
+import msgspec
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from penstock.api.body import read_json_object
+from penstock.api.frames import NativeFrames, ending
+from penstock.api.problems import invalid_fields, problem_response
+from penstock.api.response import StreamResponse, watch_client
+from penstock.errors import EngineFailure, FieldError, InvalidFields
+from penstock.events import Failure, TerminalEvent
+from penstock.request import Message, Request, Sampling
+from penstock.settings import Settings
+from penstock.stream.reader import Reader
+from penstock.stream.stream import Stream
+from penstock.stream.streams import Streams, new_stream_id
+
+MAX_MESSAGES = 1024
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+# Fields that are coming: refused by name until they work.
+_NOT_YET = ("resumable", "timeout")
+
+
+class Turn(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateRequest(BaseModel):
+    """The body of `POST /generate`: a `prompt` or `messages`, and how to go on from there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str | None = Field(default=None, description="Text to continue.")
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
+        default=None,
+        description="A conversation to answer, instead of `prompt`; rendered with the model's own "
+        "chat template.",
+    )
+    max_tokens: int = Field(default=100, ge=1, le=1024, description="Longest answer, in tokens.")
+    temperature: float = Field(
+        default=0.7, ge=0, le=2, description="0 always takes the likeliest token."
+    )
+    top_p: float = Field(
+        default=0.95, ge=0, le=1, description="Sample from the likeliest tokens that make up this."
+    )
+    top_k: int = Field(
+        default=40, ge=0, le=100_000, description="Sample from this many likeliest tokens; 0: all."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=2**63 - 1, description="The same seed samples the same tokens."
+    )
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = Field(
+        default=None, description="The answer ends before the first of these strings."
+    )
+    stream: bool = Field(default=True, description="Server-Sent Events, or one JSON object.")
+
+    @model_validator(mode="after")
+    def _prompt_or_messages(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("Give either prompt or messages.")
+        return self
+
+    def to_request(self) -> Request:
+        """The same in the words of the system, with a stream id of its own."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        messages = self.messages
+        return Request(
+            id=new_stream_id(),
+            max_tokens=self.max_tokens,
+            prompt=self.prompt,
+            messages=messages and tuple(Message(turn.role, turn.content) for turn in messages),
+            sampling=Sampling(self.temperature, self.top_p, self.top_k, self.seed),
+            stop=stop,
+        )
+
+
+def parse_generate(body: dict[str, Any]) -> GenerateRequest:
+    """The body's fields. Raises InvalidFields."""
+    early = [
+        FieldError(name, "unsupported_field", f"{name}: This server does not have it yet.")
+        for name in _NOT_YET
+        if name in body
+    ]
+    if early:
+        raise InvalidFields(early)
+    try:
+        return GenerateRequest.model_validate(body)
+    except ValidationError as error:
+        raise invalid_fields(
+            error.errors(include_input=False, include_url=False, include_context=False)
+        ) from None
+
+
+def native_routes(streams: Streams, settings: Settings) -> APIRouter:
+    """The routes `/generate` and `/streams/{id}`."""
+    router = APIRouter()
+
+    @router.post("/generate", response_model=None, summary="Generate text, streamed or whole")
+    async def generate(http: HttpRequest) -> Response:
+        body = await read_json_object(
+            http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
+        )
+        asked = parse_generate(body)
+        stream = streams.open(asked.to_request())
+        watch: asyncio.Task[None] | None = watch_client(stream, http.receive)
+        try:
+            if problem := await stream.was_accepted:
+                return problem_response(problem)
+            if asked.stream:
+                response = StreamResponse(Reader(stream), NativeFrames(), watch)
+                watch = None  # the response's from here on
+                return response
+            return whole_response(stream, await stream.end())
+        finally:
+            if watch is not None:
+                watch.cancel()
+                stream.cancel()  # nothing to do where it has ended
+
+    @router.delete("/streams/{stream_id}", summary="Cancel a stream, in any phase")
+    async def cancel(stream_id: str) -> dict[str, str]:
+        return {"id": stream_id, "finish_reason": streams.cancel(stream_id)}
+
+    return router
+
+
+def whole_response(stream: Stream, end: TerminalEvent) -> Response:
+    """The answer in one piece, or the problem for which there is none."""
+    headers = {"X-Stream-ID": stream.id}
+    if isinstance(end, Failure):
+        return problem_response(EngineFailure(end.code, end.message, headers=headers))
+    fields = ending(end)
+    return JSONResponse(
+        {
+            "text": stream.log.text(),
+            "usage": fields["usage"],
+            "request_time": end.timings.total_time,
+            "finish_reason": fields["finish_reason"],
+            "timings": msgspec.to_builtins(end.timings),
+        },
+        headers=headers,
+    )

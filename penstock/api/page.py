@@ -1,0 +1,47 @@
+"""The page at `/` and its files, read once at start."""
+
+import mimetypes
+from importlib import resources
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from penstock.errors import NotFound
+
+HEADERS = {
+    # Only what this server sends may run or load; what a model says is text anyway.
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def page_routes(model_id: str) -> APIRouter:
+    """`/` (the page for a browser, a JSON greeting for others) and `/page/{file}`."""
+    router = APIRouter(include_in_schema=False)
+    files = {
+        entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
+        for entry in (resources.files("penstock") / "page").iterdir()
+        if entry.is_file()
+    }
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def root(request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return file("index.html")
+        greeting = {"message": "Penstock is running", "model": model_id}
+        return JSONResponse(greeting, headers={"Vary": "Accept"})
+
+    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    async def file_route(name: str) -> Response:
+        return file(name)
+
+    def file(name: str) -> Response:
+        if name not in files:
+            raise NotFound("no_such_file", "The page has no such file.")
+        content, media_type = files[name]
+        return Response(content, media_type=media_type, headers={**HEADERS, "Vary": "Accept"})
+
+    return router

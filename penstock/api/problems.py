@@ -1,0 +1,93 @@
+"""A problem → RFC 9457 problem details, the native API's form of an error."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
+
+# pydantic's error types → our codes; anything else is "invalid_value".
+_CODES = {
+    "missing": "missing_field",
+    "extra_forbidden": "unknown_field",
+    "greater_than_equal": "out_of_range",
+    "less_than_equal": "out_of_range",
+    "int_parsing_size": "out_of_range",
+    "too_long": "too_many_items",
+    "too_short": "too_few_items",
+    "string_too_long": "too_long",
+    "string_too_short": "too_short",
+    "literal_error": "invalid_value",
+}
+
+
+def problem_response(problem: Problem) -> Response:
+    """The response that tells a client of a problem."""
+    body: dict[str, Any] = {
+        "type": f"urn:penstock:problem:{problem.code}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+    }
+    if isinstance(problem, InvalidFields):
+        body["errors"] = [vars(error) for error in problem.errors]
+    return JSONResponse(
+        body,
+        status_code=problem.status,
+        headers=problem.headers,
+        media_type="application/problem+json",
+    )
+
+
+def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:
+    """pydantic's errors in our words. What the client sent is in none of them."""
+    return InvalidFields([_field_error(error) for error in errors[:16]])
+
+
+def _field_error(error: ErrorDetails) -> FieldError:
+    # Where the input is an object with names of its own, the place is part of the input.
+    place = [str(part) for part in error["loc"]]
+    field = ".".join(part if part.isidentifier() and len(part) < 65 else "?" for part in place)
+    kind = error["type"]
+    code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        message = "There is no such field."
+    return FieldError(field or "body", code, f"{field}: {message}" if field else message)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every failure on every route in one form."""
+
+    @app.exception_handler(Problem)
+    async def _problem(_: Request, problem: Exception) -> Response:
+        assert isinstance(problem, Problem)
+        return problem_response(problem)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if error.status_code == 404:
+            return problem_response(NotFound("no_such_route", "There is nothing at this address."))
+        if error.status_code == 405:
+            allowed = headers.get("Allow", "another method")
+            detail = f"This address answers to {allowed} only."
+            return problem_response(
+                BadRequest("method_not_allowed", detail, status=405, headers=headers)
+            )
+        return problem_response(
+            BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
+        )
+
+    @app.exception_handler(Exception)
+    async def _bug(_: Request, __: Exception) -> Response:
+        return problem_response(
+            Problem("internal_error", "Something went wrong in the server; its log says what.")
+        )

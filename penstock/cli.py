@@ -1,0 +1,139 @@
+"""The command line: parse, call one function, print.
+
+`serve` has a flag for every setting (see `settings`), made from that one model.
+"""
+
+import importlib.metadata
+import inspect
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from setproctitle import setproctitle
+
+from penstock import __version__
+from penstock.engine.protocol import ModelInfo
+from penstock.errors import StartError
+from penstock.loading import LoadingDisplay
+from penstock.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="penstock",
+    help="The streaming server for language models: every token as it is made.\n\n"
+    "Begin with [bold]penstock serve[/bold], then open http://127.0.0.1:8000.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        engine = importlib.metadata.version("xllamacpp")
+        print(f"penstock {__version__} (xllamacpp {engine}, Python {sys.version.split()[0]})")  # noqa: T201 - the answer, on standard output
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _serve(**flags: Any) -> None:
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    setproctitle("penstock: server")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        _run_server(load_settings(**given))
+    except StartError as error:
+        fail(error)
+
+
+def _run_server(settings: Settings) -> None:
+    from penstock.server import Server, run
+
+    loading = LoadingDisplay(console, settings)
+
+    def announce(server: Server, info: ModelInfo) -> None:
+        loading.stop()
+        slots = f"{info.slots} slots" if info.slots else "no bound on slots"
+        console.print(
+            f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
+            f" ({info.engine}, {slots}, {info.context_length:,} tokens of context)\n"
+            f"  page and API  [bold cyan]{server.url}[/bold cyan]\n"
+            f"  try           curl -N {server.url}/generate -H 'Content-Type: application/json'"
+            """ -d '{"prompt": "Once upon a time"}'\n"""
+            "  stop          Ctrl-C",
+            soft_wrap=True,
+        )
+
+    def make() -> Server:
+        return Server(settings, on_ready=announce, on_engine_output=loading.feed)
+
+    with loading:
+        run(make)
+
+
+def fail(error: StartError) -> None:
+    """Say why and what to do, and exit with 1."""
+    console.print(f"[bold red]Error:[/bold red] {escape(str(error))}", soft_wrap=True)
+    if error.hint:
+        console.print(f"  {escape(error.hint)}", soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _signature() -> inspect.Signature:
+    """A keyword argument for each setting; None means that the flag was not given."""
+    parameters = []
+    for name, field in Settings.model_fields.items():
+        if field.exclude:
+            continue
+        default = field.get_default(call_default_factory=True)
+        many = isinstance(default, list)
+        plain = type(default)
+        shown = "" if default in ("", []) else f" [dim]\\[default: {default}][/dim]"
+        option = typer.Option(
+            f"--{name.replace('_', '-')}",
+            help=" ".join((field.description or "").split()).replace("[", r"\[") + shown,
+            show_default=False,
+            metavar="NAME=VALUE" if name == "engine_arg" else None,
+        )
+        annotation: Any = list[str] if many else plain | None
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=[] if many else None,
+                annotation=Annotated[annotation, option],
+            )
+        )
+    return inspect.Signature(parameters)
+
+
+_serve.__signature__ = _signature()  # type: ignore[attr-defined] # what typer reads
+_serve.__annotations__ = {name: p.annotation for name, p in _signature().parameters.items()}
+app.command(
+    "serve",
+    help="Serve a model: the page, the API, at http://127.0.0.1:8000.\n\n"
+    "[bold]penstock serve[/bold]  the built-in model\n\n"
+    "[bold]penstock serve --model ./qwen.gguf --slots 4[/bold]  any GGUF file\n\n"
+    "[bold]penstock serve --model unsloth/Qwen3-0.6B-GGUF:Q4_K_M[/bold]  one from the hub\n\n"
+    "[bold]penstock serve --engine mock --mock-interval 0.05[/bold]  a fixed text, for"
+    " developing clients\n\n"
+    "Each flag may also be a variable (PENSTOCK_PORT=9000) or a line of penstock.toml.",
+)(_serve)
+
+
+def main() -> None:
+    """`penstock` and `python -m penstock`."""
+    app()

@@ -1,0 +1,346 @@
+"""llama.cpp, embedded through xllamacpp: any GGUF, continuous batching, on a laptop.
+
+xllamacpp starts llama.cpp's own server inside this process; we keep it off TCP, on a Unix socket
+in a directory of our own, and speak its `/completion` there, because that route alone gives each
+token's id. Requests are queued here, in order, and never more than `slots` are given to llama.cpp.
+
+Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
+"""
+
+import asyncio
+import difflib
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+import msgspec
+
+from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.slots import Slots
+from penstock.errors import StartError
+from penstock.request import Request
+
+DEFAULT_CONTEXT = 4096
+SPARE_HTTP_THREADS = 4
+# llama.cpp reads this one as "draw a seed".
+RANDOM_SEED = 0xFFFFFFFF
+
+
+class Refusal(msgspec.Struct):
+    """Why llama.cpp does not do what was asked."""
+
+    message: str = "no reason given"
+
+
+class Chunk(msgspec.Struct):
+    """One event of `/completion`: the text of a step, the end (`stop`), or an error."""
+
+    content: str = ""
+    tokens: tuple[int, ...] = ()
+    tokens_predicted: int = 0
+    stop: bool = False
+    stop_type: str = ""
+    error: Refusal | None = None
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Prompt(msgspec.Struct):
+    prompt: str
+
+
+class _Props(msgspec.Struct):
+    class Generation(msgspec.Struct):
+        n_ctx: int
+
+    default_generation_settings: Generation
+    total_slots: int
+
+
+_decode_chunk = msgspec.json.Decoder(Chunk).decode
+
+
+class Exchange(asyncio.Protocol):
+    """One HTTP request on a connection of its own, and its answer as it comes.
+
+    `on_body` is given the body's bytes, cut anywhere. `done` is resolved with the status at the
+    answer's end, or with ConnectionError where there was none. `abort` drops the connection, which
+    makes llama.cpp drop the request.
+    """
+
+    def __init__(self, path: str, body: bytes | None, on_body: Callable[[bytes], None]) -> None:
+        head = (
+            f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: engine\r\n"
+            f"Connection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body or b'')}\r\n\r\n"
+        )
+        self._request = head.encode() + (body or b"")
+        self.on_body = on_body  # the parser looks it up as it is made
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        if not self.done.done():
+            self.done.set_result(self._parser.get_status_code())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(ConnectionError("llama.cpp closed the connection"))
+
+    def abort(self) -> None:
+        """Drop the connection; `done` is cancelled."""
+        self.done.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class LlamaCpp:
+    """Serves the GGUF at `model` under the name `name`, `slots` requests at once.
+
+    Everything else is a parameter of llama.cpp by the name that xllamacpp's `CommonParams` gives
+    it (`n_ctx`, `n_batch`, `n_gpu_layers`, `cache_prompt`...) or its parts (`cpuparams.n_threads`).
+    `n_ctx` is, as there, the total that the slots share; by default each slot has the model's own
+    context, 4,096 tokens at most.
+    """
+
+    def __init__(self, *, model: str, name: str, slots: int, **params: object) -> None:
+        self._model = model
+        self._name = name
+        self._num_slots = slots
+        self._params = params
+        self._slots = Slots(slots)
+        self._context_length = 0
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._dir = ""
+        self._server: Any = None
+
+    @property
+    def _socket(self) -> str:
+        return f"{self._dir}/llama.sock"
+
+    async def start(self) -> ModelInfo:
+        """Load the model, in a thread of its own: it can take minutes."""
+        self._dir = tempfile.mkdtemp(prefix="penstock-")
+        self._server = await asyncio.to_thread(self._load)
+        props = msgspec.json.decode(await self._ask("/props"), type=_Props)
+        self._context_length = props.default_generation_settings.n_ctx
+        return ModelInfo(self._name, "llamacpp", self._context_length, props.total_slots)
+
+    def _load(self) -> object:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = self._model
+        params.n_parallel = self._num_slots
+        params.n_ctx = DEFAULT_CONTEXT * self._num_slots
+        params.n_threads_http = self._num_slots + SPARE_HTTP_THREADS
+        params.cache_ram_mib = 0  # else the states of idle slots grow up to 8 GiB
+        params.ui = False
+        params.sse_ping_interval = -1
+        for name, value in self._params.items():
+            set_param(params, name, value)
+        # Ours, whatever was asked for: the socket stays private, the answer whole.
+        params.hostnames = [self._socket]
+        params.ctx_shift = False
+        try:
+            return xllamacpp.Server(params)
+        except RuntimeError as error:
+            # The reason stands only on the standard error, which the server reads.
+            raise StartError(
+                "llama.cpp could not load the model.",
+                "Is it a whole GGUF file, and is there enough memory for it?",
+            ) from error
+
+    async def stop(self) -> None:
+        """Drop every request and remove the socket. The process ends right after this."""
+        for task in self._running.values():
+            task.cancel()
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Tokenise, check, wait for a slot, stream."""
+        task = asyncio.create_task(self._run(request, sink))
+        self._running[request.id] = task
+        task.add_done_callback(lambda _: self._ended(request.id))
+
+    def cancel(self, request_id: str) -> None:
+        """Free the slot, or leave the line, at once."""
+        if task := self._running.get(request_id):
+            task.cancel()
+
+    def _ended(self, request_id: str) -> None:
+        del self._running[request_id]
+        self._slots.release(request_id)
+
+    async def _run(self, request: Request, sink: Sink) -> None:
+        try:
+            token_ids = await self._tokenise(request)
+            if refusal := self._refusal(token_ids):
+                sink.fail(*refusal)
+                return
+            sink.accepted(len(token_ids))
+            if not await self._slot(request.id):
+                sink.fail("queue_full", "Too many requests are waiting. Try again later.")
+                return
+            sink.started()
+            await self._generate(request, token_ids, sink)
+        except _RefusedByEngineError as error:
+            sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
+        except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
+            sink.fail("engine_error", f"llama.cpp gave up on the request ({type(error).__name__}).")
+
+    async def _tokenise(self, request: Request) -> list[int]:
+        prompt = request.prompt
+        if request.messages is not None:
+            body = msgspec.json.encode({"messages": request.messages})
+            answer = await self._ask("/apply-template", body)
+            prompt = msgspec.json.decode(answer, type=_Prompt).prompt
+        body = msgspec.json.encode({"content": prompt, "add_special": True})
+        return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
+
+    def _refusal(self, token_ids: list[int]) -> tuple[str, str] | None:
+        if not token_ids:
+            return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
+        if len(token_ids) >= self._context_length:
+            return (
+                "prompt_too_long",
+                f"The prompt has {len(token_ids)} tokens; the model's context of"
+                f" {self._context_length} leaves no room for an answer. Shorten the prompt.",
+            )
+        return None
+
+    async def _slot(self, request_id: str) -> bool:
+        turn = asyncio.get_running_loop().create_future()
+        if not self._slots.acquire(request_id, lambda: turn.done() or turn.set_result(None)):
+            return False
+        await turn
+        return True
+
+    async def _generate(self, request: Request, token_ids: list[int], sink: Sink) -> None:
+        reader = _CompletionReader(sink)
+        sampling = request.sampling
+        body = msgspec.json.encode(
+            {
+                "prompt": token_ids,
+                "n_predict": min(request.max_tokens, self._context_length - len(token_ids)),
+                "stream": True,
+                "return_tokens": True,
+                "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
+                "samplers": ["top_k", "top_p", "temperature"],
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "seed": RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED,
+            }
+        )
+        exchange = await self._exchange("/completion", body, reader.feed)
+        try:
+            status = await exchange.done
+        finally:
+            exchange.abort()
+        reader.end(status)
+
+    async def _ask(self, path: str, body: bytes | None = None) -> bytes:
+        answer = bytearray()
+        exchange = await self._exchange(path, body, answer.extend)
+        try:
+            status = await exchange.done
+        finally:
+            exchange.abort()
+        if status != 200:
+            raise _RefusedByEngineError(_refusal_in(bytes(answer)).message)
+        return bytes(answer)
+
+    async def _exchange(
+        self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
+    ) -> Exchange:
+        _, exchange = await asyncio.get_running_loop().create_unix_connection(
+            lambda: Exchange(path, body, on_body), self._socket
+        )
+        return exchange
+
+
+class _RefusedByEngineError(Exception):
+    """llama.cpp said no, and why."""
+
+
+class _CompletionReader:
+    """The body of `/completion` as it comes; what it says, told to the sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._buffer = b""
+        self._num_tokens = 0
+        self._ended = False
+        self._refusal: Refusal | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes: events end with an empty line."""
+        *events, self._buffer = (self._buffer + data).split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data: "):
+                self._event(event[6:])
+
+    def _event(self, data: bytes) -> None:
+        chunk = _decode_chunk(data)
+        if chunk.error is not None:
+            self._refusal = chunk.error
+            return
+        num_tokens = chunk.tokens_predicted - self._num_tokens
+        if chunk.content or num_tokens > 0:
+            # A character may take several tokens, of which llama.cpp names only the last: then
+            # the ids are not known, and none is better than some.
+            known = chunk.tokens if len(chunk.tokens) == num_tokens else ()
+            self._num_tokens = chunk.tokens_predicted
+            self._sink.delta(chunk.content, num_tokens, known)
+        if chunk.stop:
+            self._ended = True
+            reason = "length" if chunk.stop_type == "limit" else "stop"
+            self._sink.finish(reason, chunk.tokens_predicted)
+
+    def end(self, status: int) -> None:
+        """The body is over. Raises where that is not a right end."""
+        if status != 200 or not self._ended:
+            raise _RefusedByEngineError((self._refusal or _refusal_in(self._buffer)).message)
+
+
+def _refusal_in(body: bytes) -> Refusal:
+    try:
+        return _decode_chunk(body).error or Refusal()
+    except msgspec.DecodeError:
+        return Refusal()
+
+
+def set_param(params: object, name: str, value: object) -> None:
+    """Set llama.cpp's parameter of that name. Raises StartError for a wrong name or value."""
+    *path, last = name.split(".")
+    if not path and not hasattr(params, last) and hasattr(params.cpuparams, last):  # type: ignore[attr-defined] # xllamacpp has no types
+        path = ["cpuparams"]
+    owner: Any = params
+    try:
+        for part in path:
+            owner = getattr(owner, part)
+        getattr(owner, last)
+    except AttributeError:
+        names = [n for n in dir(owner) if not n.startswith("_")]
+        near = difflib.get_close_matches(last, names, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "See the README of xllamacpp for the names."
+        raise StartError(f"llama.cpp has no parameter {name!r}.", hint) from None
+    try:
+        setattr(owner, last, value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StartError(
+            f"llama.cpp does not take this value for {name!r}: {error}.", "Give another value."
+        ) from None

@@ -1,0 +1,83 @@
+"""What an engine is: all that need be read to add one.
+
+An engine turns a `Request` into pieces of text, pushed into the request's `Sink`. It knows nothing
+of streams, readers or HTTP. It runs in a child process of its own (see `child`), so that its
+crash, its interpreter lock and its threads are not the server's; the same protocol is spoken on
+both sides of the process boundary, and `tests/engine/test_conformance.py` holds every engine to
+it.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+from penstock.request import Request
+
+EngineFinish = Literal["stop", "length"]
+"""How an engine ends a request well: the model said so, or `max_tokens` or the context did."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What an engine serves.
+
+    `context_length` bounds prompt and answer of one request together, in tokens. `slots` is how
+    many requests run at once (further ones wait in order), 0 where there is no bound.
+    """
+
+    id: str
+    engine: str
+    context_length: int
+    slots: int
+
+
+class Sink(Protocol):
+    """Where an engine pushes one request's progress. No method blocks or raises.
+
+    The order is `accepted`, `started`, any number of `delta`s, then exactly one of `finish` and
+    `fail`; `fail` may come at any point, also first. After the request was cancelled the engine
+    may still push what was under way; the sink ignores it.
+    """
+
+    def accepted(self, prompt_tokens: int) -> None:
+        """The prompt was read and fits into the context; the request waits for a slot."""
+
+    def started(self) -> None:
+        """The request has a slot."""
+
+    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        """`num_tokens` more tokens were generated, which add `piece` (UTF-8, cut anywhere)."""
+
+    def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
+        """The request is done after `completion_tokens` generated tokens in all."""
+
+    def fail(self, code: str, message: str) -> None:
+        """The request cannot be done or not be brought to its end.
+
+        `code` is one of `REFUSALS` where the request itself is at fault, or another short label.
+        """
+
+
+REFUSALS: Mapping[str, int] = {
+    "prompt_too_long": 422,
+    "empty_prompt": 422,
+    "no_chat_template": 422,
+    "queue_full": 429,
+}
+"""Codes with which an engine refuses a request before it is `accepted`, and their HTTP status."""
+
+
+class Engine(Protocol):
+    """A model, ready to be asked. Its constructor takes its own settings as keyword arguments."""
+
+    async def start(self) -> ModelInfo:
+        """Load the model. Raises `StartError` with the reason where it cannot be loaded."""
+
+    async def stop(self) -> None:
+        """End every request without a word and give everything back. Called once."""
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Take a request and return at once; `sink` is told of everything else."""
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request and free its slot at once. Unknown or ended ids are ignored."""

@@ -1,0 +1,159 @@
+"""The engine's process: loads one engine and relays between it and the server.
+
+In: `Start`, then `Submit`s and `Cancel`s on the socket whose descriptor is the first argument.
+Out: `Ready` or `NotStarted`, then batches of what the sinks were told. Not known here: which
+engine it is, and why.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import importlib
+import os
+import signal
+import socket
+import sys
+from typing import cast
+
+import uvloop
+from setproctitle import setproctitle
+
+from penstock.engine import wire
+from penstock.engine.protocol import Engine, EngineFinish
+from penstock.errors import StartError
+from penstock.request import Request
+
+PR_SET_PDEATHSIG = 1
+
+
+class Outbox(asyncio.Protocol):
+    """Gathers what happens in one turn of the event loop and sends it as one frame."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._pending: list[wire.FromEngine] = []
+        self._deframer = wire.Deframer()
+        self._decoder = wire.to_engine_decoder()
+        self._loop = asyncio.get_running_loop()
+        self.inbox: asyncio.Queue[wire.ToEngine | None] = asyncio.Queue()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._deframer.feed(data):
+            for message in self._decoder.decode(body):
+                self.inbox.put_nowait(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.inbox.put_nowait(None)
+
+    def push(self, message: wire.FromEngine) -> None:
+        """Send `message` with everything else that is pushed in this turn of the loop."""
+        if not self._pending:
+            self._loop.call_soon(self.flush)
+        self._pending.append(message)
+
+    def flush(self) -> None:
+        """Send what is pending now."""
+        if self._pending and self._transport is not None:
+            self._transport.write(wire.frame(self._pending))
+        self._pending = []
+
+
+class WireSink:
+    """A request's sink in this process: names the request and pushes on."""
+
+    __slots__ = ("_id", "_push")
+
+    def __init__(self, request_id: str, outbox: Outbox) -> None:
+        self._id = request_id
+        self._push = outbox.push
+
+    def accepted(self, prompt_tokens: int) -> None:
+        self._push(wire.Accepted(self._id, prompt_tokens))
+
+    def started(self) -> None:
+        self._push(wire.Started(self._id))
+
+    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self._push(wire.Delta(self._id, piece, num_tokens, token_ids))
+
+    def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
+        self._push(wire.Finish(self._id, reason, completion_tokens))
+
+    def fail(self, code: str, message: str) -> None:
+        self._push(wire.Fail(self._id, code, message))
+
+
+def load(target: str, options: dict[str, object]) -> Engine:
+    """The engine that "module:Class" names, constructed. Raises StartError."""
+    module_name, _, class_name = target.partition(":")
+    try:
+        engine_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise StartError(
+            f"The engine {target} cannot be imported: {error}.",
+            "Name an engine that is installed: see `penstock serve --help`.",
+        ) from error
+    engine: Engine = engine_class(**options)
+    return engine
+
+
+async def relay(outbox: Outbox) -> None:
+    """Start the engine that the first message names and serve until the server is gone."""
+    message = await outbox.inbox.get()
+    if not isinstance(message, wire.Start):
+        return
+    try:
+        engine = load(message.target, message.options)
+        info = await engine.start()
+    except StartError as error:
+        outbox.push(wire.NotStarted(str(error), error.hint))
+        outbox.flush()
+        return
+    outbox.push(wire.Ready(info))
+    try:
+        while (message := await outbox.inbox.get()) is not None:
+            if isinstance(message, wire.Submit):
+                request: Request = message.request
+                engine.submit(request, WireSink(request.id, outbox))
+            elif isinstance(message, wire.Cancel):
+                engine.cancel(message.request_id)
+    finally:
+        await engine.stop()
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel end this process when the server's ends, however that comes about.
+
+    Linux only; elsewhere the end of the socket does it, as soon as the event loop gets to it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the kernel was told
+        os._exit(1)
+
+
+async def _main(server_socket: socket.socket) -> None:
+    _, outbox = await asyncio.get_running_loop().create_connection(Outbox, sock=server_socket)
+    with contextlib.suppress(asyncio.CancelledError):
+        await relay(outbox)
+
+
+def main() -> None:
+    """`python -m penstock.engine.worker FD PARENT_PID`."""
+    descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
+    die_with_parent(parent_pid)
+    setproctitle("penstock: engine")
+    # Ctrl-C at a terminal is for the server, which then tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvloop.run(_main(socket.socket(fileno=descriptor)))
+    # Engines leave native threads behind that need not be waited for.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

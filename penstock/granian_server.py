@@ -1,0 +1,70 @@
+"""Granian, embedded on a socket that is already ours.
+
+The one file that leans on Granian's private parts (hence its upper bound in pyproject.toml): its
+server insists on making its own socket, and stops by an event.
+"""
+
+import asyncio
+import logging
+import socket
+
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+from starlette.types import ASGIApp
+
+logging.getLogger("_granian").setLevel(logging.WARNING)
+
+HEADER_TIMEOUT_S = 10
+# Rust's HTTP library keeps no less than 8 KiB; past this a request's head is answered 431.
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class GranianServer(Server):
+    """Serves `app` on `listener` until `stop`; `closed` is set when the last response is out."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket, max_connections: int) -> None:
+        super().__init__(
+            app,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=MAX_HEAD_BYTES
+            ),
+            websockets=False,
+            backpressure=max_connections,
+            log_enabled=False,
+        )
+        self._listener = listener
+
+    def _init_shared_socket(self) -> None:
+        descriptor = self._listener.detach()  # Granian closes it when it stops
+        self._shd = SocketHolder(descriptor, False, self.backlog)
+        self._sfd = descriptor
+        self._ssp = None
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening TCP socket. Raises OSError."""
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(backlog)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve_until(server: GranianServer, stop: asyncio.Event) -> None:
+    """Run `server` until `stop` is set and every open response has ended."""
+    running = asyncio.create_task(server.serve())
+    await stop.wait()
+    server.stop()
+    await running

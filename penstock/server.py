@@ -1,0 +1,208 @@
+"""A server's life: the listening socket, the engine, the application, signals and the end.
+
+In: settings. Out: an exit, clean or with the reason. Not known here: routes, streams' insides.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import queue
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvloop
+
+from penstock.api.app import create_app
+from penstock.engine.child import ChildEngine
+from penstock.engine.protocol import ModelInfo
+from penstock.errors import StartError
+from penstock.granian_server import GranianServer, listen, serve_until
+from penstock.hub import find_model
+from penstock.settings import ENGINES, Settings
+from penstock.stream.streams import Streams
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One server. `run` serves until `stop` is called; `url` is known once it listens.
+
+    `on_ready` is called with the model's information when it can be asked; `on_engine_output` is
+    given what the engine writes while it loads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_ready: Callable[["Server", ModelInfo], None] = lambda server, info: None,
+        on_engine_output: Callable[[str], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_ready = on_ready
+        self._on_engine_output = on_engine_output
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._streams: Streams | None = None
+        self.url = ""
+
+    def stop(self) -> None:
+        """Drain and end. Called again, end at once."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that are open."""
+        return len(self._streams) if self._streams is not None else 0
+
+    async def run(self) -> None:
+        """Serve. Raises StartError."""
+        raise_file_limit()
+        listener = open_listener(self._settings)
+        self.url = url_of(listener)
+        engine = ChildEngine(
+            ENGINES[self._settings.engine], engine_options(self._settings), self._on_engine_output
+        )
+        streams = self._streams = Streams(engine)
+        app = create_app(self._settings, engine, streams)
+        closing = asyncio.Event()
+        web = GranianServer(app, listener, self._settings.max_connections)
+        serving = asyncio.create_task(serve_until(web, closing))
+        try:
+            info = await self._unless_stopped(engine.start())
+            if info is not None:
+                self._on_ready(self, info)
+                await self._stopping.wait()
+                await self._drain(streams)
+        finally:
+            streams.draining = True
+            streams.cancel_all()
+            closing.set()
+            await serving
+            await engine.stop()
+            listener.close()
+
+    async def _drain(self, streams: Streams) -> None:
+        drain = asyncio.create_task(streams.drain(self._settings.drain_timeout))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        drain.cancel()
+
+    async def _unless_stopped(self, starting: Any) -> ModelInfo | None:
+        """The result of `starting`, or None where the server is stopped first."""
+        start = asyncio.ensure_future(starting)
+        stop = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            stop.cancel()
+            info: ModelInfo = start.result()
+            return info
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError, StartError):
+            await start
+        return None
+
+
+def engine_options(settings: Settings) -> dict[str, Any]:
+    """What the chosen engine's constructor is given. Raises StartError."""
+    params = settings.engine_params
+    if settings.engine == "mock":
+        return {"name": settings.served_name, "interval": settings.mock_interval, **params}
+    return {
+        "model": str(find_model(settings.model)),
+        "name": settings.served_name,
+        "slots": settings.slots,
+        **params,
+    }
+
+
+def open_listener(settings: Settings) -> socket.socket:
+    """The listening socket. Raises StartError where the address cannot be had."""
+    host, port = settings.host, settings.port
+    try:
+        return listen(host, port, settings.max_connections)
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: (
+                f"Port {port} is in use on {host}.",
+                f"Stop what listens there, or take another: --port {port + 1}",
+            ),
+            errno.EACCES: (
+                f"Port {port} on {host} is not allowed to this user.",
+                "Ports below 1024 are the administrator's. Take another: --port 8000",
+            ),
+        }
+        unknown = (
+            f"Cannot listen on {host}:{port}: {error.strerror}.",
+            "Give an address of this machine: --host 127.0.0.1",
+        )
+        raise StartError(*reasons.get(error.errno or 0, unknown)) from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a browser on this machine finds the server."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
+    return f"http://{host}:{port}"
+
+
+def raise_file_limit() -> None:
+    """Every connection is an open file, and systems start out with few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def run(server_of: Callable[[], Server]) -> None:
+    """Serve in this process until it is told to stop (SIGINT, SIGTERM). Raises StartError."""
+
+    async def main() -> None:
+        server = server_of()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, server.stop)
+        await server.run()
+
+    uvloop.run(main())
+
+
+@contextlib.contextmanager
+def local_server(settings: Settings) -> Iterator[str]:
+    """A server of one's own for a while, in a thread; yields its URL. Raises StartError."""
+    started: queue.SimpleQueue[Server | BaseException] = queue.SimpleQueue()
+
+    async def main() -> None:
+        server = Server(settings, on_ready=lambda server, _: started.put(server))
+        stops.append((asyncio.get_running_loop(), server))
+        await server.run()
+
+    def thread() -> None:
+        try:
+            uvloop.run(main())
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            started.put(error)
+
+    stops: list[tuple[asyncio.AbstractEventLoop, Server]] = []
+    runner = threading.Thread(target=thread, name="penstock-server", daemon=True)
+    runner.start()
+    first = started.get()
+    if isinstance(first, BaseException):
+        runner.join()
+        raise first
+    try:
+        yield first.url
+    finally:
+        loop, server = stops[0]
+        loop.call_soon_threadsafe(server.stop)
+        loop.call_soon_threadsafe(server.stop)  # without waiting for open streams
+        runner.join()

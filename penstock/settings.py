@@ -1,0 +1,174 @@
+"""Every setting once: its name, unit, default and what it does.
+
+From this one model come the flags of `penstock serve`, the `PENSTOCK_*` variables, the keys of
+`penstock.toml` and their documentation. A flag wins over a variable, a variable over the file.
+"""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from penstock.errors import StartError
+
+ENV_PREFIX = "PENSTOCK_"
+CONFIG_FILE = "penstock.toml"
+BUILT_IN_MODEL = "rill"
+
+EngineName = Literal["llamacpp", "mock"]
+
+# Implementations by import string: an engine is imported only where it runs.
+ENGINES: dict[str, str] = {
+    "llamacpp": "penstock.engine.llamacpp:LlamaCpp",
+    "mock": "penstock.engine.mock:Mock",
+}
+
+
+class Settings(BaseSettings):
+    """How to serve."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    model: str = BUILT_IN_MODEL
+    """The model: a GGUF file (./x.gguf), a repository on the Hugging Face hub
+    (owner/repo, or owner/repo:Q4_K_M for one of its files), or rill, the built-in one."""
+    model_name: str = ""
+    """The name under which the model is served. [default: from the model]"""
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """The port to listen on; 0 takes a free one."""
+    engine: EngineName = "llamacpp"
+    """What runs the model. mock says a fixed text and is for client developers and tests."""
+    slots: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Requests that run at once; further ones wait in order. (The mock has no bound.)"""
+    engine_arg: Annotated[list[str], NoDecode] = []
+    """One of the engine's own parameters, as name=value; may be repeated. llamacpp takes
+    llama.cpp's: n_ctx=8192, n_threads=4, n_gpu_layers=99, n_batch=512...
+    In penstock.toml they stand in the table [engine.llamacpp]."""
+    mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
+    """Seconds between two tokens of the mock engine."""
+    cors_origin: Annotated[list[str], NoDecode] = []
+    """A web origin whose pages may call this server (https://example.org); may be repeated.
+    null is a page opened from a file, * is every page."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    """Largest body of a request, in bytes."""
+    body_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds in which the body of a request must arrive."""
+    max_connections: Annotated[int, Field(ge=1)] = 8192
+    """Connections that may be open at once."""
+    drain_timeout: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds that running streams are given to end when the server is told to stop."""
+    engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
+
+    @property
+    def served_name(self) -> str:
+        """The name under which the model is served."""
+        if self.model_name:
+            return self.model_name
+        if self.engine == "mock":
+            return "mock"
+        name, _, _ = self.model.partition(":")
+        return Path(name).name.removesuffix(".gguf")
+
+    @property
+    def engine_params(self) -> dict[str, Any]:
+        """The chosen engine's own parameters, from the file and the flags."""
+        params = dict(self.engine_tables.get(self.engine, {}))
+        for argument in self.engine_arg:
+            name, equals, value = argument.partition("=")
+            if not equals or not name:
+                raise StartError(
+                    f"--engine-arg {argument!r} is not of the form name=value.",
+                    "For example: --engine-arg n_ctx=8192",
+                )
+            params[name.strip()] = _toml_value(value.strip())
+        return params
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then variables, then the file."""
+        return init_settings, env_settings, _File(settings_cls)
+
+
+class _File(PydanticBaseSettingsSource):
+    """`penstock.toml`, in this directory or where PENSTOCK_CONFIG says."""
+
+    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # pydantic-settings asks for it, __call__ does without
+
+    def __call__(self) -> dict[str, Any]:
+        named = os.environ.get(ENV_PREFIX + "CONFIG")
+        path = Path(named or CONFIG_FILE)
+        if not named and not path.exists():
+            return {}
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StartError(f"{path} cannot be read: {error}") from None
+        table = values.pop("engine", None)
+        if isinstance(table, str):
+            values["engine"] = table
+        elif isinstance(table, dict):
+            if "name" in table:
+                values["engine"] = table.pop("name")
+            values["engine_tables"] = table
+        return values
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings in force; `flags` are those given on the command line. Raises StartError."""
+    _refuse_unknown_variables()
+    for name in ("engine_arg", "cors_origin"):  # a list in a variable: comma-separated
+        variable = os.environ.get(ENV_PREFIX + name.upper())
+        if variable is not None and name not in flags:
+            flags[name] = [part.strip() for part in variable.split(",") if part.strip()]
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        if first["type"] == "extra_forbidden":
+            raise StartError(f"There is no setting {name!r}.", _nearest(name)) from None
+        raise StartError(f"The setting {name!r} is not valid: {first['msg']}.") from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {ENV_PREFIX + name for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER")}
+    for variable in os.environ:
+        if variable.startswith(ENV_PREFIX) and variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "See `penstock serve --help`."
+            raise StartError(f"There is no variable {variable}.", hint)
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"Did you mean {near[0]}?" if near else "See `penstock serve --help`."
+
+
+def _toml_value(text: str) -> Any:
+    """`8` is a number, `true` a truth value, `abc` and `"8"` strings."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,36 @@
+"""A stream's log: append-only events, ended by exactly one terminal event.
+
+The only buffer between an engine and a socket. In: events. Out: everything after a cursor. A
+cursor is the index of the next event to read. Not known here: time, tasks, who reads.
+"""
+
+from penstock.events import Delta, Event, TerminalEvent
+
+
+class Log:
+    """Deltas, then one `Finish` or `Failure`; nothing is ever changed or taken away."""
+
+    __slots__ = ("_events", "terminal")
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self.terminal: TerminalEvent | None = None
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def append(self, event: Event) -> None:
+        """Add an event. Raises RuntimeError after the terminal one."""
+        if self.terminal is not None:
+            raise RuntimeError("this log has its terminal event already")
+        if not isinstance(event, Delta):
+            self.terminal = event
+        self._events.append(event)
+
+    def after(self, cursor: int) -> list[Event]:
+        """The events from `cursor` on: empty where it has caught up."""
+        return self._events[cursor:]
+
+    def text(self) -> str:
+        """The answer so far: all deltas joined."""
+        return "".join([event.text for event in self._events if isinstance(event, Delta)])
