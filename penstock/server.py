@@ -189,7 +189,7 @@ def local_server(settings: Settings) -> Iterator[str]:
     def thread() -> None:
         try:
             uvloop.run(main())
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+        except BaseException as error:
             started.put(error)
 
     stops: list[tuple[asyncio.AbstractEventLoop, Server]] = []

@@ -34,7 +34,7 @@ class RunningServer:
     def engine_pid(self) -> int:
         """The process of its engine."""
         (engine,) = psutil.Process(self.pid).children()
-        return engine.pid
+        return int(engine.pid)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

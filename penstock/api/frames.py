@@ -27,7 +27,7 @@ class NativeFrames:
 
     def frame(self, events: list[Event]) -> bytes:
         """The frames of these events, in one piece."""
-        parts = []
+        parts: list[bytes] = []
         for event in events:
             if isinstance(event, Delta):
                 parts += (_BEFORE_TEXT, _encode(event.text), _AFTER_TEXT % self._index)

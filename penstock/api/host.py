@@ -28,6 +28,6 @@ class HostCheck:
 
 
 def is_well_formed(scope: Scope) -> bool:
-    """Whether there is one Host header (HTTP/2: or `:authority`, which the server turns into it)."""
+    """Whether there is exactly one Host header, in RFC 3986's grammar."""
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     return len(hosts) == 1 and _HOST.fullmatch(hosts[0]) is not None

@@ -3,11 +3,9 @@
 In: HTTP requests. Out: streams opened and read. Not known here: engines; what frames look like.
 """
 
-import asyncio
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
-
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import Request as HttpRequest
@@ -82,12 +80,14 @@ class GenerateRequest(BaseModel):
     def to_request(self) -> Request:
         """The same in the words of the system, with a stream id of its own."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        messages = self.messages
+        messages = None
+        if self.messages is not None:
+            messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
         return Request(
             id=new_stream_id(),
             max_tokens=self.max_tokens,
             prompt=self.prompt,
-            messages=messages and tuple(Message(turn.role, turn.content) for turn in messages),
+            messages=messages,
             sampling=Sampling(self.temperature, self.top_p, self.top_k, self.seed),
             stop=stop,
         )
@@ -121,19 +121,19 @@ def native_routes(streams: Streams, settings: Settings) -> APIRouter:
         )
         asked = parse_generate(body)
         stream = streams.open(asked.to_request())
-        watch: asyncio.Task[None] | None = watch_client(stream, http.receive)
+        watch = watch_client(stream, http.receive)
         try:
             if problem := await stream.was_accepted:
-                return problem_response(problem)
+                raise problem
             if asked.stream:
-                response = StreamResponse(Reader(stream), NativeFrames(), watch)
-                watch = None  # the response's from here on
-                return response
-            return whole_response(stream, await stream.end())
-        finally:
-            if watch is not None:
-                watch.cancel()
-                stream.cancel()  # nothing to do where it has ended
+                return StreamResponse(Reader(stream), NativeFrames(), watch)
+            response = whole_response(stream, await stream.end())
+        except BaseException:
+            watch.cancel()
+            stream.cancel()  # nothing to do where it has ended
+            raise
+        watch.cancel()
+        return response
 
     @router.delete("/streams/{stream_id}", summary="Cancel a stream, in any phase")
     async def cancel(stream_id: str) -> dict[str, str]:

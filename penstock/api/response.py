@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.frames import NativeFrames
-from penstock.events import TerminalEvent
 from penstock.stream.reader import Reader
 from penstock.stream.stream import Stream
 

@@ -7,6 +7,7 @@ which engine runs in there, streams, HTTP.
 
 import asyncio
 import collections
+import contextlib
 import logging
 import os
 import re
@@ -38,7 +39,7 @@ class _Channel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -165,7 +166,7 @@ class ChildEngine:
         drain = asyncio.create_task(self._read_stderr(self._process))
         gone = asyncio.create_task(self._process.wait())
         try:
-            await asyncio.wait({self._started, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((self._started, gone), return_when=asyncio.FIRST_COMPLETED)
             if self._started.done():
                 info = self._started.result()
             else:
@@ -226,10 +227,8 @@ class ChildEngine:
             pass
         finally:
             # Also what the engine itself may have started: its group outlives its leader.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._process = None
         await process.wait()
 

@@ -85,7 +85,7 @@ class Exchange(asyncio.Protocol):
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -222,10 +222,10 @@ class LlamaCpp:
         return None
 
     async def _slot(self, request_id: str) -> bool:
-        turn = asyncio.get_running_loop().create_future()
-        if not self._slots.acquire(request_id, lambda: turn.done() or turn.set_result(None)):
+        turn = asyncio.Event()
+        if not self._slots.acquire(request_id, turn.set):
             return False
-        await turn
+        await turn.wait()
         return True
 
     async def _generate(self, request: Request, token_ids: list[int], sink: Sink) -> None:
@@ -307,8 +307,8 @@ class _CompletionReader:
             self._sink.delta(chunk.content, num_tokens, known)
         if chunk.stop:
             self._ended = True
-            reason = "length" if chunk.stop_type == "limit" else "stop"
-            self._sink.finish(reason, chunk.tokens_predicted)
+            at_limit = chunk.stop_type == "limit"
+            self._sink.finish("length" if at_limit else "stop", chunk.tokens_predicted)
 
     def end(self, status: int) -> None:
         """The body is over. Raises where that is not a right end."""

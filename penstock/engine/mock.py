@@ -81,7 +81,7 @@ class Mock:
 
         def begin() -> None:
             sink.started()
-            task = asyncio.create_task(self._speak(request.id, limit, sink))
+            task = asyncio.create_task(self._speak(limit, sink))
             self._tasks[request.id] = task
             task.add_done_callback(lambda _: self._ended(request.id))
 
@@ -99,7 +99,7 @@ class Mock:
         del self._tasks[request_id]
         self._slots.release(request_id)
 
-    async def _speak(self, request_id: str, limit: int, sink: Sink) -> None:
+    async def _speak(self, limit: int, sink: Sink) -> None:
         if self._prefill:
             await asyncio.sleep(self._prefill)
         num_tokens = min(limit, self._length)

@@ -13,7 +13,7 @@ from penstock.engine.protocol import EngineFinish, ModelInfo
 from penstock.request import Request
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class _Message(msgspec.Struct, array_like=True, gc=False):
     pass
 
 

@@ -38,7 +38,7 @@ class Outbox(asyncio.Protocol):
         self.inbox: asyncio.Queue[wire.ToEngine | None] = asyncio.Queue()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
 
     def data_received(self, data: bytes) -> None:
         for body in self._deframer.feed(data):
