@@ -1,0 +1,35 @@
+"""The Python client: `Client` and `AsyncClient`, what they return and what they raise.
+
+Imports the words (`events`, `sse`), httpx and msgspec, and nothing of the server.
+"""
+
+from penstock.client.answer import Completion, Options
+from penstock.client.async_client import AsyncClient, AsyncStream
+from penstock.client.client import Client, Stream
+from penstock.client.errors import (
+    CutStreamError,
+    FailedStreamError,
+    IncompleteAnswerError,
+    InvalidField,
+    PenstockError,
+    RefusedError,
+    ServerUnreachableError,
+    UnexpectedAnswerError,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "Client",
+    "Completion",
+    "CutStreamError",
+    "FailedStreamError",
+    "IncompleteAnswerError",
+    "InvalidField",
+    "Options",
+    "PenstockError",
+    "RefusedError",
+    "ServerUnreachableError",
+    "Stream",
+    "UnexpectedAnswerError",
+]

@@ -1,0 +1,46 @@
+"""The client installs and starts without the server: it imports the words, httpx and msgspec."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import penstock.client
+
+WORDS = {"penstock.events", "penstock.sse"}
+OUTSIDE = {"httpx", "msgspec"}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Everything a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {file.name}"
+            yield node.module or ""
+
+
+def test_the_client_imports_the_words_and_httpx_only() -> None:
+    (folder,) = penstock.client.__path__
+    files = [*Path(folder).glob("*.py"), Path(folder).parent / "sse.py"]
+    assert len(files) > 3
+    for file in files:
+        for name in imports(file):
+            root = name.partition(".")[0]
+            allowed = name in WORDS or name.startswith("penstock.client")
+            assert allowed or root in OUTSIDE | sys.stdlib_module_names, (file.name, name)
+
+
+def test_importing_the_client_loads_nothing_of_the_server() -> None:
+    code = "import json, sys, penstock.client; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    loaded = json.loads(run.stdout)
+    assert {each for each in loaded if each.startswith("penstock.")} <= {
+        *WORDS,
+        *(each for each in loaded if each.startswith("penstock.client")),
+    }
+    roots = {each.partition(".")[0] for each in loaded}
+    assert not roots & {"fastapi", "starlette", "granian", "pydantic", "uvloop", "xllamacpp"}
