@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import importlib
+import inspect
 import os
 import signal
 import socket
@@ -96,6 +97,13 @@ def load(target: str, options: dict[str, object]) -> Engine:
         raise StartError(
             f"The engine {target} cannot be imported: {error}.",
             "Name an engine that is installed: see `penstock serve --help`.",
+        ) from error
+    try:
+        inspect.signature(engine_class).bind(**options)
+    except TypeError as error:
+        raise StartError(
+            f"The engine does not take these parameters: {error}.",
+            "It takes: " + ", ".join(inspect.signature(engine_class).parameters),
         ) from error
     engine: Engine = engine_class(**options)
     return engine

@@ -1,0 +1,75 @@
+"""A sink that writes down what it is told, and can be waited on."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from penstock.engine.protocol import EngineFinish
+from penstock.text import Text
+
+
+@dataclass
+class RecordingSink:
+    """`calls` are the names of the methods in the order in which they were called."""
+
+    on_delta: Callable[[], None] = lambda: None
+    calls: list[str] = field(default_factory=list)
+    pieces: list[str | bytes] = field(default_factory=list)
+    num_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
+    reason: EngineFinish | None = None
+    failure: tuple[str, str] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def accepted(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self._note("accepted")
+
+    def started(self) -> None:
+        self._note("started")
+
+    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self.pieces.append(piece)
+        self.num_tokens += num_tokens
+        self.token_ids += token_ids
+        self._note("delta")
+        self.on_delta()
+
+    def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
+        self.reason, self.completion_tokens = reason, completion_tokens
+        self._note("finish")
+
+    def fail(self, code: str, message: str) -> None:
+        self.failure = (code, message)
+        self._note("fail")
+
+    @property
+    def ended(self) -> bool:
+        return self.reason is not None or self.failure is not None
+
+    def text(self) -> str:
+        text = Text()
+        return "".join(text.push(piece) for piece in self.pieces) + text.flush()
+
+    async def until(self, call: str, limit: float = 30.0) -> None:
+        """Wait for a call of that name."""
+        async with asyncio.timeout(limit):
+            while call not in self.calls:
+                await self._next()
+
+    async def end(self, limit: float = 60.0) -> "RecordingSink":
+        """Wait for `finish` or `fail`."""
+        async with asyncio.timeout(limit):
+            while not self.ended:
+                await self._next()
+        return self
+
+    async def _next(self) -> None:
+        self.changed.clear()
+        await self.changed.wait()
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        self.changed.set()

@@ -1,0 +1,319 @@
+"""What every engine must do, over the process boundary as the server uses it.
+
+A new engine joins by one line in CASES.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+
+from penstock.engine.child import ChildEngine
+from penstock.errors import StartError, Unavailable
+from penstock.hub import find_model
+from penstock.request import Message, Request, Sampling
+from penstock.settings import ENGINES
+from tests.engine.recording import RecordingSink
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine to hold to the protocol; `options` are its constructor's, for so many slots."""
+
+    name: str
+    options: Callable[[int], dict[str, Any]]
+    has_template: bool = True
+
+
+CASES = [
+    Case("mock", lambda slots: {"interval": 0.002, "slots": slots, "length": 600}),
+    Case(
+        "llamacpp",
+        lambda slots: {"model": str(find_model("rill")), "name": "rill", "slots": slots},
+    ),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    chosen: Case = request.param
+    return chosen
+
+
+@contextlib.asynccontextmanager
+async def running(case: Case, slots: int = 4) -> AsyncIterator[ChildEngine]:
+    engine = ChildEngine(ENGINES[case.name], case.options(slots))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def ask(id: str, max_tokens: int = 20, **fields: Any) -> Request:  # noqa: A002 - the field's name
+    values: dict[str, Any] = {"prompt": "Once upon a time", "sampling": GREEDY, **fields}
+    return Request(id=id, max_tokens=max_tokens, **values)
+
+
+def submit(engine: ChildEngine, request: Request) -> RecordingSink:
+    sink = RecordingSink()
+    engine.submit(request, sink)
+    return sink
+
+
+async def test_start_tells_what_is_served(case: Case) -> None:
+    async with running(case, slots=3) as engine:
+        assert engine.info is not None
+        assert engine.info.engine == case.name
+        assert engine.info.slots == 3
+        assert engine.info.context_length >= 1024
+
+
+async def test_a_request_is_accepted_started_streamed_and_finished_once(case: Case) -> None:
+    async with running(case) as engine:
+        sink = await submit(engine, ask("a", 20)).end()
+    assert sink.calls[:2] == ["accepted", "started"]
+    assert sink.calls[-1] == "finish"
+    assert set(sink.calls[2:-1]) == {"delta"}
+    assert sink.reason == "length"
+
+
+async def test_deltas_come_token_by_token_with_exact_counts(case: Case) -> None:
+    async with running(case) as engine:
+        sink = await submit(engine, ask("a", 40)).end()
+    assert sink.completion_tokens == sink.num_tokens == 40
+    assert sink.calls.count("delta") >= 36  # a character may take several tokens
+    assert len(sink.token_ids) <= 40
+
+
+async def test_deltas_are_pushed_while_the_engine_goes_on(case: Case) -> None:
+    async with running(case) as engine:
+        sink = submit(engine, ask("a", 500, sampling=Sampling(seed=1)))
+        await sink.until("delta")
+        assert not sink.ended
+        await sink.end()
+
+
+async def test_text_is_whole_characters(case: Case) -> None:
+    async with running(case) as engine:
+        sink = await submit(engine, ask("a", 60)).end()
+    assert sink.text()
+    assert "\ufffd" not in sink.text()
+
+
+async def test_the_prompt_is_counted(case: Case) -> None:
+    async with running(case) as engine:
+        short = await submit(engine, ask("a", 1, prompt="One")).end()
+        long = await submit(engine, ask("b", 1, prompt="One two three four five six")).end()
+    assert 0 < short.prompt_tokens < long.prompt_tokens
+
+
+async def test_messages_are_rendered_and_answered(case: Case) -> None:
+    messages = (Message("user", "Hello!"),)
+    async with running(case) as engine:
+        sink = await submit(engine, ask("a", 50, prompt=None, messages=messages)).end()
+    assert sink.failure is None
+    assert sink.text()
+
+
+async def test_an_empty_prompt_is_valid(case: Case) -> None:
+    async with running(case) as engine:
+        sink = await submit(engine, ask("a", 5, prompt="")).end()
+    assert sink.completion_tokens > 0
+
+
+async def test_greedy_text_is_the_same_each_time_and_in_company(case: Case) -> None:
+    async with running(case) as engine:
+        alone = await submit(engine, ask("a", 50)).end()
+        others = [submit(engine, ask(f"o{n}", 50, prompt=f"The {n}")) for n in range(3)]
+        again = await submit(engine, ask("b", 50)).end()
+        for other in others:
+            await other.end()
+    assert alone.text() == again.text()
+
+
+async def test_the_same_seed_samples_the_same_text(case: Case) -> None:
+    hot = Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=7)
+    async with running(case) as engine:
+        first = await submit(engine, ask("a", 40, sampling=hot)).end()
+        second = await submit(engine, ask("b", 40, sampling=hot)).end()
+    assert first.text() == second.text()
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_before_a_slot(case: Case) -> None:
+    async with running(case) as engine:
+        assert engine.info is not None
+        prompt = "word " * (engine.info.context_length + 10)
+        sink = await submit(engine, ask("a", 5, prompt=prompt)).end()
+    assert sink.calls == ["fail"]
+    assert sink.failure is not None
+    code, message = sink.failure
+    assert code == "prompt_too_long"
+    assert str(engine.info.context_length) in message
+
+
+async def test_an_answer_ends_with_the_context(case: Case) -> None:
+    async with running(case) as engine:
+        assert engine.info is not None
+        room = 12
+        low, high = 1, engine.info.context_length  # how many words leave that room?
+        while low < high:
+            words = (low + high + 1) // 2
+            probe = submit(engine, ask(f"p{words}", 1, prompt="a " * words))
+            await probe.end()
+            fits = probe.failure is None and probe.prompt_tokens <= (
+                engine.info.context_length - room
+            )
+            low, high = (words, high) if fits else (low, words - 1)
+        sink = await submit(engine, ask("a", 1000, prompt="a " * low)).end()
+        assert sink.failure is None
+        assert sink.prompt_tokens + sink.completion_tokens <= engine.info.context_length
+
+
+async def test_several_run_at_once(case: Case) -> None:
+    async with running(case, slots=4) as engine:
+        sinks = [submit(engine, ask(f"{n}", 150, prompt=f"The {n}th day")) for n in range(4)]
+        for sink in sinks:
+            await sink.until("started")
+        assert not any(sink.ended for sink in sinks)
+        for sink in sinks:
+            await sink.end()
+
+
+async def test_requests_beyond_the_slots_wait_in_order(case: Case) -> None:
+    order: list[str] = []
+
+    class Ordered(RecordingSink):
+        name = ""
+
+        def started(self) -> None:
+            order.append(self.name)
+            super().started()
+
+    async with running(case, slots=2) as engine:
+        sinks = []
+        for n in range(12):
+            sink = Ordered()
+            sink.name = f"{n}"
+            engine.submit(ask(f"{n}", 5), sink)
+            await sink.until("accepted")
+            sinks.append(sink)
+        for sink in sinks:
+            await sink.end()
+    assert order == [f"{n}" for n in range(12)]
+
+
+async def test_a_thousand_may_wait(case: Case) -> None:
+    async with running(case, slots=2) as engine:
+        sinks = [submit(engine, ask(f"{n}", 1)) for n in range(1030)]
+        for sink in sinks:
+            await sink.end(100)
+    assert {sink.failure for sink in sinks} == {None}
+
+
+async def test_cancel_frees_the_slot_at_once(case: Case) -> None:
+    async with running(case, slots=1) as engine:
+        first = submit(engine, ask("first", 500))
+        second = submit(engine, ask("second", 3))
+        await first.until("delta")
+        engine.cancel("first")
+        tokens_at_cancel = first.num_tokens
+        await second.end()
+        assert not first.ended
+        assert first.num_tokens == tokens_at_cancel
+        assert second.completion_tokens == 3
+
+
+async def test_cancel_leaves_the_line(case: Case) -> None:
+    async with running(case, slots=1) as engine:
+        first = submit(engine, ask("first", 200))
+        waiting = submit(engine, ask("waiting", 3))
+        last = submit(engine, ask("last", 3))
+        await waiting.until("accepted")
+        engine.cancel("waiting")
+        await last.end()
+        assert "started" not in waiting.calls
+        assert first.ended
+
+
+async def test_cancel_ignores_what_it_does_not_know(case: Case) -> None:
+    async with running(case) as engine:
+        engine.cancel("never")
+        sink = await submit(engine, ask("a", 3)).end()
+        engine.cancel("a")
+        engine.cancel("a")
+        again = await submit(engine, ask("b", 3)).end()
+    assert sink.calls.count("finish") == again.calls.count("finish") == 1
+
+
+async def test_a_cancel_that_comes_with_the_request_leaves_nothing(case: Case) -> None:
+    async with running(case, slots=1) as engine:
+        for n in range(50):
+            submit(engine, ask(f"{n}", 500))
+            engine.cancel(f"{n}")
+        assert engine.num_requests == 0
+        last = await submit(engine, ask("last", 2)).end()
+    assert last.completion_tokens == 2
+
+
+async def test_stop_leaves_no_process(case: Case) -> None:
+    async with running(case) as engine:
+        pid = engine.pid
+        submit(engine, ask("a", 500))
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+async def test_a_killed_engine_fails_each_request_once_and_comes_back(case: Case) -> None:
+    async with running(case, slots=1) as engine:
+        sinks = [submit(engine, ask("running", 500)), submit(engine, ask("waiting", 500))]
+        await sinks[0].until("delta")
+        await sinks[1].until("accepted")
+        pid = engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        for sink in sinks:
+            await sink.end(5)
+            assert sink.failure is not None
+            assert sink.failure[0] == "engine_died"
+            assert sink.calls.count("fail") == 1
+        sink = await resubmit(engine, ask("again", 3))
+        assert engine.pid != pid
+    assert sink.completion_tokens == 3
+
+
+async def resubmit(engine: ChildEngine, request: Request) -> RecordingSink:
+    """Submit as soon as there is an engine again."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await submit(engine, request).end()
+            except Unavailable:
+                await asyncio.sleep(0.01)  # the engine's return is not announced to callers
+
+
+async def test_an_engine_that_cannot_start_says_why() -> None:
+    engine = ChildEngine("penstock.engine.mock:Mock", {"text": ""})
+    with pytest.raises(StartError, match="text is empty"):
+        await engine.start()
+    assert engine.pid is None
+
+
+async def test_a_parameter_that_an_engine_does_not_have_is_named() -> None:
+    engine = ChildEngine("penstock.engine.mock:Mock", {"intervall": 1})
+    with pytest.raises(StartError, match="intervall"):
+        await engine.start()
+
+
+async def test_an_engine_that_is_not_there_says_so() -> None:
+    engine = ChildEngine("penstock.engine.nothing:Nothing", {})
+    with pytest.raises(StartError, match="cannot be imported"):
+        await engine.start()
