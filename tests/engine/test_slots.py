@@ -1,0 +1,53 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.engine.slots import Slots
+
+
+def test_the_first_come_begin_and_the_others_follow_in_order() -> None:
+    begun: list[str] = []
+    slots = Slots(2)
+    for name in "abcd":
+        assert slots.acquire(name, lambda name=name: begun.append(name))  # type: ignore[misc]
+    assert begun == ["a", "b"]
+    slots.release("b")
+    slots.release("a")
+    assert begun == ["a", "b", "c", "d"]
+
+
+def test_a_full_line_refuses() -> None:
+    slots = Slots(1, max_waiting=1)
+    assert slots.acquire("a", lambda: None)
+    assert slots.acquire("b", lambda: None)
+    assert not slots.acquire("c", lambda: None)
+
+
+def test_no_bound_means_no_line() -> None:
+    slots = Slots(0)
+    assert all(slots.acquire(str(n), lambda: None) for n in range(100))
+    assert (slots.num_running, slots.num_waiting) == (100, 0)
+
+
+@given(st.integers(1, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60))
+def test_never_more_than_the_slots_run_and_nobody_is_forgotten(
+    num_slots: int, steps: list[tuple[bool, int]]
+) -> None:
+    slots = Slots(num_slots)
+    begun: list[int] = []
+    arrived: list[int] = []
+    left: set[int] = set()
+    for number, (arrives, which) in enumerate(steps):
+        if arrives:
+            arrived.append(number)
+            slots.acquire(str(number), lambda number=number: begun.append(number))  # type: ignore[misc]
+        elif arrived:
+            leaver = arrived[which % len(arrived)]
+            left.add(leaver)
+            slots.release(str(leaver))
+        assert slots.num_running <= num_slots
+        assert slots.num_waiting == 0 or slots.num_running == num_slots
+    for number in arrived:
+        slots.release(str(number))
+    assert (slots.num_running, slots.num_waiting) == (0, 0)
+    assert begun == sorted(begun)
+    assert set(arrived) - left <= set(begun)
