@@ -45,9 +45,8 @@ export class Generation {
   /** Return the ending of a whole answer, with its `text`. */
   whole() {
     return this.#ask(false, async (response) => {
-      const { text, usage, request_time, finish_reason } = await response.json();
-      const timings = { total_time: request_time };
-      return { kind: "finish", reason: finish_reason, text, usage, timings };
+      const { text, usage, request_time, finish_reason: reason, timings } = await response.json();
+      return { kind: "finish", reason, text, usage, timings: timings ?? { total_time: request_time } };
     });
   }
 

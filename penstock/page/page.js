@@ -35,16 +35,16 @@ function readSampling() {
 
 const unescape = (line) => line.replace(/\\(n|t|\\)/g, (_, c) => ({ n: "\n", t: "\t", "\\": "\\" })[c]);
 const labelOf = (input) => input.labels[0].textContent;
-const inputOf = (field) => at(field === "stop" ? "stop_strings" : field.split(".").at(-1));
+const inputOf = (field) => at(field === "stop" ? "stop_strings" : field.split(".")[0]);
 
 /** Mark the inputs the server named, with its words where the bounds stood. */
 function markInvalid(fields) {
   for (const { field, message } of fields) {
     const input = inputOf(field);
-    if (!input?.matches(".field *")) continue;
+    if (!input?.matches(".field *") || input.hasAttribute("aria-invalid")) continue;
     const hint = input.nextElementSibling;
     hint.dataset.bounds ??= hint.textContent;
-    hint.textContent = message;
+    hint.textContent = message.replace(`${field}: `, ""); // its label says which field it is
     input.setAttribute("aria-invalid", "true");
     at("sampling").open = true;
   }
@@ -144,6 +144,7 @@ function show(state, sentence) {
   status.textContent = sentence;
   for (const button of [streamButton, completeButton, clearButton]) disable(button, running !== null);
   disable(stopButton, running === null);
+  follow(); // a longer sentence leaves the output less room
 }
 
 /** Unlike `disabled`, `aria-disabled` does not take the focus away from who just pressed the button. */
@@ -169,6 +170,16 @@ function clear() {
 
 // --- What comes back ---------------------------------------------------------------------------
 
+let following = true; // until the reader scrolls up; their place is theirs then
+
+function follow() {
+  if (following) output.scrollTop = output.scrollHeight;
+}
+
+output.addEventListener("scroll", () => {
+  following = output.scrollHeight - output.scrollTop - output.clientHeight < 8;
+});
+
 /** Put the question up and return the turn that the answer grows in. */
 function openTurn(asked) {
   const chat = mode === "chat";
@@ -182,7 +193,9 @@ function openTurn(asked) {
   const question = element("span", "asked", asked);
   if (chat) output.append(element("p", "turn", question), element("p", "turn", answer));
   else output.append(element("p", "turn", question, answer));
-  output.scrollTop = output.scrollHeight;
+  following = true;
+  follow();
+  output.parentElement.scrollIntoView({ block: "nearest" }); // on a phone it lies below the form
   return new Turn(chat, asked, answer);
 }
 
@@ -220,11 +233,9 @@ class Turn {
   flush() {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;
-    // Somebody who scrolled up to read is left there.
-    const follows = output.scrollHeight - output.scrollTop - output.clientHeight < 32;
     this.#node.appendData(this.#pending);
     this.#pending = "";
-    if (follows) output.scrollTop = output.scrollHeight;
+    follow();
   }
 
   /** Mark where it was cut short, if it was; nothing is marked where nothing came. */
@@ -269,7 +280,7 @@ class Watch {
     }
     if (!timings) return;
     const { time_to_first_token: first, tokens_per_second: rate, total_time: total } = timings;
-    figure("first", inSeconds(first), first == null ? "" : "by the server");
+    figure("first", inMilliseconds(first), first == null ? "" : "by the server");
     figure("rate", inRate(rate), rate == null ? "" : "by the server");
     figure("elapsed", inSeconds(total), "by the server");
   }
@@ -277,7 +288,7 @@ class Watch {
   #draw() {
     const gap = this.#last - this.#first;
     const first = this.#first === null ? null : (this.#first - this.#begin) / 1000;
-    figure("first", inSeconds(first), first === null ? "" : "by this page");
+    figure("first", inMilliseconds(first), first === null ? "" : "by this page");
     figure("rate", inRate(gap > 0 ? ((this.count - 1) / gap) * 1000 : null), gap > 0 ? "by this page" : "");
     figure("tokens", ...(this.#streamed ? [this.count, "by this page"] : ["–", ""]));
     figure("elapsed", inSeconds((performance.now() - this.#begin) / 1000), "by this page");
@@ -298,11 +309,8 @@ function blankFigures() {
   for (const name of ["first", "rate", "tokens", "elapsed"]) figure(name, "–", "");
 }
 
-function inSeconds(s) {
-  if (s == null) return "–";
-  return s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(s < 100 ? 1 : 0)} s`;
-}
-
+const inSeconds = (s) => (s == null ? "–" : `${s.toFixed(s < 100 ? 1 : 0)} s`);
+const inMilliseconds = (s) => (s == null || s >= 1 ? inSeconds(s) : `${Math.round(s * 1000)} ms`);
 const inRate = (rate) => (rate == null ? "–" : rate.toFixed(rate < 100 ? 1 : 0));
 
 // --- The server --------------------------------------------------------------------------------
