@@ -49,16 +49,20 @@ def find_chromium() -> str | None:
     return next(filter(None, map(shutil.which, (named,) if named else NAMES)), None)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def browser() -> AsyncIterator[Browser]:
-    """The browser of this worker."""
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The program, or the end of the test."""
     program = find_chromium()
-    if program is None:
-        if os.environ.get("PENSTOCK_REQUIRE_BROWSER") == "1":
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
+    if program is None and os.environ.get("PENSTOCK_REQUIRE_BROWSER") == "1":
+        pytest.fail(MISSING)
+    return program or pytest.skip(MISSING)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    """The browser of this worker."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=program, args=ARGS)
+        browser = await playwright.chromium.launch(executable_path=chromium, args=ARGS)
         yield browser
         await browser.close()
 
@@ -95,14 +99,14 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[RunningServer]:
+def server(chromium: str) -> Iterator[RunningServer]:
     """A mock that says its text once, fast enough to be quick and slow enough to be watched."""
     with serve(engine="mock", mock_interval=0.01) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def slow_server() -> Iterator[RunningServer]:
+def slow_server(chromium: str) -> Iterator[RunningServer]:
     """A mock that goes on for long enough to be stopped."""
     with serve(engine="mock", mock_interval=0.03, engine_arg=["length=2000"]) as server:
         yield server
