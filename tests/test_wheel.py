@@ -1,0 +1,70 @@
+"""The built wheel, alone in an empty environment: what people install is whole."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+
+import penstock
+
+ROOT = Path(penstock.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    # By way of the source distribution, in a directory of its own: what an earlier build left in
+    # build/ cannot get in.
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_model_the_page_and_nothing_of_the_tests(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "penstock/model/rill.gguf" in names
+    assert "penstock/page/index.html" in names
+    assert "penstock/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "training", "benchmarks"))]
+
+
+@pytest.mark.timeout(400)
+def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    bin_dir = tmp_path / "venv" / "bin"
+    subprocess.run([bin_dir / "python", "-m", "pip", "install", "-q", str(wheel)], check=True)
+    with subprocess.Popen(
+        [bin_dir / "penstock", "serve", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,  # not the checkout: nothing may be found there
+    ) as server:
+        assert server.stderr is not None
+        url, said = "", []
+        for line in server.stderr:
+            said.append(line)
+            if found := re.search(r"page and API\s+(http://\S+)", line):
+                url = found[1]
+                break
+        assert url, "".join(said)
+        try:
+            page = httpx.get(url, headers={"Accept": "text/html"})
+            answer = httpx.post(
+                f"{url}/generate",
+                json={"prompt": "Once upon a time", "max_tokens": 20, "stream": False},
+            )
+        finally:
+            server.terminate()
+            server.wait()
+    assert page.status_code == 200
+    assert "<title>" in page.text
+    assert answer.json()["usage"]["completion_tokens"] > 0
+    assert server.returncode == 0
