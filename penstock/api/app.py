@@ -26,6 +26,7 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams) -> Fas
         description="The streaming server for language models.",
         docs_url=None,  # its page loads scripts from a third party
         redoc_url=None,
+        redirect_slashes=False,  # they send a client to wherever its Host header says
     )
 
     def unready() -> str | None:

@@ -8,7 +8,6 @@ here: what the fields mean. No problem ever holds a piece of the input.
 import asyncio
 import json
 import math
-from email.message import Message
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -28,10 +27,10 @@ async def read_json_object(request: Request, *, max_bytes: int, timeout: float) 
 
 def check_content_type(value: str | None) -> None:
     """Raises BadRequest (415) for anything but JSON in UTF-8."""
-    header = Message()
-    header["Content-Type"] = value or ""
-    charset = str(header.get_param("charset", "utf-8")).lower()
-    if header.get_content_type() != "application/json" or charset not in ("utf-8", "utf8"):
+    media_type, *parameters = (value or "").lower().split(";")
+    named = [parameter.strip().partition("=") for parameter in parameters]
+    charsets = [charset.strip('"') for name, _, charset in named if name.startswith("charset")]
+    if media_type.strip() != "application/json" or set(charsets) - {"utf-8", "utf8"}:
         raise BadRequest(
             "unsupported_media_type",
             "The body must be JSON in UTF-8: send the header Content-Type: application/json.",

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -28,6 +36,15 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[
+    list[StopString],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=StopString
+        | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
+    ),
+]
 
 # Fields that are coming: refused by name until they work.
 _NOT_YET = ("resumable", "timeout")
@@ -66,20 +83,21 @@ class GenerateRequest(BaseModel):
     seed: int | None = Field(
         default=None, ge=0, le=2**63 - 1, description="The same seed samples the same tokens."
     )
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = Field(
+    stop: StopStrings | None = Field(
         default=None, description="The answer ends before the first of these strings."
     )
     stream: bool = Field(default=True, description="Server-Sent Events, or one JSON object.")
 
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("Give either prompt or messages.")
+        if self.prompt is None and self.messages is None:
+            raise PydanticCustomError("missing", "Give a prompt, or messages.")
+        if self.prompt is not None and self.messages is not None:
+            raise PydanticCustomError("value_error", "Give either a prompt or messages, not both.")
         return self
 
     def to_request(self) -> Request:
         """The same in the words of the system, with a stream id of its own."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         messages = None
         if self.messages is not None:
             messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
@@ -89,7 +107,7 @@ class GenerateRequest(BaseModel):
             prompt=self.prompt,
             messages=messages,
             sampling=Sampling(self.temperature, self.top_p, self.top_k, self.seed),
-            stop=stop,
+            stop=tuple(self.stop or ()),
         )
 
 

@@ -1,5 +1,6 @@
 """A problem → RFC 9457 problem details, the native API's form of an error."""
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,6 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
+
+# The names of our own fields, indices, and what might be a misspelt one of either.
+_NAME = re.compile(r"\w{1,64}", re.ASCII)
 
 # pydantic's error types → our codes; anything else is "invalid_value".
 _CODES = {
@@ -53,7 +57,7 @@ def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:
 def _field_error(error: ErrorDetails) -> FieldError:
     # Where the input is an object with names of its own, the place is part of the input.
     place = [str(part) for part in error["loc"]]
-    field = ".".join(part if part.isidentifier() and len(part) < 65 else "?" for part in place)
+    field = ".".join(part if _NAME.fullmatch(part) else "?" for part in place)
     kind = error["type"]
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     message = error["msg"].removeprefix("Value error, ")
