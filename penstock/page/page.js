@@ -126,7 +126,7 @@ function verdict(ending, stopAsked, count) {
       if (stopAsked) return ["stopped", `Stopped by you ${after}.`];
       return ["stopped", `Cancelled by the server or another reader ${after}.`];
     case "stopped":
-      return ["stopped", `Stopped by you ${after}. The page hung up; the server sent no confirmation.`];
+      return ["stopped", `Stopped by you ${after}.${count ? " The page hung up; the server did not confirm it." : ""}`];
     case "failure":
       return ["error", ending.message + incomplete];
     case "refused":
@@ -258,6 +258,7 @@ class Watch {
   #timer = setInterval(() => this.#draw(), TICK_MS);
 
   constructor(streamed, limit) {
+    blankFigures();
     this.#streamed = streamed;
     this.#limit = limit;
     this.#draw();
@@ -275,7 +276,8 @@ class Watch {
     this.#draw();
     if (usage) {
       this.count = usage.completion_tokens;
-      figure("tokens", this.count, `by the server; prompt: ${usage.prompt_tokens}`);
+      figure("tokens", this.count, "by the server");
+      at("tokens-prompt").textContent = ` · prompt ${usage.prompt_tokens}`;
       this.#fill();
     }
     if (!timings) return;
@@ -307,6 +309,7 @@ function figure(name, value, source) {
 
 function blankFigures() {
   for (const name of ["first", "rate", "tokens", "elapsed"]) figure(name, "–", "");
+  at("tokens-prompt").textContent = "";
 }
 
 const inSeconds = (s) => (s == null ? "–" : `${s.toFixed(s < 100 ? 1 : 0)} s`);

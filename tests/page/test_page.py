@@ -99,8 +99,9 @@ async def test_figures_are_measured_here_while_tokens_come_and_the_servers_own_a
     await state_is(page, "stopped")
     end = json.loads((await (await sent.value).text()).strip().rpartition("data: ")[2])
     await expect(page.locator("#tokens")).to_have_text(str(end["usage"]["completion_tokens"]))
-    await expect(page.locator("#tokens-source")).to_have_text("by the server; prompt: 4")
+    await expect(page.locator("#tokens-source")).to_have_text("by the server")
     await expect(page.locator("#rate")).to_have_text(f"{end['timings']['tokens_per_second']:.1f}")
+    await expect(page.locator("#tokens-prompt")).to_have_text("· prompt 4")
     for name in ("first", "rate", "elapsed"):
         await expect(page.locator(f"#{name}-source")).to_have_text("by the server")
 
@@ -316,49 +317,107 @@ async def test_a_cancel_by_somebody_else_is_not_called_ours(
     )
 
 
-MARKUP = [
+PAYLOADS = [
     "<img src=x onerror=alert(1)>",
+    "<img src=x:x onerror\n=\nalert(1)//",
     "<script>alert(1)</script>",
+    "<scr<script>ipt>alert(1)</scr</script>ipt>",
+    "<script src=//example.invalid/x.js></script>",
     "<svg/onload=alert(1)>",
-    "</p></div><iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
-    "<style>*{display:none}</style><a href='javascript:alert(1)'>x</a>",
-    "[a](javascript:alert(1)) ![b](https://example.invalid/beacon.png)",
-    "&lt;b&gt; &#60;img src=x onerror=alert(1)&#62;",
+    "<svg><animate onbegin=alert(1) attributeName=x>",
+    "<iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
+    "<iframe src=javascript:alert(1)>",
+    "<object data='data:text/html,<script>alert(1)</script>'></object>",
+    "<style>*{display:none}@import'//example.invalid/x'</style>",
+    "<link rel=stylesheet href=//example.invalid/x.css>",
+    "<a href='javascript:alert(1)'>x</a>",
+    "<form action=javascript:alert(1)><button autofocus>x</button></form>",
+    "<details open ontoggle=alert(1)>x</details>",
     "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
-    "\u202e\u2028<textarea autofocus onfocus=alert(1)>\x00",
+    "<base href=//example.invalid/><meta http-equiv=refresh content='0;url=//example.invalid'>",
+    "[a](javascript:alert(1)) ![b](https://example.invalid/beacon.png)",
+    "&lt;b&gt; &#60;img src=x onerror=alert(1)&#62; \\u003cimg src=x onerror=alert(1)\\u003e",
+    "\u202e\u2028\u2029<textarea autofocus onfocus=alert(1)>\x00\ufeff",
+]
+# Alone, out of an attribute, and out of the elements that the page itself puts text into.
+MARKUP = [
+    before + each for before in ("", "\"'>", "</textarea></span></p>-->") for each in PAYLOADS
 ]
 
 
-@pytest.mark.parametrize("mode", ["continue", "chat"])
-async def test_markup_in_prompt_and_output_is_text_however_it_is_split(
-    server: RunningServer, open_page: OpenPage, mode: str
-) -> None:
-    page = await open_page(server.url)
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    await page.locator(f"input[value={mode}]").check(force=True)
-    prompt = "\n".join(MARKUP).replace("\x00", "").replace("\u2028", "")
-    whole = "\n".join(MARKUP)
-    elements = await page.locator("*").count()
-    for size in (1, 3, 7, len(whole)):
-        tokens = [whole[at : at + size] for at in range(0, len(whole), size)]
-        await page.unroute_all()
-        await answer_with(page, frames(*tokens, end={"finish_reason": "stop"}))
-        await page.get_by_label("Prompt").fill(prompt)
-        await page.get_by_role("button", name="Stream").click()
-        await expect(page.locator("#status")).to_have_text(re.compile("^Finished"))
-        assert await text_of(page) == whole
-        assert await page.locator(".asked").last.text_content() == prompt
-        assert await page.locator("#output :not(.turn, .asked, .answer)").count() == 0
-        await page.get_by_role("button", name="Clear").click()
-        assert await page.locator("*").count() == elements
-    error = {"code": "x", "message": MARKUP[0], "retry_safe": False}
-    await page.unroute_all()
-    await answer_with(page, frames(end={"finish_reason": "error", "error": error}))
+async def stays_text(page: Page, markup: str, piece: int) -> None:
+    """Send it as the prompt; have it said in pieces of this size, then again as an error."""
+    tokens = [markup[at : at + piece] for at in range(0, len(markup), piece)]
+    error = {"code": "x", "message": markup, "retry_safe": False}
+    prompt = re.sub("[\x00\ufeff]", "", markup)
+    await page.unroute("**/generate")
+    await answer_with(page, frames(*tokens, end={"finish_reason": "error", "error": error}))
     await page.get_by_label("Prompt").fill(prompt)
     await page.get_by_role("button", name="Stream").click()
-    await expect(page.locator("#status")).to_have_text(MARKUP[0])
+    await state_is(page, "error")
+    assert await text_of(page) == markup
+    assert await page.locator(".asked").last.text_content() == prompt
+    said = await page.locator("#status").text_content()
+    assert said == f"{markup} The text above is incomplete."
+    assert await page.locator("#output :not(.turn, .asked, .answer)").count() == 0
+    await page.get_by_role("button", name="Clear").click()
+
+
+@pytest.mark.parametrize("mode", ["continue", "chat"])
+async def test_markup_in_prompt_output_error_and_name_is_text_however_it_is_split(
+    server: RunningServer, open_page: OpenPage, mode: str
+) -> None:
+    async def name(route: Route) -> None:
+        if "text/html" in route.request.headers.get("accept", ""):
+            await route.continue_()
+        else:
+            await route.fulfill(json={"message": "", "model": MARKUP[0]})
+
+    page = await open_page("about:blank")
+    await page.route(f"{server.url}/", name)
+    await page.goto(server.url)
+    await expect(page.locator("#server")).to_have_text(f"{MARKUP[0]} · ready")
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    elements = await page.locator("*").count()
+    await page.locator(f"input[value={mode}]").check(force=True)
+    for piece in (1, 3, 8, 10_000):
+        await stays_text(page, "\n".join(MARKUP), piece)
+    assert await page.locator("*").count() == elements
     assert {url.rpartition("/")[2] for url in requests} <= {"generate", "favicon.svg"}
+
+
+async def test_the_page_names_the_model_and_says_when_it_is_ready(
+    server: RunningServer, open_page: OpenPage
+) -> None:
+    async def loading(route: Route) -> None:
+        await route.fulfill(status=503, json={"status": "loading"})
+
+    page = await open_page("about:blank")
+    await page.clock.install()
+    await page.route("**/health/ready", loading)
+    await page.goto(server.url)
+    await expect(page.locator("#server")).to_have_text("mock · not ready yet")
+    await page.unroute_all()
+    await page.clock.fast_forward(3000)
+    await expect(page.locator("#server")).to_have_text("mock · ready")
+
+
+async def test_a_chat_turn_that_failed_comes_back_to_be_asked_again(
+    server: RunningServer, open_page: OpenPage
+) -> None:
+    page = await open_page(server.url)
+    await page.get_by_text("Chat turn").click()
+    await answer_with(page, frames(" half an"))
+    await page.get_by_label("Prompt").fill("Hello")
+    await page.get_by_role("button", name="Stream").click()
+    await state_is(page, "lost")
+    await expect(page.get_by_label("Prompt")).to_have_value("Hello")
+    async with page.expect_request("**/generate") as asked:
+        await page.get_by_role("button", name="Stream").click()
+    messages = json.loads((await asked.value).post_data or "")["messages"]
+    assert messages == [{"role": "user", "content": "Hello"}]
+    await state_is(page, "lost")
 
 
 async def test_deltas_that_come_faster_than_frames_share_an_update(
