@@ -60,8 +60,9 @@ def _serve(**flags: Any) -> None:
 
 
 def _run_server(settings: Settings) -> None:
-    from penstock.server import Server, run
+    from penstock.server import Server, run, with_model_at_hand
 
+    settings = with_model_at_hand(settings)
     loading = LoadingDisplay(console, settings)
 
     def announce(server: Server, info: ModelInfo) -> None:
@@ -78,7 +79,7 @@ def _run_server(settings: Settings) -> None:
         )
 
     def make() -> Server:
-        return Server(settings, on_ready=announce, on_engine_output=loading.feed)
+        return Server(settings, on_ready=announce, on_loading=loading.watch)
 
     with loading:
         run(make)

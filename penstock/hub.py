@@ -48,9 +48,8 @@ def _checked(path: Path) -> Path:
 
 def download(name: str) -> Path:
     """The file of `owner/repo[:quant]`, from the hub's cache or downloaded into it."""
-    import httpx
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     repository, _, quant = name.partition(":")
     try:
@@ -62,7 +61,9 @@ def download(name: str) -> Path:
             f"The hub has no public repository {repository}.",
             "Check its spelling; for a private one set HF_TOKEN.",
         ) from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except StartError:
+        raise
+    except Exception as error:  # which ones depends on the HTTP library of the hub's version
         raise StartError(
             f"The model {name} could not be downloaded ({type(error).__name__}).",
             "Check the connection to huggingface.co, or give the path of a file.",

@@ -1,36 +1,34 @@
 """Says on the terminal how a model's loading goes.
 
-In: what the engine writes while it loads. Out: one live line with the model, its size, how much of
-it has been read and for how long it has been loading; nothing where this is not a terminal.
+In: the engine's process. Out: one live line with the model, how much of it is in memory and for how
+long it has been loading; nothing where this is not a terminal.
 """
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from penstock.settings import Settings
 
 
 class LoadingDisplay:
-    """A context in which the line stands until `stop`.
-
-    llama.cpp prints a dot for each hundredth of the tensors' bytes; they are counted here.
-    """
+    """A context in which the line stands until `stop`."""
 
     def __init__(self, console: Console, settings: Settings) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task(describe(settings), total=None)
-        self._line = ""
+        path = Path(settings.model).expanduser()
+        size = path.stat().st_size if settings.engine != "mock" and path.is_file() else None
+        self._progress = _MemoryProgress(console, f"Loading {settings.served_name}", size)
 
     def __enter__(self) -> "LoadingDisplay":
         self._progress.start()
@@ -44,20 +42,48 @@ class LoadingDisplay:
     ) -> None:
         self.stop()
 
+    def watch(self, pid: int) -> None:
+        """Show the progress of this process."""
+        self._progress.pid = pid
+
     def stop(self) -> None:
         """Take the line away."""
         self._progress.stop()
 
-    def feed(self, output: str) -> None:
-        """Take what the engine wrote."""
-        self._line = (self._line + output).rpartition("\n")[2]
-        if self._line and set(self._line) == {"."}:
-            self._progress.update(self._task, total=100, completed=len(self._line))
+
+class _MemoryProgress(Progress):
+    """A bar that is filled by the memory of a process: llama.cpp tells of no progress itself.
+
+    `size` is the model's in bytes, or None where it is not known: then the bar only pulses.
+    """
+
+    def __init__(self, console: Console, description: str, size: int | None) -> None:
+        self.pid: int | None = None
+        self._size = size
+        amount = (DownloadColumn(),) if size else ()
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *amount,
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self.add_task(description, total=size)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.pid is not None and self._size is not None:
+            for task in self.tasks:
+                task.completed = min(resident_bytes(self.pid), self._size)
+        yield from super().get_renderables()
 
 
-def describe(settings: Settings) -> str:
-    """What is being loaded: its name, and its size where it is a file."""
-    path = Path(settings.model)
-    if settings.engine != "mock" and path.is_file():
-        return f"Loading {settings.served_name} ({path.stat().st_size / 1e9:.1f} GB)"
-    return f"Loading {settings.served_name}"
+def resident_bytes(pid: int) -> int:
+    """Memory that a process has in use, in bytes; 0 where the system does not tell (Linux does)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class Server:
     """One server. `run` serves until `stop` is called; `url` is known once it listens.
 
-    `on_ready` is called with the model's information when it can be asked; `on_engine_output` is
-    given what the engine writes while it loads.
+    `on_loading` is called with the engine's process id when that begins to load the model, and
+    `on_ready` with the model's information when it can be asked.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Server:
         settings: Settings,
         *,
         on_ready: Callable[["Server", ModelInfo], None] = lambda server, info: None,
-        on_engine_output: Callable[[str], None] | None = None,
+        on_loading: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self._settings = settings
         self._on_ready = on_ready
-        self._on_engine_output = on_engine_output
+        self._on_loading = on_loading
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._streams: Streams | None = None
@@ -68,7 +68,7 @@ class Server:
         listener = open_listener(self._settings)
         self.url = url_of(listener)
         engine = ChildEngine(
-            ENGINES[self._settings.engine], engine_options(self._settings), self._on_engine_output
+            ENGINES[self._settings.engine], engine_options(self._settings), self._on_loading
         )
         streams = self._streams = Streams(engine)
         app = create_app(self._settings, engine, streams)
@@ -111,13 +111,24 @@ class Server:
         return None
 
 
+def with_model_at_hand(settings: Settings) -> Settings:
+    """The same settings, with the model's file on this machine. Raises StartError.
+
+    Downloads it where need be, with a progress bar; so it is called before an event loop runs.
+    """
+    if settings.engine == "mock":
+        return settings
+    path = str(find_model(settings.model))
+    return settings.model_copy(update={"model": path, "model_name": settings.served_name})
+
+
 def engine_options(settings: Settings) -> dict[str, Any]:
-    """What the chosen engine's constructor is given. Raises StartError."""
+    """What the chosen engine's constructor is given."""
     params = settings.engine_params
     if settings.engine == "mock":
         return {"name": settings.served_name, "interval": settings.mock_interval, **params}
     return {
-        "model": str(find_model(settings.model)),
+        "model": settings.model,
         "name": settings.served_name,
         "slots": settings.slots,
         **params,
@@ -180,6 +191,8 @@ def run(server_of: Callable[[], Server]) -> None:
 def local_server(settings: Settings) -> Iterator[str]:
     """A server of one's own for a while, in a thread; yields its URL. Raises StartError."""
     started: queue.SimpleQueue[Server | BaseException] = queue.SimpleQueue()
+
+    settings = with_model_at_hand(settings)
 
     async def main() -> None:
         server = Server(settings, on_ready=lambda server, _: started.put(server))

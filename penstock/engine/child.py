@@ -61,19 +61,18 @@ class _Channel(asyncio.Protocol):
 class ChildEngine:
     """Runs the engine that `target` ("module:Class") names, constructed with `options`.
 
-    `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_output` is
-    given each piece of text that the engine's process writes to its standard error while it loads:
-    progress, for the terminal.
+    `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told
+    the id of each new process, before the model is loaded in it.
     """
 
     def __init__(
         self,
         target: str,
         options: dict[str, Any],
-        on_output: Callable[[str], None] | None = None,
+        on_spawn: Callable[[int], None] = lambda pid: None,
     ) -> None:
         self._start_message = wire.Start(target, options)
-        self._on_output = on_output
+        self._on_spawn = on_spawn
         self._sinks: dict[str, Sink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: _Channel | None = None
@@ -162,19 +161,23 @@ class ChildEngine:
         finally:
             theirs.close()
         _, self._channel = await loop.create_connection(lambda: _Channel(self._receive), sock=ours)
+        self._on_spawn(self._process.pid)
         self._channel.send(self._start_message)
         drain = asyncio.create_task(self._read_stderr(self._process))
         gone = asyncio.create_task(self._process.wait())
         try:
             await asyncio.wait((self._started, gone), return_when=asyncio.FIRST_COMPLETED)
-            if self._started.done():
-                info = self._started.result()
-            else:
+            if not self._started.done():
                 await drain
                 raise StartError(
                     f"The engine's process ended while loading ({self._obituary()}).",
                     "Is there enough memory for the model?",
                 )
+            try:
+                info = self._started.result()
+            except StartError as error:
+                await drain  # the process ends by itself; the cause is what it wrote first
+                raise StartError(f"{error} {self._first_complaint()}".strip(), error.hint) from None
         except BaseException:
             await self._end_process()
             raise
@@ -237,8 +240,6 @@ class ChildEngine:
         tail = ""
         while data := await process.stderr.read(65536):
             text = data.decode("utf-8", "replace")
-            if self._on_output is not None and self.state == "loading":
-                self._on_output(text)
             *lines, tail = (tail + text).split("\n")
             for line in lines:
                 self._stderr.append(line)
@@ -247,12 +248,18 @@ class ChildEngine:
             self._stderr.append(tail)
 
     def _obituary(self) -> str:
-        """How the process ended and the last thing it said, for the log."""
+        """How the process ended, and why as far as it said."""
         assert self._process is not None
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        said = [line for line in self._stderr if re.search(r" E |[Ee]rror", line)]
-        return f"{how}; it said: {said[-1].strip()}" if said else how
+        return f"{how}. {self._first_complaint()}".strip(". ")
+
+    def _first_complaint(self) -> str:
+        """The first error that the process wrote: those after it mostly follow from it."""
+        for line in self._stderr:
+            if found := re.search(r"\bE (?:\w+ +)?\w+: (.+)|^(\w*Error: .+)", line):
+                return f"It says: {found[1] or found[2]}"
+        return ""
 
 
 _UNAVAILABLE = {

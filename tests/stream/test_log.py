@@ -27,7 +27,6 @@ def test_a_log_refuses_an_event_after_its_terminal_event() -> None:
 
 def test_the_terminal_event_is_the_last_one() -> None:
     log = log_of(["a", "b"])
-    assert log.terminal is None
     log.append(END)
     assert log.terminal is END
     assert log.after(2) == [END]
