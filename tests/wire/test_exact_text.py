@@ -24,7 +24,9 @@ TEXT = "".join(TOKENS)
 
 
 def test_no_token_can_break_out_of_its_event_or_change_on_the_way() -> None:
-    with serve(engine="mock", mock_interval=0, engine_arg=[f"text={json.dumps(TEXT)}"]) as server:
+    with serve(
+        engine="mock", mock_interval=0, engine_arg=[f"text={json.dumps(TEXT, ensure_ascii=False)}"]
+    ) as server:
         whole = ask(server.port, generate(stream=False)).json()
         assert whole["text"] == TEXT
         body = ask(server.port, generate()).body
