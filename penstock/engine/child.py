@@ -209,7 +209,7 @@ class ChildEngine:
             await asyncio.sleep(RESTART_DELAYS_S[min(attempt, len(RESTART_DELAYS_S) - 1)])
             try:
                 self.info = await self._spawn()
-            except StartError as error:
+            except (StartError, OSError) as error:
                 attempt += 1
                 log.error("the engine did not come back (attempt %d): %s", attempt, error)
             else:

@@ -52,19 +52,19 @@ class Sink(Protocol):
         """The request is done after `completion_tokens` generated tokens in all."""
 
     def fail(self, code: str, message: str) -> None:
-        """The request cannot be done or not be brought to its end.
+        """The request cannot be done, or not be brought to its end.
 
-        `code` is one of `REFUSALS` where the request itself is at fault, or another short label.
+        `code` is a short label, one of `STATUSES` where that fits; `message` a sentence.
         """
 
 
-REFUSALS: Mapping[str, int] = {
+STATUSES: Mapping[str, int] = {
     "prompt_too_long": 422,
     "empty_prompt": 422,
-    "no_chat_template": 422,
     "queue_full": 429,
+    "engine_died": 503,
 }
-"""Codes with which an engine refuses a request before it is `accepted`, and their HTTP status."""
+"""Codes of `fail` whose HTTP status is not 500: 429 and 503 say that trying again may help."""
 
 
 class Engine(Protocol):

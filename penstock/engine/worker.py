@@ -117,6 +117,7 @@ async def relay(outbox: Outbox) -> None:
     try:
         engine = load(message.target, message.options)
         info = await engine.start()
+        leave_signals_to_server()  # again: llama.cpp installs handlers of its own
     except StartError as error:
         outbox.push(wire.NotStarted(str(error), error.hint))
         outbox.flush()
@@ -144,6 +145,12 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+def leave_signals_to_server() -> None:
+    """Ctrl-C and SIGTERM may reach this process as well; the server decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 async def _main(server_socket: socket.socket) -> None:
     _, outbox = await asyncio.get_running_loop().create_connection(Outbox, sock=server_socket)
     with contextlib.suppress(asyncio.CancelledError):
@@ -155,8 +162,7 @@ def main() -> None:
     descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent_pid)
     setproctitle("penstock: engine")
-    # Ctrl-C at a terminal is for the server, which then tells us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_server()
     uvloop.run(_main(socket.socket(fileno=descriptor)))
     # Engines leave native threads behind that need not be waited for.
     sys.stderr.flush()

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from penstock.engine.protocol import REFUSALS, EngineFinish
+from penstock.engine.protocol import STATUSES, EngineFinish
 from penstock.errors import BadRequest, EngineFailure, Problem, Unavailable
 from penstock.events import Delta, Failure, Finish, FinishReason, TerminalEvent, Timings, Usage
 from penstock.request import Request
@@ -129,13 +129,9 @@ class Stream:
         """The engine refused the request or gave up on it."""
         if self.log.terminal is not None:
             return
-        problem: Problem
-        if code in REFUSALS:
-            problem = (Unavailable if code == "queue_full" else BadRequest)(
-                code, message, status=REFUSALS[code]
-            )
-        else:
-            problem = EngineFailure(code, message)
+        status = STATUSES.get(code, 500)
+        kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
+        problem = kind(code, message, status=status)
         self._end(
             Failure(code, message, problem.retry_safe, self._usage(), self._timings()),
             engine_done=True,
