@@ -201,7 +201,10 @@ def main() -> None:
         "python": platform.python_version(),
         "runs": {},
     }
-    with llama_server(arguments.max_tokens) as theirs, penstock_server(arguments.max_tokens) as ours:
+    with (
+        llama_server(arguments.max_tokens) as theirs,
+        penstock_server(arguments.max_tokens) as ours,
+    ):
         for num_streams in map(int, arguments.streams.split(",")):
             rows: dict[str, list[dict[str, float]]] = {theirs.name: [], ours.name: []}
             for _ in range(arguments.repeats):
