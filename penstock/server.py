@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,9 +29,13 @@ from penstock.stream.streams import Streams
 
 log = logging.getLogger(__name__)
 
+# What a last response is given to get out, when the time for draining is up.
+CLOSE_GRACE_S = 1.0
+
 
 class Server:
-    """One server. `run` serves until `stop` is called; `url` is known once it listens.
+    """One server. It takes its port and finds its model (which may download it) when it is made;
+    `run` then serves until `stop` is called.
 
     `on_loading` is called with the engine's process id when that begins to load the model, and
     `on_ready` with the model's information when it can be asked.
@@ -48,8 +53,16 @@ class Server:
         self._on_loading = on_loading
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._drain_until = 0.0
         self._streams: Streams | None = None
-        self.url = ""
+        raise_file_limit()
+        self._listener = open_listener(settings)
+        self.url = url_of(self._listener)
+        try:
+            self._engine_options = engine_options(settings)
+        except BaseException:
+            self._listener.close()
+            raise
 
     def stop(self) -> None:
         """Drain and end. Called again, end at once."""
@@ -64,16 +77,11 @@ class Server:
 
     async def run(self) -> None:
         """Serve. Raises StartError."""
-        raise_file_limit()
-        listener = open_listener(self._settings)
-        self.url = url_of(listener)
-        engine = ChildEngine(
-            ENGINES[self._settings.engine], engine_options(self._settings), self._on_loading
-        )
+        engine = ChildEngine(ENGINES[self._settings.engine], self._engine_options, self._on_loading)
         streams = self._streams = Streams(engine)
         app = create_app(self._settings, engine, streams)
         closing = asyncio.Event()
-        web = GranianServer(app, listener, self._settings.max_connections)
+        web = GranianServer(app, self._listener, self._settings.max_connections)
         serving = asyncio.create_task(serve_until(web, closing))
         try:
             info = await self._unless_stopped(engine.start())
@@ -85,16 +93,31 @@ class Server:
             streams.draining = True
             streams.cancel_all()
             closing.set()
-            await serving
+            await self._close(serving)
             await engine.stop()
-            listener.close()
+            self._listener.close()
 
     async def _drain(self, streams: Streams) -> None:
+        self._drain_until = time.monotonic() + self._settings.drain_timeout
         drain = asyncio.create_task(streams.drain(self._settings.drain_timeout))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         drain.cancel()
+
+    async def _close(self, serving: asyncio.Task[None]) -> None:
+        """Wait for the last responses as long as draining may take, then cut them: a client that
+        does not read, or does not send what it announced, could hold the server for ever."""
+        left = max(0.0, self._drain_until - time.monotonic())
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({serving, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        await asyncio.wait({serving}, timeout=CLOSE_GRACE_S)
+        if serving.done():
+            serving.result()
+        else:
+            log.warning("cut connections whose clients did not take their answers")
+            serving.cancel()
 
     async def _unless_stopped(self, starting: Any) -> ModelInfo | None:
         """The result of `starting`, or None where the server is stopped first."""
@@ -177,12 +200,17 @@ def raise_file_limit() -> None:
 def run(server_of: Callable[[], Server]) -> None:
     """Serve in this process until it is told to stop (SIGINT, SIGTERM). Raises StartError."""
 
+    server = server_of()  # not in the loop, where Ctrl-C could not interrupt a download
+
     async def main() -> None:
-        server = server_of()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
             loop.add_signal_handler(number, server.stop)
         await server.run()
+        for number in numbers:  # one that comes while the interpreter ends would make it a failure
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     uvloop.run(main())
 
