@@ -108,5 +108,5 @@ def server(chromium: str) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def slow_server(chromium: str) -> Iterator[RunningServer]:
     """A mock that goes on for long enough to be stopped."""
-    with serve(engine="mock", mock_interval=0.03, engine_arg=["length=2000"]) as server:
+    with serve(engine="mock", mock_interval=0.1, engine_arg=["length=2000"]) as server:
         yield server

@@ -71,18 +71,18 @@ async def test_streamed_tokens_appear_one_by_one(
     page = await open_page(slow_server.url)
     await page.evaluate(RECORD)
     await page.get_by_label("Prompt").fill("Tell me about water.")
-    await page.get_by_label("Max tokens").fill("30")
+    await page.get_by_label("Max tokens").fill("15")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
 
     assert await page.evaluate("window.states") == ["waiting", "streaming", "finished"]
     texts = [text for text in await page.evaluate("window.texts") if text]
-    assert texts[-1] == "".join(split_words(TEXT)[:30])
+    assert texts[-1] == "".join(split_words(TEXT)[:15])
     assert all(
         late.startswith(early) and late != early for early, late in itertools.pairwise(texts)
     )
-    assert len(split_words(texts[0])) < 5
-    assert len(texts) > 10  # a busy machine merges some
+    assert len(split_words(texts[0])) <= 5
+    assert len(texts) > 5  # 15, but a busy machine merges some
     await expect(page.locator("#output")).to_have_text("Tell me about water." + texts[-1])
 
 
@@ -444,7 +444,7 @@ async def test_the_output_follows_its_end_unless_the_reader_scrolled_up(
     to_end = "(box) => box.scrollHeight - box.scrollTop - box.clientHeight"
     output = page.locator("#output")
     await page.get_by_role("button", name="Stream").click()
-    await expect(answer(page)).to_have_text(words(12))
+    await expect(answer(page)).to_have_text(words(3))
     assert await output.evaluate("(box) => box.scrollTop") > 100
     assert await output.evaluate(to_end) < 2
     await output.evaluate("(box) => { box.scrollTop = 10 }")
