@@ -20,9 +20,16 @@ def find_model(model: str) -> Path:
     """The GGUF file that `model` names. Raises StartError with the next step."""
     if model == BUILT_IN_MODEL:
         return Path(str(resources.files("penstock") / "model" / f"{BUILT_IN_MODEL}.gguf"))
-    path = Path(model).expanduser()
-    if path.is_file():
-        return _checked(path)
+    try:
+        path = Path(model).expanduser()
+        if path.is_file():
+            return _checked(path)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is in nobody's home"
+        raise StartError(
+            f"The model file {model[:200]} cannot be read: {reason}.",
+            "Is the path right, and may this user read it?",
+        ) from None
     if path.suffix == ".gguf" or path.exists() or model.startswith((".", "/", "~")):
         raise StartError(
             f"There is no model file {model}.",

@@ -34,8 +34,7 @@ CLOSE_GRACE_S = 1.0
 
 
 class Server:
-    """One server. It takes its port and finds its model (which may download it) when it is made;
-    `run` then serves until `stop` is called.
+    """One server. `run` serves until `stop` is called; `url` is known once it listens.
 
     `on_loading` is called with the engine's process id when that begins to load the model, and
     `on_ready` with the model's information when it can be asked.
@@ -55,14 +54,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._drain_until = 0.0
         self._streams: Streams | None = None
-        raise_file_limit()
-        self._listener = open_listener(settings)
-        self.url = url_of(self._listener)
-        try:
-            self._engine_options = engine_options(settings)
-        except BaseException:
-            self._listener.close()
-            raise
+        self.url = ""
 
     def stop(self) -> None:
         """Drain and end. Called again, end at once."""
@@ -77,11 +69,15 @@ class Server:
 
     async def run(self) -> None:
         """Serve. Raises StartError."""
-        engine = ChildEngine(ENGINES[self._settings.engine], self._engine_options, self._on_loading)
+        options = engine_options(self._settings)
+        raise_file_limit()
+        listener = open_listener(self._settings)
+        self.url = url_of(listener)
+        engine = ChildEngine(ENGINES[self._settings.engine], options, self._on_loading)
         streams = self._streams = Streams(engine)
         app = create_app(self._settings, engine, streams)
         closing = asyncio.Event()
-        web = GranianServer(app, self._listener, self._settings.max_connections)
+        web = GranianServer(app, listener, self._settings.max_connections)
         serving = asyncio.create_task(serve_until(web, closing))
         try:
             info = await self._unless_stopped(engine.start())
@@ -95,7 +91,7 @@ class Server:
             closing.set()
             await self._close(serving)
             await engine.stop()
-            self._listener.close()
+            listener.close()
 
     async def _drain(self, streams: Streams) -> None:
         self._drain_until = time.monotonic() + self._settings.drain_timeout
@@ -146,10 +142,13 @@ def with_model_at_hand(settings: Settings) -> Settings:
 
 
 def engine_options(settings: Settings) -> dict[str, Any]:
-    """What the chosen engine's constructor is given."""
+    """What the chosen engine's constructor is given. Raises StartError."""
     params = settings.engine_params
     if settings.engine == "mock":
         return {"name": settings.served_name, "interval": settings.mock_interval, **params}
+    for name, flag in {"model": "model", "name": "model-name", "slots": "slots"}.items():
+        if name in params:
+            raise StartError(f"{name!r} is not a parameter of the engine's.", f"Say --{flag}.")
     return {
         "model": settings.model,
         "name": settings.served_name,
@@ -200,9 +199,8 @@ def raise_file_limit() -> None:
 def run(server_of: Callable[[], Server]) -> None:
     """Serve in this process until it is told to stop (SIGINT, SIGTERM). Raises StartError."""
 
-    server = server_of()  # not in the loop, where Ctrl-C could not interrupt a download
-
     async def main() -> None:
+        server = server_of()
         loop = asyncio.get_running_loop()
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:

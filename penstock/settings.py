@@ -64,11 +64,11 @@ class Settings(BaseSettings):
     null is a page opened from a file, * is every page."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Largest body of a request, in bytes."""
-    body_timeout: Annotated[float, Field(gt=0)] = 30.0
+    body_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """Seconds in which the body of a request must arrive."""
-    max_connections: Annotated[int, Field(ge=1)] = 8192
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """Connections that may be open at once."""
-    drain_timeout: Annotated[float, Field(ge=0)] = 30.0
+    drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """Seconds that running streams are given to end when the server is told to stop."""
     engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
 
@@ -123,15 +123,31 @@ class _File(PydanticBaseSettingsSource):
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise StartError(f"{path} cannot be read: {error}") from None
-        table = values.pop("engine", None)
-        if isinstance(table, str):
-            values["engine"] = table
-        elif isinstance(table, dict):
+            raise StartError(
+                f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.",
+                f"It is a file of settings in TOML; {ENV_PREFIX}CONFIG names another one.",
+            ) from None
+        if "engine_tables" in values:  # our own word for what is written [engine.llamacpp]
+            raise StartError("There is no setting 'engine_tables'.", _nearest("engine"))
+        table = values.get("engine")
+        if isinstance(table, dict):
+            del values["engine"]
             if "name" in table:
                 values["engine"] = table.pop("name")
-            values["engine_tables"] = table
+            values["engine_tables"] = _checked_tables(table)
         return values
+
+
+def _checked_tables(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What stands under [engine]: a table for each engine. Raises StartError."""
+    for name, table in tables.items():
+        if name not in ENGINES:
+            near = difflib.get_close_matches(name, ENGINES, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "There are: " + ", ".join(ENGINES)
+            raise StartError(f"There is no engine {name!r} to have a table [engine.{name}].", hint)
+        if not isinstance(table, dict):
+            raise StartError(f"engine.{name} is not a table.", f"Write [engine.{name}] above it.")
+    return tables
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -148,11 +164,14 @@ def load_settings(**flags: Any) -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         if first["type"] == "extra_forbidden":
             raise StartError(f"There is no setting {name!r}.", _nearest(name)) from None
-        raise StartError(f"The setting {name!r} is not valid: {first['msg']}.") from None
+        description = " ".join((Settings.model_fields[name].description or "").split())
+        raise StartError(
+            f"The setting {name!r} is not valid: {first['msg']}.", f"{name}: {description}"
+        ) from None
 
 
 def _refuse_unknown_variables() -> None:
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known = {ENV_PREFIX + name.upper() for name in _names()}
     known |= {ENV_PREFIX + name for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER")}
     for variable in os.environ:
         if variable.startswith(ENV_PREFIX) and variable not in known:
@@ -161,8 +180,13 @@ def _refuse_unknown_variables() -> None:
             raise StartError(f"There is no variable {variable}.", hint)
 
 
+def _names() -> list[str]:
+    """The settings that can be given."""
+    return [name for name, field in Settings.model_fields.items() if not field.exclude]
+
+
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    near = difflib.get_close_matches(name, _names(), n=1)
     return f"Did you mean {near[0]}?" if near else "See `penstock serve --help`."
 
 
