@@ -53,6 +53,9 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it. Else a token waits up to 40 ms for the client to acknowledge
+        # the one before (Nagle's algorithm against delayed acknowledgements).
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(backlog)
         listener.setblocking(False)
