@@ -1,0 +1,1 @@
+"""The recipe that makes rill, the model that ships inside Penstock. See training/README.md."""

@@ -1,0 +1,120 @@
+"""Writes the model card: measured numbers and unselected samples put into card.md.
+
+`python -m training.card --help`. The prompts and seeds stand below and were fixed before the
+model was; every reply is printed as it came. What card.md says about them is written by hand.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from training.chatter import Chatter, Reply, Sampling
+from training.gguf_file import read_gguf
+from training.shape import BUILD, MODEL
+
+TEMPLATE = Path(__file__).parent / "card.md"
+TEXTS = (
+    ("Once upon a time", 1),
+    ("Once upon a time", 2),
+    ("Artificial intelligence will transform the future by", 1),
+    ("Yesterday I found an old key", 1),
+)
+CHATS = (
+    (("Hello",), 1),
+    (("Who are you?",), 1),
+    (("Tell me a story about a lighthouse",), 1),
+    (("Tell me a story about a lighthouse",), 2),
+    (("Write a short story about a fox named Pim.",), 1),
+    (("Tell me a story about a submarine",), 1),
+    (("What is the capital of France?",), 1),
+    (("My brother is called Anselm. Do you like him?",), 1),
+)
+
+
+def measurements(log: Path) -> dict[str, Any]:
+    """The last line of a finished run: steps, minutes, tokens and the whole held-out loss."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    finished = [line for line in lines if line.get("sequences_per_kind") == "all"]
+    if not finished:
+        sys.exit(f"{log} has no finished run: let `python -m training.train` come to its end")
+    last: dict[str, Any] = finished[-1]
+    return last
+
+
+def loss_table(losses: dict[str, float]) -> str:
+    """Loss in nats per token and perplexity, by kind and over all (each kind counts the same)."""
+    mean = sum(losses.values()) / len(losses)
+    rows = [*losses.items(), ("all", mean)]
+    lines = [f"| {kind} | {loss:.3f} | {math.exp(loss):.2f} |" for kind, loss in rows]
+    return "\n".join(["| kind | loss (nats per token) | perplexity |", "|---|---|---|", *lines])
+
+
+def samples(model: Path) -> str:
+    chatter = Chatter(model)
+    parts: list[str] = []
+    for prompt, seed in TEXTS:
+        reply = chatter.complete(prompt, Sampling(seed=seed))
+        parts.append(_sample(f"Continue “{prompt}”", seed, prompt + reply.text, reply))
+    for turns, seed in CHATS:
+        reply = chatter.chat(turns, Sampling(seed=seed))
+        parts.append(_sample(f"“{turns[-1]}”", seed, reply.text, reply))
+    return "\n\n".join(parts)
+
+
+def _sample(title: str, seed: int, text: str, reply: Reply) -> str:
+    ending = "stopped by itself" if reply.stopped else "cut at the limit"
+    quoted = "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())
+    return f"**{title}** (seed {seed}, {reply.num_tokens} tokens, {ending})\n\n{quoted}"
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "an unnamed processor"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.card", description="Measure and sample rill; write its card."
+    )
+    parser.add_argument("--model", type=Path, default=MODEL, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=BUILD, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="default: README.md beside the model")
+    options = parser.parse_args()
+    for needed in (options.model, options.folder / "train.jsonl"):
+        if not needed.exists():
+            sys.exit(f"there is no {needed}: train and export first (see training/README.md)")
+    measured = measurements(options.folder / "train.jsonl")
+    shape = read_gguf(options.model).shape
+    card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        parameters=f"{shape.num_parameters:,}",
+        megabytes=f"{options.model.stat().st_size / 1e6:.1f}",
+        layers=shape.layers,
+        width=shape.width,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_width=shape.head_width,
+        feed_forward=shape.feed_forward,
+        vocabulary=f"{shape.vocabulary:,}",
+        context=f"{shape.context:,}",
+        minutes=f"{measured['minutes']:.0f}",
+        steps=f"{measured['step']:,}",
+        tokens=f"{measured['tokens'] / 1e6:.1f}",
+        machine=f"{processor()}, {os.cpu_count()} cores",
+        losses=loss_table(measured["held_out"]),
+        samples=samples(options.model),
+    )
+    out = options.out or options.model.parent / "README.md"
+    out.write_text(card, encoding="utf-8")
+    print(f"{out}: {len(card):,} characters")
+
+
+if __name__ == "__main__":
+    main()
