@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print.
 
-`serve` has a flag for every setting (see `settings`), made from that one model.
+`serve` has a flag for every setting (see `settings`), made from that one model; `generate` and
+`chat` stand in `terminal`.
 """
 
 import importlib.metadata
@@ -19,6 +20,7 @@ from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.loading import LoadingDisplay
 from penstock.settings import Settings, load_settings
+from penstock.terminal import commands
 
 app = typer.Typer(
     name="penstock",
@@ -133,6 +135,7 @@ app.command(
     " developing clients\n\n"
     "Each flag may also be a variable (PENSTOCK_PORT=9000) or a line of penstock.toml.",
 )(_serve)
+app.add_typer(commands)
 
 
 def main() -> None:

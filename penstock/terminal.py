@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, Unpack
 
 import typer
 
-from penstock.client import Client, Options, PenstockError, Stream
+from penstock.client import Client, Completion, Options, PenstockError, Stream
 from penstock.errors import StartError
 from penstock.events import Timings, Usage
 
@@ -77,7 +77,7 @@ def generate(
             else:
                 screen.write(completion.text)
                 screen.end_line()
-                screen.note(f"{completion.usage.completion_tokens} tokens")
+                screen.note(_figures(completion))
             return
         with client.stream(asked, **options) as answer:
             if as_json:
@@ -154,7 +154,7 @@ def _write_events(answer: Stream, screen: "_Screen") -> None:
     )
 
 
-def _figures(answer: Stream) -> str:
+def _figures(answer: Stream | Completion) -> str:
     """`27 tokens · 84.2 tokens/s · first after 0.012 s · stop`, as far as it is known."""
     parts = []
     if answer.usage is not None:

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": WORDS | {"api", "stream", "settings", "engine.child", "__init__"},
     "client": {"events", "sse", "client"},
     "granian_server": set(),
-    "terminal": {"events", "errors", "client", "settings"},
+    "terminal": {"events", "errors", "client", "settings", "server"},
 }
 
 

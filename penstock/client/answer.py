@@ -51,6 +51,7 @@ class Completion(msgspec.Struct, frozen=True):
     usage: Usage
     request_time: float
     finish_reason: str | None = None
+    timings: Timings | None = None
 
 
 class Health(msgspec.Struct, frozen=True):

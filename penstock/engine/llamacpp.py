@@ -9,6 +9,7 @@ Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 
 import asyncio
 import difflib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -112,7 +113,9 @@ class LlamaCpp:
     Everything else is a parameter of llama.cpp by the name that xllamacpp's `CommonParams` gives
     it (`n_ctx`, `n_batch`, `n_gpu_layers`, `cache_prompt`...) or its parts (`cpuparams.n_threads`).
     `n_ctx` is, as there, the total that the slots share; by default each slot has the model's own
-    context, 4,096 tokens at most.
+    context, 4,096 tokens at most. `n_threads` is one less than the cores by default: llama.cpp's
+    threads wait for each other many times a token, so a core that it shares with anything else
+    (the server, a browser) slows all of them down, at worst a hundredfold.
     """
 
     def __init__(self, *, model: str, name: str, slots: int, **params: object) -> None:
@@ -145,6 +148,7 @@ class LlamaCpp:
         params.model.path = self._model
         params.n_parallel = self._num_slots
         params.n_ctx = DEFAULT_CONTEXT * self._num_slots
+        params.cpuparams.n_threads = max(1, num_usable_cores() - 1)
         params.n_threads_http = self._num_slots + SPARE_HTTP_THREADS
         params.cache_ram_mib = 0  # else the states of idle slots grow up to 8 GiB
         params.ui = False
@@ -321,6 +325,13 @@ def _refusal_in(body: bytes) -> Refusal:
         return _decode_chunk(body).error or Refusal()
     except msgspec.DecodeError:
         return Refusal()
+
+
+def num_usable_cores() -> int:
+    """The processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: knows of the limits of a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def set_param(params: object, name: str, value: object) -> None:

@@ -3,8 +3,9 @@
 A story is held out when its combination (hero's name, plot, main object) hashes to zero modulo
 HELD_OUT_MODULUS; such a combination never occurs in the training split, and every story of the
 held-out split has one. Some subjects are never by themselves asked for in a training chat ("Tell
-me a story about an otter"), although the words occur in its stories and in longer themes. All other texts (small talk, questions
-about rill, explanations) are held out by seed only: short ones may occur in both splits.
+me a story about an otter"), although the words occur in its stories and in longer themes. All
+other texts (small talk, questions about rill, explanations) are held out by seed only: short ones
+may occur in both splits.
 """
 
 from enum import StrEnum
