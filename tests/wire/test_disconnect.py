@@ -55,7 +55,6 @@ def slot_is_free(server: RunningServer) -> bool:
     with connection:
         delete(server, stream_id)
         *_, end = connection.events()
-    assert end["finish_reason"] == "cancelled"
     return bool(end["timings"]["queue_time"] < end["timings"]["total_time"])
 
 
