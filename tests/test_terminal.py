@@ -25,7 +25,7 @@ from tests.client.test_answer import FINISH, delta, frame
 PATIENCE_S = 30.0
 
 # The terminal it is given becomes the one that Ctrl-C comes from, as in a shell.
-RUN = "from penstock.terminal import commands; commands()"
+RUN = "from penstock.cli import main; main()"
 RUN_IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {RUN}"
 
 
