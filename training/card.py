@@ -34,6 +34,12 @@ CHATS = (
     (("What is the capital of France?",), 1),
     (("My brother is called Anselm. Do you like him?",), 1),
 )
+SUBJECTS = (
+    ("Tell me a story about a lighthouse", ("lighthouse",)),
+    ("Tell me a story about a storm", ("storm",)),
+    ("Write a short story about a fox named Pim.", ("fox", "Pim")),
+)
+NUM_TRIES = 40
 
 
 def measurements(log: Path) -> dict[str, Any]:
@@ -54,8 +60,7 @@ def loss_table(losses: dict[str, float]) -> str:
     return "\n".join(["| kind | loss (nats per token) | perplexity |", "|---|---|---|", *lines])
 
 
-def samples(model: Path) -> str:
-    chatter = Chatter(model)
+def samples(chatter: Chatter) -> str:
     parts: list[str] = []
     for prompt, seed in TEXTS:
         reply = chatter.complete(prompt, Sampling(seed=seed))
@@ -64,6 +69,17 @@ def samples(model: Path) -> str:
         reply = chatter.chat(turns, Sampling(seed=seed))
         parts.append(_sample(f"“{turns[-1]}”", seed, reply.text, reply))
     return "\n\n".join(parts)
+
+
+def subject_table(chatter: Chatter) -> str:
+    """How often a story holds the words that were asked for, and how often it ends by itself."""
+    lines = ["| request | keeps to it | stops by itself |", "|---|---|---|"]
+    for request, wanted in SUBJECTS:
+        replies = [chatter.chat([request], Sampling(seed=seed)) for seed in range(NUM_TRIES)]
+        kept = sum(all(word in reply.text for word in wanted) for reply in replies)
+        stopped = sum(reply.stopped for reply in replies)
+        lines.append(f"| {request} | {kept} of {NUM_TRIES} | {stopped} of {NUM_TRIES} |")
+    return "\n".join(lines)
 
 
 def _sample(title: str, seed: int, text: str, reply: Reply) -> str:
@@ -93,6 +109,7 @@ def main() -> None:
             sys.exit(f"there is no {needed}: train and export first (see training/README.md)")
     measured = measurements(options.folder / "train.jsonl")
     shape = read_gguf(options.model).shape
+    chatter = Chatter(options.model)
     card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         parameters=f"{shape.num_parameters:,}",
         megabytes=f"{options.model.stat().st_size / 1e6:.1f}",
@@ -109,7 +126,8 @@ def main() -> None:
         tokens=f"{measured['tokens'] / 1e6:.1f}",
         machine=f"{processor()}, {os.cpu_count()} cores",
         losses=loss_table(measured["held_out"]),
-        samples=samples(options.model),
+        samples=samples(chatter),
+        subjects=subject_table(chatter),
     )
     out = options.out or options.model.parent / "README.md"
     out.write_text(card, encoding="utf-8")

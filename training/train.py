@@ -161,9 +161,10 @@ class Worker:
                 break
             loss = self.step(self.elapsed_s / limit_s)
             if self.steps % LOG_EVERY_STEPS == 0:
-                speed = (self.tokens_seen - last_log[1]) / (self.elapsed_s - last_log[0] + 1e-9)
+                now_s = time.monotonic() - begin
+                speed = (self.tokens_seen - last_log[1]) / (now_s - last_log[0])
                 self.log(loss=round(loss, 4), tokens_per_s=round(speed))
-                last_log = (self.elapsed_s, self.tokens_seen)
+                last_log = (now_s, self.tokens_seen)
             if self.elapsed_s - last_save > CHECKPOINT_EVERY_S:
                 self.save(QUICK_SEQUENCES)
                 last_save = self.elapsed_s

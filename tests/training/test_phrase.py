@@ -1,9 +1,11 @@
 """The little language of the sentences."""
 
 import random
+import re
 
 import pytest
 
+from training.text.lists import FOLDER
 from training.text.phrase import TemplateError, capitalised, expand, parse, with_article
 
 
@@ -38,6 +40,13 @@ def test_an_empty_alternative_leaves_no_double_space_and_no_space_before_a_stop(
 
 def test_capitals_are_raised_behind_a_quotation_mark() -> None:
     assert capitalised('"come in," he said.') == '"Come in," he said.'
+
+
+def test_no_alternative_sticks_to_the_word_before_it() -> None:
+    """An opening once said "She loved the valleyvery much" to everybody who trained on it."""
+    for path in (*FOLDER.glob("plots/*.txt"), *FOLDER.glob("words/*.txt")):
+        for options in re.findall(r"[\w}>]\[([^\[\]]*)\]", path.read_text(encoding="utf-8")):
+            assert not re.search(r"(^|\|)[\w{<]", options), f"{path.name}: [{options}]"
 
 
 @pytest.mark.parametrize("template", ["[a|b", "a]", "{hero", "<rule"])
