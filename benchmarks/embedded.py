@@ -29,6 +29,7 @@ from penstock.hub import find_model
 
 SLOTS = 16
 CONTEXT = 1024
+THREADS = max(1, (os.cpu_count() or 2) - 1)  # Penstock's default, for both
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
 
 LLAMA_SERVER = """
@@ -37,6 +38,7 @@ params = xllamacpp.CommonParams()
 params.model.path, params.port = sys.argv[1], int(sys.argv[2])
 params.n_parallel, params.n_ctx = int(sys.argv[3]), int(sys.argv[4])
 params.n_threads_http = params.n_parallel + 4
+params.cpuparams.n_threads = int(sys.argv[5])
 params.cache_ram_mib = 0
 server = xllamacpp.Server(params)
 print("ready", flush=True)
@@ -100,7 +102,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def llama_server(max_tokens: int) -> Iterator[Target]:
     port = free_port()
-    arguments = [str(find_model("rill")), str(port), str(SLOTS), str(SLOTS * CONTEXT)]
+    arguments = [str(find_model("rill")), str(port), str(SLOTS), str(SLOTS * CONTEXT), str(THREADS)]
     process = subprocess.Popen(
         [sys.executable, "-c", LLAMA_SERVER, *arguments],
         stdin=subprocess.PIPE,
@@ -130,6 +132,7 @@ def penstock_server(max_tokens: int) -> Iterator[Target]:
         [
             *(sys.executable, "-m", "penstock", "serve", "--port", str(port)),
             *("--slots", str(SLOTS), "--engine-arg", f"n_ctx={SLOTS * CONTEXT}"),
+            *("--engine-arg", f"n_threads={THREADS}"),
         ],
         stderr=subprocess.PIPE,
         text=True,
