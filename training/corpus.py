@@ -38,12 +38,15 @@ def pack(
     return packed
 
 
-def train_tokens(tokenizer: Tokenizer, folder: Path, num_tokens: int) -> Tokens:
-    """The training split, read from `folder` or written there first."""
-    path = folder / f"train-{TRAIN_SEED}-{num_tokens}.npy"
+def train_tokens(
+    tokenizer: Tokenizer, folder: Path, num_tokens: int, kind: Kind | None = None
+) -> Tokens:
+    """The training split, or only one kind of it, read from `folder` or written there first."""
+    which = f"-{kind.value}" if kind else ""
+    path = folder / f"train-{TRAIN_SEED}-{num_tokens}{which}.npy"
     if not path.exists():
         begin = time.monotonic()
-        np.save(path, pack(tokenizer, TRAIN_SEED, Split.TRAIN, num_tokens))
+        np.save(path, pack(tokenizer, TRAIN_SEED, Split.TRAIN, num_tokens, kind))
         print(f"{path}: {num_tokens:,} tokens in {time.monotonic() - begin:.0f} s", flush=True)
     tokens: Tokens = np.load(path, mmap_mode="r")
     return tokens

@@ -28,6 +28,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 from training.corpus import Tokens, held_out_tokens, train_tokens
 from training.model import Llama
 from training.shape import BUILD, Shape
+from training.text.document import Kind
 
 SEED = 7
 PEAK_RATE = 3e-3
@@ -51,6 +52,7 @@ class Plan:
     workers: int
     corpus_tokens: int
     folder: Path
+    kind: Kind | None
     resume: bool
     compile: bool
 
@@ -120,7 +122,7 @@ class Worker:
         self.plan = plan
         self.checkpoint = plan.folder / "checkpoint.pt"
         tokenizer = Tokenizer.from_file(str(plan.folder / "tokenizer.json"))
-        self.corpus = train_tokens(tokenizer, plan.folder, plan.corpus_tokens)
+        self.corpus = train_tokens(tokenizer, plan.folder, plan.corpus_tokens, plan.kind)
         self.held_out = held_out_tokens(tokenizer) if rank == 0 else {}
         torch.manual_seed(SEED)
         self.model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
@@ -253,6 +255,9 @@ def read_plan() -> Plan:
         "--corpus-tokens", type=int, default=16_000_000, help="tokens to generate (default: 16M)"
     )
     parser.add_argument("--folder", type=Path, default=BUILD, help="default: %(default)s")
+    parser.add_argument(
+        "--kind", type=Kind, choices=list(Kind), help="only this kind of text (default: all)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile (faster; needs a C++ compiler)"
@@ -268,7 +273,7 @@ def read_plan() -> Plan:
 def main() -> None:
     plan = read_plan()
     tokenizer = Tokenizer.from_file(str(plan.folder / "tokenizer.json"))
-    train_tokens(tokenizer, plan.folder, plan.corpus_tokens)
+    train_tokens(tokenizer, plan.folder, plan.corpus_tokens, plan.kind)
     if plan.workers == 1:
         run_worker(0, plan, "")
         return
