@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -24,7 +25,7 @@ from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.granian_server import GranianServer, listen, serve_until
 from penstock.hub import find_model
-from penstock.settings import ENGINES, Settings
+from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
 from penstock.stream.streams import Streams
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,18 @@ def with_model_at_hand(settings: Settings) -> Settings:
     Downloads it where need be, with a progress bar; so it is called before an event loop runs.
     """
     if settings.engine == "mock":
+        return settings
+    if settings.engine == "vllm":  # it finds and downloads models itself
+        if settings.model == BUILT_IN_MODEL:
+            raise StartError(
+                f"vLLM cannot serve {BUILT_IN_MODEL}, the built-in model, which is a GGUF file.",
+                "Name another, by folder or as owner/repo: --model facebook/opt-350m",
+            )
+        if settings.model.startswith((".", "/")) and not Path(settings.model).is_dir():
+            raise StartError(
+                f"There is no folder {settings.model} with a model.",
+                "Give a Hugging Face checkpoint's folder, or owner/repo on the hub.",
+            )
         return settings
     path = str(find_model(settings.model))
     return settings.model_copy(update={"model": path, "model_name": settings.served_name})

@@ -24,11 +24,12 @@ ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
 BUILT_IN_MODEL = "rill"
 
-EngineName = Literal["llamacpp", "mock"]
+EngineName = Literal["llamacpp", "vllm", "mock"]
 
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
     "llamacpp": "penstock.engine.llamacpp:LlamaCpp",
+    "vllm": "penstock.engine.vllm:Vllm",
     "mock": "penstock.engine.mock:Mock",
 }
 
@@ -42,7 +43,8 @@ class Settings(BaseSettings):
 
     model: str = BUILT_IN_MODEL
     """The model: a GGUF file (./x.gguf), a repository on the Hugging Face hub
-    (owner/repo, or owner/repo:Q4_K_M for one of its files), or rill, the built-in one."""
+    (owner/repo, or owner/repo:Q4_K_M for one of its files), or rill, the built-in one.
+    For vllm: a folder with a Hugging Face checkpoint, or owner/repo."""
     model_name: str = ""
     """The name under which the model is served. [default: from the model]"""
     host: str = "127.0.0.1"
@@ -50,13 +52,15 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
     engine: EngineName = "llamacpp"
-    """What runs the model. mock says a fixed text and is for client developers and tests."""
+    """What runs the model. vllm is for GPUs and is installed with it: pip install
+    "penstock[vllm]". mock says a fixed text and is for client developers and tests."""
     slots: Annotated[int, Field(ge=1, le=4096)] = 8
     """Requests that run at once; further ones wait in order. (The mock has no bound.)"""
     engine_arg: Annotated[list[str], NoDecode] = []
     """One of the engine's own parameters, as name=value; may be repeated. llamacpp takes
     llama.cpp's: n_ctx=8192, n_threads=4, n_gpu_layers=99, n_batch=512...
-    In penstock.toml they stand in the table [engine.llamacpp]."""
+    vllm takes vLLM's: dtype=bfloat16, max_model_len=8192, tensor_parallel_size=2...
+    In penstock.toml they stand in the table [engine.llamacpp] or [engine.vllm]."""
     mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
     """Seconds between two tokens of the mock engine."""
     cors_origin: Annotated[list[str], NoDecode] = []

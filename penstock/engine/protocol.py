@@ -61,6 +61,7 @@ class Sink(Protocol):
 STATUSES: Mapping[str, int] = {
     "prompt_too_long": 422,
     "empty_prompt": 422,
+    "no_chat_template": 422,
     "queue_full": 429,
     "engine_died": 503,
 }

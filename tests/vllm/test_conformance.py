@@ -1,0 +1,140 @@
+"""vLLM is held to what every engine must do, with both models; then what is vLLM's alone."""
+
+import asyncio
+import os
+import signal
+
+import psutil
+
+from penstock.request import Sampling
+from tests.engine.test_conformance import (  # noqa: F401 - collected here
+    ask,
+    resubmit,
+    submit,
+    test_a_cancel_that_comes_with_the_request_leaves_nothing,
+    test_a_killed_engine_fails_each_request_once_and_comes_back,
+    test_a_prompt_longer_than_the_context_is_refused_before_a_slot,
+    test_a_request_is_accepted_started_streamed_and_finished_once,
+    test_a_thousand_may_wait,
+    test_an_answer_ends_with_the_context,
+    test_an_empty_prompt_is_valid,
+    test_cancel_frees_the_slot_at_once,
+    test_cancel_ignores_what_it_does_not_know,
+    test_cancel_leaves_the_line,
+    test_deltas_are_pushed_while_the_engine_goes_on,
+    test_deltas_come_token_by_token_with_exact_counts,
+    test_greedy_text_is_the_same_each_time_and_in_company,
+    test_messages_are_rendered_and_answered,
+    test_requests_beyond_the_slots_wait_in_order,
+    test_several_run_at_once,
+    test_text_is_whole_characters,
+    test_the_prompt_is_counted,
+    test_the_same_seed_samples_the_same_text,
+)
+from tests.vllm.engines import SLOTS, SharedCase, core_of, end_of, group_of
+
+CORE_LIMIT_S = 1.0
+
+
+async def test_start_tells_what_is_served(case: SharedCase) -> None:
+    async with case.running() as engine:
+        assert engine.info is not None
+        assert (engine.info.engine, engine.info.slots) == ("vllm", SLOTS)
+        assert engine.info.context_length >= 1024
+
+
+async def test_every_token_has_its_id_and_its_delta(case: SharedCase) -> None:
+    async with case.running() as engine:
+        sink = await end_of(engine, ask("a", 40))
+    assert sink.num_tokens == sink.completion_tokens == len(sink.token_ids)
+    assert sink.calls.count("delta") == sink.completion_tokens
+
+
+async def test_top_p_0_is_greedy(case: SharedCase) -> None:
+    async with case.running() as engine:
+        greedy = await end_of(engine, ask("a", 20))
+        narrow = Sampling(temperature=1.5, top_p=0.0, top_k=0, seed=3)
+        sampled = await end_of(engine, ask("b", 20, sampling=narrow))
+    assert sampled.token_ids == greedy.token_ids
+
+
+async def test_requests_without_a_seed_differ(case: SharedCase) -> None:
+    hot = Sampling(temperature=1.5, top_p=1.0, top_k=0)
+    async with case.running() as engine:
+        sinks = [await end_of(engine, ask(f"{n}", 30, sampling=hot)) for n in range(3)]
+    assert len({tuple(sink.token_ids) for sink in sinks}) == 3
+
+
+async def test_any_seed_is_taken(case: SharedCase) -> None:
+    async with case.running() as engine:
+        for seed in (0, 2**31, 2**63 - 1, -1):
+            sink = await end_of(engine, ask("a", 2, sampling=Sampling(seed=seed)))
+            assert sink.failure is None
+
+
+async def test_cancel_ends_the_request_in_vllm_and_frees_its_blocks(case: SharedCase) -> None:
+    async with case.running() as engine:
+        sinks = [submit(engine, ask(f"{n}", 900, prompt=f"The {n}")) for n in range(SLOTS)]
+        for sink in sinks:
+            await sink.until("delta")
+        assert await case.tell("busy") == "True"
+        for n in range(SLOTS):
+            engine.cancel(f"{n}")
+        async with asyncio.timeout(CORE_LIMIT_S):
+            while await case.tell("busy") == "True":
+                pass
+        assert await case.tell("free") == "True"
+
+
+async def test_cancels_at_every_moment_leave_nothing_in_vllm(case: SharedCase) -> None:
+    async with case.running() as engine:
+        for n in range(40):
+            submit(engine, ask(f"{n}", 900, prompt=f"The {n}"))
+            await asyncio.sleep(n / 4000)  # tokenising, adding, prefilling, generating
+            engine.cancel(f"{n}")
+        async with asyncio.timeout(CORE_LIMIT_S):
+            while await case.tell("busy") == "True":
+                pass
+        assert await case.tell("free") == "True"
+
+
+async def test_a_killed_core_fails_each_request_within_a_second_and_comes_back(
+    case: SharedCase,
+) -> None:
+    async with case.running() as engine:
+        sinks = [submit(engine, ask(f"{n}", 900, prompt=f"The {n}")) for n in range(3)]
+        for sink in sinks:
+            await sink.until("delta")
+        assert engine.pid is not None
+        os.kill(core_of(engine.pid).pid, signal.SIGKILL)
+        for sink in sinks:
+            await sink.end(1)
+            assert sink.failure is not None
+            assert sink.failure[0] == "engine_died"
+        again = await resubmit(engine, ask("again", 3), case.restart_limit_s)
+    assert again.completion_tokens == 3
+
+
+async def test_a_core_that_dies_idle_is_noticed(case: SharedCase) -> None:
+    async with case.running() as engine:
+        before = engine.pid
+        assert before is not None
+        os.kill(core_of(before).pid, signal.SIGKILL)
+        async with asyncio.timeout(1):
+            # The end of an engine is not announced to callers.
+            while engine.state == "ready":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        sink = await resubmit(engine, ask("again", 3), case.restart_limit_s)
+    assert sink.completion_tokens == 3
+    assert engine.pid != before
+
+
+async def test_stop_leaves_no_process(case: SharedCase) -> None:
+    """The last one with its model: its engine is not started again."""
+    assert case.engine is not None
+    pid = case.engine.pid
+    assert pid is not None
+    assert len(group_of(pid)) >= 3
+    await case.engine.stop()
+    assert group_of(pid) == []
+    assert not psutil.pid_exists(pid)
