@@ -228,14 +228,12 @@ async def test_a_thousand_may_wait(case: Case) -> None:
 
 async def test_cancel_frees_the_slot_at_once(case: Case) -> None:
     async with case.running(slots=1) as engine:
-        first = submit(engine, ask("first", 500))
+        # Cancelled from within its first delta: the engine may be far ahead of a task that waits.
+        first = RecordingSink(on_delta=lambda: engine.cancel("first"))
+        engine.submit(ask("first", 500), first)
         second = submit(engine, ask("second", 3))
-        await first.until("delta")
-        engine.cancel("first")
-        tokens_at_cancel = first.num_tokens
         await second.end()
-        assert not first.ended
-        assert first.num_tokens == tokens_at_cancel
+        assert first.calls == ["accepted", "started", "delta"]
         assert second.completion_tokens == 3
 
 
