@@ -22,7 +22,7 @@ test: $(DEV_READY) ## run the tests
 # In an environment of its own, kept in ~/.cache/penstock: vLLM pins much.
 test-vllm: ## run vLLM's tests (the first time downloads 1 GB)
 	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
-	    TEST_VLLM=1 PYTHONPATH=. $$vllm/bin/python -m pytest tests/vllm $(ARGS)
+	    TEST_VLLM=1 PYTHONPATH=$(CURDIR) $$vllm/bin/python -m pytest tests/vllm $(ARGS)
 
 check: $(DEV_READY) ## formatter, linter, strict types
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,104 @@
+"""How many requests vLLM runs, as its scheduler counts them at every step: a plugin of vLLM's.
+
+`watched` puts the plugin where a vLLM started meanwhile finds it, be it Penstock's or vLLM's own
+server, and yields what it tells.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SOCKET = "RUNNING_COUNT_SOCKET"
+RECORD = struct.Struct("dqq")
+
+
+def plugin() -> Any:
+    """The class that vLLM looks for; made here because only vLLM's processes have its base."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class RunningCount(StatLoggerBase):  # type: ignore[misc] # vLLM's classes are untyped here
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+
+        def record(self, scheduler_stats: Any, *more: Any, **named: Any) -> None:
+            if scheduler_stats is not None:
+                counts = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+                with contextlib.suppress(OSError):
+                    record = RECORD.pack(time.monotonic(), *counts)
+                    self._socket.sendto(record, os.environ[SOCKET])
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return RunningCount
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RunningCount":
+        return plugin()
+    raise AttributeError(name)
+
+
+class Watch:
+    """`records` grows: monotonic time, requests that run, requests that wait in vLLM."""
+
+    def __init__(self, receiver: socket.socket) -> None:
+        self.records: list[tuple[float, int, int]] = []
+        self._changed = threading.Condition()
+        self._receiver = receiver
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while record := self._receiver.recv(RECORD.size):
+            with self._changed:
+                self.records.append(RECORD.unpack(record))
+                self._changed.notify_all()
+
+    def until(self, running: int, since: float, limit_s: float = 30.0) -> float:
+        """When, after `since`, vLLM first ran just so many; waits for it."""
+        deadline = time.monotonic() + limit_s
+        seen = 0
+        with self._changed:
+            while True:
+                for when, num_running, _ in self.records[seen:]:
+                    if when >= since and num_running == running:
+                        return when
+                seen = len(self.records)
+                if not self._changed.wait(deadline - time.monotonic()):
+                    last = self.records[-1:]
+                    raise TimeoutError(f"vLLM did not come to {running} running; last: {last}")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Watch]:
+    """vLLMs that are started in this context tell the `Watch`."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        info = Path(folder) / "running_count-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: running-count\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(
+            "[vllm.stat_logger_plugins]\nrunning_count = tests.vllm.running:RunningCount\n"
+        )
+        receiver = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        receiver.bind(f"{folder}/socket")
+        root = str(Path(__file__).parent.parent.parent)
+        wanted = {"PYTHONPATH": os.pathsep.join([folder, root]), SOCKET: f"{folder}/socket"}
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield Watch(receiver)
+        finally:
+            receiver.shutdown(socket.SHUT_RDWR)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name)
+                else:
+                    os.environ[name] = value

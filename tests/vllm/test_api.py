@@ -1,0 +1,181 @@
+"""`penstock serve --engine vllm`, asked over its socket: the notebook's client, and its ends.
+
+One server for all, with the OPT model; the last tests kill vLLM's core, then the server.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import sseclient
+
+from tests.servers import RunningServer, serve
+from tests.vllm.engines import RESTART_LIMIT_S, SLOTS, core_of, engine_args, group_of
+from tests.vllm.running import Watch, watched
+from tests.wire.raw import Connection, generate, open_stream
+
+GONE_WITHIN_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def watch() -> Iterator[Watch]:
+    """What vLLM's scheduler counts in `server`."""
+    with watched() as watch:
+        yield watch
+
+
+@pytest.fixture(scope="module")
+def server(watch: Watch, models: Path) -> Iterator[RunningServer]:
+    arguments = [f"{name}={json.dumps(value)}" for name, value in engine_args().items()]
+    model = str(models / "opt")
+    with serve(engine="vllm", model=model, slots=SLOTS, engine_arg=arguments) as server:
+        yield server
+
+
+def stream(server: RunningServer, **fields: Any) -> list[dict[str, Any]]:
+    """The events of one generation, as the notebook's client reads them."""
+    body = {"prompt": "Once upon a time", "temperature": 0, **fields}
+    with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=60) as answer:
+        assert answer.status_code == 200, answer.text
+        return [
+            json.loads(event.data)
+            for event in sseclient.SSEClient(answer.iter_content(None)).events()
+        ]
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event["token"] for event in events)
+
+
+def eventually(is_so: Callable[[], bool], within: float) -> bool:
+    deadline = time.monotonic() + within
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def readiness(server: RunningServer) -> int:
+    return requests.get(f"{server.url}/health/ready", timeout=5).status_code
+
+
+def test_the_notebook_s_client_gets_vllm_s_tokens_as_they_are_made(server: RunningServer) -> None:
+    *deltas, end = stream(server, max_tokens=50)
+    assert len(deltas) >= 45  # some tokens are a part of a character
+    assert [event["index"] for event in deltas] == list(range(len(deltas)))
+    assert end["finished"]
+    assert end["finish_reason"] == "length"
+    assert end["usage"]["completion_tokens"] == 50
+    assert end["timings"]["total_time"] > 0
+
+
+def test_the_whole_answer_is_the_streamed_one(server: RunningServer) -> None:
+    body = {"prompt": "The lake", "temperature": 0, "max_tokens": 40, "stream": False}
+    whole = requests.post(f"{server.url}/generate", json=body, timeout=60).json()
+    assert whole["text"] == text_of(stream(server, prompt="The lake", max_tokens=40))
+    assert whole["usage"]["completion_tokens"] == 40
+
+
+def test_a_stop_string_is_found_by_penstock(server: RunningServer) -> None:
+    text = text_of(stream(server, max_tokens=40))
+    stop = text[20:25]
+    *deltas, end = stream(server, max_tokens=40, stop=[stop])
+    assert text_of(deltas) == text[: text.index(stop)]
+    assert end["finish_reason"] == "stop"
+    assert end["usage"]["completion_tokens"] < 40
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "a " * 3000}, ["The prompt has", "context of 2048"]),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, ["no chat template"]),
+    ],
+    ids=["prompt too long", "no chat template"],
+)
+def test_what_the_model_cannot_do_is_a_422(
+    server: RunningServer, fields: dict[str, Any], words: list[str]
+) -> None:
+    answer = requests.post(f"{server.url}/generate", json=fields, timeout=60)
+    assert answer.status_code == 422
+    for word in words:
+        assert word in answer.json()["detail"]
+
+
+def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch) -> None:
+    since = time.monotonic()
+    ends: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(target=lambda n=n: ends.append(stream(server, seed=n, max_tokens=100)[-1]))
+        for n in range(2 * SLOTS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [end["usage"]["completion_tokens"] for end in ends] == [100] * 2 * SLOTS
+    counts = [running for when, running, _ in watch.records if when >= since]
+    assert max(counts) == SLOTS
+
+
+@pytest.mark.parametrize("go", [Connection.close, Connection.reset], ids=["FIN", "RST"])
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_goes_ends_its_request_in_vllm(
+    server: RunningServer, watch: Watch, go: Callable[[Connection], None], streamed: bool
+) -> None:
+    with open_stream(server.port, generate(max_tokens=1000))[0]:  # so that vLLM goes on counting
+        watch.until(1, time.monotonic())
+        client = Connection(server.port).send(generate(max_tokens=1000, stream=streamed))
+        watch.until(2, time.monotonic())
+        gone = time.monotonic()
+        go(client)
+        assert watch.until(1, gone) - gone < GONE_WITHIN_S
+
+
+def test_a_core_that_is_killed_ends_every_stream_with_one_error_and_comes_back(
+    server: RunningServer,
+) -> None:
+    connections = [open_stream(server.port, generate(max_tokens=1000))[0] for _ in range(3)]
+    for connection in connections:
+        connection.chunk()
+    os.kill(core_of(server.engine_pid()).pid, signal.SIGKILL)
+    killed = time.monotonic()
+    for connection in connections:
+        with connection:
+            terminal = [event for event in connection.events() if event["finished"]]
+        assert [event["finish_reason"] for event in terminal] == ["error"]
+        assert terminal[0]["error"]["code"] == "engine_died"
+    assert time.monotonic() - killed < GONE_WITHIN_S
+    assert readiness(server) == 503
+    refused = requests.post(f"{server.url}/generate", json={"prompt": "Hi"}, timeout=5)
+    assert refused.status_code == 503
+    assert eventually(lambda: readiness(server) == 200, RESTART_LIMIT_S)
+    assert stream(server, max_tokens=3)[-1]["usage"]["completion_tokens"] == 3
+
+
+def test_a_server_that_is_killed_leaves_nothing_of_vllm_behind(server: RunningServer) -> None:
+    leader = server.engine_pid()
+    assert len(group_of(leader)) >= 3
+    files = {path for path in open_files(leader) if path.startswith(("/dev/shm/", "/tmp/penstock"))}
+    assert files
+    with open_stream(server.port, generate(max_tokens=1000))[0] as connection:
+        connection.chunk()
+        server.process.kill()
+        server.process.wait()
+    assert eventually(lambda: not group_of(leader), 5)
+    assert eventually(lambda: not any(Path(path).exists() for path in files), 5)
+
+
+def open_files(leader: int) -> set[str]:
+    """What the processes of a group share: memory that is mapped, sockets that are bound."""
+    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in group_of(leader)]
+    sockets = Path("/proc/net/unix").read_text()
+    return {line.split()[-1] for line in "\n".join([*maps, sockets]).splitlines() if line}
