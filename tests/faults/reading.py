@@ -33,6 +33,11 @@ RETRY_S = 0.02
 _numbers = itertools.count(1)
 
 
+def fresh_word(letters: int = 0) -> str:
+    """A word that no other stream has, of at least so many letters."""
+    return f"w{next(_numbers)}".ljust(letters, "x")
+
+
 class RefusedError(Exception):
     """A request was answered with another status than the wanted one."""
 
@@ -95,6 +100,7 @@ class Reader:
         """Wait for the response's end; how it ended."""
         assert self._exchange is not None
         how = await self._exchange.ended
+        self._exchange = None
         self._detached(how)
         return how
 
@@ -116,7 +122,6 @@ class Reader:
             while True:
                 if self._exchange is not None:
                     await self.closed()
-                    self._exchange = None
                 if self.ended is not None:
                     return self.ended
                 attempts += 1
