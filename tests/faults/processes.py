@@ -5,8 +5,10 @@ In: process ids and ports. Out: numbers. Not known here: streams.
 
 import asyncio
 import contextlib
+import enum
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -53,17 +55,33 @@ def rss_mib(pid: int) -> float:
     return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
-def unsent_bytes(server_port: int) -> dict[int, int]:
-    """For each client's port: what the server's kernel has taken and the client's has not.
+class TcpState(enum.IntEnum):
+    """The kernel's numbers of the states that matter here."""
 
-    Linux only. It is the socket's transmit queue: https://docs.kernel.org/networking/proc_net_tcp.html
+    ESTABLISHED = 1
+    FIN_WAIT_1 = 4
+
+
+class ServerSocket(NamedTuple):
+    """A connection on the server's side: `unsent` is what the server's kernel has been given and
+    the client's has not taken."""
+
+    state: int
+    unsent: int
+
+
+def server_sockets(server_port: int) -> dict[int, ServerSocket]:
+    """The server's connections, by their clients' ports. Linux only.
+
+    https://docs.kernel.org/networking/proc_net_tcp.html
     """
-    unsent = {}
+    found = {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, _, queues, *_ = line.split()
+        _, local, remote, state, queues, *_ = line.split()
         if int(local.rpartition(":")[2], 16) == server_port:
-            unsent[int(remote.rpartition(":")[2], 16)] = int(queues.partition(":")[0], 16)
-    return unsent
+            unsent = int(queues.partition(":")[0], 16)
+            found[int(remote.rpartition(":")[2], 16)] = ServerSocket(int(state, 16), unsent)
+    return found
 
 
 async def readiness(address: Address) -> int:

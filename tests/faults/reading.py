@@ -159,6 +159,11 @@ class Reader:
         self._exchange.read_on()
 
     @property
+    def is_over(self) -> bool:
+        """The response has ended, in whatever way."""
+        return self._exchange is None or self._exchange.ended.done()
+
+    @property
     def port(self) -> int:
         """The port that this reader comes from."""
         assert self._exchange is not None

@@ -148,7 +148,7 @@ async def test_the_built_in_model_says_after_a_death_what_it_would_have_said() -
     history = History()
     async with asyncio.timeout(PATIENCE_S):
         with serve(slots=4) as server:
-            alone = {}
+            alone: dict[str, Truth] = {}
             for prompt in PROMPTS:
                 alone |= await told(server, (prompt,))
             together = await told(server, PROMPTS)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.checker import Rules, judge
 from tests.faults.history import HeldBytes, History, numbered
-from tests.faults.processes import unsent_bytes
+from tests.faults.processes import server_sockets
 from tests.faults.proxy import bandwidth, proxied
 from tests.faults.reading import Reader, fresh_word
 from tests.servers import RunningServer, serve
@@ -74,7 +74,8 @@ async def test_a_stalled_reader_is_bounded_and_dropped_and_a_slow_one_is_not(
         async def watch() -> None:
             nonlocal most
             while True:
-                most = max(most, unsent_bytes(server.port).get(port, 0))
+                if held := server_sockets(server.port).get(port):
+                    most = max(most, held.unsent)
                 await asyncio.sleep(0.02)
 
         watching = asyncio.create_task(watch())
