@@ -20,13 +20,14 @@ from typing import Any
 import uvloop
 
 from penstock.api.app import create_app
+from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.granian_server import GranianServer, listen, serve_until
 from penstock.hub import find_model
 from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
-from penstock.stream.streams import Streams
+from penstock.stream.streams import Limits, Streams
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,20 @@ class Server:
         raise_file_limit()
         listener = open_listener(self._settings)
         self.url = url_of(listener)
-        engine = ChildEngine(ENGINES[self._settings.engine], options, self._on_loading)
-        streams = self._streams = Streams(engine)
-        app = create_app(self._settings, engine, streams)
+        settings = self._settings
+        engine = ChildEngine(
+            ENGINES[settings.engine], options, self._on_loading, settings.engine_timeout
+        )
+        limits = Limits(
+            settings.linger, settings.retain, settings.retain_bytes, settings.engine_restart_timeout
+        )
+        streams = self._streams = Streams(engine, limits)
+        pulse = Pulse(settings.heartbeat, settings.stall_timeout)
+        app = create_app(settings, engine, streams, pulse)
         closing = asyncio.Event()
-        web = GranianServer(app, listener, self._settings.max_connections)
+        web = GranianServer(app, listener, settings.max_connections, http2=settings.http2)
         serving = asyncio.create_task(serve_until(web, closing))
+        beating = asyncio.create_task(pulse.run())
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
@@ -87,10 +96,10 @@ class Server:
                 await self._stopping.wait()
                 await self._drain(streams)
         finally:
-            streams.draining = True
-            streams.cancel_all()
+            streams.shut_down()
             closing.set()
             await self._close(serving)
+            beating.cancel()
             await engine.stop()
             listener.close()
 
@@ -174,7 +183,9 @@ def open_listener(settings: Settings) -> socket.socket:
     """The listening socket. Raises StartError where the address cannot be had."""
     host, port = settings.host, settings.port
     try:
-        return listen(host, port, settings.max_connections)
+        # The kernel's clock starts before ours, and cannot tell slow from dead so well.
+        give_up_after = max(2 * settings.stall_timeout, settings.stall_timeout + 10)
+        return listen(host, port, settings.max_connections, give_up_after)
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: (

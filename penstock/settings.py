@@ -74,6 +74,24 @@ class Settings(BaseSettings):
     """Connections that may be open at once."""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """Seconds that running streams are given to end when the server is told to stop."""
+    linger: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """Seconds that a resumable stream goes on while nobody reads it."""
+    retain: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """Seconds that a resumable stream can still be read after its end."""
+    retain_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+    """Memory for all streams that are kept after their end, in bytes; the oldest goes first."""
+    heartbeat: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    """Seconds of silence after which a stream sends a comment, so that nothing on the way takes
+    it for dead."""
+    stall_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    """Seconds that sending may wait for a client that does not read, before it is dropped."""
+    engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """Seconds without a sign from an engine that has requests, after which it is taken for hung
+    and restarted. A long prompt is silent until its first token."""
+    engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """Seconds that running streams wait for an engine that died, before they end with an error."""
+    http2: bool = False
+    """Speak HTTP/2 as well, to clients that begin with it (as proxies can)."""
     engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
 
     @property

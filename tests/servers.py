@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 STOP_TIMEOUT_S = 15
+HURRY_AFTER_S = 0.5  # two signals at once may be one to the process
 
 
 @dataclass
@@ -88,6 +89,8 @@ def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iter
         ended_before = process.poll() is not None
         if not ended_before:
             process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(HURRY_AFTER_S)
             process.send_signal(signal.SIGTERM)  # without waiting for open streams
         try:
             process.wait(STOP_TIMEOUT_S)

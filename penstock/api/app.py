@@ -11,6 +11,7 @@ from penstock.api.host import HostCheck
 from penstock.api.native import GenerateRequest, native_routes
 from penstock.api.page import page_routes
 from penstock.api.problems import add_problem_handlers
+from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
 from penstock.settings import Settings
 from penstock.stream.streams import Streams
@@ -18,7 +19,7 @@ from penstock.stream.streams import Streams
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
 
 
-def create_app(settings: Settings, engine: ChildEngine, streams: Streams) -> FastAPI:
+def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse) -> FastAPI:
     """An application that serves `engine` through `streams`."""
     app = FastAPI(
         title="Penstock",
@@ -30,10 +31,12 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams) -> Fas
     )
 
     def unready() -> str | None:
-        return "draining" if streams.draining else _REASONS.get(engine.state)
+        if streams.draining:
+            return "draining"
+        return "engine down" if streams.is_recovering else _REASONS.get(engine.state)
 
     add_problem_handlers(app)
-    app.include_router(native_routes(streams, settings))
+    app.include_router(native_routes(streams, pulse, settings))
     app.include_router(health_routes(unready))
     app.include_router(page_routes(settings.served_name))
     app.add_middleware(

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
@@ -66,6 +67,18 @@ def _field_error(error: ErrorDetails) -> FieldError:
     return FieldError(field or "body", code, f"{field}: {message}" if field else message)
 
 
+def _methods_of(request: Request) -> list[str]:
+    """What the address may be asked with, on whichever of its routes."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every failure on every route in one form."""
 
@@ -77,15 +90,15 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
         if error.status_code == 404:
             return problem_response(NotFound("no_such_route", "There is nothing at this address."))
         if error.status_code == 405:
-            allowed = headers.get("Allow", "another method")
+            allowed = ", ".join(_methods_of(request))
             detail = f"This address answers to {allowed} only."
-            return problem_response(
-                BadRequest("method_not_allowed", detail, status=405, headers=headers)
+            problem = BadRequest(
+                "method_not_allowed", detail, status=405, headers={"Allow": allowed}
             )
+            return problem_response(problem)
         return problem_response(
             BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
         )

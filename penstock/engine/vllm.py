@@ -119,11 +119,13 @@ class Vllm:
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             prompt = await self._tokenise(request)
-            num_tokens = len(prompt["prompt_token_ids"])
-            if refusal := self._refusal(num_tokens):
+            prompt_ids = tuple(prompt["prompt_token_ids"])
+            if refusal := self._refusal(len(prompt_ids)):
                 sink.fail(*refusal)
                 return
-            sink.accepted(num_tokens)
+            sink.accepted(prompt_ids)
+            if request.generated:
+                prompt = await self._render_ids([*prompt_ids, *request.generated])
             if not await self._slot(request.id):
                 sink.fail("queue_full", "Too many requests are waiting. Try again later.")
                 return
@@ -146,6 +148,8 @@ class Vllm:
     async def _tokenise(self, request: Request) -> Any:
         """The prompt as vLLM takes it, with its `prompt_token_ids`: all of them, however many."""
         renderer = self._llm.renderer
+        if request.prompt_ids is not None:
+            return await self._render_ids(list(request.prompt_ids))
         if request.messages is not None:
             messages = [{"role": m.role, "content": m.content} for m in request.messages]
             chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
@@ -155,7 +159,14 @@ class Vllm:
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
         (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)
         if not prompt["prompt_token_ids"] and (begin := renderer.get_bos_token_id()) is not None:
-            (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": [begin]}])
+            return await self._render_ids([begin])
+        return prompt
+
+    async def _render_ids(self, ids: list[Any]) -> Any:
+        """Token ids as vLLM takes them; it names every id that it generates."""
+        renderer = self._llm.renderer
+        unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
+        (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
     def _refusal(self, num_tokens: int) -> tuple[str, str] | None:
@@ -178,6 +189,9 @@ class Vllm:
 
     async def _generate(self, request: Request, prompt: Any, sink: Sink) -> None:
         room = self._context_length - len(prompt["prompt_token_ids"])
+        if room <= 0:  # the engine died between the last token and the end
+            sink.finish("length", 0)
+            return
         params = sampling_params(request.sampling, min(request.max_tokens, room))
         adding = asyncio.create_task(self._llm.add_request(request.id, prompt, params))
         try:

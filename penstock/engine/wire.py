@@ -53,7 +53,7 @@ class Accepted(_Message, tag="accepted"):
     """`Sink.accepted`."""
 
     request_id: str
-    prompt_tokens: int
+    prompt_ids: tuple[int, ...]
 
 
 class Started(_Message, tag="started"):

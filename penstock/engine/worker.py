@@ -72,8 +72,8 @@ class WireSink:
         self._id = request_id
         self._push = outbox.push
 
-    def accepted(self, prompt_tokens: int) -> None:
-        self._push(wire.Accepted(self._id, prompt_tokens))
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+        self._push(wire.Accepted(self._id, prompt_ids))
 
     def started(self) -> None:
         self._push(wire.Started(self._id))

@@ -231,6 +231,7 @@ async def test_cancel_frees_the_slot_at_once(case: Case) -> None:
         # Cancelled from within its first delta: the engine may be far ahead of a task that waits.
         first = RecordingSink(on_delta=lambda: engine.cancel("first"))
         engine.submit(ask("first", 500), first)
+        await first.until("accepted")  # else the second may come to the line before it
         second = submit(engine, ask("second", 3))
         await second.end()
         assert first.calls == ["accepted", "started", "delta"]
@@ -277,7 +278,7 @@ async def test_stop_leaves_no_process(case: Case) -> None:
     assert not psutil.pid_exists(pid)
 
 
-async def test_a_killed_engine_fails_each_request_once_and_comes_back(case: Case) -> None:
+async def test_a_killed_engine_loses_each_request_once_and_comes_back(case: Case) -> None:
     async with case.running(slots=1) as engine:
         sinks = [submit(engine, ask("running", 500)), submit(engine, ask("waiting", 500))]
         await sinks[0].until("delta")
@@ -287,9 +288,8 @@ async def test_a_killed_engine_fails_each_request_once_and_comes_back(case: Case
         os.kill(pid, signal.SIGKILL)
         for sink in sinks:
             await sink.end(5)
-            assert sink.failure is not None
-            assert sink.failure[0] == "engine_died"
-            assert sink.calls.count("fail") == 1
+            assert sink.calls.count("lost") == 1
+            assert sink.calls[-1] == "lost"
         sink = await resubmit(engine, ask("again", 3), case.restart_limit_s)
         assert engine.pid != pid
     assert sink.completion_tokens == 3

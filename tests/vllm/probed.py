@@ -34,7 +34,7 @@ class ProbedVllm(Vllm):
         else:
             await super()._run(request, sink)
             return
-        sink.accepted(0)
+        sink.accepted(())
         sink.started()
         sink.delta(answer, 0, ())
         sink.finish("stop", 0)

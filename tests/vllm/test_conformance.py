@@ -12,7 +12,7 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
     resubmit,
     submit,
     test_a_cancel_that_comes_with_the_request_leaves_nothing,
-    test_a_killed_engine_fails_each_request_once_and_comes_back,
+    test_a_killed_engine_loses_each_request_once_and_comes_back,
     test_a_prompt_longer_than_the_context_is_refused_before_a_slot,
     test_a_request_is_accepted_started_streamed_and_finished_once,
     test_a_thousand_may_wait,
@@ -98,7 +98,7 @@ async def test_cancels_at_every_moment_leave_nothing_in_vllm(case: SharedCase) -
         assert await case.tell("free") == "True"
 
 
-async def test_a_killed_core_fails_each_request_within_a_second_and_comes_back(
+async def test_a_killed_core_loses_each_request_within_a_second_and_comes_back(
     case: SharedCase,
 ) -> None:
     async with case.running() as engine:
@@ -109,8 +109,7 @@ async def test_a_killed_core_fails_each_request_within_a_second_and_comes_back(
         os.kill(core_of(engine.pid).pid, signal.SIGKILL)
         for sink in sinks:
             await sink.end(1)
-            assert sink.failure is not None
-            assert sink.failure[0] == "engine_died"
+            assert sink.calls[-1] == "lost"
         again = await resubmit(engine, ask("again", 3), case.restart_limit_s)
     assert again.completion_tokens == 3
 

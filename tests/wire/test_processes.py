@@ -92,7 +92,7 @@ def test_running_streams_come_to_their_end_before_the_server_does(number: signal
         assert server.process.wait(PATIENCE_S) == 0
 
 
-def test_what_does_not_end_in_time_is_cancelled() -> None:
+def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
     with serve(drain_timeout=0.3, **LONG) as server:
         connection, _ = open_stream(server.port, generate(max_tokens=1000))
         with connection:
@@ -100,7 +100,9 @@ def test_what_does_not_end_in_time_is_cancelled() -> None:
             next(events)
             server.signal(signal.SIGTERM)
             *_, end = events
-        assert end["finish_reason"] == "cancelled"
+        assert end["finish_reason"] == "error"
+        assert end["error"]["code"] == "server_shutdown"
+        assert end["error"]["retry_safe"]
         assert server.process.wait(PATIENCE_S) == 0
 
 
@@ -114,7 +116,9 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
             assert eventually(lambda: readiness(server.url) == 503, 5)
             server.signal(signal.SIGINT)
             *_, end = events
-        assert end["finish_reason"] == "cancelled"
+        assert end["finish_reason"] == "error"
+        assert end["error"]["code"] == "server_shutdown"
+        assert end["error"]["retry_safe"]
         assert server.process.wait(PATIENCE_S) == 0
 
 
