@@ -2,7 +2,7 @@
 
 So many streams run at all times: one that ends is followed by another. A kill comes when every one
 of them has had a new event since the last. The pause of a stream is the longest gap between two of
-its events around a kill; what it would have been without one is in the figures too.
+its events around a kill; the gaps of five seconds without a kill are in the figures too.
 
 The truth of the mock is what it numbers. The truth of the built-in model is what it says to the
 same prompts undisturbed, greedily. Where two tokens are as good as equal, llama.cpp's choice
@@ -26,6 +26,7 @@ from tests.servers import RunningServer, serve
 
 Asked = tuple[Truth, dict[str, Any]]
 MAX_TOKENS = 400
+CALM_S = 5.0
 PROMPTS = [
     f"{opening} {subject}"
     for opening in ("The old", "One day a", "My friend the", "In the town there was a")
@@ -42,17 +43,16 @@ class Running:
         self.verdict = Verdict()
         self.readers: dict[int, Reader] = {}
         self.refused = 0
+        self._is_ending = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def begin(self, num_streams: int) -> None:
         self._tasks = [asyncio.create_task(self._keep(place)) for place in range(num_streams)]
 
-    def stop(self) -> None:
-        """Begin no more streams, and leave those that run."""
-        for task in self._tasks:
-            task.cancel()
-        for reader in self.readers.values():
-            reader.leave()
+    async def end(self) -> None:
+        """Begin no more streams, and read those that run to their ends."""
+        self._is_ending = True
+        await asyncio.gather(*self._tasks)
 
     async def all_have_progressed(self) -> None:
         """Wait until each of the streams is one that has had an event since now."""
@@ -72,7 +72,7 @@ class Running:
                 await asyncio.sleep(0.001)
 
     async def _keep(self, place: int) -> None:
-        while True:
+        while not self._is_ending:
             truth, fields = self._ask()
             reader = Reader(self._server.address, self._history)
             reader.arrivals = []
@@ -117,21 +117,23 @@ async def _measure(
     gaps: list[float] = []
     restarts: list[float] = []
     running.begin(streams)
-    try:
-        for _ in range(number):
-            await running.all_have_progressed()
-            under = list(running.readers.values())
-            killed_at = time.monotonic()
-            gaps += [gap for reader in under for gap in _gaps(reader, killed_at - 1.0, killed_at)]
-            await kill_engine(server, signal.SIGKILL)
-            restarts.append(time.monotonic() - killed_at)
-            await running.all_have_progressed()
-            for reader in under:
-                around = _gaps(reader, killed_at, time.monotonic())
-                if around:  # else it had its last event before the kill
-                    pauses.append(max(around))
-    finally:
-        running.stop()
+    await running.all_have_progressed()
+    calm_from = time.monotonic()
+    await asyncio.sleep(CALM_S)
+    for reader in running.readers.values():
+        gaps += _gaps(reader, calm_from, time.monotonic())
+    for _ in range(number):
+        await running.all_have_progressed()
+        under = list(running.readers.values())
+        killed_at = time.monotonic()
+        await kill_engine(server, signal.SIGKILL)
+        restarts.append(time.monotonic() - killed_at)
+        await running.all_have_progressed()
+        for reader in under:
+            around = _gaps(reader, killed_at, time.monotonic())
+            if around:  # else it had its last event before the kill
+                pauses.append(max(around))
+    await running.end()
     failed = sum(n for reason, n in running.verdict.endings.items() if reason.startswith("error"))
     return {
         "kills": number,

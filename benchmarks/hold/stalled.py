@@ -3,43 +3,47 @@
 So many streams run, each with a good reader. In the first run each has a second good reader, in the
 second a reader that has stopped reading: so the same is made, framed and logged in both.
 
-What is held for a stalled reader is what the server has sent and the client has not taken. In the
-kernel it is the transmit queue of the server's socket (/proc/net/tcp), at its largest. In the
-server's process it is the difference of the two runs' largest resident memory, for each reader.
-
-The time until it is dropped is from when the last byte went into the kernel: from then on the
-server's send waits. Dropped means that the server's socket is no longer an established one.
+A reader is dropped when the server says so in its log. Half of those that were dropped then read
+on: what comes, until the cut, is all that was held for them, by the client's kernel, the server's,
+and the server itself. The other half never read on: their sockets stay until the kernel gives up.
+What the server's own process holds for a stalled reader is also to be seen in its resident memory,
+as the difference of the two runs.
 """
 
 import asyncio
 import itertools
+import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import psutil
 
 from benchmarks.hold.report import Figures, spread_ms
 from tests.faults.checker import Rules, Verdict, judge
 from tests.faults.history import HeldBytes, History, numbered
-from tests.faults.processes import TcpState, processes_of, server_sockets
+from tests.faults.processes import server_sockets
 from tests.faults.reading import Reader, fresh_word
 from tests.servers import RunningServer, serve
 
 STALL_TIMEOUT_S = 3.0
 INTERVAL_S = 0.05
+LENGTH = 300
 LETTERS = 4000
+RECEIVE_BUFFER = 4096
 SAMPLE_S = 0.05
+PATIENCE_S = 90.0
 BYTES_PER_READER = 256 * 1024
+DROPPED = re.compile(r"ended a reader that took nothing for (\d+) s")
 
 
 @dataclass
 class Stalled:
-    """What was seen of one stalled reader's socket, on the server's side."""
+    """What was seen of one stalled reader."""
 
     reader: Reader
     port: int
     stopped_at: float
-    most: int = 0
-    full_at: float = 0.0
-    dropped_at: float = 0.0
+    held: int = 0
     gone_at: float = 0.0
 
 
@@ -50,101 +54,133 @@ class Run:
     verdict: Verdict
     gaps: list[float]
     rss_kib: float
-    stalled: list[Stalled] = field(default_factory=list)
+    stalled: list[Stalled]
+    dropped_after: list[float]
+    waited: list[float]
 
 
 async def measure(readers: int) -> Figures:
     """`readers` streams, and as many stalled readers."""
     without = await _run(readers, stalled=False)
     beside = await _run(readers, stalled=True)
-    dropped = [each for each in beside.stalled if each.dropped_at]
-    kernel = [each.most for each in beside.stalled]
-    process = (beside.rss_kib - without.rss_kib) / readers
+    held = [each.held for each in beside.stalled if each.held]
+    gone = [each.gone_at - each.stopped_at for each in beside.stalled if each.gone_at]
+    calm, troubled = spread_ms(without.gaps), spread_ms(beside.gaps)
     return {
         "stalled_readers": readers,
         "stall_timeout_s": STALL_TIMEOUT_S,
-        "dropped": len(dropped),
-        "full_until_dropped_s": _spread_s([each.dropped_at - each.full_at for each in dropped]),
-        "stopped_until_dropped_s": _spread_s(
-            [each.dropped_at - each.stopped_at for each in dropped]
-        ),
-        "stopped_until_gone_from_the_kernel_s": _spread_s(
-            [each.gone_at - each.stopped_at for each in beside.stalled if each.gone_at]
-        ),
-        "still_in_the_kernel_at_the_end": sum(not each.gone_at for each in beside.stalled),
-        "held_kib_in_the_kernel_at_most": round(max(kernel, default=0) / 1024, 1),
-        "held_kib_in_the_process_each": round(process, 1),
-        "good_readers_gap_without": spread_ms(without.gaps),
-        "good_readers_gap_beside": spread_ms(beside.gaps),
-        "good_readers_gap_p99_more_ms": round(
-            spread_ms(beside.gaps)["p99_ms"] - spread_ms(without.gaps)["p99_ms"], 2
-        ),
+        "dropped": len(beside.dropped_after),
+        "send_had_waited_s_as_the_server_says": _spread(beside.waited),
+        "stopped_reading_until_dropped_s": _spread(beside.dropped_after),
+        "stopped_reading_until_the_socket_is_gone_s": {**_spread(gone), "of": len(gone)},
+        "held_in_all_kib": {**_spread([each / 1024 for each in held]), "of": len(held)},
+        "held_by_the_process_kib_each": round((beside.rss_kib - without.rss_kib) / readers, 1),
+        "good_readers_gap_without": calm,
+        "good_readers_gap_beside": troubled,
+        "good_readers_gap_p99_more_ms": round(troubled["p99_ms"] - calm["p99_ms"], 2),
         "breaches": [str(b) for run in (without, beside) for b in run.verdict.breaches],
     }
 
 
-def _spread_s(seconds: list[float]) -> Figures:
+def _spread(values: list[float]) -> Figures:
     return {
-        "least": round(min(seconds, default=0.0), 2),
-        "most": round(max(seconds, default=0.0), 2),
+        "least": round(min(values, default=0.0), 2),
+        "most": round(max(values, default=0.0), 2),
     }
 
 
 async def _run(num_streams: int, *, stalled: bool) -> Run:
-    length = 250
     with serve(
         engine="mock",
         mock_interval=INTERVAL_S,
         stall_timeout=STALL_TIMEOUT_S,
-        engine_arg=["numbered=true", f"length={length}"],
+        engine_arg=["numbered=true", f"length={LENGTH}"],
     ) as server:
         history = History()
-        good: list[Reader] = []
-        others: list[Stalled] = []
+        first, second = [], []
         for _ in range(num_streams):
-            truth = numbered(fresh_word(LETTERS), length=length, max_tokens=1000)
-            reader = Reader(server.address, history)
+            reader, other = (Reader(server.address, history) for _ in range(2))
             reader.arrivals = []
+            truth = numbered(fresh_word(LETTERS), length=LENGTH, max_tokens=1000)
             await reader.open(truth, max_tokens=1000)
-            good.append(reader)
-            other = Reader(server.address, history)
-            if stalled:
-                other.receive_buffer = 4096
+            other.receive_buffer = RECEIVE_BUFFER if stalled else 0
             await other.attach(reader.stream)
-            if stalled:
-                other.stop_reading()
-                others.append(Stalled(other, other.port, time.monotonic()))
-            else:
-                good.append(other)
-        most_rss = 0.0
-        reading = asyncio.gather(*(reader.closed() for reader in good))
-        while not reading.done():
-            _look(server, others)
-            (parent, *_) = processes_of(server)
-            most_rss = max(most_rss, parent.memory_info().rss / 1024)
-            await asyncio.wait((reading,), timeout=SAMPLE_S)
-        for each in others:
+            first.append(reader)
+            second.append(other)
+        others = []
+        if stalled:
+            for reader in second:
+                reader.stop_reading()
+                others.append(Stalled(reader, reader.port, time.monotonic()))
+        reading = asyncio.gather(
+            *(reader.closed() for reader in (first if stalled else first + second))
+        )
+        seen = _Seen(server, others)
+        while not (reading.done() and seen.is_all):
+            seen.look()
+            await asyncio.sleep(SAMPLE_S)
+        for each in others[::2]:
             stream = each.reader.stream
-            history.add(stream, HeldBytes(each.stopped_at, each.reader.name, each.most))
+            history.add(stream, HeldBytes(time.monotonic(), each.reader.name, each.held))
+        for each in others[1::2]:
             each.reader.leave("RST")
         verdict = judge(history, Rules(bytes_per_reader=BYTES_PER_READER))
-        gaps = [
-            b - a
-            for reader in good[:: 1 if stalled else 2]
-            for a, b in itertools.pairwise(reader.arrivals or [])
+        gaps = [b - a for reader in first for a, b in itertools.pairwise(reader.arrivals or [])]
+        return Run(verdict, gaps, seen.most_rss_kib, others, seen.dropped_after, seen.waited)
+
+
+class _Seen:
+    """Looks at the server from outside."""
+
+    def __init__(self, server: RunningServer, stalled: list[Stalled]) -> None:
+        self._server, self._stalled = server, stalled
+        self._parent = psutil.Process(server.pid)
+        self._began = time.monotonic()
+        self._reading: list[asyncio.Task[None]] = []
+        self.most_rss_kib = 0.0
+        self.dropped_after: list[float] = []
+        self.waited: list[float] = []
+
+    @property
+    def is_all(self) -> bool:
+        """Nothing more is to be seen."""
+        if time.monotonic() - self._began > PATIENCE_S:
+            return True
+        is_read = len(self._reading) == len(self._stalled[::2])
+        return (
+            is_read
+            and all(task.done() for task in self._reading)
+            and all(each.gone_at for each in self._stalled[1::2])
+        )
+
+    def look(self) -> None:
+        """Look once."""
+        now = time.monotonic()
+        if not self._reading:
+            self.most_rss_kib = max(self.most_rss_kib, self._parent.memory_info().rss / 1024)
+        if not self._stalled:
+            return
+        found = [
+            float(match[1])
+            for line in list(self._server.output)
+            if (match := DROPPED.search(line)) is not None
         ]
-        return Run(verdict, gaps, most_rss, others)
+        stopped_at = min(each.stopped_at for each in self._stalled)
+        self.dropped_after += [now - stopped_at] * (len(found) - len(self.waited))
+        self.waited = found
+        if len(found) >= len(self._stalled) and not self._reading:
+            self._reading = [
+                asyncio.create_task(_read_what_is_held(each)) for each in self._stalled[::2]
+            ]
+        sockets = server_sockets(self._server.port)
+        for each in self._stalled[1::2]:
+            if not each.gone_at and each.port not in sockets:
+                each.gone_at = now
 
 
-def _look(server: RunningServer, stalled: list[Stalled]) -> None:
-    """One look at the server's sockets."""
-    now = time.monotonic()
-    sockets = server_sockets(server.port)
-    for each in stalled:
-        found = sockets.get(each.port)
-        if found is not None and found.unsent > each.most:
-            each.most, each.full_at = found.unsent, now
-        if not each.dropped_at and (found is None or found.state != TcpState.ESTABLISHED):
-            each.dropped_at = now
-        if not each.gone_at and found is None:
-            each.gone_at = now
+async def _read_what_is_held(stalled: Stalled) -> None:
+    exchange = stalled.reader.exchange
+    before = exchange.num_bytes
+    stalled.reader.read_on()
+    await stalled.reader.closed()
+    stalled.held = exchange.num_bytes - before

@@ -32,6 +32,8 @@ class Exchange(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.head: asyncio.Future[Head | None] = loop.create_future()
         self.ended: asyncio.Future[How] = loop.create_future()
+        self.num_bytes = 0
+        """Bytes that have come, the response's head and its chunks' frames included."""
         self._request = request
         self._on_body = on_body
         self._take: Callable[[], bool] = self._take_head
@@ -78,6 +80,7 @@ class Exchange(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
+        self.num_bytes += len(data)
         if self.ended.done():
             return
         self._buffer += data

@@ -5,7 +5,6 @@ In: process ids and ports. Out: numbers. Not known here: streams.
 
 import asyncio
 import contextlib
-import enum
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -53,13 +52,6 @@ async def settled(
 def rss_mib(pid: int) -> float:
     """Resident memory."""
     return float(psutil.Process(pid).memory_info().rss) / 2**20
-
-
-class TcpState(enum.IntEnum):
-    """The kernel's numbers of the states that matter here."""
-
-    ESTABLISHED = 1
-    FIN_WAIT_1 = 4
 
 
 class ServerSocket(NamedTuple):
@@ -123,6 +115,11 @@ def still_there(pids: list[int]) -> list[int]:
     return [pid for pid in pids if runs(pid)]
 
 
+def engine_pids(server: RunningServer) -> list[int]:
+    """The processes that the server has started and that run; hardly ever more than one."""
+    return still_there([child.pid for child in psutil.Process(server.pid).children()])
+
+
 async def kill_engine(
     server: RunningServer, number: signal.Signals = signal.SIGKILL, within: float = PATIENCE_S
 ) -> None:
@@ -133,6 +130,6 @@ async def kill_engine(
         while not killed:
             killed = signal_engine(server, number)
             await asyncio.sleep(PROBE_S)
-        while still_there([killed]):  # noqa: ASYNC110 - another process sets no event of ours
+        while engine_pids(server) in ([], [killed]):  # noqa: ASYNC110 - as above
             await asyncio.sleep(PROBE_S)
         await until_readiness(server.address, 200)

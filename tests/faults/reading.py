@@ -98,8 +98,7 @@ class Reader:
 
     async def closed(self) -> How:
         """Wait for the response's end; how it ended."""
-        assert self._exchange is not None
-        how = await self._exchange.ended
+        how = await self.exchange.ended
         self._exchange = None
         self._detached(how)
         return how
@@ -110,8 +109,7 @@ class Reader:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((index, waiter))
-        assert self._exchange is not None
-        await asyncio.wait((waiter, self._exchange.ended), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiter, self.exchange.ended), return_when=asyncio.FIRST_COMPLETED)
         if self.cursor < index:
             raise ConnectionResetError(f"the response ended at event {self.cursor} of {index}")
 
@@ -143,20 +141,23 @@ class Reader:
 
     def half_close(self) -> None:
         """Send FIN and go on reading: the server takes it for a disconnect."""
-        assert self._exchange is not None
         if not self.is_resumable:
             self._history.add(self.stream, Abort(time.monotonic(), "disconnect"))
-        self._exchange.half_close()
+        self.exchange.half_close()
 
     def stop_reading(self) -> None:
         """Stay, and take nothing more."""
-        assert self._exchange is not None
-        self._exchange.stop_reading()
+        self.exchange.stop_reading()
 
     def read_on(self) -> None:
         """Take again what comes."""
+        self.exchange.read_on()
+
+    @property
+    def exchange(self) -> Exchange:
+        """The request that is under way, and its response."""
         assert self._exchange is not None
-        self._exchange.read_on()
+        return self._exchange
 
     @property
     def is_over(self) -> bool:
@@ -166,8 +167,7 @@ class Reader:
     @property
     def port(self) -> int:
         """The port that this reader comes from."""
-        assert self._exchange is not None
-        return int(self._exchange.socket.getsockname()[1])
+        return int(self.exchange.socket.getsockname()[1])
 
     # What comes.
 
