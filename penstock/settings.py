@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     """Seconds that sending may wait for a client that does not read, before it is dropped."""
     engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """Seconds without a sign from an engine that has requests, after which it is taken for hung
-    and restarted. A long prompt is silent until its first token."""
+    and restarted. (llama.cpp gives one after each batch of a long prompt, n_batch tokens.)"""
     engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     """Seconds that running streams wait for an engine that died, before they end with an error."""
     http2: bool = False

@@ -184,6 +184,8 @@ class ChildEngine:
             case wire.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case wire.Working():
+                pass  # it was heard
             case wire.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)

@@ -199,6 +199,9 @@ class Stream:
         self.phase = "running"
         self._started_at = self._started_at or time.monotonic()
 
+    def working(self) -> None:
+        """The engine is at the prompt: nothing to read yet."""
+
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log what of the text is certain."""
         if self.log.terminal is not None:
