@@ -44,6 +44,9 @@ class ReportingSink:
     def started(self) -> None:
         self._sink.started()
 
+    def working(self) -> None:
+        self._sink.working()
+
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         for _ in range(num_tokens):
             self._report.say("token", self._id)
