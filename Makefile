@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check format clean
+.PHONY: help install serve test soak test-vllm check format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ serve: $(READY) ## serve the built-in model at http://127.0.0.1:8000
 
 test: $(DEV_READY) ## run the tests
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 # In an environment of its own, kept in ~/.cache/penstock: vLLM pins much.
 test-vllm: ## run vLLM's tests (the first time downloads 1 GB)

@@ -283,8 +283,9 @@ async def _carry(reader: asyncio.StreamReader, push: Push) -> None:
 def _close(writer: asyncio.StreamWriter, how: How) -> None:
     if how == "RST":
         linger = struct.pack("ii", 1, 0)
-        with contextlib.suppress(OSError):
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if (raw := writer.get_extra_info("socket")) is not None:  # it is closed already, else
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
     else:
         writer.close()

@@ -130,6 +130,12 @@ class Reader:
 
     # Going away.
 
+    def forget(self) -> None:
+        """Give up a request to which no response has begun."""
+        if self._exchange is not None:
+            self._exchange.leave("RST")
+            self._exchange = None
+
     def leave(self, how: Literal["FIN", "RST"] = "FIN") -> None:
         """Go; a stream that cannot be resumed is thereby to be cancelled."""
         if self._exchange is not None:
@@ -158,6 +164,11 @@ class Reader:
         """The request that is under way, and its response."""
         assert self._exchange is not None
         return self._exchange
+
+    @property
+    def has_response(self) -> bool:
+        """There is a response whose end has not been recorded."""
+        return self._exchange is not None
 
     @property
     def is_over(self) -> bool:
