@@ -3,7 +3,8 @@
 They compute nothing and keep a core of their own, the client's. `Stepped` gives every stream one
 token when it is told to, by a datagram on `socket`: the client sends one when it has received all
 of the step before. `Paced` gives every stream `rate` tokens a second, each of which is the time at
-which it was pushed (`time.monotonic_ns`), all streams out of phase, or the first one at once if `eager`.
+which it was pushed (`time.monotonic_ns`), all streams out of phase; the first one at once if it is
+`eager`.
 """
 
 import asyncio
