@@ -13,7 +13,15 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from penstock.errors import Problem, Unavailable
 from penstock.events import Delta, Failure
@@ -167,7 +175,7 @@ class Races(RuleBasedStateMachine):
     # What clients do.
 
     @rule(target=models, resumable=st.booleans(), is_quick=st.booleans())
-    def open(self, resumable: bool, is_quick: bool) -> Model | None:
+    def open(self, resumable: bool, is_quick: bool) -> Any:
         async def work() -> Model | None:
             name = f"s{next(self.names)}"
             request = Request(id=name, max_tokens=MAX_TOKENS, prompt=name)
@@ -184,7 +192,8 @@ class Races(RuleBasedStateMachine):
             self._connect(model, Reader(stream), is_quick)
             return model
 
-        return self.run(work())  # type: ignore[no-any-return] # as `work` says
+        model = self.run(work())
+        return multiple() if model is None else model
 
     @rule(
         target=connections,
@@ -192,10 +201,8 @@ class Races(RuleBasedStateMachine):
         is_quick=st.booleans(),
         after=st.integers(-1, MAX_TOKENS),
     )
-    def attach(self, model: Model | None, is_quick: bool, after: int) -> Connection | None:
+    def attach(self, model: Model, is_quick: bool, after: int) -> Any:
         async def work() -> Connection | None:
-            if model is None:
-                return None
             why_not = ""
             try:
                 found = self.streams.find(model.stream.id)
@@ -211,27 +218,28 @@ class Races(RuleBasedStateMachine):
             model.readers += 1
             return self._connect(model, Reader(found, cursor), is_quick)
 
-        return self.run(work())  # type: ignore[no-any-return] # as `work` says
+        connection = self.run(work())
+        return multiple() if connection is None else connection
 
     @rule(connection=connections)
-    def read(self, connection: Connection | None) -> None:
+    def read(self, connection: Connection) -> None:
         async def work() -> None:
-            if connection is not None and connection.is_open and connection.task is None:
+            if connection.is_open and connection.task is None:
                 while connection.reader.lag > 0:
                     self._record(connection, await connection.reader.take())
 
         self.run(work())
 
     @rule(connection=connections)
-    def leave(self, connection: Connection | None) -> None:
+    def leave(self, connection: Connection) -> None:
         async def work() -> None:
-            if connection is not None and connection.is_open:
+            if connection.is_open:
                 self._disconnect(connection)
 
         self.run(work())
 
     @rule(model=models)
-    def first_client_leaves(self, model: Model | None) -> None:
+    def first_client_leaves(self, model: Model) -> None:
         async def work() -> None:
             for connection in self.open_connections:
                 if connection.model is model:
@@ -241,10 +249,8 @@ class Races(RuleBasedStateMachine):
         self.run(work())
 
     @rule(model=models, twice=st.booleans())
-    def cancel(self, model: Model | None, twice: bool) -> None:
+    def cancel(self, model: Model, twice: bool) -> None:
         async def work() -> None:
-            if model is None:
-                return
             self._end(model, "cancelled")
             for _ in range(1 + twice):
                 reason = self.streams.cancel(model.stream.id)
@@ -256,10 +262,10 @@ class Races(RuleBasedStateMachine):
     # What the engine does.
 
     @rule(model=models, number=st.integers(1, 5))
-    def say(self, model: Model | None, number: int) -> None:
+    def say(self, model: Model, number: int) -> None:
         async def work() -> None:
             for _ in range(number):
-                if model is not None and model.stream.id in self.engine.running:
+                if model.stream.id in self.engine.running:
                     assert not model.ended
                     if model.num_tokens < MAX_TOKENS - 1:
                         self.engine.say(model.stream.id)
@@ -269,9 +275,9 @@ class Races(RuleBasedStateMachine):
         self.run(work())
 
     @rule(model=models, fails=st.booleans(), says_more=st.booleans())
-    def finish(self, model: Model | None, fails: bool, says_more: bool) -> None:
+    def finish(self, model: Model, fails: bool, says_more: bool) -> None:
         async def work() -> None:
-            if model is None or model.stream.id not in self.engine.running:
+            if model.stream.id not in self.engine.running:
                 return
             sink = self.engine.running[model.stream.id].sink
             if fails:
@@ -286,11 +292,10 @@ class Races(RuleBasedStateMachine):
 
         self.run(work())
 
+    @precondition(lambda self: not self.engine.is_down)
     @rule(is_back_at_once=st.booleans())
     def die(self, is_back_at_once: bool) -> None:
         async def work() -> None:
-            if self.engine.is_down:
-                return
             for stream_id in self.engine.running:
                 self.all[stream_id].deaths_without_token += 1
             self.engine.die()
@@ -299,13 +304,13 @@ class Races(RuleBasedStateMachine):
 
         self.run(work())
 
+    @precondition(lambda self: self.engine.is_down)
     @rule(dies_again=st.booleans())
     def come_back(self, dies_again: bool) -> None:
         async def work() -> None:
-            if self.engine.is_down:
-                self.engine.come_back()
-                if dies_again:  # before anybody could make use of it
-                    self.engine.die()
+            self.engine.come_back()
+            if dies_again:  # before anybody could make use of it
+                self.engine.die()
 
         self.run(work())
 
