@@ -6,8 +6,6 @@ second a reader that has stopped reading: so the same is made, framed and logged
 A reader is dropped when the server says so in its log. Half of those that were dropped then read
 on: what comes, until the cut, is all that was held for them, by the client's kernel, the server's,
 and the server itself. The other half never read on: their sockets stay until the kernel gives up.
-What the server's own process holds for a stalled reader is also to be seen in its resident memory,
-as the difference of the two runs.
 """
 
 import asyncio
@@ -15,8 +13,6 @@ import itertools
 import re
 import time
 from dataclasses import dataclass
-
-import psutil
 
 from benchmarks.hold.report import Figures, spread_ms
 from tests.faults.checker import Rules, Verdict, judge
@@ -53,7 +49,6 @@ class Run:
 
     verdict: Verdict
     gaps: list[float]
-    rss_kib: float
     stalled: list[Stalled]
     dropped_after: list[float]
     waited: list[float]
@@ -74,7 +69,6 @@ async def measure(readers: int) -> Figures:
         "stopped_reading_until_dropped_s": _spread(beside.dropped_after),
         "stopped_reading_until_the_socket_is_gone_s": {**_spread(gone), "of": len(gone)},
         "held_in_all_kib": {**_spread([each / 1024 for each in held]), "of": len(held)},
-        "held_by_the_process_kib_each": round((beside.rss_kib - without.rss_kib) / readers, 1),
         "good_readers_gap_without": calm,
         "good_readers_gap_beside": troubled,
         "good_readers_gap_p99_more_ms": round(troubled["p99_ms"] - calm["p99_ms"], 2),
@@ -126,7 +120,7 @@ async def _run(num_streams: int, *, stalled: bool) -> Run:
             each.reader.leave("RST")
         verdict = judge(history, Rules(bytes_per_reader=BYTES_PER_READER))
         gaps = [b - a for reader in first for a, b in itertools.pairwise(reader.arrivals or [])]
-        return Run(verdict, gaps, seen.most_rss_kib, others, seen.dropped_after, seen.waited)
+        return Run(verdict, gaps, others, seen.dropped_after, seen.waited)
 
 
 class _Seen:
@@ -134,10 +128,8 @@ class _Seen:
 
     def __init__(self, server: RunningServer, stalled: list[Stalled]) -> None:
         self._server, self._stalled = server, stalled
-        self._parent = psutil.Process(server.pid)
         self._began = time.monotonic()
         self._reading: list[asyncio.Task[None]] = []
-        self.most_rss_kib = 0.0
         self.dropped_after: list[float] = []
         self.waited: list[float] = []
 
@@ -156,8 +148,6 @@ class _Seen:
     def look(self) -> None:
         """Look once."""
         now = time.monotonic()
-        if not self._reading:
-            self.most_rss_kib = max(self.most_rss_kib, self._parent.memory_info().rss / 1024)
         if not self._stalled:
             return
         found = [
