@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_TIMEOUT_S = 3.0
-STDERR_LINES_KEPT = 40
+STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
 
 
 class _Channel(asyncio.Protocol):
@@ -184,6 +184,7 @@ class ChildEngine:
         finally:
             gone.cancel()
         self.state = "ready"
+        self._stderr.clear()  # what was said while loading is not what it may die of
         return info
 
     async def _supervise(self) -> None:
@@ -257,10 +258,13 @@ class ChildEngine:
     def _first_complaint(self) -> str:
         """The first error that the process wrote: those after it mostly follow from it."""
         for line in self._stderr:
-            if found := re.search(r"\bE (?:\w+ +)?\w+: (.+)|^(\w*Error: .+)", line):
+            if found := _COMPLAINT.search(line):
                 return f"It says: {found[1] or found[2]}"
         return ""
 
+
+# How llama.cpp's log, Python, and vLLM's log with a traceback in it say what is wrong.
+_COMPLAINT = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
 
 _UNAVAILABLE = {
     "loading": ("engine_loading", "The model is still loading. Try again in a moment."),

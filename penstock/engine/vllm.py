@@ -37,9 +37,11 @@ try:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 except ImportError as error:
+    there = error.name != "vllm"
     raise StartError(
-        f"vLLM cannot be imported: {error}.",
-        'On a machine with a GPU: pip install "penstock[vllm]". For a CPU see docs/scaling.md.',
+        f"This vLLM cannot be used: {error}." if there else "vLLM is not installed.",
+        'On a machine with a GPU: pip install "penstock[vllm]", which brings the version that'
+        " Penstock is made for. For a CPU see docs/scaling.md.",
     ) from error
 
 log = logging.getLogger(__name__)
@@ -82,9 +84,12 @@ class Vllm:
                 enable_log_requests=args.enable_log_requests,
                 disable_log_stats=args.disable_log_stats,
             )
+            await self._warm_up()
         except Exception as error:  # whatever it is, the model is not loaded
+            # A process that the kernel kills for its memory has no words of its own.
+            killed = " Its core was killed." if "-9}" in str(error) else ""
             raise StartError(
-                "vLLM could not load the model.",
+                f"vLLM could not load the model.{killed}",
                 "Is there enough memory? max_model_len, gpu_memory_utilization and"
                 " tensor_parallel_size decide how much is needed, and where.",
             ) from error
@@ -93,6 +98,13 @@ class Vllm:
         num_slots = config.scheduler_config.max_num_seqs
         self._slots = Slots(num_slots)
         return ModelInfo(self._name, "vllm", self._context_length, num_slots)
+
+    async def _warm_up(self) -> None:
+        """Sample two tokens: what vLLM compiles at the first request is then not the client's to
+        wait for, and where it cannot be compiled the model is not said to be ready."""
+        params = sampling_params(Sampling(), 2)
+        async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
+            pass
 
     async def stop(self) -> None:
         """Drop every request and end vLLM's own processes."""
@@ -217,14 +229,15 @@ def configure(engine_args: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """What vLLM says is wrong, without the frame that pydantic puts around it."""
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    first = errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    what = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    """What vLLM says is wrong, in one line, without the frame that pydantic puts around it."""
+    text = str(error)
+    if errors := getattr(error, "errors", None):
+        first = errors()[0]
+        text = str(first["msg"]).removeprefix("Value error, ")
+        if first["loc"]:
+            text = f"{first['loc'][0]}: {text}"
+    words, _, _ = text.strip().partition("\n\n")  # what follows is advice on other programs
+    return " ".join(words.split()).rstrip(".") + "."
 
 
 def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
