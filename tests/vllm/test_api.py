@@ -5,6 +5,7 @@ OPT model, then the server with the built-in one. What needs answers without an 
 model, whose answers have none.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -145,17 +146,21 @@ def test_a_client_that_goes_ends_its_request_in_vllm(
 def test_a_core_that_is_killed_ends_every_stream_with_one_error_and_comes_back(
     server: RunningServer,
 ) -> None:
-    connections = [open_stream(server.port, generate(max_tokens=1000))[0] for _ in range(3)]
-    for connection in connections:
-        connection.chunk()
-    os.kill(core_of(server.engine_pid()).pid, signal.SIGKILL)
-    killed = time.monotonic()
-    for connection in connections:
-        with connection:
+    core = core_of(server.engine_pid()).pid
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(open_stream(server.port, generate(max_tokens=1000))[0])
+            for _ in range(3)
+        ]
+        for connection in connections:
+            connection.chunk()
+        os.kill(core, signal.SIGKILL)
+        killed = time.monotonic()
+        for connection in connections:
             terminal = [event for event in connection.events() if event["finished"]]
-        assert [event["finish_reason"] for event in terminal] == ["error"]
-        assert terminal[0]["error"]["code"] == "engine_died"
-    assert time.monotonic() - killed < GONE_WITHIN_S
+            assert [event["finish_reason"] for event in terminal] == ["error"]
+            assert terminal[0]["error"]["code"] == "engine_died"
+        assert time.monotonic() - killed < GONE_WITHIN_S
     assert readiness(server.url) == 503
     refused = requests.post(f"{server.url}/generate", json={"prompt": "Hi"}, timeout=5)
     assert refused.status_code == 503
