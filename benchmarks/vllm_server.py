@@ -42,6 +42,7 @@ from tests.wire.raw import Connection
 START_LIMIT_S = 300.0
 ABORTS_PER_STREAM = 5  # while one other stream goes on, which max_tokens ends at some time
 LONG = 1000
+WARM_UP_S = 4.0  # vLLM compiles its sampler, for one and for several
 ENGINE_ARGS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -228,8 +229,8 @@ def main() -> None:
             targets = [
                 stack.enter_context(each(model, slots, options.max_tokens)) for each in servers
             ]
-            streams(targets, slots, 1, 3.0)  # what is made at first use exists before it counts
             for count in counts:
+                streams(targets, count, 1, WARM_UP_S)
                 what = f"{count} stream{'s' if count > 1 else ''}"
                 results[what] = streams(targets, count, options.repeats, options.seconds)
                 print(what, json.dumps(results[what]), file=sys.stderr)
