@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test soak test-vllm check format clean
+.PHONY: help install serve test soak test-vllm bench-vllm check format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ test-vllm: ## run vLLM's tests (the first time downloads 1 GB)
 	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
 	    TEST_VLLM=1 PYTHONPATH=$(CURDIR) $$vllm/bin/python -m pytest tests/vllm $(ARGS)
 
+bench-vllm: ## compare vLLM behind Penstock with vLLM's own server
+	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
+	    PYTHONPATH=$(CURDIR) $$vllm/bin/python -m benchmarks.vllm_server $(ARGS)
+
 check: $(DEV_READY) ## formatter, linter, strict types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -45,9 +49,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(READY): pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
 	@touch $@
 
 $(DEV_READY): pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY) $@

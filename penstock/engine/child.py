@@ -29,7 +29,7 @@ RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_TIMEOUT_S = 3.0
 # What a dead process still had to say is in the socket, unless something else holds its end open.
 LAST_WORDS_TIMEOUT_S = 1.0
-STDERR_LINES_KEPT = 40
+STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
 
 
 class LosableSink(Sink, Protocol):
@@ -238,6 +238,7 @@ class ChildEngine:
             gone.cancel()
         self.state = "ready"
         self._ready.set()
+        self._stderr.clear()  # what was said while loading is not what it may die of
         return info
 
     async def _supervise(self) -> None:
@@ -333,10 +334,13 @@ class ChildEngine:
     def _first_complaint(self) -> str:
         """The first error that the process wrote: those after it mostly follow from it."""
         for line in self._stderr:
-            if found := re.search(r"\bE (?:\w+ +)?\w+: (.+)|^(\w*Error: .+)", line):
+            if found := _COMPLAINT.search(line):
                 return f"It says: {found[1] or found[2]}"
         return ""
 
+
+# How llama.cpp's log, Python, and vLLM's log with a traceback in it say what is wrong.
+_COMPLAINT = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
 
 _UNAVAILABLE = {
     "loading": ("engine_loading", "The model is still loading. Try again in a moment."),
