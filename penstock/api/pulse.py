@@ -15,6 +15,10 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 
 
+# A send that waits for longer has a client that does not keep up.
+BLOCKED_AFTER_S = 1.0
+
+
 class Sending:
     """What the pulse knows of one response; made in the task that sends it."""
 
@@ -60,6 +64,15 @@ class Pulse:
 
     def __len__(self) -> int:
         return len(self._sendings)
+
+    def lags(self) -> list[int]:
+        """For each response, how many events its reader is behind."""
+        return [sending.reader.lag for sending in self._sendings]
+
+    def num_blocked(self) -> int:
+        """Responses whose clients have not taken what was sent for a second or longer."""
+        latest = asyncio.get_running_loop().time() - BLOCKED_AFTER_S
+        return sum(sending.is_sending and sending.since < latest for sending in self._sendings)
 
     def add(self, sending: Sending) -> None:
         """Look after this response."""

@@ -19,12 +19,16 @@ class Reader:
     A stream knows its readers: what becomes of one that nobody reads is decided in `streams`.
     """
 
-    __slots__ = ("_waiter", "cursor", "is_closed", "stream")
+    __slots__ = ("_new_since", "_waiter", "cursor", "is_closed", "stream", "taken_since")
 
     def __init__(self, stream: Stream, cursor: int = 0) -> None:
         self.stream = stream
         self.cursor = cursor
         self.is_closed = False
+        self.taken_since = 0.0
+        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
+        where it had been there before the reader."""
+        self._new_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
         stream.attach(self)
 
@@ -48,10 +52,15 @@ class Reader:
                 self._waiter = None
         events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
         self.cursor += len(events)
+        self.taken_since = self._new_since
+        if self.lag <= 0:
+            self._new_since = 0.0
         return events
 
-    def wake(self) -> None:
-        """End the wait in `take`, if there is one."""
+    def wake(self, logged_at: float = 0.0) -> None:
+        """End the wait in `take`, if there is one; `logged_at` where the log has grown."""
+        if not self._new_since:
+            self._new_since = logged_at
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
