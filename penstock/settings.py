@@ -26,6 +26,8 @@ BUILT_IN_MODEL = "rill"
 
 EngineName = Literal["llamacpp", "vllm", "mock"]
 
+LogFormat = Literal["text", "json"]
+
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
     "llamacpp": "penstock.engine.llamacpp:LlamaCpp",
@@ -92,6 +94,10 @@ class Settings(BaseSettings):
     """Seconds that running streams wait for an engine that died, before they end with an error."""
     http2: bool = False
     """Speak HTTP/2 as well, to clients that begin with it (as proxies can)."""
+    log_format: LogFormat = "text"
+    """How the log, on standard error, is written: text, or json with an object on each line."""
+    log_prompts: bool = False
+    """Put into the log what was asked, as well. Prompts can hold anything people should not see."""
     engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
 
     @property
