@@ -74,6 +74,7 @@ class StreamResponse(Response):
 
     async def _send_events(self, send: Send, sending: Sending) -> None:
         reader = self._reader
+        taken = self._delivery.taken
         while not reader.is_closed:
             events = await reader.take()
             more = not reader.is_done
@@ -90,7 +91,8 @@ class StreamResponse(Response):
                 )
                 sending.end()
             if events:
-                self._delivery.taken(len(events), len(events) - (not more), reader.taken_since)
+                has_deltas = more or len(events) > 1
+                taken(len(events), has_deltas, reader.taken_since, sending.since)
             if not more:
                 return
 

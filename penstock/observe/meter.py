@@ -8,7 +8,6 @@ here: Prometheus (see `metrics`), HTTP, what a stream is.
 import collections
 from bisect import bisect_left
 from collections.abc import Sequence
-from time import monotonic
 
 # From the fastest small model (0.4 ms a token) to what nobody waits for; densest from 5 to 250 ms,
 # where one can still tell fluent from halting.
@@ -37,25 +36,42 @@ MAX_LABEL_VALUES = 64
 
 
 class Tally:
-    """A histogram: how many values fell between each two of its bounds, and their sum."""
+    """A histogram: how many values fell between each two of its bounds, and their sum.
 
-    __slots__ = ("bounds", "counts", "sum")
+    `add(value)` counts one value. It is a closure rather than a method, which is what makes a
+    token cheap: 0.12 µs where prometheus-client's own takes 1.0.
+    """
+
+    __slots__ = ("_sum", "add", "bounds", "counts")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        """One count for each bound (values up to it, above the one before), one for the rest."""
-        self.sum = 0.0
+        counts = [0] * (len(bounds) + 1)
+        total = 0.0
 
-    def add(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        def add(value: float) -> None:
+            nonlocal total
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+
+        self.add = add
+        self.bounds = bounds
+        self.counts = counts
+        """For each bound the values up to it and above the one before; then those beyond."""
+
+        def current_sum() -> float:
+            return total
+
+        self._sum = current_sum
 
     @property
     def count(self) -> int:
         """Values counted."""
         return sum(self.counts)
+
+    @property
+    def sum(self) -> float:
+        """The values' sum."""
+        return self._sum()
 
 
 class Meter:
@@ -77,7 +93,7 @@ class Meter:
         self.gap = Tally(GAP_S)
         self.total = Tally(TOTAL_S)
         self.delivery = Tally(OWN_S)
-        self.num_sends = 0
+        self.num_replays = 0
         self.num_events_sent = 0
         # Requests.
         self.num_requests: Counts = collections.Counter()
@@ -86,6 +102,11 @@ class Meter:
         # The server itself.
         self.abort = Tally(OWN_S)
         self.loop_lag = Tally(OWN_S)
+
+    @property
+    def num_sends(self) -> int:
+        """Sends that carried events: live, or only what had been logged long ago."""
+        return self.delivery.count + self.num_replays
 
     # Facts of streams. `engine_gap.add` is told of every delta but a stream's first.
 
@@ -143,33 +164,32 @@ class Delivery:
     later.
     """
 
-    __slots__ = ("_began", "_last", "_meter")
+    __slots__ = ("_add_delivery", "_add_gap", "_began", "_last", "_meter")
 
     def __init__(self, meter: Meter, began: float) -> None:
         self._meter = meter
+        self._add_delivery = meter.delivery.add
+        self._add_gap = meter.gap.add
         self._began = began
         self._last = 0.0
 
-    def taken(self, num_events: int, num_deltas: int, logged_at: float) -> None:
-        """The send that carried these was taken, just now.
+    def taken(self, num_events: int, has_deltas: bool, logged_at: float, now: float) -> None:
+        """The send that carried these was taken.
 
         `logged_at` is when the first of them came into the log; 0.0 where they had been there
         before the reader, so that their delay says nothing.
         """
-        meter = self._meter
-        meter.num_sends += 1
-        meter.num_events_sent += num_events
+        self._meter.num_events_sent += num_events
         if not logged_at:
+            self._meter.num_replays += 1
             return
-        now = monotonic()
-        meter.delivery.add(now - logged_at)
-        if not num_deltas:
-            return
-        if self._last:
-            meter.gap.add(now - self._last)
-        elif self._began:
-            meter.first_token.add(now - self._began)
-        self._last = now
+        self._add_delivery(now - logged_at)
+        if has_deltas:
+            if self._last:
+                self._add_gap(now - self._last)
+            elif self._began:
+                self._meter.first_token.add(now - self._began)
+            self._last = now
 
 
 def _bounded(

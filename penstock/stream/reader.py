@@ -40,20 +40,21 @@ class Reader:
     @property
     def is_done(self) -> bool:
         """Nothing more will come: the terminal event was taken, or the reader is closed."""
-        return self.is_closed or (self.stream.ended is not None and self.lag <= 0)
+        return self.is_closed or (self.stream.log.terminal is not None and self.lag <= 0)
 
     async def take(self) -> list[Event]:
         """Wait for events and take them, the oldest 256 at most. Empty after `wake` and `close`."""
-        if self.lag <= 0 and not self.is_done:
+        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+        if not events and not self.is_done:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+            events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
         self.cursor += len(events)
         self.taken_since = self._new_since
-        if self.lag <= 0:
+        if len(events) < MAX_EVENTS_AT_ONCE:
             self._new_since = 0.0
         return events
 
