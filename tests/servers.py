@@ -65,7 +65,7 @@ def serve(*arguments: str, **flags: object) -> Iterator[RunningServer]:
     url = ""
     for line in process.stderr:
         output.append(line)
-        if found := re.search(r"page and API\s+(http://\S+)", line):
+        if found := re.search(r'(?:page and API\s+|"url": ")(http://[^\s"]+)', line):
             url = found[1]
             break
     else:
