@@ -200,7 +200,10 @@ def load_settings(**flags: Any) -> Settings:
 
 def _refuse_unknown_variables() -> None:
     known = {ENV_PREFIX + name.upper() for name in _names()}
-    known |= {ENV_PREFIX + name for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER")}
+    known |= {
+        ENV_PREFIX + name
+        for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER", "REQUIRE_PROMETHEUS")
+    }
     for variable in os.environ:
         if variable.startswith(ENV_PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)

