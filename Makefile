@@ -30,6 +30,7 @@ check: $(DEV_READY) ## formatter, linter, strict types
 	@$(BIN)/mypy
 
 format: $(DEV_READY) ## format the code and mend what the linter can
+	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

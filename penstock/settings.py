@@ -6,11 +6,12 @@ From this one model come the flags of `penstock serve`, the `PENSTOCK_*` variabl
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,9 +23,8 @@ from penstock.errors import StartError
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
+IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_MODEL = "rill"
-
-EngineName = Literal["llamacpp", "vllm", "mock"]
 
 LogFormat = Literal["text", "json"]
 
@@ -34,6 +34,13 @@ ENGINES: dict[str, str] = {
     "vllm": "penstock.engine.vllm:Vllm",
     "mock": "penstock.engine.mock:Mock",
 }
+
+
+def _known_engine(name: str) -> str:
+    if name in ENGINES or IMPORT_STRING.fullmatch(name):
+        return name
+    known = ", ".join(repr(each) for each in ENGINES)
+    raise ValueError(f"there are {known}, or one of your own as 'package.module:Class'")
 
 
 class Settings(BaseSettings):
@@ -53,9 +60,10 @@ class Settings(BaseSettings):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
-    engine: EngineName = "llamacpp"
-    """What runs the model. vllm is for GPUs and is installed with it: pip install
-    "penstock[vllm]". mock says a fixed text and is for client developers and tests."""
+    engine: Annotated[str, AfterValidator(_known_engine)] = "llamacpp"
+    """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
+    vllm is for GPUs and is installed with it: pip install "penstock[vllm]". mock says a fixed
+    text and is for client developers and tests."""
     slots: Annotated[int, Field(ge=1, le=4096)] = 8
     """Requests that run at once; further ones wait in order. (The mock has no bound.)"""
     engine_arg: Annotated[list[str], NoDecode] = []
@@ -89,7 +97,7 @@ class Settings(BaseSettings):
     """Seconds that sending may wait for a client that does not read, before it is dropped."""
     engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """Seconds without a sign from an engine that has requests, after which it is taken for hung
-    and restarted. A long prompt is silent until its first token."""
+    and restarted. (llama.cpp gives one after each batch of a long prompt, n_batch tokens.)"""
     engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     """Seconds that running streams wait for an engine that died, before they end with an error."""
     http2: bool = False
@@ -107,13 +115,15 @@ class Settings(BaseSettings):
             return self.model_name
         if self.engine == "mock":
             return "mock"
+        if ":" in self.engine and "model" not in self.model_fields_set:
+            return self.engine.partition(":")[2].lower()
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
 
     @property
     def engine_params(self) -> dict[str, Any]:
         """The chosen engine's own parameters, from the file and the flags."""
-        params = dict(self.engine_tables.get(self.engine, {}))
+        params = dict(self.engine_tables.get(self.engine, {}))  # one's own has no table
         for argument in self.engine_arg:
             name, equals, value = argument.partition("=")
             if not equals or not name:

@@ -46,6 +46,8 @@ class NativeFrames:
                 parts += (_BEFORE_TEXT, _encode(event.text), _AFTER_TEXT % index)
             else:
                 end = {"token": "", "index": index, "finished": True, **ending(event)}
+                if self._with_ids and isinstance(event, Failure) and index:
+                    end["error"]["resume_after"] = index - 1
                 parts.append(b"data: %b\n\n" % _encode(end))
             index += 1
         self._index = index

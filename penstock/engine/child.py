@@ -194,6 +194,8 @@ class ChildEngine:
             case wire.Cancelled(request_id):
                 if began := self._cancelling.pop(request_id, None):
                     self._on_cancelled(time.monotonic() - began)
+            case wire.Working():
+                pass  # it was heard
             case wire.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)

@@ -36,11 +36,13 @@ class Refusal(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """One event of `/completion`: the text of a step, the end (`stop`), or an error."""
+    """One event of `/completion`: the text of a step, how far it is with the prompt, the end
+    (`stop`), or an error."""
 
     content: str = ""
     tokens: tuple[int, ...] = ()
     tokens_predicted: int = 0
+    prompt_progress: dict[str, int] | None = None
     stop: bool = False
     stop_type: str = ""
     error: Refusal | None = None
@@ -260,6 +262,7 @@ class LlamaCpp:
                 "n_predict": min(request.max_tokens, room),
                 "stream": True,
                 "return_tokens": True,
+                "return_progress": True,
                 "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
                 "samplers": ["top_k", "top_p", "temperature"],
                 "temperature": sampling.temperature,
@@ -321,6 +324,8 @@ class _CompletionReader:
         if chunk.error is not None:
             self._refusal = chunk.error
             return
+        if chunk.prompt_progress is not None:
+            self._sink.working()
         num_tokens = chunk.tokens_predicted - self._num_tokens
         if chunk.content or num_tokens > 0:
             # A character may take several tokens, of which llama.cpp names only the last: then

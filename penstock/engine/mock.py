@@ -114,7 +114,7 @@ class Mock:
         """Say the words from index `first` to before `end`, or until the text is over."""
         if self._prefill:
             await asyncio.sleep(self._prefill)
-        last = min(end, self._length)
+        last = max(first, min(end, self._length))
         for index, word in enumerate(islice(words, first, last), first):
             await asyncio.sleep(self._interval)
             if index == self._fail_at:

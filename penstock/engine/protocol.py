@@ -35,8 +35,8 @@ class Sink(Protocol):
     """Where an engine pushes one request's progress. No method blocks or raises.
 
     The order is `accepted`, `started`, any number of `delta`s, then exactly one of `finish` and
-    `fail`; `fail` may come at any point, also first. After the request was cancelled the engine
-    may still push what was under way; the sink ignores it.
+    `fail`; `fail` may come at any point, also first, and `working` after `started`. After the
+    request was cancelled the engine may still push what was under way; the sink ignores it.
     """
 
     def accepted(self, prompt_ids: tuple[int, ...]) -> None:
@@ -44,6 +44,9 @@ class Sink(Protocol):
 
     def started(self) -> None:
         """The request has a slot."""
+
+    def working(self) -> None:
+        """The engine is at the prompt, which may take minutes: it is alive."""
 
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """`num_tokens` more tokens were generated, which add `piece` (UTF-8, cut anywhere).

@@ -62,6 +62,10 @@ class Started(_Message, tag="started"):
     request_id: str
 
 
+class Working(_Message, tag="working"):
+    """`Sink.working`; that it came is all that it says."""
+
+
 class Delta(_Message, tag="delta"):
     """`Sink.delta`."""
 
@@ -94,7 +98,7 @@ class Cancelled(_Message, tag="cancelled"):
 
 
 ToEngine = Start | Submit | Cancel
-FromEngine = Ready | NotStarted | Accepted | Started | Delta | Finish | Fail | Cancelled
+FromEngine = Ready | NotStarted | Accepted | Started | Working | Delta | Finish | Fail | Cancelled
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _HEAD = 4

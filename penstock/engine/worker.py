@@ -78,6 +78,9 @@ class WireSink:
     def started(self) -> None:
         self._push(wire.Started(self._id))
 
+    def working(self) -> None:
+        self._push(wire.Working())
+
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         self._push(wire.Delta(self._id, piece, num_tokens, token_ids))
 

@@ -227,6 +227,9 @@ class Stream:
             self._started_at = time.monotonic()
             self.meter.stream_delayed(self._started_at - self.admitted_at)
 
+    def working(self) -> None:
+        """The engine is at the prompt: nothing to read yet."""
+
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log what of the text is certain."""
         if self.log.terminal is not None:

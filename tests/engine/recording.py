@@ -30,6 +30,9 @@ class RecordingSink:
     def started(self) -> None:
         self._note("started")
 
+    def working(self) -> None:
+        self._note("working")
+
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         self.pieces.append(piece)
         self.num_tokens += num_tokens

@@ -19,6 +19,7 @@ FROM_ENGINE = [
     wire.NotStarted("why", "what next"),
     wire.Accepted("a", (7, 8, 9)),
     wire.Started("a"),
+    wire.Working(),
     wire.Delta("a", "text", 1, (7,)),
     wire.Delta("a", b"\xc3", 1, ()),
     wire.Finish("a", "stop", 2),
