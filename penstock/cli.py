@@ -19,7 +19,7 @@ from penstock import __version__
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.loading import LoadingDisplay
-from penstock.observe.logs import logging_to
+from penstock.observe.logs import logging_to, unbuffered
 from penstock.settings import Settings, load_settings
 from penstock.terminal import commands
 
@@ -59,7 +59,7 @@ def _serve(**flags: Any) -> None:
         settings = load_settings(**given)
     except StartError as error:
         fail(error)
-    with logging_to(sys.stderr, settings.log_format):
+    with logging_to(unbuffered(sys.stderr.fileno()), settings.log_format):
         try:
             _run_server(settings)
         except StartError as error:

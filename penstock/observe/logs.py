@@ -8,6 +8,7 @@ exception the log tells its kind and where it was raised, never its words, which
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import queue
@@ -16,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 MAX_LINE_BYTES = 8192
 MAX_LINES_WAITING = 10_000
@@ -111,13 +112,13 @@ def _encoded_within(max_bytes: int, entries: dict[str, Any]) -> str:
 
 
 class LineWriter(logging.Handler):
-    """Hands lines to a thread that writes them to `stream`.
+    """Hands lines to a thread that writes them to `stream`, which must not buffer.
 
     Lines that would wait behind 10,000 others, or cannot be written, are lost, and how many they
     were is said as soon as it can be.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
         self._stream = stream
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES_WAITING)
@@ -152,16 +153,17 @@ class LineWriter(logging.Handler):
                 self._write(self.format(record))
 
     def _write(self, line: str) -> None:
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
         try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            while data:
+                data = data[self._stream.write(data) :]
         except (OSError, ValueError):  # a full disk, a reader that has gone, a closed file
             self._num_lost += 1
 
 
 @contextlib.contextmanager
-def logging_to(stream: TextIO, log_format: Literal["text", "json"]) -> Iterator[None]:
-    """Have everything that is logged, at INFO and above, written to `stream`."""
+def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterator[None]:
+    """Have everything that is logged, at INFO and above, written to `stream` (see `unbuffered`)."""
     writer = LineWriter(stream)
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -174,6 +176,12 @@ def logging_to(stream: TextIO, log_format: Literal["text", "json"]) -> Iterator[
     finally:
         root.removeHandler(writer)
         writer.stop()
+
+
+def unbuffered(descriptor: int) -> BinaryIO:
+    """A stream that writes straight to this file. With a buffer's lock in the hands of a thread
+    that nobody reads from, the interpreter could not end."""
+    return io.FileIO(descriptor, "w", closefd=False)
 
 
 def report_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

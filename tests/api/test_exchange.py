@@ -34,14 +34,14 @@ async def run(app: Any, meter: Meter, **options: bool) -> tuple[list[Message], l
     async def send(message: Message) -> None:
         sent.append(message)
 
-    stream = io.StringIO()
+    stream = io.BytesIO()
     raised = ""
     with logging_to(stream, "json"):
         try:
             await Exchanges(app, meter, **options)(dict(SCOPE), nothing, send)
         except RequestError as error:
             raised = f"{error} {error.__cause__} {error.__suppress_context__}"
-    assert "secret" not in stream.getvalue()
+    assert b"secret" not in stream.getvalue()
     return sent, [json.loads(line) for line in stream.getvalue().splitlines()], raised
 
 

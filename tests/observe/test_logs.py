@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from penstock.observe.logs import (
     LineWriter,
     TextFormatter,
     logging_to,
+    unbuffered,
 )
 
 HOSTILE = [
@@ -91,7 +93,7 @@ def test_an_exception_is_told_by_kind_and_place_and_never_by_its_words(
 
 
 def test_what_is_logged_is_written_before_the_end() -> None:
-    stream = io.StringIO()
+    stream = io.BytesIO()
     with logging_to(stream, "json"):
         for number in range(1000):
             logging.getLogger("penstock.test").info("%d", number)
@@ -100,12 +102,12 @@ def test_what_is_logged_is_written_before_the_end() -> None:
 
 
 @contextlib.contextmanager
-def full_pipe() -> Iterator[tuple[io.TextIOWrapper, int]]:
+def full_pipe() -> Iterator[tuple[BinaryIO, int]]:
     """A stream that nobody reads, until its other end is read."""
     reading, writing = os.pipe()
-    with os.fdopen(writing, "w") as stream:
-        yield stream, reading
-        os.close(reading)
+    yield unbuffered(writing), reading
+    os.close(writing)
+    os.close(reading)
 
 
 def test_a_log_that_nobody_reads_holds_nobody_up_and_says_what_was_lost() -> None:
@@ -127,13 +129,9 @@ def test_a_log_that_nobody_reads_holds_nobody_up_and_says_what_was_lost() -> Non
 
 
 def test_a_log_on_a_full_disk_stops_nobody() -> None:
-    with open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PTH123 - a device
+    with open("/dev/full", "wb", buffering=0) as stream:  # noqa: PTH123 - a device
         writer = LineWriter(stream)
         writer.setFormatter(TextFormatter())
         for _ in range(10):
             writer.emit(record_of("x"))
         writer.stop()
-        with contextlib.suppress(OSError):
-            stream.flush()
-        with contextlib.suppress(OSError):
-            stream.close()

@@ -251,6 +251,20 @@ def test_every_line_of_a_server_s_life_is_json() -> None:
     assert any("restarting" in message for message in messages)
 
 
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_end(log_format: str) -> None:
+    process = start(engine="mock", mock_interval=0, log_format=log_format)
+    assert process.stderr is not None
+    line = ""
+    while not (found := re.search(r"http://127.0.0.1:([0-9]+)", line)):
+        line = process.stderr.readline()
+    for _ in range(500):  # more than a pipe holds
+        assert ask(int(found[1]), generate(max_tokens=1, stream=False)).status == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    process.stderr.close()
+
+
 def test_the_log_for_people_has_a_line_per_request_too() -> None:
     with serve(engine="mock", mock_interval=0) as server:
         ask(server.port, generate("secret", max_tokens=3))
