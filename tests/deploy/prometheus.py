@@ -19,8 +19,8 @@ STOP_TIMEOUT_S = 20
 class Prometheus:
     """One that answers."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=PATIENCE_S)
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
 
     def get(self, path: str, **params: str) -> Any:
         """What its API says. Fails where it refuses."""
@@ -70,9 +70,10 @@ def scraping(program: str, port: int, folder: Path) -> Iterator[Prometheus]:
             stdout=output,
         )
     try:
-        prometheus = Prometheus(f"http://{address}")
-        prometheus.wait_for("Prometheus is ready", prometheus.is_ready)
-        yield prometheus
+        with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as http:
+            prometheus = Prometheus(http)
+            prometheus.wait_for("Prometheus is ready", prometheus.is_ready)
+            yield prometheus
     finally:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)
