@@ -10,7 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
+from penstock.api.exchange import exchange_of
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
@@ -31,6 +33,20 @@ _CODES = {
 }
 
 
+class ProblemResponse(JSONResponse):
+    """A problem as an answer. Its code goes into the log and the metrics as well."""
+
+    media_type = "application/problem+json"
+
+    def __init__(self, problem: Problem, body: dict[str, Any]) -> None:
+        super().__init__(body, status_code=problem.status, headers=problem.headers)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange_of(scope).problem_code = self._code
+        await super().__call__(scope, receive, send)
+
+
 def problem_response(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
     body: dict[str, Any] = {
@@ -42,12 +58,7 @@ def problem_response(problem: Problem) -> Response:
     }
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
-    return JSONResponse(
-        body,
-        status_code=problem.status,
-        headers=problem.headers,
-        media_type="application/problem+json",
-    )
+    return ProblemResponse(problem, body)
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:

@@ -10,8 +10,10 @@ import asyncio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.api.exchange import exchange_of
 from penstock.api.frames import HEARTBEAT, NativeFrames
 from penstock.api.pulse import Pulse, Sending
+from penstock.observe.meter import Delivery
 from penstock.stream.reader import Reader
 
 HEADERS = [
@@ -28,7 +30,7 @@ class StreamResponse(Response):
     """Sends a stream's events until the terminal one, or until the client goes.
 
     `watch` is the task that watches the client (see `watch_client`); it ends with the response.
-    `preface` is sent before the first event.
+    `preface` is sent before the first event. `resumed`: the reader is not the stream's first.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class StreamResponse(Response):
         watch: asyncio.Task[None],
         pulse: Pulse,
         preface: bytes = b"",
+        *,
+        resumed: bool = False,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -47,9 +51,13 @@ class StreamResponse(Response):
         self._watch = watch
         self._pulse = pulse
         self._preface = preface
+        self._resumed = resumed
+        stream = reader.stream
+        self._delivery = Delivery(stream.meter, 0.0 if resumed else stream.admitted_at)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = Sending(self._reader)
+        exchange_of(scope).carries(self._reader.stream, resumed=self._resumed)
         self._pulse.add(sending)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -66,6 +74,7 @@ class StreamResponse(Response):
 
     async def _send_events(self, send: Send, sending: Sending) -> None:
         reader = self._reader
+        taken = self._delivery.taken
         while not reader.is_closed:
             events = await reader.take()
             more = not reader.is_done
@@ -81,6 +90,9 @@ class StreamResponse(Response):
                     }
                 )
                 sending.end()
+            if events:
+                has_deltas = more or len(events) > 1
+                taken(len(events), has_deltas, reader.taken_since, sending.since)
             if not more:
                 return
 

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, assert_never, cast
 
@@ -80,7 +81,8 @@ class ChildEngine:
 
     `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told
     the id of each new process, before the model is loaded in it. A process that has requests and
-    says nothing for `hang_timeout` seconds is taken for hung and killed.
+    says nothing for `hang_timeout` seconds is taken for hung and killed. `on_cancelled` is told how
+    many seconds the engine took to stop a request.
     """
 
     def __init__(
@@ -89,10 +91,14 @@ class ChildEngine:
         options: dict[str, Any],
         on_spawn: Callable[[int], None] = lambda pid: None,
         hang_timeout: float = 300.0,
+        on_cancelled: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._start_message = wire.Start(target, options)
         self._on_spawn = on_spawn
         self._hang_timeout = hang_timeout
+        self._on_cancelled = on_cancelled
+        # When the engine was told to stop these requests, on the monotonic clock.
+        self._cancelling: dict[str, float] = {}
         self._sinks: dict[str, LosableSink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: _Channel | None = None
@@ -153,6 +159,7 @@ class ChildEngine:
     def cancel(self, request_id: str) -> None:
         """Stop a request; its sink hears nothing more of it."""
         if self._pop(request_id) is not None and self._channel is not None:
+            self._cancelling[request_id] = time.monotonic()
             self._channel.send(wire.Cancel(request_id))
 
     def _pop(self, request_id: str) -> LosableSink | None:
@@ -184,6 +191,9 @@ class ChildEngine:
             case wire.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case wire.Cancelled(request_id):
+                if began := self._cancelling.pop(request_id, None):
+                    self._on_cancelled(time.monotonic() - began)
             case wire.Working():
                 pass  # it was heard
             case wire.Ready(info):
@@ -254,6 +264,7 @@ class ChildEngine:
             log.error("the engine's process ended (%s); restarting it", self._obituary())
             await self._end_process()
             sinks, self._sinks = self._sinks, {}
+            self._cancelling.clear()
             self._has_requests.clear()
             for sink in sinks.values():
                 sink.lost()

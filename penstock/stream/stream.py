@@ -16,6 +16,7 @@ import msgspec
 from penstock.engine.protocol import STATUSES, EngineFinish
 from penstock.errors import BadRequest, EngineFailure, Problem, Unavailable
 from penstock.events import Delta, Failure, Finish, FinishReason, TerminalEvent, Timings, Usage
+from penstock.observe.meter import Meter
 from penstock.request import Request, UnnamedTokens
 from penstock.stream.log import Log
 from penstock.text import Text
@@ -28,8 +29,8 @@ slot, something generated (or the request ended)."""
 class StreamReader(Protocol):
     """What a stream knows of its readers (see `reader`)."""
 
-    def wake(self) -> None:
-        """The log has grown."""
+    def wake(self, logged_at: float = 0.0) -> None:
+        """The log has grown, at this time on the monotonic clock."""
 
 
 class StreamOwner(Protocol):
@@ -53,17 +54,18 @@ class Stream:
     """One generation and its log.
 
     `resumable`: it may go on without readers, and be read again. `was_accepted` resolves when the
-    engine has taken the request, to None, or to the problem where it refused it.
+    engine has taken the request, to None, or to the problem where it refused it. `meter` is told
+    of what happens.
     """
 
     __slots__ = (
-        "_accepted_at",
         "_completion_tokens",
         "_continued_from",
         "_end_waiter",
         "_first_delta_at",
         "_generated",
         "_last_delta_at",
+        "_note_gap",
         "_num_textless",
         "_owner",
         "_pending_tokens",
@@ -74,20 +76,35 @@ class Stream:
         "_started_at",
         "_text",
         "_textless_ids",
+        "admitted_at",
+        "client_gone",
         "log",
+        "meter",
+        "num_readers_ever",
         "phase",
         "request",
         "resumable",
         "was_accepted",
     )
 
-    def __init__(self, request: Request, owner: StreamOwner, *, resumable: bool = False) -> None:
+    def __init__(
+        self,
+        request: Request,
+        owner: StreamOwner,
+        meter: Meter | None = None,
+        *,
+        resumable: bool = False,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
         self.resumable = resumable
         self.log = Log()
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
         self.phase: Phase = "submitted"
+        self.client_gone = False
+        self.num_readers_ever = 0
+        self.meter = meter or Meter()
+        self._note_gap = self.meter.engine_gap.add
         self._owner = owner
         self._text = Text(request.stop)
         self._readers: list[StreamReader] = []
@@ -104,7 +121,7 @@ class Stream:
         # Tokens whose text is not in the log yet: they go with the next delta.
         self._pending_tokens = 0
         self._reproducible = True
-        self._accepted_at = time.monotonic()
+        self.admitted_at = time.monotonic()
         self._started_at = 0.0
         self._first_delta_at = 0.0
         self._last_delta_at = 0.0
@@ -127,6 +144,7 @@ class Stream:
     def attach(self, reader: StreamReader) -> None:
         """Wake `reader` whenever the log grows."""
         self._readers.append(reader)
+        self.num_readers_ever += 1
         if len(self._readers) == 1:
             self._owner.stream_read(self)
 
@@ -151,8 +169,16 @@ class Stream:
             self._progress_waiter = asyncio.get_running_loop().create_future()
             await self._progress_waiter
 
-    def cancel(self) -> None:
-        """End the stream now, as asked. Does nothing to one that has ended."""
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)
+        return Usage(prompt_tokens, self._completion_tokens)
+
+    def cancel(self, *, client_gone: bool = False) -> None:
+        """End the stream now, as asked, or since nobody reads it any more (`client_gone`). Does
+        nothing to one that has ended."""
+        self.client_gone = client_gone and self.log.terminal is None
         self._finish("cancelled", engine_done=False)
 
     def give_up(self, code: str, message: str, *, retry_safe: bool = True) -> None:
@@ -197,7 +223,9 @@ class Stream:
     def started(self) -> None:
         """The request has a slot."""
         self.phase = "running"
-        self._started_at = self._started_at or time.monotonic()
+        if not self._started_at:
+            self._started_at = time.monotonic()
+            self.meter.stream_delayed(self._started_at - self.admitted_at)
 
     def working(self) -> None:
         """The engine is at the prompt: nothing to read yet."""
@@ -251,16 +279,20 @@ class Stream:
 
     def _append(self, text: str) -> None:
         now = time.monotonic()
-        if not self._first_delta_at:
+        if self._first_delta_at:
+            self._note_gap(now - self._last_delta_at)
+        else:
             self._first_delta_at = now
+            queue_time = (self._started_at or now) - self.admitted_at
+            self.meter.first_delta(queue_time, now - self.admitted_at)
         self._last_delta_at = now
         self.log.append(Delta(text, self._pending_tokens))
         self._pending_tokens = 0
-        self._wake()
+        self._wake(now)
 
     def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
         if self.log.terminal is None:
-            end = Finish(reason, self._usage(), self._timings(), self._reproducible)
+            end = Finish(reason, self.usage, self._timings(), self._reproducible)
             self._end(end, engine_done, None)
 
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
@@ -270,17 +302,19 @@ class Stream:
         kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
         problem = kind(code, message, status=status)
         retry_safe = retry_safe and problem.retry_safe
-        end = Failure(code, message, retry_safe, self._usage(), self._timings())
+        end = Failure(code, message, retry_safe, self.usage, self._timings())
         self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
         self.log.append(event)
+        if self.phase == "in line" and not self._started_at:
+            self.meter.stream_delayed(event.timings.queue_time)  # it left the line
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
         self._note_progress()
-        self._wake()
+        self._wake(time.monotonic())
         self._owner.stream_ended(self, engine_done=engine_done)
 
     def _note_progress(self) -> None:
@@ -288,17 +322,13 @@ class Stream:
         if self._progress_waiter is not None and not self._progress_waiter.done():
             self._progress_waiter.set_result(None)
 
-    def _wake(self) -> None:
+    def _wake(self, logged_at: float) -> None:
         for reader in self._readers:
-            reader.wake()
-
-    def _usage(self) -> Usage:
-        prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)
-        return Usage(prompt_tokens, self._completion_tokens)
+            reader.wake(logged_at)
 
     def _timings(self) -> Timings:
         now = time.monotonic()
-        began = self._accepted_at
+        began = self.admitted_at
         decode_time = self._last_delta_at - self._first_delta_at
         return Timings(
             queue_time=round((self._started_at or now) - began, 6),
