@@ -9,6 +9,7 @@ from penstock import __version__
 from penstock.api.health import health_routes
 from penstock.api.host import HostCheck
 from penstock.api.native import GenerateRequest, native_routes
+from penstock.api.openai import openai_routes
 from penstock.api.page import page_routes
 from penstock.api.problems import add_problem_handlers
 from penstock.api.pulse import Pulse
@@ -37,13 +38,14 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
 
     add_problem_handlers(app)
     app.include_router(native_routes(streams, pulse, settings))
+    app.include_router(openai_routes(streams, pulse, settings, lambda: engine.info))
     app.include_router(health_routes(unready))
     app.include_router(page_routes(settings.served_name))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origin,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Content-Type", "Last-Event-ID"],
+        allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-Penstock-Resumable"],
         expose_headers=["X-Stream-ID"],
     )
     app.add_middleware(HostCheck)

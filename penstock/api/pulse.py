@@ -7,12 +7,17 @@ reads would hold its stream, and its slot, for ever. One timer for all costs a t
 
 import asyncio
 import logging
-
-from penstock.stream.reader import Reader
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+
+
+class Wakes(Protocol):
+    """What the pulse needs of a reader."""
+
+    def wake(self) -> None: ...
 
 
 class Sending:
@@ -20,7 +25,7 @@ class Sending:
 
     __slots__ = ("_loop", "_task", "is_sending", "is_stalled", "reader", "since")
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Wakes) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self.reader = reader

@@ -233,7 +233,7 @@ def _not_found() -> NotFound:
 def _not_resumable() -> BadRequest:
     return BadRequest(
         "not_resumable",
-        'This stream was opened without "resumable": true: only its first reader can read it.',
+        "This stream was not opened as resumable: only its first reader can read it.",
         status=409,
     )
 
