@@ -174,12 +174,11 @@ def _is_resumable(
     if given != ["true"]:
         raise BadRequest("invalid_value", "X-Penstock-Resumable is true or false.")
     if not asked.stream:
-        raise InvalidFields(
-            [FieldError("stream", "invalid_value", "stream: Only what is streamed can be resumable.")]
-        )
+        raise _invalid("stream", "Only what is streamed can be resumable.")
     if num_choices > 1:
-        field = "n" if asked.num_choices > 1 else "prompt"
-        raise InvalidFields(
-            [FieldError(field, "invalid_value", f"{field}: Only one choice can be resumable.")]
-        )
+        raise _invalid("n" if asked.num_choices > 1 else "prompt", "Only one choice is resumable.")
     return True
+
+
+def _invalid(field: str, message: str) -> InvalidFields:
+    return InvalidFields([FieldError(field, "invalid_value", f"{field}: {message}")])

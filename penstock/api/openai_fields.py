@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -33,6 +34,7 @@ MAX_PROMPTS = 16
 MAX_LOGIT_BIASES = 300
 MAX_TOKEN_ID = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_SCHEMA_CHARACTERS = 65_536
 NUM_SEEDS = 2**63
 
 # OpenAI's, and not for us: refused by name, unless they say nothing (null).
@@ -104,12 +106,20 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+def _bounded(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
+        raise PydanticCustomError(
+            "invalid_schema", f"It is longer than {MAX_SCHEMA_CHARACTERS} characters."
+        )
+    return schema
+
+
 class JsonSchema(_Strict):
     """A schema with its name. It is kept to whether it is `strict` or not."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
-    schema_: dict[str, JsonValue] = Field(alias="schema")
+    schema_: Annotated[dict[str, JsonValue], AfterValidator(_bounded)] = Field(alias="schema")
     strict: bool | None = None
 
 

@@ -33,6 +33,7 @@ _CODES = {
     "string_too_short": "too_short",
     "literal_error": "invalid_value",
     "empty_prompt": "empty_prompt",
+    "invalid_schema": "invalid_schema",
 }
 
 

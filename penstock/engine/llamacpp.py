@@ -312,7 +312,7 @@ class LlamaCpp:
             "return_tokens": True,
             "return_progress": True,
             "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
-            **sampling_params(request.sampling),
+            **sampling_params(request.sampling, self._context_length),
         }
         if request.top_logprobs is not None:
             body["n_probs"] = max(1, request.top_logprobs)
@@ -345,7 +345,7 @@ class LlamaCpp:
         return exchange
 
 
-def sampling_params(sampling: Sampling) -> dict[str, Any]:
+def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
     """What llama.cpp is told about choosing tokens: exactly what was asked for, with none of its
     own defaults."""
     params: dict[str, Any] = {
@@ -362,7 +362,7 @@ def sampling_params(sampling: Sampling) -> dict[str, Any]:
             "samplers": ["penalties", *params["samplers"]],
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
-            "repeat_last_n": -1,
+            "repeat_last_n": context_length,
         }
     if sampling.logit_bias:
         params["logit_bias"] = sampling.logit_bias
