@@ -24,6 +24,7 @@ _NAME = re.compile(r"\w{1,64}", re.ASCII)
 _CODES = {
     "missing": "missing_field",
     "extra_forbidden": "unknown_field",
+    "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "int_parsing_size": "out_of_range",

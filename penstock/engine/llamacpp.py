@@ -27,6 +27,7 @@ from penstock.request import Request, Sampling, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
 SPARE_HTTP_THREADS = 4
+BACKLOG_PAUSE_S = 0.01
 # llama.cpp reads this one as "draw a seed".
 RANDOM_SEED = 0xFFFFFFFF
 # llama.cpp's word for "impossible" is the lowest number that there is; this one is OpenAI's.
@@ -339,10 +340,16 @@ class LlamaCpp:
     async def _exchange(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
     ) -> Exchange:
-        _, exchange = await asyncio.get_running_loop().create_unix_connection(
-            lambda: Exchange(path, body, on_body), self._socket
-        )
-        return exchange
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                _, exchange = await loop.create_unix_connection(
+                    lambda: Exchange(path, body, on_body), self._socket
+                )
+            except BlockingIOError:  # a thousand come at once, and its backlog is full
+                await asyncio.sleep(BACKLOG_PAUSE_S)
+            else:
+                return exchange
 
 
 def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 MAX_REASON_CHARACTERS = 200
 _QUOTED = re.compile(r"""(["'`]).*?\1""")
+# What these say after a colon are words and numbers of the JSON schema language.
+_WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
 # Which tokens there are makes no difference to whether a schema is understood: bytes will do.
 _BYTES = LLTokenizer("byte")
 
@@ -32,11 +34,17 @@ def compact_schema(schema: str) -> str:
     if not matcher.is_error():
         matcher.compute_bitmask()  # some of what is wrong comes to light at the first token only
     if matcher.is_error():
-        first_line = matcher.get_error().partition("\n")[0].rstrip(":")
-        # What the client sent stands in quotes there, and in no message of ours.
-        reason = _QUOTED.sub("...", first_line)[:MAX_REASON_CHARACTERS]
-        raise InvalidSchemaError(reason)
+        raise InvalidSchemaError(_reason(matcher.get_error()))
     return compact
+
+
+def _reason(error: str) -> str:
+    """Why, without what the client sent: that stands in quotes there, or after a colon."""
+    first_line = error.partition("\n")[0]
+    head, _, tail = first_line.partition(": ")
+    if head in _WITHOUT_INPUT:
+        return f"{head}: {tail}"[:MAX_REASON_CHARACTERS]
+    return _QUOTED.sub("...", first_line).partition(":")[0][:MAX_REASON_CHARACTERS]
 
 
 def is_json(text: str) -> bool:
