@@ -354,3 +354,65 @@ def test_an_answer_under_a_schema_is_not_continued_and_may_be_asked_for_again() 
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
         assert eventually(lambda: ask(server.port, complete(max_tokens=1)).status == 200, 20)
+
+
+# Errors of every kind have one form under /v1.
+
+MARK = "zqxj"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (post(b"", path=CHAT), 400, "invalid_json"),
+        (post(b'{"prompt":"zqxj"', path=COMPLETIONS), 400, "invalid_json"),
+        (post(b'["zqxj"]', path=COMPLETIONS), 400, "not_an_object"),
+        (post(b'{"prompt":"zqxj\xff"}', path=COMPLETIONS), 400, "invalid_utf8"),
+        (post(b'{"prompt":"zqxj\\ud800"}', path=COMPLETIONS), 400, "invalid_unicode"),
+        (post(b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", path=CHAT), 400, "too_deep"),
+        (post(b'{"prompt":"a","seed":NaN}', path=COMPLETIONS), 400, "invalid_json"),
+        (post(b"{}", path=COMPLETIONS), 400, "missing_field"),
+        (post(b'{"prompt":""}', path=COMPLETIONS), 400, "empty_prompt"),
+        (post(b'{"messages":[]}', path=CHAT), 400, "too_few_items"),
+        (complete(model=MARK), 404, "model_not_found"),
+        (complete(zqxj_=1), 400, "unknown_field"),
+        (request("POST", CHAT, "Content-Type: text/plain"), 415, "unsupported_media_type"),
+        (
+            request("POST", CHAT, "Content-Type: application/json", "Content-Length: 999999999"),
+            413,
+            "body_too_large",
+        ),
+        (request("GET", CHAT), 405, "method_not_allowed"),
+        (request("DELETE", "/v1/models"), 405, "method_not_allowed"),
+        (request("GET", "/v1/zqxj"), 404, "unknown_url"),
+        (request("POST", "/v1/responses", "Content-Length: 0"), 404, "unknown_url"),
+        (request("GET", "/v1/models/zqxj%2Fzqxj"), 404, "model_not_found"),
+    ],
+    ids=lambda value: value[:60].decode("latin-1") if isinstance(value, bytes) else None,
+)
+def test_a_bad_request_gets_openai_s_error_object_and_nothing_of_it_is_echoed(
+    server: RunningServer, sent: bytes, status: int, code: str
+) -> None:
+    answer = ask(server.port, sent)
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    assert 10 < len(error["message"]) < 500
+    if code != "unknown_field":  # the name of the field is what has to be said
+        assert MARK.encode() not in answer.body
+
+
+def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> None:
+    with serve(engine="mock", mock_interval=0.05, engine_arg=["length=200"]) as server:
+        connection, _ = begin(server, chat())
+        with connection:
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            while ask(server.port, request("GET", "/health/ready")).status == 200:
+                pass
+            answer = ask(server.port, chat(max_tokens=1))
+        assert answer.status == 503
+        assert "retry-after" in answer.headers
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("server_error", "engine_down")
