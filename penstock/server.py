@@ -77,7 +77,10 @@ class Server:
         self.url = url_of(listener)
         settings = self._settings
         engine = ChildEngine(
-            ENGINES[settings.engine], options, self._on_loading, settings.engine_timeout
+            ENGINES.get(settings.engine, settings.engine),
+            options,
+            self._on_loading,
+            settings.engine_timeout,
         )
         limits = Limits(
             settings.linger, settings.retain, settings.retain_bytes, settings.engine_restart_timeout
@@ -145,7 +148,7 @@ def with_model_at_hand(settings: Settings) -> Settings:
 
     Downloads it where need be, with a progress bar; so it is called before an event loop runs.
     """
-    if settings.engine == "mock":
+    if settings.engine == "mock" or ":" in settings.engine:
         return settings
     if settings.engine == "vllm":  # it finds and downloads models itself
         if settings.model == BUILT_IN_MODEL:
@@ -168,6 +171,8 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     params = settings.engine_params
     if settings.engine == "mock":
         return {"name": settings.served_name, "interval": settings.mock_interval, **params}
+    if ":" in settings.engine:  # one's own: whatever else it takes is an --engine-arg
+        return {"name": settings.served_name, **params}
     for name, flag in {"model": "model", "name": "model-name", "slots": "slots"}.items():
         if name in params:
             raise StartError(f"{name!r} is not a parameter of the engine's.", f"Say --{flag}.")

@@ -6,11 +6,12 @@ From this one model come the flags of `penstock serve`, the `PENSTOCK_*` variabl
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,9 +23,8 @@ from penstock.errors import StartError
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
+IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_MODEL = "rill"
-
-EngineName = Literal["llamacpp", "vllm", "mock"]
 
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
@@ -32,6 +32,13 @@ ENGINES: dict[str, str] = {
     "vllm": "penstock.engine.vllm:Vllm",
     "mock": "penstock.engine.mock:Mock",
 }
+
+
+def _known_engine(name: str) -> str:
+    if name in ENGINES or IMPORT_STRING.fullmatch(name):
+        return name
+    known = ", ".join(repr(each) for each in ENGINES)
+    raise ValueError(f"there are {known}, or one of your own as 'package.module:Class'")
 
 
 class Settings(BaseSettings):
@@ -51,9 +58,10 @@ class Settings(BaseSettings):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
-    engine: EngineName = "llamacpp"
-    """What runs the model. vllm is for GPUs and is installed with it: pip install
-    "penstock[vllm]". mock says a fixed text and is for client developers and tests."""
+    engine: Annotated[str, AfterValidator(_known_engine)] = "llamacpp"
+    """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
+    vllm is for GPUs and is installed with it: pip install "penstock[vllm]". mock says a fixed
+    text and is for client developers and tests."""
     slots: Annotated[int, Field(ge=1, le=4096)] = 8
     """Requests that run at once; further ones wait in order. (The mock has no bound.)"""
     engine_arg: Annotated[list[str], NoDecode] = []
@@ -101,13 +109,15 @@ class Settings(BaseSettings):
             return self.model_name
         if self.engine == "mock":
             return "mock"
+        if ":" in self.engine and "model" not in self.model_fields_set:
+            return self.engine.partition(":")[2].lower()
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
 
     @property
     def engine_params(self) -> dict[str, Any]:
         """The chosen engine's own parameters, from the file and the flags."""
-        params = dict(self.engine_tables.get(self.engine, {}))
+        params = dict(self.engine_tables.get(self.engine, {}))  # one's own has no table
         for argument in self.engine_arg:
             name, equals, value = argument.partition("=")
             if not equals or not name:

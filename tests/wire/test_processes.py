@@ -213,3 +213,11 @@ def test_no_arguments_teach() -> None:
     ).stdout
     assert "--engine-arg" in said
     assert "penstock.toml" in said
+
+
+def test_an_engine_of_one_s_own_is_served_by_its_import_string() -> None:
+    with serve(engine="penstock.engine.mock:Mock", engine_arg="text=One") as server:
+        assert requests.get(server.url, timeout=5).json()["model"] == "mock"
+        body = {"prompt": "x", "stream": False}
+        answer = requests.post(f"{server.url}/generate", json=body, timeout=5).json()
+    assert answer["text"] == "One"
