@@ -6,6 +6,7 @@ docs/compatibility.md lists them all. A name that is none of them is refused, to
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -55,15 +56,6 @@ REFUSED_CHAT = frozenset(
 )
 REFUSED_COMPLETION = frozenset({"suffix"})
 
-# Which of an engine's features a field needs.
-FEATURES: dict[str, Feature] = {
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "logit_bias": "logit_bias",
-    "logprobs": "top_logprobs",
-    "response_format": "json_schema",
-}
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -85,7 +77,10 @@ class Turn(_Strict):
     it is empty, as clients send back what they were sent."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_text_as_part)]
+    content: Annotated[
+        list[TextPart],
+        BeforeValidator(_text_as_part, json_schema_input_type=str | list[TextPart]),
+    ]
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -161,7 +156,9 @@ def _bias_of(value: object) -> dict[int, float]:
     return biases
 
 
-LogitBias = Annotated[dict[int, float], PlainValidator(_bias_of)]
+LogitBias = Annotated[
+    dict[int, float], PlainValidator(_bias_of, json_schema_input_type=dict[str, float])
+]
 
 
 class Common(_Strict):
@@ -189,26 +186,30 @@ class Common(_Strict):
         return self.n or 1
 
     @property
+    @abstractmethod
     def top_logprobs_asked(self) -> int | None:
         """What `Request.top_logprobs` is."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def max_tokens_asked(self) -> int | None:
         """The longest answer, None for whatever fits."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def prompts(self) -> list[dict[str, Any]]:
+        """The fields of `Request` that say what to go on from, for each prompt."""
 
     def features(self) -> dict[str, Feature]:
         """The fields that were given to some effect and need more than every engine can, with what
         they need."""
-        given = {
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "logit_bias": self.logit_bias,
-            "logprobs": self.top_logprobs_asked is not None,
-            "response_format": self.schema_text() is not None,
-        }
-        return {name: FEATURES[name] for name, value in given.items() if value}
+        needs: list[tuple[str, object, Feature]] = [
+            ("presence_penalty", self.presence_penalty, "presence_penalty"),
+            ("frequency_penalty", self.frequency_penalty, "frequency_penalty"),
+            ("logit_bias", self.logit_bias, "logit_bias"),
+            ("logprobs", self.top_logprobs_asked is not None, "top_logprobs"),
+            ("response_format", self.schema_text() is not None, "json_schema"),
+        ]
+        return {name: feature for name, value, feature in needs if value}
 
     def schema_text(self) -> str | None:
         """The JSON schema that the answer keeps to."""
@@ -249,10 +250,6 @@ class Common(_Strict):
             for prompt in self.prompts()
             for number in range(self.num_choices)
         ]
-
-    def prompts(self) -> list[dict[str, Any]]:
-        """The fields of `Request` that say what to go on from, for each prompt."""
-        raise NotImplementedError
 
     def _sampling(self, number: int) -> Sampling:
         """That of a prompt's choice with this number: choices differ, and are reproducible where
@@ -356,7 +353,12 @@ def _is_token_ids(value: object) -> bool:
 class CompletionRequest(Common):
     """The body of `POST /v1/completions`."""
 
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts_of)]
+    prompt: Annotated[
+        list[Prompt],
+        PlainValidator(
+            _prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ]
     best_of: int | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -416,3 +417,15 @@ def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> N
         assert "retry-after" in answer.headers
         error = answer.json()["error"]
         assert (error["type"], error["code"]) == ("server_error", "engine_down")
+
+
+def test_the_bodies_are_described_for_machines(server: RunningServer) -> None:
+    page = ask(server.port, request("GET", "/openapi.json")).json()
+    for path, required in ((CHAT, "messages"), (COMPLETIONS, "prompt")):
+        content = page["paths"][path]["post"]["requestBody"]["content"]
+        name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        body = page["components"]["schemas"][name]
+        assert body["required"] == [required]
+        assert {"model", "stream", "n", "seed", "logit_bias"} <= set(body["properties"])
+    names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(page)))
+    assert names <= set(page["components"]["schemas"])
