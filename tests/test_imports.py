@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "loading": {"settings"},
     "engine": {"events", "request", "errors", "text", "engine"},
     "stream": WORDS | {"stream", "engine.protocol"},
-    "api": WORDS | {"api", "stream", "settings", "engine.child", "__init__"},
+    "api": WORDS | {"api", "stream", "settings", "engine.child", "engine.protocol", "__init__"},
     "client": {"events", "sse", "client"},
     "granian_server": set(),
     "terminal": {"events", "errors", "client", "settings", "server"},

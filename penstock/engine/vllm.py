@@ -139,6 +139,9 @@ class Vllm:
             if refused := self._refusal(request, len(prompt_ids)):
                 sink.fail(*refused)
                 return
+            if request.json_schema is not None and not self._takes_schema(request.json_schema):
+                sink.fail("invalid_schema", "vLLM cannot keep to this schema.")
+                return
             sink.accepted(prompt_ids)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
@@ -189,6 +192,21 @@ class Vllm:
         if not num_tokens:
             return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
         return refusal(request, num_tokens, self._context_length)
+
+    def _takes_schema(self, schema: str) -> bool:
+        """Whether vLLM would take a request under this schema, asked before there is one."""
+        processor = self._llm.input_processor
+        params = sampling_params(Sampling(), 1, json_schema=schema)
+        try:
+            params.verify(
+                processor.model_config,
+                processor.speculative_config,
+                processor.structured_outputs_config,
+                processor.tokenizer,
+            )
+        except ValueError:  # vLLM's errors about what it was given are such
+            return False
+        return True
 
     async def _slot(self, request_id: str) -> bool:
         turn = asyncio.Event()
