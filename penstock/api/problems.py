@@ -1,4 +1,7 @@
-"""A problem → RFC 9457 problem details, the native API's form of an error."""
+"""A problem → RFC 9457 problem details, the native API's form of an error.
+
+Under `/v1` every error has OpenAI's form instead (`openai_errors`).
+"""
 
 import re
 from typing import Any
@@ -13,6 +16,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.exchange import exchange_of
+from penstock.api.openai_errors import PREFIX, error_response
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
@@ -22,6 +26,7 @@ _NAME = re.compile(r"\w{1,64}", re.ASCII)
 _CODES = {
     "missing": "missing_field",
     "extra_forbidden": "unknown_field",
+    "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "int_parsing_size": "out_of_range",
@@ -30,6 +35,8 @@ _CODES = {
     "string_too_long": "too_long",
     "string_too_short": "too_short",
     "literal_error": "invalid_value",
+    "empty_prompt": "empty_prompt",
+    "invalid_schema": "invalid_schema",
 }
 
 
@@ -91,31 +98,38 @@ def _methods_of(request: Request) -> list[str]:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer every failure on every route in one form."""
+    """Answer every failure on every route in its API's form."""
+
+    def answer(request: Request, problem: Problem) -> Response:
+        if request.scope["path"].startswith(PREFIX):
+            exchange_of(request.scope).problem_code = problem.code
+            return error_response(problem)
+        return problem_response(problem)
 
     @app.exception_handler(Problem)
-    async def _problem(_: Request, problem: Exception) -> Response:
+    async def _problem(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, Problem)
-        return problem_response(problem)
+        return answer(request, problem)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return problem_response(NotFound("no_such_route", "There is nothing at this address."))
+            problem: Problem = NotFound("no_such_route", "There is nothing at this address.")
+            return answer(request, problem)
         if error.status_code == 405:
             allowed = ", ".join(_methods_of(request))
             detail = f"This address answers to {allowed} only."
             problem = BadRequest(
                 "method_not_allowed", detail, status=405, headers={"Allow": allowed}
             )
-            return problem_response(problem)
-        return problem_response(
-            BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
-        )
+            return answer(request, problem)
+        problem = BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
+        return answer(request, problem)
 
     @app.exception_handler(Exception)
-    async def _bug(_: Request, __: Exception) -> Response:
-        return problem_response(
-            Problem("internal_error", "Something went wrong in the server; its log says what.")
+    async def _bug(request: Request, _: Exception) -> Response:
+        problem = Problem(
+            "internal_error", "Something went wrong in the server; its log says what."
         )
+        return answer(request, problem)

@@ -8,8 +8,7 @@ reads would hold its stream, and its slot, for ever. One timer for all costs a t
 import asyncio
 import logging
 import time
-
-from penstock.stream.reader import Reader
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +19,20 @@ TICK_S = 1.0
 BLOCKED_AFTER_S = 1.0
 
 
+class Wakes(Protocol):
+    """What the pulse needs of a reader."""
+
+    @property
+    def lag(self) -> int: ...
+    def wake(self) -> None: ...
+
+
 class Sending:
     """What the pulse knows of one response; made in the task that sends it."""
 
     __slots__ = ("_task", "is_sending", "is_stalled", "reader", "since")
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Wakes) -> None:
         self._task = asyncio.current_task()
         self.reader = reader
         self.is_sending = False
