@@ -204,7 +204,7 @@ class Vllm:
                 processor.structured_outputs_config,
                 processor.tokenizer,
             )
-        except ValueError:  # vLLM's errors about what it was given are such
+        except (VLLMClientError, ValueError):  # its own checks raise the one, its grammar the other
             return False
         return True
 
