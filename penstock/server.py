@@ -26,6 +26,9 @@ from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.granian_server import GranianServer, listen, serve_until
 from penstock.hub import find_model
+from penstock.observe.logs import report_loop_error
+from penstock.observe.loop_lag import measure_loop_lag
+from penstock.observe.meter import Meter
 from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
 from penstock.stream.streams import Limits, Streams
 
@@ -76,22 +79,25 @@ class Server:
         listener = open_listener(self._settings)
         self.url = url_of(listener)
         settings = self._settings
+        meter = Meter()
         engine = ChildEngine(
             ENGINES.get(settings.engine, settings.engine),
             options,
             self._on_loading,
             settings.engine_timeout,
+            meter.abort.add,
         )
         limits = Limits(
             settings.linger, settings.retain, settings.retain_bytes, settings.engine_restart_timeout
         )
-        streams = self._streams = Streams(engine, limits)
+        streams = self._streams = Streams(engine, limits, meter)
         pulse = Pulse(settings.heartbeat, settings.stall_timeout)
         app = create_app(settings, engine, streams, pulse)
         closing = asyncio.Event()
         web = GranianServer(app, listener, settings.max_connections, http2=settings.http2)
         serving = asyncio.create_task(serve_until(web, closing))
         beating = asyncio.create_task(pulse.run())
+        measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
@@ -103,6 +109,7 @@ class Server:
             closing.set()
             await self._close(serving)
             beating.cancel()
+            measuring.cancel()
             await engine.stop()
             listener.close()
 
@@ -231,6 +238,7 @@ def run(server_of: Callable[[], Server]) -> None:
     async def main() -> None:
         server = server_of()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(report_loop_error)
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             loop.add_signal_handler(number, server.stop)

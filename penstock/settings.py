@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
@@ -25,6 +25,8 @@ ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
 IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_MODEL = "rill"
+
+LogFormat = Literal["text", "json"]
 
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
@@ -100,6 +102,10 @@ class Settings(BaseSettings):
     """Seconds that running streams wait for an engine that died, before they end with an error."""
     http2: bool = False
     """Speak HTTP/2 as well, to clients that begin with it (as proxies can)."""
+    log_format: LogFormat = "text"
+    """How the log, on standard error, is written: text, or json with an object on each line."""
+    log_prompts: bool = False
+    """Put into the log what was asked, as well. Prompts can hold anything people should not see."""
     engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
 
     @property
@@ -204,7 +210,10 @@ def load_settings(**flags: Any) -> Settings:
 
 def _refuse_unknown_variables() -> None:
     known = {ENV_PREFIX + name.upper() for name in _names()}
-    known |= {ENV_PREFIX + name for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER")}
+    known |= {
+        ENV_PREFIX + name
+        for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER", "REQUIRE_PROMETHEUS")
+    }
     for variable in os.environ:
         if variable.startswith(ENV_PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)

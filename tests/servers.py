@@ -29,6 +29,10 @@ class RunningServer:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.port)
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 
@@ -41,9 +45,12 @@ class RunningServer:
         self.process.send_signal(number)
 
 
-def start(*arguments: str, **flags: object) -> subprocess.Popen[str]:
-    """`penstock serve` with these flags (mock_interval=0.01 is --mock-interval 0.01)."""
-    command = [sys.executable, "-m", "penstock", "serve", *arguments]
+def start(*arguments: str, module: object = "penstock", **flags: object) -> subprocess.Popen[str]:
+    """`penstock serve` with these flags (mock_interval=0.01 is --mock-interval 0.01).
+
+    `module` is run in penstock's stead: one that changes something, and then runs it.
+    """
+    command = [sys.executable, "-m", str(module), "serve", *arguments]
     for name, value in {"port": 0, **flags}.items():
         values = value if isinstance(value, list) else [value]
         for each in values:
@@ -53,19 +60,19 @@ def start(*arguments: str, **flags: object) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, **flags: object) -> Iterator[RunningServer]:
+def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iterator[RunningServer]:
     """A server that is ready; it is stopped, and must end cleanly, when the context ends.
 
     `serve(engine="mock", mock_interval=0.01)`; the built-in model without flags. A test that ends
     the server itself may: then how it ended is for the test to check.
     """
-    process = start(*arguments, **flags)
+    process = start(*arguments, module=module, **flags)
     assert process.stderr is not None
     output: list[str] = []
     url = ""
     for line in process.stderr:
         output.append(line)
-        if found := re.search(r"page and API\s+(http://\S+)", line):
+        if found := re.search(r'(?:page and API\s+|"url": ")(http://[^\s"]+)', line):
             url = found[1]
             break
     else:

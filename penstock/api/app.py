@@ -5,10 +5,13 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from penstock import __version__
+from penstock.api.exchange import Exchanges
 from penstock.api.health import health_routes
 from penstock.api.host import HostCheck
+from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native import GenerateRequest, native_routes
 from penstock.api.openai import openai_routes
 from penstock.api.openai_fields import ChatRequest, CompletionRequest
@@ -28,7 +31,7 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse) -> FastAPI:
+def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse) -> ASGIApp:
     """An application that serves `engine` through `streams`."""
     app = FastAPI(
         title="Penstock",
@@ -48,17 +51,25 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
     app.include_router(native_routes(streams, pulse, settings))
     app.include_router(openai_routes(streams, pulse, settings, lambda: engine.info))
     app.include_router(health_routes(unready))
+    app.include_router(metrics_routes(metrics_registry(settings, engine, streams, pulse)))
     app.include_router(page_routes(settings.served_name))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origin,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-Penstock-Resumable"],
-        expose_headers=["X-Stream-ID"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Last-Event-ID",
+            "X-Penstock-Resumable",
+            "X-Request-ID",
+        ],
+        expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing"],
     )
     app.add_middleware(HostCheck)
     _describe_bodies(app)
-    return app
+    # Outside of everything, so that an answer to a bug in here has an id and a line as well.
+    return Exchanges(app, streams.meter, log_prompts=settings.log_prompts)
 
 
 def _describe_bodies(app: FastAPI) -> None:

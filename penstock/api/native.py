@@ -22,6 +22,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from penstock.api.body import read_json_object
+from penstock.api.exchange import exchange_of
 from penstock.api.frames import Form, NativeForm, NativeFrames, ending
 from penstock.api.problems import invalid_fields, problem_response
 from penstock.api.pulse import Pulse
@@ -152,6 +153,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
         )
         asked = parse_generate(body)
         stream = streams.open(asked.to_request(), resumable=asked.resumable, opened_as=NativeForm())
+        exchange_of(http.scope).carries(stream)
         reader = Reader(stream)
         watch = watch_client(reader, http.receive)
         try:
@@ -180,6 +182,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
             raise _bad_event_id("beyond the last event that there is")
         if stream.ended is not None and first == form.num_events(stream):
             return Response(status_code=204)  # an EventSource then stops connecting again
+        streams.meter.resumed("running" if stream.ended is None else "ended")
         reader, frames = form.read_on(stream, first)
         return StreamResponse(
             reader,
@@ -187,6 +190,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
             watch_client(reader, http.receive),
             pulse,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
+            resumed=True,
         )
 
     @router.delete("/streams/{stream_id}", summary="Cancel a stream, in any phase")

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from penstock.api.body import read_json_object
+from penstock.api.exchange import exchange_of
 from penstock.api.openai_fields import (
     ChatRequest,
     CompletionRequest,
@@ -106,6 +107,7 @@ def openai_routes(
             num_per_prompt=asked.num_choices,
         )
         opened = _open_all(streams, requests, form, resumable)
+        exchange_of(http.scope).carries(opened[0])
         reader = MergedReader(opened)
         watch = watch_client(reader, http.receive)
         try:

@@ -223,7 +223,7 @@ class _ChoiceFrames:
         self._num_characters += len(delta.text)
         self._num_tokens += delta.num_tokens
         if self._form.continuous_usage:
-            usage = Usage(self._stream.prompt_tokens, self._num_tokens)
+            usage = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
         choice = self._form.choice(self._number, text, logprobs)
         return (_FRAME % _encode(self._form.chunk([choice], usage)),)
 

@@ -7,13 +7,13 @@ import re
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from penstock.api.exchange import ProblemResponse
 from penstock.api.openai_errors import PREFIX, error_response
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
@@ -49,12 +49,7 @@ def problem_response(problem: Problem) -> Response:
     }
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
-    return JSONResponse(
-        body,
-        status_code=problem.status,
-        headers=problem.headers,
-        media_type="application/problem+json",
-    )
+    return ProblemResponse(problem, body, problem.status, "application/problem+json")
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:

@@ -7,6 +7,7 @@ reads would hold its stream, and its slot, for ever. One timer for all costs a t
 
 import asyncio
 import logging
+import time
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -14,35 +15,40 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 
 
-class Wakes(Protocol):
+class Watched(Protocol):
     """What the pulse needs of a reader."""
 
+    @property
+    def lag(self) -> int: ...
     def wake(self) -> None: ...
+
+
+# A send that waits for longer has a client that does not keep up.
+BLOCKED_AFTER_S = 1.0
 
 
 class Sending:
     """What the pulse knows of one response; made in the task that sends it."""
 
-    __slots__ = ("_loop", "_task", "is_sending", "is_stalled", "reader", "since")
+    __slots__ = ("_task", "is_sending", "is_stalled", "reader", "since")
 
-    def __init__(self, reader: Wakes) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, reader: Watched) -> None:
         self._task = asyncio.current_task()
         self.reader = reader
         self.is_sending = False
         self.is_stalled = False
         """It was ended because its client did not read."""
-        self.since = self._loop.time()
-        """When the last send began (while it lasts) or ended, on the loop's clock."""
+        self.since = time.monotonic()
+        """When the last send began (while it lasts) or ended, on the monotonic clock."""
 
     def begin(self) -> None:
         """A send begins."""
-        self.since = self._loop.time()
+        self.since = time.monotonic()
         self.is_sending = True
 
     def end(self) -> None:
         """The server has taken what was sent."""
-        self.since = self._loop.time()
+        self.since = time.monotonic()
         self.is_sending = False
 
     def stop(self) -> None:
@@ -66,6 +72,15 @@ class Pulse:
     def __len__(self) -> int:
         return len(self._sendings)
 
+    def lags(self) -> list[int]:
+        """For each response, how many events its reader is behind."""
+        return [sending.reader.lag for sending in self._sendings]
+
+    def num_blocked(self) -> int:
+        """Responses whose clients have not taken what was sent for a second or longer."""
+        latest = time.monotonic() - BLOCKED_AFTER_S
+        return sum(sending.is_sending and sending.since < latest for sending in self._sendings)
+
     def add(self, sending: Sending) -> None:
         """Look after this response."""
         self._sendings.add(sending)
@@ -76,14 +91,13 @@ class Pulse:
 
     async def run(self) -> None:
         """Look after all of them, for ever."""
-        loop = asyncio.get_running_loop()
         tick = min(TICK_S, self._heartbeat / 2, self._stall_timeout / 2)
         while True:
             await asyncio.sleep(tick)
-            self.beat(loop.time())
+            self.beat(time.monotonic())
 
     def beat(self, now: float) -> None:
-        """One look, at a time on the loop's clock."""
+        """One look, at a time on the monotonic clock."""
         for sending in list(self._sendings):
             waited = now - sending.since
             if sending.is_sending and waited > self._stall_timeout:

@@ -11,7 +11,9 @@ from typing import Generic, Protocol, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.api.exchange import exchange_of
 from penstock.api.pulse import Pulse, Sending
+from penstock.observe.meter import Delivery
 from penstock.stream.stream import Stream
 
 HEADERS = [
@@ -40,6 +42,10 @@ class Readable(Protocol[Taken]):
     def is_closed(self) -> bool: ...
     @property
     def is_done(self) -> bool: ...
+    @property
+    def lag(self) -> int: ...
+    @property
+    def taken_since(self) -> float: ...
     async def take(self) -> list[Taken]: ...
     def wake(self) -> None: ...
     def close(self) -> None: ...
@@ -55,7 +61,7 @@ class StreamResponse(Response, Generic[Taken]):
     """Sends a stream's events until the terminal one, or until the client goes.
 
     `watch` is the task that watches the client (see `watch_client`); it ends with the response.
-    `preface` is sent before the first event.
+    `preface` is sent before the first event. `resumed`: the reader is not the stream's first.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class StreamResponse(Response, Generic[Taken]):
         watch: asyncio.Task[None],
         pulse: Pulse,
         preface: bytes = b"",
+        *,
+        resumed: bool = False,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -74,9 +82,13 @@ class StreamResponse(Response, Generic[Taken]):
         self._watch = watch
         self._pulse = pulse
         self._preface = preface
+        self._resumed = resumed
+        stream = reader.stream
+        self._delivery = Delivery(stream.meter, 0.0 if resumed else stream.admitted_at)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = Sending(self._reader)
+        exchange_of(scope).carries(self._reader.stream, resumed=self._resumed)
         self._pulse.add(sending)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -93,6 +105,7 @@ class StreamResponse(Response, Generic[Taken]):
 
     async def _send_events(self, send: Send, sending: Sending) -> None:
         reader = self._reader
+        taken = self._delivery.taken
         while not reader.is_closed:
             events = await reader.take()
             more = not reader.is_done
@@ -108,6 +121,9 @@ class StreamResponse(Response, Generic[Taken]):
                     }
                 )
                 sending.end()
+            if events:
+                has_deltas = more or len(events) > 1
+                taken(len(events), has_deltas, reader.taken_since, sending.since)
             if not more:
                 return
 

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, assert_never, cast
 
@@ -29,7 +30,7 @@ RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_TIMEOUT_S = 3.0
 # What a dead process still had to say is in the socket, unless something else holds its end open.
 LAST_WORDS_TIMEOUT_S = 1.0
-STDERR_LINES_KEPT = 40
+STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
 
 
 class LosableSink(Sink, Protocol):
@@ -80,7 +81,8 @@ class ChildEngine:
 
     `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told
     the id of each new process, before the model is loaded in it. A process that has requests and
-    says nothing for `hang_timeout` seconds is taken for hung and killed.
+    says nothing for `hang_timeout` seconds is taken for hung and killed. `on_cancelled` is told how
+    many seconds the engine took to stop a request.
     """
 
     def __init__(
@@ -89,10 +91,14 @@ class ChildEngine:
         options: dict[str, Any],
         on_spawn: Callable[[int], None] = lambda pid: None,
         hang_timeout: float = 300.0,
+        on_cancelled: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._start_message = wire.Start(target, options)
         self._on_spawn = on_spawn
         self._hang_timeout = hang_timeout
+        self._on_cancelled = on_cancelled
+        # When the engine was told to stop these requests, on the monotonic clock.
+        self._cancelling: dict[str, float] = {}
         self._sinks: dict[str, LosableSink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: _Channel | None = None
@@ -153,6 +159,7 @@ class ChildEngine:
     def cancel(self, request_id: str) -> None:
         """Stop a request; its sink hears nothing more of it."""
         if self._pop(request_id) is not None and self._channel is not None:
+            self._cancelling[request_id] = time.monotonic()
             self._channel.send(wire.Cancel(request_id))
 
     def _pop(self, request_id: str) -> LosableSink | None:
@@ -184,6 +191,9 @@ class ChildEngine:
             case wire.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case wire.Cancelled(request_id):
+                if began := self._cancelling.pop(request_id, None):
+                    self._on_cancelled(time.monotonic() - began)
             case wire.Working():
                 pass  # it was heard
             case wire.Ready(info):
@@ -238,6 +248,7 @@ class ChildEngine:
             gone.cancel()
         self.state = "ready"
         self._ready.set()
+        self._stderr.clear()  # what was said while loading is not what it may die of
         return info
 
     async def _supervise(self) -> None:
@@ -253,6 +264,7 @@ class ChildEngine:
             log.error("the engine's process ended (%s); restarting it", self._obituary())
             await self._end_process()
             sinks, self._sinks = self._sinks, {}
+            self._cancelling.clear()
             self._has_requests.clear()
             for sink in sinks.values():
                 sink.lost()
@@ -333,10 +345,13 @@ class ChildEngine:
     def _first_complaint(self) -> str:
         """The first error that the process wrote: those after it mostly follow from it."""
         for line in self._stderr:
-            if found := re.search(r"\bE (?:\w+ +)?\w+: (.+)|^(\w*Error: .+)", line):
+            if found := _COMPLAINT.search(line):
                 return f"It says: {found[1] or found[2]}"
         return ""
 
+
+# How llama.cpp's log, Python, and vLLM's log with a traceback in it say what is wrong.
+_COMPLAINT = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
 
 _UNAVAILABLE = {
     "loading": ("engine_loading", "The model is still loading. Try again in a moment."),

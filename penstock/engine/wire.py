@@ -93,8 +93,14 @@ class Fail(_Message, tag="fail"):
     message: str
 
 
+class Cancelled(_Message, tag="cancelled"):
+    """The engine has stopped a request, as `Cancel` asked."""
+
+    request_id: str
+
+
 ToEngine = Start | Submit | Cancel
-FromEngine = Ready | NotStarted | Accepted | Started | Working | Delta | Finish | Fail
+FromEngine = Ready | NotStarted | Accepted | Started | Working | Delta | Finish | Fail | Cancelled
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _HEAD = 4

@@ -140,6 +140,7 @@ async def relay(outbox: Outbox) -> None:
                 engine.submit(request, WireSink(request.id, outbox))
             elif isinstance(message, wire.Cancel):
                 engine.cancel(message.request_id)
+                outbox.push(wire.Cancelled(message.request_id))
     finally:
         await engine.stop()
 

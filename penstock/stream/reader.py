@@ -20,12 +20,16 @@ class Reader:
     A stream knows its readers: what becomes of one that nobody reads is decided in `streams`.
     """
 
-    __slots__ = ("_waiter", "cursor", "is_closed", "stream")
+    __slots__ = ("_new_since", "_waiter", "cursor", "is_closed", "stream", "taken_since")
 
     def __init__(self, stream: Stream, cursor: int = 0) -> None:
         self.stream = stream
         self.cursor = cursor
         self.is_closed = False
+        self.taken_since = 0.0
+        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
+        where it had been there before the reader."""
+        self._new_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
         stream.attach(self)
 
@@ -37,22 +41,28 @@ class Reader:
     @property
     def is_done(self) -> bool:
         """Nothing more will come: the terminal event was taken, or the reader is closed."""
-        return self.is_closed or (self.stream.ended is not None and self.lag <= 0)
+        return self.is_closed or (self.stream.log.terminal is not None and self.lag <= 0)
 
     async def take(self) -> list[Event]:
         """Wait for events and take them, the oldest 256 at most. Empty after `wake` and `close`."""
-        if self.lag <= 0 and not self.is_done:
+        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+        if not events and not self.is_done:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+            events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
         self.cursor += len(events)
+        self.taken_since = self._new_since
+        if len(events) < MAX_EVENTS_AT_ONCE:
+            self._new_since = 0.0
         return events
 
-    def wake(self) -> None:
-        """End the wait in `take`, if there is one."""
+    def wake(self, logged_at: float = 0.0) -> None:
+        """End the wait in `take`, if there is one; `logged_at` where the log has grown."""
+        if not self._new_since:
+            self._new_since = logged_at
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -71,14 +81,25 @@ class MergedReader:
     They end together: where one is cancelled or fails, so are the others.
     """
 
-    __slots__ = ("_cursors", "_is_ending", "_streams", "_waiter", "is_closed")
+    __slots__ = (
+        "_cursors",
+        "_is_ending",
+        "_new_since",
+        "_streams",
+        "_waiter",
+        "is_closed",
+        "taken_since",
+    )
 
     def __init__(self, streams: Sequence[Stream], cursor: int = 0) -> None:
         self._streams = tuple(streams)
         self._cursors = [cursor] * len(streams)
         self._waiter: asyncio.Future[None] | None = None
         self._is_ending = False
+        self._new_since = 0.0
         self.is_closed = False
+        self.taken_since = 0.0
+        """As that of `Reader`."""
         for stream in streams:
             stream.attach(self)
 
@@ -96,7 +117,7 @@ class MergedReader:
     def is_done(self) -> bool:
         """Nothing more will come: all terminal events were taken, or the reader is closed."""
         return self.is_closed or (
-            all(stream.ended is not None for stream in self._streams) and self.lag <= 0
+            all(stream.log.terminal is not None for stream in self._streams) and self.lag <= 0
         )
 
     async def take(self) -> list[tuple[int, Event]]:
@@ -108,6 +129,7 @@ class MergedReader:
                 await self._waiter
             finally:
                 self._waiter = None
+        self.taken_since, self._new_since = self._new_since, 0.0
         taken: list[tuple[int, Event]] = []
         for number, stream in enumerate(self._streams):
             events = stream.log.after(self._cursors[number], MAX_EVENTS_AT_ONCE)
@@ -117,8 +139,10 @@ class MergedReader:
                 self._end_others()
         return taken
 
-    def wake(self) -> None:
-        """End the wait in `take`, if there is one."""
+    def wake(self, logged_at: float = 0.0) -> None:
+        """End the wait in `take`, if there is one; `logged_at` where a log has grown."""
+        if not self._new_since:
+            self._new_since = logged_at
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -16,6 +16,7 @@ import asyncio
 import collections
 from typing import Protocol
 
+from penstock.errors import Unavailable
 from penstock.request import Request
 from penstock.stream.stream import Stream
 
@@ -86,13 +87,16 @@ class Recovery:
             except TimeoutError:
                 self._give_up()
                 break
-            if self._suspects:
-                self._on_trial = self._suspects.popleft()
-                self._go_on(self._on_trial)
-                await self._on_trial.progressed()
+            queue = self._suspects or self._waiting
+            try:
+                self._go_on(queue[0])
+            except Unavailable:  # it died again before this task had its turn
+                continue
+            stream = queue.popleft()
+            if queue is self._suspects:
+                self._on_trial = stream
+                await stream.progressed()
                 self._on_trial = None
-            else:
-                self._go_on(self._waiting.popleft())
         self._task = None
 
     def _go_on(self, stream: Stream) -> None:

@@ -25,6 +25,7 @@ from penstock.events import (
     TokenLogprob,
     Usage,
 )
+from penstock.observe.meter import Meter
 from penstock.request import Request, UnnamedTokens
 from penstock.stream.log import Log
 from penstock.text import Text
@@ -37,8 +38,8 @@ slot, something generated (or the request ended)."""
 class StreamReader(Protocol):
     """What a stream knows of its readers (see `reader`)."""
 
-    def wake(self) -> None:
-        """The log has grown."""
+    def wake(self, logged_at: float = 0.0) -> None:
+        """The log has grown, at this time on the monotonic clock."""
 
 
 class StreamOwner(Protocol):
@@ -62,18 +63,19 @@ class Stream:
     """One generation and its log.
 
     `resumable`: it may go on without readers, and be read again. `was_accepted` resolves when the
-    engine has taken the request, to None, or to the problem where it refused it. `opened_as` is
-    for whoever opened it, to know how to show it to a reader that comes later.
+    engine has taken the request, to None, or to the problem where it refused it. `meter` is told
+    of what happens. `opened_as` is for whoever opened it, to know how to show it to a reader that
+    comes later.
     """
 
     __slots__ = (
-        "_accepted_at",
         "_completion_tokens",
         "_continued_from",
         "_end_waiter",
         "_first_delta_at",
         "_generated",
         "_last_delta_at",
+        "_note_gap",
         "_num_textless",
         "_num_textless_logprobs",
         "_owner",
@@ -86,7 +88,11 @@ class Stream:
         "_started_at",
         "_text",
         "_textless_ids",
+        "admitted_at",
+        "client_gone",
         "log",
+        "meter",
+        "num_readers_ever",
         "opened_as",
         "phase",
         "request",
@@ -98,6 +104,7 @@ class Stream:
         self,
         request: Request,
         owner: StreamOwner,
+        meter: Meter | None = None,
         *,
         resumable: bool = False,
         opened_as: object = None,
@@ -109,6 +116,10 @@ class Stream:
         self.log = Log()
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
         self.phase: Phase = "submitted"
+        self.client_gone = False
+        self.num_readers_ever = 0
+        self.meter = meter or Meter()
+        self._note_gap = self.meter.engine_gap.add
         self._owner = owner
         self._text = Text(request.stop)
         self._readers: list[StreamReader] = []
@@ -127,7 +138,7 @@ class Stream:
         self._pending_logprobs: list[TokenLogprob] = []
         self._num_textless_logprobs = 0
         self._reproducible = True
-        self._accepted_at = time.monotonic()
+        self.admitted_at = time.monotonic()
         self._started_at = 0.0
         self._first_delta_at = 0.0
         self._last_delta_at = 0.0
@@ -143,12 +154,6 @@ class Stream:
         return self.log.terminal
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt, once it is accepted."""
-        usage = self._usage() if self.log.terminal is None else self.log.terminal.usage
-        return usage.prompt_tokens
-
-    @property
     def can_go_on(self) -> bool:
         """Whether another engine could take the generation up where it is. A schema's grammar
         cannot begin in the middle of an answer."""
@@ -162,6 +167,7 @@ class Stream:
     def attach(self, reader: StreamReader) -> None:
         """Wake `reader` whenever the log grows."""
         self._readers.append(reader)
+        self.num_readers_ever += 1
         if len(self._readers) == 1:
             self._owner.stream_read(self)
 
@@ -186,8 +192,18 @@ class Stream:
             self._progress_waiter = asyncio.get_running_loop().create_future()
             await self._progress_waiter
 
-    def cancel(self) -> None:
-        """End the stream now, as asked. Does nothing to one that has ended."""
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        if self.log.terminal is not None:
+            return self.log.terminal.usage
+        prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)
+        return Usage(prompt_tokens, self._completion_tokens)
+
+    def cancel(self, *, client_gone: bool = False) -> None:
+        """End the stream now, as asked, or since nobody reads it any more (`client_gone`). Does
+        nothing to one that has ended."""
+        self.client_gone = client_gone and self.log.terminal is None
         self._finish("cancelled", engine_done=False)
 
     def give_up(self, code: str, message: str, *, retry_safe: bool = True) -> None:
@@ -234,7 +250,9 @@ class Stream:
     def started(self) -> None:
         """The request has a slot."""
         self.phase = "running"
-        self._started_at = self._started_at or time.monotonic()
+        if not self._started_at:
+            self._started_at = time.monotonic()
+            self.meter.stream_delayed(self._started_at - self.admitted_at)
 
     def working(self) -> None:
         """The engine is at the prompt: nothing to read yet."""
@@ -299,8 +317,12 @@ class Stream:
 
     def _append(self, text: str) -> None:
         now = time.monotonic()
-        if not self._first_delta_at:
+        if self._first_delta_at:
+            self._note_gap(now - self._last_delta_at)
+        else:
             self._first_delta_at = now
+            queue_time = (self._started_at or now) - self.admitted_at
+            self.meter.first_delta(queue_time, now - self.admitted_at)
         self._last_delta_at = now
         if self._pending_logprobs:
             self.log.append(Delta(text, self._pending_tokens, self._logprobs_of(text)))
@@ -308,7 +330,7 @@ class Stream:
         else:
             self.log.append(Delta(text, self._pending_tokens))
         self._pending_tokens = 0
-        self._wake()
+        self._wake(now)
 
     def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
         """Those that go with this text: all that have come, unless a stop string has cut it."""
@@ -323,7 +345,7 @@ class Stream:
 
     def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
         if self.log.terminal is None:
-            end = Finish(reason, self._usage(), self._timings(), self._reproducible)
+            end = Finish(reason, self.usage, self._timings(), self._reproducible)
             self._end(end, engine_done, None)
 
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
@@ -333,17 +355,19 @@ class Stream:
         kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
         problem = kind(code, message, status=status)
         retry_safe = retry_safe and problem.retry_safe
-        end = Failure(code, message, retry_safe, self._usage(), self._timings())
+        end = Failure(code, message, retry_safe, self.usage, self._timings())
         self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
         self.log.append(event)
+        if self.phase == "in line" and not self._started_at:
+            self.meter.stream_delayed(event.timings.queue_time)  # it left the line
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
         self._note_progress()
-        self._wake()
+        self._wake(time.monotonic())
         self._owner.stream_ended(self, engine_done=engine_done)
 
     def _note_progress(self) -> None:
@@ -351,17 +375,13 @@ class Stream:
         if self._progress_waiter is not None and not self._progress_waiter.done():
             self._progress_waiter.set_result(None)
 
-    def _wake(self) -> None:
+    def _wake(self, logged_at: float) -> None:
         for reader in self._readers:
-            reader.wake()
-
-    def _usage(self) -> Usage:
-        prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)
-        return Usage(prompt_tokens, self._completion_tokens)
+            reader.wake(logged_at)
 
     def _timings(self) -> Timings:
         now = time.monotonic()
-        began = self._accepted_at
+        began = self.admitted_at
         decode_time = self._last_delta_at - self._first_delta_at
         return Timings(
             queue_time=round((self._started_at or now) - began, 6),

@@ -14,12 +14,14 @@ Not known here: HTTP, a concrete engine.
 
 import asyncio
 import collections
+import functools
 import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure, TerminalEvent
+from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.recovery import Recovery
 from penstock.stream.stream import Stream
@@ -64,7 +66,10 @@ class _Ended:
 class Streams:
     """The streams of one server."""
 
-    def __init__(self, engine: Submits, limits: Limits | None = None) -> None:
+    def __init__(
+        self, engine: Submits, limits: Limits | None = None, meter: Meter | None = None
+    ) -> None:
+        self.meter = meter or Meter()
         self._engine = engine
         self._limits = limits or Limits()
         self._recovery = Recovery(engine, self._limits.restart_timeout)
@@ -84,6 +89,15 @@ class Streams:
     def num_kept(self) -> int:
         """Streams that have ended and can still be read."""
         return len(self._kept)
+
+    @property
+    def num_kept_bytes(self) -> int:
+        """About how much memory they take."""
+        return self._kept_bytes
+
+    def open_streams(self) -> list[Stream]:
+        """Those that have not ended."""
+        return list(self._open.values())
 
     @property
     def is_recovering(self) -> bool:
@@ -107,7 +121,7 @@ class Streams:
                 "The engine stopped; those that it served go on first. Try again in a moment.",
                 headers={"Retry-After": "1"},
             )
-        stream = Stream(request, self, resumable=resumable, opened_as=opened_as)
+        stream = Stream(request, self, self.meter, resumable=resumable, opened_as=opened_as)
         self._open[stream.id] = stream
         self._idle.clear()
         try:
@@ -115,6 +129,7 @@ class Streams:
         except Unavailable:
             self._forget(stream)
             raise
+        self.meter.stream_started()
         return stream
 
     def find(self, stream_id: str) -> Stream:
@@ -169,6 +184,7 @@ class Streams:
         self._forget(stream)
         self._stop_lingering(stream)
         assert stream.ended is not None
+        self._tell_meter(stream, stream.ended)
         self._ended[stream.id] = _Ended(ended_as(stream.ended), stream.resumable)
         if len(self._ended) > MAX_ENDED_KNOWN:
             self._ended.popitem(last=False)
@@ -189,9 +205,19 @@ class Streams:
             return
         if stream.resumable:
             loop = asyncio.get_running_loop()
-            self._lingering[stream.id] = loop.call_later(self._limits.linger, stream.cancel)
+            cancel = functools.partial(stream.cancel, client_gone=True)
+            self._lingering[stream.id] = loop.call_later(self._limits.linger, cancel)
         else:
-            stream.cancel()
+            stream.cancel(client_gone=True)
+
+    def _tell_meter(self, stream: Stream, end: TerminalEvent) -> None:
+        self.meter.stream_ended(
+            cause="client_gone" if stream.client_gone else ended_as(end),
+            error_code=end.code if isinstance(end, Failure) else "",
+            prompt_tokens=end.usage.prompt_tokens,
+            completion_tokens=end.usage.completion_tokens,
+            total_time=end.timings.total_time,
+        )
 
     def _forget(self, stream: Stream) -> None:
         self._open.pop(stream.id, None)

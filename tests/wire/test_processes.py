@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -171,10 +172,27 @@ def test_a_port_in_use_is_said_and_another_proposed() -> None:
         ({"engine_arg": "n_ctx=much"}, "does not take this value"),
         ({"engine_arg": "n_ctx"}, "name=value"),
         ({"engine": "mock", "engine_arg": "intervall=1"}, "intervall"),
+        ({"engine": "vllm"}, "vLLM cannot serve rill"),
+        ({"engine": "vllm", "model": "./nowhere"}, "no folder ./nowhere"),
     ],
 )
 def test_what_cannot_be_served_is_said(flags: dict[str, object], expected: str) -> None:
     assert expected in refuses_to_start(**flags)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_where_it_is_not_installed_is_said_and_replaced_by_nothing() -> None:
+    said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
+    assert "vLLM is not installed" in said
+    assert 'pip install "penstock[vllm]"' in said
+
+
+def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
+    assert "This vLLM cannot be used: No module named 'vllm." in said
 
 
 def test_a_file_that_is_no_model_or_half_of_one_is_said(tmp_path: Path) -> None:
