@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from penstock.api.exchange import ProblemResponse
 from penstock.errors import InvalidFields, Problem
 from penstock.events import Failure
 
@@ -31,7 +32,7 @@ def error_response(problem: Problem) -> Response:
     """The response that tells a client of a problem: 400 where the native API says 422."""
     status = 400 if problem.status == 422 else problem.status
     body = {"error": error_object(problem.code, problem.detail, status, param_of(problem))}
-    return JSONResponse(body, status_code=status, headers=problem.headers)
+    return ProblemResponse(problem, body, status, "application/json")
 
 
 def error_object(code: str, message: str, status: int, param: str | None = None) -> dict[str, Any]:

@@ -7,15 +7,13 @@ import re
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
 
-from penstock.api.exchange import exchange_of
+from penstock.api.exchange import ProblemResponse
 from penstock.api.openai_errors import PREFIX, error_response
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
@@ -40,20 +38,6 @@ _CODES = {
 }
 
 
-class ProblemResponse(JSONResponse):
-    """A problem as an answer. Its code goes into the log and the metrics as well."""
-
-    media_type = "application/problem+json"
-
-    def __init__(self, problem: Problem, body: dict[str, Any]) -> None:
-        super().__init__(body, status_code=problem.status, headers=problem.headers)
-        self._code = problem.code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange_of(scope).problem_code = self._code
-        await super().__call__(scope, receive, send)
-
-
 def problem_response(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
     body: dict[str, Any] = {
@@ -65,7 +49,7 @@ def problem_response(problem: Problem) -> Response:
     }
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
-    return ProblemResponse(problem, body)
+    return ProblemResponse(problem, body, problem.status, "application/problem+json")
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:
@@ -102,7 +86,6 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     def answer(request: Request, problem: Problem) -> Response:
         if request.scope["path"].startswith(PREFIX):
-            exchange_of(request.scope).problem_code = problem.code
             return error_response(problem)
         return problem_response(problem)
 

@@ -15,11 +15,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 
 
-# A send that waits for longer has a client that does not keep up.
-BLOCKED_AFTER_S = 1.0
-
-
-class Wakes(Protocol):
+class Watched(Protocol):
     """What the pulse needs of a reader."""
 
     @property
@@ -27,12 +23,16 @@ class Wakes(Protocol):
     def wake(self) -> None: ...
 
 
+# A send that waits for longer has a client that does not keep up.
+BLOCKED_AFTER_S = 1.0
+
+
 class Sending:
     """What the pulse knows of one response; made in the task that sends it."""
 
     __slots__ = ("_task", "is_sending", "is_stalled", "reader", "since")
 
-    def __init__(self, reader: Wakes) -> None:
+    def __init__(self, reader: Watched) -> None:
         self._task = asyncio.current_task()
         self.reader = reader
         self.is_sending = False

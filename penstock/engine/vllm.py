@@ -125,7 +125,7 @@ class Vllm:
     async def _warm_up(self) -> None:
         """Sample two tokens: what vLLM compiles at the first request is then not the client's to
         wait for, and where it cannot be compiled the model is not said to be ready."""
-        params = sampling_params(Sampling(), 2)
+        params = sampling_params(Sampling(), 2, top_logprobs=1)
         async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
             pass
 
@@ -223,7 +223,7 @@ class Vllm:
                 processor.structured_outputs_config,
                 processor.tokenizer,
             )
-        except ValueError:  # vLLM's errors about what it was given are such
+        except (VLLMClientError, ValueError):  # its own checks raise the one, its grammar the other
             return False
         return True
 

@@ -96,10 +96,10 @@ class MergedReader:
         self._cursors = [cursor] * len(streams)
         self._waiter: asyncio.Future[None] | None = None
         self._is_ending = False
+        self._new_since = 0.0
         self.is_closed = False
         self.taken_since = 0.0
-        """As a `Reader`'s."""
-        self._new_since = 0.0
+        """As that of `Reader`."""
         for stream in streams:
             stream.attach(self)
 
@@ -117,7 +117,7 @@ class MergedReader:
     def is_done(self) -> bool:
         """Nothing more will come: all terminal events were taken, or the reader is closed."""
         return self.is_closed or (
-            all(stream.ended is not None for stream in self._streams) and self.lag <= 0
+            all(stream.log.terminal is not None for stream in self._streams) and self.lag <= 0
         )
 
     async def take(self) -> list[tuple[int, Event]]:
@@ -129,6 +129,7 @@ class MergedReader:
                 await self._waiter
             finally:
                 self._waiter = None
+        self.taken_since, self._new_since = self._new_since, 0.0
         taken: list[tuple[int, Event]] = []
         for number, stream in enumerate(self._streams):
             events = stream.log.after(self._cursors[number], MAX_EVENTS_AT_ONCE)
@@ -136,9 +137,6 @@ class MergedReader:
             taken += [(number, event) for event in events]
             if events and _ends_all(events[-1]):
                 self._end_others()
-        self.taken_since = self._new_since
-        if self.lag <= 0:
-            self._new_since = 0.0
         return taken
 
     def wake(self, logged_at: float = 0.0) -> None:

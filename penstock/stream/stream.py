@@ -194,7 +194,7 @@ class Stream:
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far; the prompt's once it is accepted."""
+        """Tokens so far."""
         if self.log.terminal is not None:
             return self.log.terminal.usage
         prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)

@@ -170,26 +170,6 @@ async def test_draining_ends_those_that_wait_for_the_engine() -> None:
     assert engine.sinks == {}
 
 
-async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_on() -> None:
-    """What went wrong: the engine was back, and dead again before the waiting task had its turn;
-    the task failed, its streams hung and new requests were refused for ever. Whom: everybody. Why
-    not now: what could not be submitted stays in its line, and the task waits again."""
-    engine = ScriptedEngine()
-    streams = Streams(engine)
-    stream = begin(streams, "a")
-    engine.die()
-    await settle()
-    engine.come_back()
-    engine.go_down()
-    await settle()
-    assert is_recovering(streams)
-    engine.come_back()
-    await settle()
-    assert not is_recovering(streams)
-    stream.delta("more", 1, (8,))
-    assert stream.log.text() == "a more"
-
-
 async def test_an_answer_under_a_schema_is_given_up_at_once_and_the_others_go_on() -> None:
     engine = ScriptedEngine()
     streams = Streams(engine)
@@ -221,3 +201,23 @@ async def test_an_answer_under_a_schema_that_has_not_begun_is_simply_asked_for_a
     assert list(engine.sinks) == ["schema"]
     assert engine.submitted[-1].json_schema == "{}"
     assert stream.ended is None
+
+
+async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_on() -> None:
+    """What went wrong: the engine was back, and dead again before the waiting task had its turn;
+    the task failed, its streams hung and new requests were refused for ever. Whom: everybody. Why
+    not now: what could not be submitted stays in its line, and the task waits again."""
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    stream = begin(streams, "a")
+    engine.die()
+    await settle()
+    engine.come_back()
+    engine.go_down()
+    await settle()
+    assert is_recovering(streams)
+    engine.come_back()
+    await settle()
+    assert not is_recovering(streams)
+    stream.delta("more", 1, (8,))
+    assert stream.log.text() == "a more"
