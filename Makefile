@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-vllm check format clean
+.PHONY: help install serve test soak test-vllm bench-vllm check format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -19,10 +19,17 @@ serve: $(READY) ## serve the built-in model at http://127.0.0.1:8000
 test: $(DEV_READY) ## run the tests
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
+soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
+
 # In an environment of its own, kept in ~/.cache/penstock: vLLM pins much.
 test-vllm: ## run vLLM's tests (the first time downloads 1 GB)
 	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
 	    TEST_VLLM=1 PYTHONPATH=$(CURDIR) $$vllm/bin/python -m pytest tests/vllm $(ARGS)
+
+bench-vllm: ## compare vLLM behind Penstock with vLLM's own server
+	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
+	    PYTHONPATH=$(CURDIR) $$vllm/bin/python -m benchmarks.vllm_server $(ARGS)
 
 check: $(DEV_READY) ## formatter, linter, strict types
 	@$(BIN)/ruff format --check .
@@ -30,6 +37,7 @@ check: $(DEV_READY) ## formatter, linter, strict types
 	@$(BIN)/mypy
 
 format: $(DEV_READY) ## format the code and mend what the linter can
+	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
@@ -41,9 +49,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(READY): pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
 	@touch $@
 
 $(DEV_READY): pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY) $@

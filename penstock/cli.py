@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import logging
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from penstock import __version__
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.loading import LoadingDisplay
+from penstock.observe.logs import logging_to, unbuffered
 from penstock.settings import Settings, load_settings
 from penstock.terminal import commands
 
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(stderr=True, highlight=False)
+log = logging.getLogger(__name__)
 
 
 def _version(wanted: bool) -> None:
@@ -53,12 +55,18 @@ def _root(
 def _serve(**flags: Any) -> None:
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     setproctitle("penstock: server")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        _run_server(load_settings(**given))
+        settings = load_settings(**given)
     except StartError as error:
         fail(error)
+    with logging_to(unbuffered(sys.stderr.fileno()), settings.log_format):
+        try:
+            _run_server(settings)
+        except StartError as error:
+            if settings.log_format == "text":
+                fail(error)
+            log.critical("%s", error, extra={"fields": {"hint": error.hint}})
+            raise typer.Exit(1) from None
 
 
 def _run_server(settings: Settings) -> None:
@@ -69,6 +77,10 @@ def _run_server(settings: Settings) -> None:
 
     def announce(server: Server, info: ModelInfo) -> None:
         loading.stop()
+        if settings.log_format == "json":
+            served = {"version": __version__, "model": info.id, "url": server.url}
+            log.info("serving", extra={"fields": served})
+            return
         slots = f"{info.slots} slots" if info.slots else "no bound on slots"
         console.print(
             f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
@@ -87,7 +99,7 @@ def _run_server(settings: Settings) -> None:
         run(make)
 
 
-def fail(error: StartError) -> None:
+def fail(error: StartError) -> NoReturn:
     """Say why and what to do, and exit with 1."""
     console.print(f"[bold red]Error:[/bold red] {escape(str(error))}", soft_wrap=True)
     if error.hint:

@@ -43,21 +43,24 @@ class Timings(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True):
     """Text added by one step: whole characters only, at least one of them.
 
-    `token_ids` are the engine's own ids of the tokens generated since the last delta, as far as
-    the engine tells them; `num_tokens` counts those tokens exactly, whether ids are known or not.
+    `num_tokens` counts the tokens generated since the last delta.
     """
 
     text: str
     num_tokens: int
-    token_ids: tuple[int, ...] = ()
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """The terminal event of a stream that ended as it should, or as it was asked to."""
+    """The terminal event of a stream that ended as it should, or as it was asked to.
+
+    `reproducible` is False where the stream was sampled with a seed and the engine died meanwhile:
+    the seed alone does not give this text again.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    reproducible: bool = True
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -7,6 +7,13 @@ they are. Not known here: HTTP, JSON field names, defaults of an API.
 import msgspec
 
 
+class UnnamedTokens(msgspec.Struct, frozen=True, array_like=True):
+    """Generated text of which the engine told the number of tokens, but not their ids."""
+
+    text: str
+    num_tokens: int
+
+
 class Message(msgspec.Struct, frozen=True):
     """One turn of a conversation, to be rendered with the model's own chat template."""
 
@@ -31,6 +38,10 @@ class Request(msgspec.Struct, frozen=True):
 
     `id` names the stream and is unguessable. `max_tokens` bounds the answer in tokens. `stop`
     strings are not for the engine: the text layer cuts at them (see `text`).
+
+    A request that an engine died with is submitted again as a continuation: `prompt_ids` are then
+    the tokens that the engine made of the prompt, to be used in its stead, and `generated` what it
+    generated before, to go on from; `max_tokens` is what is left.
     """
 
     id: str
@@ -39,3 +50,5 @@ class Request(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...] | None = None
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+    generated: tuple[int | UnnamedTokens, ...] = ()

@@ -20,13 +20,17 @@ from typing import Any
 import uvloop
 
 from penstock.api.app import create_app
+from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.granian_server import GranianServer, listen, serve_until
 from penstock.hub import find_model
+from penstock.observe.logs import report_loop_error
+from penstock.observe.loop_lag import measure_loop_lag
+from penstock.observe.meter import Meter
 from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
-from penstock.stream.streams import Streams
+from penstock.stream.streams import Limits, Streams
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +78,26 @@ class Server:
         raise_file_limit()
         listener = open_listener(self._settings)
         self.url = url_of(listener)
-        engine = ChildEngine(ENGINES[self._settings.engine], options, self._on_loading)
-        streams = self._streams = Streams(engine)
-        app = create_app(self._settings, engine, streams)
+        settings = self._settings
+        meter = Meter()
+        engine = ChildEngine(
+            ENGINES.get(settings.engine, settings.engine),
+            options,
+            self._on_loading,
+            settings.engine_timeout,
+            meter.abort.add,
+        )
+        limits = Limits(
+            settings.linger, settings.retain, settings.retain_bytes, settings.engine_restart_timeout
+        )
+        streams = self._streams = Streams(engine, limits, meter)
+        pulse = Pulse(settings.heartbeat, settings.stall_timeout)
+        app = create_app(settings, engine, streams, pulse)
         closing = asyncio.Event()
-        web = GranianServer(app, listener, self._settings.max_connections)
+        web = GranianServer(app, listener, settings.max_connections, http2=settings.http2)
         serving = asyncio.create_task(serve_until(web, closing))
+        beating = asyncio.create_task(pulse.run())
+        measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
@@ -87,10 +105,11 @@ class Server:
                 await self._stopping.wait()
                 await self._drain(streams)
         finally:
-            streams.draining = True
-            streams.cancel_all()
+            streams.shut_down()
             closing.set()
             await self._close(serving)
+            beating.cancel()
+            measuring.cancel()
             await engine.stop()
             listener.close()
 
@@ -136,7 +155,7 @@ def with_model_at_hand(settings: Settings) -> Settings:
 
     Downloads it where need be, with a progress bar; so it is called before an event loop runs.
     """
-    if settings.engine == "mock":
+    if settings.engine == "mock" or ":" in settings.engine:
         return settings
     if settings.engine == "vllm":  # it finds and downloads models itself
         if settings.model == BUILT_IN_MODEL:
@@ -159,6 +178,8 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     params = settings.engine_params
     if settings.engine == "mock":
         return {"name": settings.served_name, "interval": settings.mock_interval, **params}
+    if ":" in settings.engine:  # one's own: whatever else it takes is an --engine-arg
+        return {"name": settings.served_name, **params}
     for name, flag in {"model": "model", "name": "model-name", "slots": "slots"}.items():
         if name in params:
             raise StartError(f"{name!r} is not a parameter of the engine's.", f"Say --{flag}.")
@@ -174,7 +195,9 @@ def open_listener(settings: Settings) -> socket.socket:
     """The listening socket. Raises StartError where the address cannot be had."""
     host, port = settings.host, settings.port
     try:
-        return listen(host, port, settings.max_connections)
+        # The kernel's clock starts before ours, and cannot tell slow from dead so well.
+        give_up_after = max(2 * settings.stall_timeout, settings.stall_timeout + 10)
+        return listen(host, port, settings.max_connections, give_up_after)
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: (
@@ -215,6 +238,7 @@ def run(server_of: Callable[[], Server]) -> None:
     async def main() -> None:
         server = server_of()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(report_loop_error)
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             loop.add_signal_handler(number, server.stop)

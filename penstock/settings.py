@@ -6,11 +6,12 @@ From this one model come the flags of `penstock serve`, the `PENSTOCK_*` variabl
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,9 +23,10 @@ from penstock.errors import StartError
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
+IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_MODEL = "rill"
 
-EngineName = Literal["llamacpp", "vllm", "mock"]
+LogFormat = Literal["text", "json"]
 
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
@@ -32,6 +34,13 @@ ENGINES: dict[str, str] = {
     "vllm": "penstock.engine.vllm:Vllm",
     "mock": "penstock.engine.mock:Mock",
 }
+
+
+def _known_engine(name: str) -> str:
+    if name in ENGINES or IMPORT_STRING.fullmatch(name):
+        return name
+    known = ", ".join(repr(each) for each in ENGINES)
+    raise ValueError(f"there are {known}, or one of your own as 'package.module:Class'")
 
 
 class Settings(BaseSettings):
@@ -51,9 +60,10 @@ class Settings(BaseSettings):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
-    engine: EngineName = "llamacpp"
-    """What runs the model. vllm is for GPUs and is installed with it: pip install
-    "penstock[vllm]". mock says a fixed text and is for client developers and tests."""
+    engine: Annotated[str, AfterValidator(_known_engine)] = "llamacpp"
+    """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
+    vllm is for GPUs and is installed with it: pip install "penstock[vllm]". mock says a fixed
+    text and is for client developers and tests."""
     slots: Annotated[int, Field(ge=1, le=4096)] = 8
     """Requests that run at once; further ones wait in order. (The mock has no bound.)"""
     engine_arg: Annotated[list[str], NoDecode] = []
@@ -74,6 +84,28 @@ class Settings(BaseSettings):
     """Connections that may be open at once."""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """Seconds that running streams are given to end when the server is told to stop."""
+    linger: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """Seconds that a resumable stream goes on while nobody reads it."""
+    retain: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """Seconds that a resumable stream can still be read after its end."""
+    retain_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+    """Memory for all streams that are kept after their end, in bytes; the oldest goes first."""
+    heartbeat: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    """Seconds of silence after which a stream sends a comment, so that nothing on the way takes
+    it for dead."""
+    stall_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    """Seconds that sending may wait for a client that does not read, before it is dropped."""
+    engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """Seconds without a sign from an engine that has requests, after which it is taken for hung
+    and restarted. (llama.cpp gives one after each batch of a long prompt, n_batch tokens.)"""
+    engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """Seconds that running streams wait for an engine that died, before they end with an error."""
+    http2: bool = False
+    """Speak HTTP/2 as well, to clients that begin with it (as proxies can)."""
+    log_format: LogFormat = "text"
+    """How the log, on standard error, is written: text, or json with an object on each line."""
+    log_prompts: bool = False
+    """Put into the log what was asked, as well. Prompts can hold anything people should not see."""
     engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
 
     @property
@@ -83,13 +115,15 @@ class Settings(BaseSettings):
             return self.model_name
         if self.engine == "mock":
             return "mock"
+        if ":" in self.engine and "model" not in self.model_fields_set:
+            return self.engine.partition(":")[2].lower()
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
 
     @property
     def engine_params(self) -> dict[str, Any]:
         """The chosen engine's own parameters, from the file and the flags."""
-        params = dict(self.engine_tables.get(self.engine, {}))
+        params = dict(self.engine_tables.get(self.engine, {}))  # one's own has no table
         for argument in self.engine_arg:
             name, equals, value = argument.partition("=")
             if not equals or not name:
@@ -176,7 +210,10 @@ def load_settings(**flags: Any) -> Settings:
 
 def _refuse_unknown_variables() -> None:
     known = {ENV_PREFIX + name.upper() for name in _names()}
-    known |= {ENV_PREFIX + name for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER")}
+    known |= {
+        ENV_PREFIX + name
+        for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER", "REQUIRE_PROMETHEUS")
+    }
     for variable in os.environ:
         if variable.startswith(ENV_PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 STOP_TIMEOUT_S = 15
+HURRY_AFTER_S = 0.5  # two signals at once may be one to the process
 
 
 @dataclass
@@ -28,6 +29,10 @@ class RunningServer:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.port)
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 
@@ -40,9 +45,12 @@ class RunningServer:
         self.process.send_signal(number)
 
 
-def start(*arguments: str, **flags: object) -> subprocess.Popen[str]:
-    """`penstock serve` with these flags (mock_interval=0.01 is --mock-interval 0.01)."""
-    command = [sys.executable, "-m", "penstock", "serve", *arguments]
+def start(*arguments: str, module: object = "penstock", **flags: object) -> subprocess.Popen[str]:
+    """`penstock serve` with these flags (mock_interval=0.01 is --mock-interval 0.01).
+
+    `module` is run in penstock's stead: one that changes something, and then runs it.
+    """
+    command = [sys.executable, "-m", str(module), "serve", *arguments]
     for name, value in {"port": 0, **flags}.items():
         values = value if isinstance(value, list) else [value]
         for each in values:
@@ -52,19 +60,19 @@ def start(*arguments: str, **flags: object) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, **flags: object) -> Iterator[RunningServer]:
+def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iterator[RunningServer]:
     """A server that is ready; it is stopped, and must end cleanly, when the context ends.
 
     `serve(engine="mock", mock_interval=0.01)`; the built-in model without flags. A test that ends
     the server itself may: then how it ended is for the test to check.
     """
-    process = start(*arguments, **flags)
+    process = start(*arguments, module=module, **flags)
     assert process.stderr is not None
     output: list[str] = []
     url = ""
     for line in process.stderr:
         output.append(line)
-        if found := re.search(r"page and API\s+(http://\S+)", line):
+        if found := re.search(r'(?:page and API\s+|"url": ")(http://[^\s"]+)', line):
             url = found[1]
             break
     else:
@@ -81,6 +89,8 @@ def serve(*arguments: str, **flags: object) -> Iterator[RunningServer]:
         ended_before = process.poll() is not None
         if not ended_before:
             process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(HURRY_AFTER_S)
             process.send_signal(signal.SIGTERM)  # without waiting for open streams
         try:
             process.wait(STOP_TIMEOUT_S)

@@ -19,11 +19,12 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     "sse": set(),
     "settings": {"errors"},
+    "observe": {"observe"},
     "hub": {"errors", "settings"},
     "loading": {"settings"},
     "engine": {"events", "request", "errors", "text", "engine"},
-    "stream": WORDS | {"stream", "engine.protocol"},
-    "api": WORDS | {"api", "stream", "settings", "engine.child", "__init__"},
+    "stream": WORDS | {"stream", "engine.protocol", "observe.meter"},
+    "api": WORDS | {"api", "stream", "settings", "engine.child", "observe", "__init__"},
     "client": {"events", "sse", "client"},
     "granian_server": set(),
     "terminal": {"events", "errors", "client", "settings", "server"},
@@ -65,7 +66,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
                 target == each or target.startswith(each + ".") for each in ALLOWED[owner]
             )
             assert allowed, f"{place} may not import {target}"
-        elif owner in {"engine", "stream", "client"} | WORDS:
+        elif owner in {"engine", "stream", "client", "observe"} | WORDS:
             assert name.partition(".")[0] not in LIBRARIES_OF_HTTP_SERVERS, f"{place}: {name}"
 
 

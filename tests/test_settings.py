@@ -106,6 +106,7 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
         ("body_timeout = nan", ["'body_timeout' is not valid"]),
         ("max_connections = 99999999999", ["'max_connections' is not valid"]),
         ('engine = "vlm"', ["'engine' is not valid", "'llamacpp'"]),
+        ('engine = "a.b:"', ["'engine' is not valid", "package.module:Class"]),
         ("engine = 5", ["'engine' is not valid"]),
         ("[engine.llamacp]\nn_ctx = 1", ["no engine 'llamacp'", "llamacpp"]),
         ("[engine]\nmock = 5", ["engine.mock is not a table"]),

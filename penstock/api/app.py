@@ -4,13 +4,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from penstock import __version__
+from penstock.api.exchange import Exchanges
 from penstock.api.health import health_routes
 from penstock.api.host import HostCheck
+from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native import GenerateRequest, native_routes
 from penstock.api.page import page_routes
 from penstock.api.problems import add_problem_handlers
+from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
 from penstock.settings import Settings
 from penstock.stream.streams import Streams
@@ -18,7 +22,7 @@ from penstock.stream.streams import Streams
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
 
 
-def create_app(settings: Settings, engine: ChildEngine, streams: Streams) -> FastAPI:
+def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse) -> ASGIApp:
     """An application that serves `engine` through `streams`."""
     app = FastAPI(
         title="Penstock",
@@ -30,22 +34,26 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams) -> Fas
     )
 
     def unready() -> str | None:
-        return "draining" if streams.draining else _REASONS.get(engine.state)
+        if streams.draining:
+            return "draining"
+        return "engine down" if streams.is_recovering else _REASONS.get(engine.state)
 
     add_problem_handlers(app)
-    app.include_router(native_routes(streams, settings))
+    app.include_router(native_routes(streams, pulse, settings))
     app.include_router(health_routes(unready))
+    app.include_router(metrics_routes(metrics_registry(settings, engine, streams, pulse)))
     app.include_router(page_routes(settings.served_name))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origin,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Content-Type", "Last-Event-ID"],
-        expose_headers=["X-Stream-ID"],
+        allow_headers=["Content-Type", "Last-Event-ID", "X-Request-ID"],
+        expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing"],
     )
     app.add_middleware(HostCheck)
     _describe_generate(app)
-    return app
+    # Outside of everything, so that an answer to a bug in here has an id and a line as well.
+    return Exchanges(app, streams.meter, log_prompts=settings.log_prompts)
 
 
 def _describe_generate(app: FastAPI) -> None:

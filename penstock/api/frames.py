@@ -12,29 +12,45 @@ import msgspec
 from penstock.events import Delta, Event, Failure, TerminalEvent
 from penstock.stream.streams import ended_as
 
+HEARTBEAT = b": ping\n"
+"""A comment, which every parser skips. It has no blank line of its own: after an event with an id,
+some parsers (the OpenAI SDK's) would make an empty event of that."""
+
 _encode = msgspec.json.encode
+_ID = b"id: %d\n"
 _BEFORE_TEXT = b'data: {"token":'
 _AFTER_TEXT = b',"index":%d,"finished":false}\n\n'
 
 
 class NativeFrames:
-    """Frames one stream for one reader. `index` numbers the delta events from 0."""
+    """Frames one stream for one reader, from the event at `index` on.
 
-    __slots__ = ("_index",)
+    An event's index is its place in the log, from 0; `with_ids` makes it the event's id as well,
+    as a reader needs it to resume. An event has the same bytes for every reader.
+    """
 
-    def __init__(self, index: int = 0) -> None:
+    __slots__ = ("_index", "_with_ids")
+
+    def __init__(self, index: int = 0, *, with_ids: bool = False) -> None:
         self._index = index
+        self._with_ids = with_ids
 
     def frame(self, events: list[Event]) -> bytes:
         """The frames of these events, in one piece."""
         parts: list[bytes] = []
+        index = self._index
         for event in events:
+            if self._with_ids:
+                parts.append(_ID % index)
             if isinstance(event, Delta):
-                parts += (_BEFORE_TEXT, _encode(event.text), _AFTER_TEXT % self._index)
-                self._index += 1
+                parts += (_BEFORE_TEXT, _encode(event.text), _AFTER_TEXT % index)
             else:
-                end = {"token": "", "index": self._index, "finished": True, **ending(event)}
+                end = {"token": "", "index": index, "finished": True, **ending(event)}
+                if self._with_ids and isinstance(event, Failure) and index:
+                    end["error"]["resume_after"] = index - 1
                 parts.append(b"data: %b\n\n" % _encode(end))
+            index += 1
+        self._index = index
         return b"".join(parts)
 
 
@@ -55,4 +71,6 @@ def ending(event: TerminalEvent) -> dict[str, Any]:
             "message": event.message,
             "retry_safe": event.retry_safe,
         }
+    elif not event.reproducible:
+        fields["reproducible"] = False
     return fields

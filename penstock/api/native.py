@@ -3,6 +3,8 @@
 In: HTTP requests. Out: streams opened and read. Not known here: engines; what frames look like.
 """
 
+import asyncio
+import random
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -20,10 +22,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from penstock.api.body import read_json_object
+from penstock.api.exchange import exchange_of
 from penstock.api.frames import NativeFrames, ending
 from penstock.api.problems import invalid_fields, problem_response
+from penstock.api.pulse import Pulse
 from penstock.api.response import StreamResponse, watch_client
-from penstock.errors import EngineFailure, FieldError, InvalidFields
+from penstock.errors import BadRequest, EngineFailure, FieldError, InvalidFields
 from penstock.events import Failure, TerminalEvent
 from penstock.request import Message, Request, Sampling
 from penstock.settings import Settings
@@ -47,7 +51,11 @@ StopStrings = Annotated[
 ]
 
 # Fields that are coming: refused by name until they work.
-_NOT_YET = ("resumable", "timeout")
+_NOT_YET = ("timeout",)
+
+MAX_EVENT_ID_DIGITS = 15
+# When an EventSource connects again, in milliseconds: not all of them at once.
+RETRY_MS = (500, 1500)
 
 
 class Turn(BaseModel):
@@ -87,6 +95,10 @@ class GenerateRequest(BaseModel):
         default=None, description="The answer ends before the first of these strings."
     )
     stream: bool = Field(default=True, description="Server-Sent Events, or one JSON object.")
+    resumable: bool = Field(
+        default=False,
+        description="The stream goes on when its connection is cut; GET /streams/{id} reads on.",
+    )
 
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
@@ -94,6 +106,8 @@ class GenerateRequest(BaseModel):
             raise PydanticCustomError("missing", "Give a prompt, or messages.")
         if self.prompt is not None and self.messages is not None:
             raise PydanticCustomError("value_error", "Give either a prompt or messages, not both.")
+        if self.resumable and not self.stream:
+            raise PydanticCustomError("value_error", "Only what is streamed can be resumable.")
         return self
 
     def to_request(self) -> Request:
@@ -128,7 +142,7 @@ def parse_generate(body: dict[str, Any]) -> GenerateRequest:
         ) from None
 
 
-def native_routes(streams: Streams, settings: Settings) -> APIRouter:
+def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRouter:
     """The routes `/generate` and `/streams/{id}`."""
     router = APIRouter()
 
@@ -138,26 +152,76 @@ def native_routes(streams: Streams, settings: Settings) -> APIRouter:
             http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
         )
         asked = parse_generate(body)
-        stream = streams.open(asked.to_request())
-        watch = watch_client(stream, http.receive)
+        stream = streams.open(asked.to_request(), resumable=asked.resumable)
+        exchange_of(http.scope).carries(stream)
+        reader = Reader(stream)
+        watch = watch_client(reader, http.receive)
         try:
-            if problem := await stream.was_accepted:
+            if problem := await asyncio.shield(stream.was_accepted):
                 raise problem
             if asked.stream:
-                return StreamResponse(Reader(stream), NativeFrames(), watch)
+                frames = NativeFrames(with_ids=asked.resumable)
+                return StreamResponse(reader, frames, watch, pulse)
             response = whole_response(stream, await stream.end())
         except BaseException:
             watch.cancel()
-            stream.cancel()  # nothing to do where it has ended
+            reader.close()
             raise
         watch.cancel()
+        reader.close()
         return response
+
+    @router.get(
+        "/streams/{stream_id}", response_model=None, summary="Read a resumable stream, or read on"
+    )
+    async def resume(stream_id: str, http: HttpRequest) -> Response:
+        stream = streams.find(stream_id)
+        cursor = cursor_of(http)
+        if cursor > len(stream.log):
+            raise _bad_event_id("beyond the last event that there is")
+        if stream.ended is not None and cursor == len(stream.log):
+            return Response(status_code=204)  # an EventSource then stops connecting again
+        streams.meter.resumed("running" if stream.ended is None else "ended")
+        reader = Reader(stream, cursor)
+        return StreamResponse(
+            reader,
+            NativeFrames(cursor, with_ids=True),
+            watch_client(reader, http.receive),
+            pulse,
+            preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
+            resumed=True,
+        )
 
     @router.delete("/streams/{stream_id}", summary="Cancel a stream, in any phase")
     async def cancel(stream_id: str) -> dict[str, str]:
         return {"id": stream_id, "finish_reason": streams.cancel(stream_id)}
 
     return router
+
+
+def cursor_of(http: HttpRequest) -> int:
+    """The index of the first event that the client has not seen. Raises BadRequest.
+
+    `Last-Event-ID` wins over `?after=`: an EventSource that connects again sends the header, and
+    still has the query of its first time in its URL.
+    """
+    given = http.headers.getlist("last-event-id") or http.query_params.getlist("after")
+    if not given:
+        return 0
+    if len(given) > 1:
+        raise _bad_event_id("given twice")
+    (event_id,) = given
+    if not (event_id.isascii() and event_id.isdigit()) or len(event_id) > MAX_EVENT_ID_DIGITS:
+        raise _bad_event_id("not the id of an event")
+    return int(event_id) + 1
+
+
+def _bad_event_id(what: str) -> BadRequest:
+    return BadRequest(
+        "bad_event_id",
+        f"The last event's id (Last-Event-ID, or ?after=) is {what}. It is the number in the"
+        " `id:` line of the last event that came.",
+    )
 
 
 def whole_response(stream: Stream, end: TerminalEvent) -> Response:

@@ -9,7 +9,10 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
+from penstock.api.exchange import exchange_of
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
@@ -30,6 +33,20 @@ _CODES = {
 }
 
 
+class ProblemResponse(JSONResponse):
+    """A problem as an answer. Its code goes into the log and the metrics as well."""
+
+    media_type = "application/problem+json"
+
+    def __init__(self, problem: Problem, body: dict[str, Any]) -> None:
+        super().__init__(body, status_code=problem.status, headers=problem.headers)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange_of(scope).problem_code = self._code
+        await super().__call__(scope, receive, send)
+
+
 def problem_response(problem: Problem) -> Response:
     """The response that tells a client of a problem."""
     body: dict[str, Any] = {
@@ -41,12 +58,7 @@ def problem_response(problem: Problem) -> Response:
     }
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
-    return JSONResponse(
-        body,
-        status_code=problem.status,
-        headers=problem.headers,
-        media_type="application/problem+json",
-    )
+    return ProblemResponse(problem, body)
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:
@@ -66,6 +78,18 @@ def _field_error(error: ErrorDetails) -> FieldError:
     return FieldError(field or "body", code, f"{field}: {message}" if field else message)
 
 
+def _methods_of(request: Request) -> list[str]:
+    """What the address may be asked with, on whichever of its routes."""
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every failure on every route in one form."""
 
@@ -77,15 +101,15 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        headers = dict(error.headers or {})
         if error.status_code == 404:
             return problem_response(NotFound("no_such_route", "There is nothing at this address."))
         if error.status_code == 405:
-            allowed = headers.get("Allow", "another method")
+            allowed = ", ".join(_methods_of(request))
             detail = f"This address answers to {allowed} only."
-            return problem_response(
-                BadRequest("method_not_allowed", detail, status=405, headers=headers)
+            problem = BadRequest(
+                "method_not_allowed", detail, status=405, headers={"Allow": allowed}
             )
+            return problem_response(problem)
         return problem_response(
             BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
         )

@@ -1,7 +1,8 @@
 """A stream as an HTTP response: the last step of a token's way.
 
 In: a reader and a framer. Out: one `send` for everything that is new, each time the log grows.
-Meanwhile the client is watched: when it goes, the stream is cancelled at once.
+Meanwhile the client is watched, and when it goes, the reader is closed at once; and the pulse,
+which sees to it that a reader is neither silent nor stuck for ever.
 """
 
 import asyncio
@@ -9,54 +10,99 @@ import asyncio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.api.frames import NativeFrames
+from penstock.api.exchange import exchange_of
+from penstock.api.frames import HEARTBEAT, NativeFrames
+from penstock.api.pulse import Pulse, Sending
+from penstock.observe.meter import Delivery
 from penstock.stream.reader import Reader
-from penstock.stream.stream import Stream
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),  # nginx would else hold the tokens back
 ]
+# What waits to be sent to a client that does not read is held by us, not by the kernel: in pieces
+# of this size, so that one that reads slowly is seen to read.
+MAX_SEND_BYTES = 32 * 1024
 
 
 class StreamResponse(Response):
     """Sends a stream's events until the terminal one, or until the client goes.
 
     `watch` is the task that watches the client (see `watch_client`); it ends with the response.
+    `preface` is sent before the first event. `resumed`: the reader is not the stream's first.
     """
 
-    def __init__(self, reader: Reader, frames: NativeFrames, watch: asyncio.Task[None]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        frames: NativeFrames,
+        watch: asyncio.Task[None],
+        pulse: Pulse,
+        preface: bytes = b"",
+        *,
+        resumed: bool = False,
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.raw_headers = [*HEADERS, (b"x-stream-id", reader.stream.id.encode())]
         self._reader = reader
         self._frames = frames
         self._watch = watch
+        self._pulse = pulse
+        self._preface = preface
+        self._resumed = resumed
+        stream = reader.stream
+        self._delivery = Delivery(stream.meter, 0.0 if resumed else stream.admitted_at)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reader, stream = self._reader, self._reader.stream
+        sending = Sending(self._reader)
+        exchange_of(scope).carries(self._reader.stream, resumed=self._resumed)
+        self._pulse.add(sending)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             # The head goes out now: the client may want to stop what has not yet begun.
-            await send({"type": "http.response.body", "body": b"", "more_body": True})
-            more = True
-            while more:
-                events = await reader.take()
-                more = stream.ended is None or reader.lag > 0
-                body = self._frames.frame(events)
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+            await send({"type": "http.response.body", "body": self._preface, "more_body": True})
+            await self._send_events(send, sending)
+        except asyncio.CancelledError:
+            if not sending.is_stalled:
+                raise
         finally:
             self._watch.cancel()
-            stream.cancel()  # nothing to do where it has ended
+            self._pulse.remove(sending)
+            self._reader.close()
+
+    async def _send_events(self, send: Send, sending: Sending) -> None:
+        reader = self._reader
+        taken = self._delivery.taken
+        while not reader.is_closed:
+            events = await reader.take()
+            more = not reader.is_done
+            body = self._frames.frame(events) if events else HEARTBEAT
+            for start in range(0, len(body), MAX_SEND_BYTES):
+                end = start + MAX_SEND_BYTES
+                sending.begin()
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": body[start:end],
+                        "more_body": more or end < len(body),
+                    }
+                )
+                sending.end()
+            if events:
+                has_deltas = more or len(events) > 1
+                taken(len(events), has_deltas, reader.taken_since, sending.since)
+            if not more:
+                return
 
 
-def watch_client(stream: Stream, receive: Receive) -> asyncio.Task[None]:
-    """A task that cancels the stream when the client disconnects. The body must have been read."""
+def watch_client(reader: Reader, receive: Receive) -> asyncio.Task[None]:
+    """A task that closes the reader when the client disconnects. The body must have been read."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        stream.cancel()
+        reader.close()
 
     return asyncio.create_task(watch())

@@ -1,8 +1,8 @@
 """An engine in a process of its own, as the server sees it.
 
 In: requests and their sinks. Out: what the engine's process says, told to the sinks; if that
-process dies, every open request fails exactly once and a new process is started. Not known here:
-which engine runs in there, streams, HTTP.
+process dies or hangs, every open request is lost exactly once and a new process is started. Not
+known here: which engine runs in there, streams, HTTP.
 """
 
 import asyncio
@@ -14,8 +14,9 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
-from typing import Any, assert_never, cast
+from typing import Any, Protocol, assert_never, cast
 
 from penstock.engine import wire
 from penstock.engine.protocol import ModelInfo, Sink
@@ -24,34 +25,51 @@ from penstock.request import Request
 
 log = logging.getLogger(__name__)
 
-RESTART_DELAYS_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+# The first is for an engine that had worked: its streams wait.
+RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_TIMEOUT_S = 3.0
-STDERR_LINES_KEPT = 40
+# What a dead process still had to say is in the socket, unless something else holds its end open.
+LAST_WORDS_TIMEOUT_S = 1.0
+STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
+
+
+class LosableSink(Sink, Protocol):
+    """A sink outside the engine's process, which the request may outlive."""
+
+    def lost(self) -> None:
+        """The engine's process died with the request in it: nothing more will come of it, but it
+        may be submitted again. Comes instead of `finish` and `fail`."""
 
 
 class _Channel(asyncio.Protocol):
     """The server's end of the socket to the engine's process."""
 
-    def __init__(self, receive: Callable[[wire.FromEngine], None]) -> None:
+    def __init__(self, receive: Callable[[list[wire.FromEngine]], None]) -> None:
         self._receive = receive
         self._deframer = wire.Deframer()
         self._decoder = wire.from_engine_decoder()
         self._transport: asyncio.Transport | None = None
+        self._lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._lost.set()
 
     def data_received(self, data: bytes) -> None:
         for body in self._deframer.feed(data):
-            for message in self._decoder.decode(body):
-                self._receive(message)
+            self._receive(self._decoder.decode(body))
 
     def send(self, message: wire.ToEngine) -> None:
         if self._transport is not None:
             self._transport.write(wire.frame([message]))
+
+    async def read_to_end(self) -> None:
+        """Receive what is still in the socket of a process that has ended."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lost.wait(), LAST_WORDS_TIMEOUT_S)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -62,7 +80,9 @@ class ChildEngine:
     """Runs the engine that `target` ("module:Class") names, constructed with `options`.
 
     `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told
-    the id of each new process, before the model is loaded in it.
+    the id of each new process, before the model is loaded in it. A process that has requests and
+    says nothing for `hang_timeout` seconds is taken for hung and killed. `on_cancelled` is told how
+    many seconds the engine took to stop a request.
     """
 
     def __init__(
@@ -70,17 +90,30 @@ class ChildEngine:
         target: str,
         options: dict[str, Any],
         on_spawn: Callable[[int], None] = lambda pid: None,
+        hang_timeout: float = 300.0,
+        on_cancelled: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._start_message = wire.Start(target, options)
         self._on_spawn = on_spawn
-        self._sinks: dict[str, Sink] = {}
+        self._hang_timeout = hang_timeout
+        self._on_cancelled = on_cancelled
+        # When the engine was told to stop these requests, on the monotonic clock.
+        self._cancelling: dict[str, float] = {}
+        self._sinks: dict[str, LosableSink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: _Channel | None = None
         self._started: asyncio.Future[ModelInfo] | None = None
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES_KEPT)
-        self._supervisor: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = asyncio.Event()
+        self._has_requests = asyncio.Event()
+        # When the process last said something, or was given something to do, on the loop's clock.
+        self._heard_at = 0.0
+        # The process has worked for a request, so its death is no failure to start.
+        self._has_worked = False
         self.state = "loading"
         self.info: ModelInfo | None = None
+        self.num_restarts = 0
 
     @property
     def pid(self) -> int | None:
@@ -95,45 +128,74 @@ class ChildEngine:
     async def start(self) -> ModelInfo:
         """Start the process and load the model. Raises StartError."""
         self.info = await self._spawn()
-        self._supervisor = asyncio.create_task(self._supervise())
+        self._tasks = [
+            asyncio.create_task(self._supervise()),
+            asyncio.create_task(self._kill_when_hung()),
+        ]
         return self.info
 
     async def stop(self) -> None:
         """End the process; whatever still runs in it is dropped."""
         self.state = "stopped"
-        if self._supervisor is not None:
-            self._supervisor.cancel()
+        self._ready.clear()
+        for task in self._tasks:
+            task.cancel()
         await self._end_process()
 
-    def submit(self, request: Request, sink: Sink) -> None:
+    async def until_ready(self) -> None:
+        """Wait until requests can be submitted."""
+        await self._ready.wait()
+
+    def submit(self, request: Request, sink: LosableSink) -> None:
         """Hand a request to the engine. Raises Unavailable while there is none."""
         if self.state != "ready" or self._channel is None:
             raise Unavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
+        if not self._sinks:
+            self._heard_at = asyncio.get_running_loop().time()
+            self._has_requests.set()
         self._sinks[request.id] = sink
         self._channel.send(wire.Submit(request))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its sink hears nothing more of it."""
-        if self._sinks.pop(request_id, None) is not None and self._channel is not None:
+        if self._pop(request_id) is not None and self._channel is not None:
+            self._cancelling[request_id] = time.monotonic()
             self._channel.send(wire.Cancel(request_id))
 
-    def _receive(self, message: wire.FromEngine) -> None:
+    def _pop(self, request_id: str) -> LosableSink | None:
+        sink = self._sinks.pop(request_id, None)
+        if not self._sinks:
+            self._has_requests.clear()
+        return sink
+
+    def _receive(self, messages: list[wire.FromEngine]) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        for message in messages:
+            self._tell(message)
+
+    def _tell(self, message: wire.FromEngine) -> None:
         match message:
             case wire.Delta(request_id, piece, num_tokens, token_ids):
                 if sink := self._sinks.get(request_id):
                     sink.delta(piece, num_tokens, token_ids)
             case wire.Finish(request_id, reason, completion_tokens):
-                if sink := self._sinks.pop(request_id, None):
+                if sink := self._pop(request_id):
                     sink.finish(reason, completion_tokens)
             case wire.Fail(request_id, code, text):
-                if sink := self._sinks.pop(request_id, None):
+                if sink := self._pop(request_id):
                     sink.fail(code, text)
-            case wire.Accepted(request_id, prompt_tokens):
+            case wire.Accepted(request_id, prompt_ids):
+                self._has_worked = True
                 if sink := self._sinks.get(request_id):
-                    sink.accepted(prompt_tokens)
+                    sink.accepted(prompt_ids)
             case wire.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case wire.Cancelled(request_id):
+                if began := self._cancelling.pop(request_id, None):
+                    self._on_cancelled(time.monotonic() - began)
+            case wire.Working():
+                pass  # it was heard
             case wire.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)
@@ -147,6 +209,7 @@ class ChildEngine:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         self._stderr.clear()
+        self._has_worked = False
         self._started = loop.create_future()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -184,37 +247,62 @@ class ChildEngine:
         finally:
             gone.cancel()
         self.state = "ready"
+        self._ready.set()
+        self._stderr.clear()  # what was said while loading is not what it may die of
         return info
 
     async def _supervise(self) -> None:
-        """Wait for the process to die, fail what ran in it, start another: for ever."""
+        """Wait for the process to die, give up what ran in it, start another: for ever."""
+        num_failures = 0
         while True:
             assert self._process is not None
+            assert self._channel is not None
             await self._process.wait()
+            await self._channel.read_to_end()
             self.state = "down"
+            self._ready.clear()
             log.error("the engine's process ended (%s); restarting it", self._obituary())
-            sinks, self._sinks = self._sinks, {}
-            for sink in sinks.values():
-                sink.fail(
-                    "engine_died",
-                    "The engine stopped unexpectedly and is being restarted. Send the request "
-                    "again in a moment.",
-                )
             await self._end_process()
-            await self._restart()
+            sinks, self._sinks = self._sinks, {}
+            self._cancelling.clear()
+            self._has_requests.clear()
+            for sink in sinks.values():
+                sink.lost()
+            num_failures = 0 if self._has_worked else num_failures + 1
+            await self._restart(num_failures)
+            self.num_restarts += 1
+            log.warning("the engine is back")
 
-    async def _restart(self) -> None:
-        attempt = 0
+    async def _restart(self, num_failures: int) -> None:
+        """Start a process; the more failures in a row, the longer the wait before the next."""
         while True:
-            await asyncio.sleep(RESTART_DELAYS_S[min(attempt, len(RESTART_DELAYS_S) - 1)])
+            delay = RESTART_DELAYS_S[min(num_failures, len(RESTART_DELAYS_S) - 1)]
+            await asyncio.sleep(delay)
             try:
                 self.info = await self._spawn()
             except (StartError, OSError) as error:
-                attempt += 1
-                log.error("the engine did not come back (attempt %d): %s", attempt, error)
+                num_failures += 1
+                log.error("the engine did not come back (attempt %d): %s", num_failures, error)
             else:
-                log.warning("the engine is back")
                 return
+
+    async def _kill_when_hung(self) -> None:
+        """Kill the process when it has requests and is silent for too long: for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._has_requests.wait()
+            left = self._heard_at + self._hang_timeout - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
+            # If it was this process that stood still, what the engine said meanwhile comes first.
+            heard_at = self._heard_at
+            await asyncio.sleep(min(1.0, self._hang_timeout / 10))
+            if self._heard_at == heard_at and self._has_requests.is_set() and self._process:
+                log.error("the engine has been silent for %g s; killing it", self._hang_timeout)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._heard_at = loop.time()
 
     async def _end_process(self) -> None:
         """End the process group, politely first; nothing of it is left afterwards."""
@@ -257,10 +345,13 @@ class ChildEngine:
     def _first_complaint(self) -> str:
         """The first error that the process wrote: those after it mostly follow from it."""
         for line in self._stderr:
-            if found := re.search(r"\bE (?:\w+ +)?\w+: (.+)|^(\w*Error: .+)", line):
+            if found := _COMPLAINT.search(line):
                 return f"It says: {found[1] or found[2]}"
         return ""
 
+
+# How llama.cpp's log, Python, and vLLM's log with a traceback in it say what is wrong.
+_COMPLAINT = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
 
 _UNAVAILABLE = {
     "loading": ("engine_loading", "The model is still loading. Try again in a moment."),

@@ -21,7 +21,7 @@ import msgspec
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
-from penstock.request import Request
+from penstock.request import Request, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
 SPARE_HTTP_THREADS = 4
@@ -36,11 +36,13 @@ class Refusal(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """One event of `/completion`: the text of a step, the end (`stop`), or an error."""
+    """One event of `/completion`: the text of a step, how far it is with the prompt, the end
+    (`stop`), or an error."""
 
     content: str = ""
     tokens: tuple[int, ...] = ()
     tokens_predicted: int = 0
+    prompt_progress: dict[str, int] | None = None
     stop: bool = False
     stop_type: str = ""
     error: Refusal | None = None
@@ -190,11 +192,12 @@ class LlamaCpp:
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            token_ids = await self._tokenise(request)
-            if refusal := self._refusal(token_ids):
+            prompt_ids = request.prompt_ids or tuple(await self._tokenise(request))
+            if refusal := self._refusal(prompt_ids):
                 sink.fail(*refusal)
                 return
-            sink.accepted(len(token_ids))
+            sink.accepted(prompt_ids)
+            token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._slot(request.id):
                 sink.fail("queue_full", "Too many requests are waiting. Try again later.")
                 return
@@ -211,10 +214,24 @@ class LlamaCpp:
             body = msgspec.json.encode({"messages": request.messages})
             answer = await self._ask("/apply-template", body)
             prompt = msgspec.json.decode(answer, type=_Prompt).prompt
-        body = msgspec.json.encode({"content": prompt, "add_special": True})
+        return await self._ids_of_text(prompt or "", add_special=True)
+
+    async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
+        body = msgspec.json.encode({"content": text, "add_special": add_special})
         return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
 
-    def _refusal(self, token_ids: list[int]) -> tuple[str, str] | None:
+    async def _ids_of(self, generated: tuple[int | UnnamedTokens, ...]) -> list[int]:
+        ids: list[int] = []
+        for each in generated:
+            if isinstance(each, int):
+                ids.append(each)
+            else:
+                # Some tokenizers put a space before any text; the last ones are the text's own.
+                found = await self._ids_of_text(each.text, add_special=False)
+                ids += found[-each.num_tokens :]
+        return ids
+
+    def _refusal(self, token_ids: tuple[int, ...]) -> tuple[str, str] | None:
         if not token_ids:
             return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
         if len(token_ids) >= self._context_length:
@@ -233,14 +250,19 @@ class LlamaCpp:
         return True
 
     async def _generate(self, request: Request, token_ids: list[int], sink: Sink) -> None:
+        room = self._context_length - len(token_ids)
+        if room <= 0:  # the engine died between the last token and the end
+            sink.finish("length", 0)
+            return
         reader = _CompletionReader(sink)
         sampling = request.sampling
         body = msgspec.json.encode(
             {
                 "prompt": token_ids,
-                "n_predict": min(request.max_tokens, self._context_length - len(token_ids)),
+                "n_predict": min(request.max_tokens, room),
                 "stream": True,
                 "return_tokens": True,
+                "return_progress": True,
                 "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
                 "samplers": ["top_k", "top_p", "temperature"],
                 "temperature": sampling.temperature,
@@ -302,6 +324,8 @@ class _CompletionReader:
         if chunk.error is not None:
             self._refusal = chunk.error
             return
+        if chunk.prompt_progress is not None:
+            self._sink.working()
         num_tokens = chunk.tokens_predicted - self._num_tokens
         if chunk.content or num_tokens > 0:
             # A character may take several tokens, of which llama.cpp names only the last: then

@@ -1,15 +1,16 @@
 """The mock engine: a fixed text, word by word, at a fixed pace. Only ever used when asked for.
 
-For client developers, load tests and our own tests. Each word is one token. Deterministic: the
-prompt changes nothing but its own count. It can be told to misbehave at a given token, as real
-engines do.
+For client developers, load tests and our own tests. Each word is one token, whose id is its index.
+Deterministic: the prompt changes nothing but its own count. It can be told to misbehave at a given
+token, as real engines do.
 """
 
 import asyncio
 import os
 import re
 import signal
-from itertools import cycle, islice
+from collections.abc import Iterator
+from itertools import count, cycle, islice
 
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.slots import Slots
@@ -27,7 +28,9 @@ class Mock:
     """Says `text` (its own by default), a word every `interval` seconds.
 
     `length`: tokens after which it stops by itself; 0 means the text once; a longer one repeats
-    the text. `prefill`: seconds before the first token. `fail_at`, `hang_at`, `die_at`: the index
+    the text. `numbered`: say instead which token of which request it is, as the first word of the
+    prompt and the index ("lake:0 lake:1 "), so that a reader can tell what it should have got.
+    `prefill`: seconds before the first token. `fail_at`, `hang_at`, `die_at`: the index
     of the token (from 0) instead of which the request fails, nothing ever comes again, or the
     process is killed; -1 means never. `slots`: requests at once, 0 for no bound.
     """
@@ -42,6 +45,7 @@ class Mock:
         prefill: float = 0.0,
         context_length: int = 8192,
         slots: int = 0,
+        numbered: bool = False,
         fail_at: int = -1,
         hang_at: int = -1,
         die_at: int = -1,
@@ -53,6 +57,7 @@ class Mock:
         self._length = length or len(self._words)
         self._interval = interval
         self._prefill = prefill
+        self._numbered = numbered
         self._fail_at, self._hang_at, self._die_at = fail_at, hang_at, die_at
         self._slots = Slots(slots)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -68,7 +73,8 @@ class Mock:
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Counts the prompt's words and waits for a slot."""
-        prompt_tokens = len(split_words(prompt_text(request)))
+        prompt = split_words(prompt_text(request))
+        prompt_tokens = len(prompt)
         if prompt_tokens >= self._info.context_length:
             sink.fail(
                 "prompt_too_long",
@@ -76,12 +82,17 @@ class Mock:
                 f" {self._info.context_length} leaves no room for an answer. Shorten the prompt.",
             )
             return
-        sink.accepted(prompt_tokens)
-        limit = min(request.max_tokens, self._info.context_length - prompt_tokens)
+        sink.accepted(tuple(range(prompt_tokens)))
+        first = len(request.generated)
+        end = min(first + request.max_tokens, self._info.context_length - prompt_tokens)
+        words: Iterator[str] = cycle(self._words)
+        if self._numbered:
+            name = prompt[0].strip() if prompt else ""
+            words = (f"{name}:{index} " for index in count())
 
         def begin() -> None:
             sink.started()
-            task = asyncio.create_task(self._speak(limit, sink))
+            task = asyncio.create_task(self._speak(words, first, end, sink))
             self._tasks[request.id] = task
             task.add_done_callback(lambda _: self._ended(request.id))
 
@@ -99,11 +110,12 @@ class Mock:
         del self._tasks[request_id]
         self._slots.release(request_id)
 
-    async def _speak(self, limit: int, sink: Sink) -> None:
+    async def _speak(self, words: Iterator[str], first: int, end: int, sink: Sink) -> None:
+        """Say the words from index `first` to before `end`, or until the text is over."""
         if self._prefill:
             await asyncio.sleep(self._prefill)
-        num_tokens = min(limit, self._length)
-        for index, word in enumerate(islice(cycle(self._words), num_tokens)):
+        last = max(first, min(end, self._length))
+        for index, word in enumerate(islice(words, first, last), first):
             await asyncio.sleep(self._interval)
             if index == self._fail_at:
                 sink.fail("mock_failure", "The mock engine was told to fail at this token.")
@@ -113,7 +125,7 @@ class Mock:
             if index == self._die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             sink.delta(word, 1, (index,))
-        sink.finish("stop" if self._length <= limit else "length", num_tokens)
+        sink.finish("stop" if self._length <= end else "length", last - first)
 
 
 def split_words(text: str) -> list[str]:

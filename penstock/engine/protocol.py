@@ -35,21 +35,28 @@ class Sink(Protocol):
     """Where an engine pushes one request's progress. No method blocks or raises.
 
     The order is `accepted`, `started`, any number of `delta`s, then exactly one of `finish` and
-    `fail`; `fail` may come at any point, also first. After the request was cancelled the engine
-    may still push what was under way; the sink ignores it.
+    `fail`; `fail` may come at any point, also first, and `working` after `started`. After the
+    request was cancelled the engine may still push what was under way; the sink ignores it.
     """
 
-    def accepted(self, prompt_tokens: int) -> None:
-        """The prompt was read and fits into the context; the request waits for a slot."""
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+        """The prompt has these tokens and fits into the context; the request waits for a slot."""
 
     def started(self) -> None:
         """The request has a slot."""
 
+    def working(self) -> None:
+        """The engine is at the prompt, which may take minutes: it is alive."""
+
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
-        """`num_tokens` more tokens were generated, which add `piece` (UTF-8, cut anywhere)."""
+        """`num_tokens` more tokens were generated, which add `piece` (UTF-8, cut anywhere).
+
+        `token_ids` names them all, or is empty where the engine does not know them.
+        """
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
-        """The request is done after `completion_tokens` generated tokens in all."""
+        """The request is done after `completion_tokens` tokens, those before a continuation not
+        counted."""
 
     def fail(self, code: str, message: str) -> None:
         """The request cannot be done, or not be brought to its end.
@@ -64,8 +71,9 @@ STATUSES: Mapping[str, int] = {
     "no_chat_template": 422,
     "queue_full": 429,
     "engine_died": 503,
+    "server_shutdown": 503,
 }
-"""Codes of `fail` whose HTTP status is not 500: 429 and 503 say that trying again may help."""
+"""Codes of failures whose HTTP status is not 500: 429 and 503 say that trying again may help."""
 
 
 class Engine(Protocol):
@@ -78,7 +86,8 @@ class Engine(Protocol):
         """End every request without a word and give everything back. Called once."""
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Take a request and return at once; `sink` is told of everything else."""
+        """Take a request, or the continuation of one (see `Request`), and return at once; `sink`
+        is told of everything else."""
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and free its slot at once. Unknown or ended ids are ignored."""

@@ -9,6 +9,7 @@ Engine arguments: https://docs.vllm.ai/en/stable/configuration/engine_args.html
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -16,6 +17,7 @@ import os
 import secrets
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from penstock.engine import group
@@ -31,20 +33,25 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent to anybody 
 try:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.exceptions import VLLMClientError
+    from vllm.platforms import current_platform
     from vllm.renderers.chat_utils import ChatTemplateResolutionError
     from vllm.renderers.params import ChatParams
     from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 except ImportError as error:
+    there = error.name != "vllm"
     raise StartError(
-        f"vLLM cannot be imported: {error}.",
-        'On a machine with a GPU: pip install "penstock[vllm]". For a CPU see docs/scaling.md.',
+        f"This vLLM cannot be used: {error}." if there else "vLLM is not installed.",
+        'On a machine with a GPU: pip install "penstock[vllm]", which brings the version that'
+        " Penstock is made for. For a CPU see docs/scaling.md.",
     ) from error
 
 log = logging.getLogger(__name__)
 
 NUM_SEEDS = 2**63
+# Measured on 2 cores: with 1 tokens still come in lumps of half a second, with 5 one by one.
+NICENESS = 5
 
 
 class Vllm:
@@ -76,15 +83,20 @@ class Vllm:
         os.environ["VLLM_RPC_BASE_PATH"] = folder  # for the sockets between vLLM's processes
         group.end_with_me(folder)
         args, config = configure(self._engine_args)
+        if current_platform.is_cpu():
+            give_way()
         try:
             self._llm = AsyncLLM.from_vllm_config(
                 config,
                 enable_log_requests=args.enable_log_requests,
                 disable_log_stats=args.disable_log_stats,
             )
+            await self._warm_up()
         except Exception as error:  # whatever it is, the model is not loaded
+            # A process that the kernel kills for its memory has no words of its own.
+            killed = " Its core was killed." if "-9}" in str(error) else ""
             raise StartError(
-                "vLLM could not load the model.",
+                f"vLLM could not load the model.{killed}",
                 "Is there enough memory? max_model_len, gpu_memory_utilization and"
                 " tensor_parallel_size decide how much is needed, and where.",
             ) from error
@@ -93,6 +105,13 @@ class Vllm:
         num_slots = config.scheduler_config.max_num_seqs
         self._slots = Slots(num_slots)
         return ModelInfo(self._name, "vllm", self._context_length, num_slots)
+
+    async def _warm_up(self) -> None:
+        """Sample two tokens: what vLLM compiles at the first request is then not the client's to
+        wait for, and where it cannot be compiled the model is not said to be ready."""
+        params = sampling_params(Sampling(), 2)
+        async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
+            pass
 
     async def stop(self) -> None:
         """Drop every request and end vLLM's own processes."""
@@ -119,11 +138,13 @@ class Vllm:
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             prompt = await self._tokenise(request)
-            num_tokens = len(prompt["prompt_token_ids"])
-            if refusal := self._refusal(num_tokens):
+            prompt_ids = tuple(prompt["prompt_token_ids"])
+            if refusal := self._refusal(len(prompt_ids)):
                 sink.fail(*refusal)
                 return
-            sink.accepted(num_tokens)
+            sink.accepted(prompt_ids)
+            if request.generated:
+                prompt = await self._render_ids([*prompt_ids, *request.generated])
             if not await self._slot(request.id):
                 sink.fail("queue_full", "Too many requests are waiting. Try again later.")
                 return
@@ -146,6 +167,8 @@ class Vllm:
     async def _tokenise(self, request: Request) -> Any:
         """The prompt as vLLM takes it, with its `prompt_token_ids`: all of them, however many."""
         renderer = self._llm.renderer
+        if request.prompt_ids is not None:
+            return await self._render_ids(list(request.prompt_ids))
         if request.messages is not None:
             messages = [{"role": m.role, "content": m.content} for m in request.messages]
             chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
@@ -155,7 +178,14 @@ class Vllm:
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
         (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)
         if not prompt["prompt_token_ids"] and (begin := renderer.get_bos_token_id()) is not None:
-            (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": [begin]}])
+            return await self._render_ids([begin])
+        return prompt
+
+    async def _render_ids(self, ids: list[Any]) -> Any:
+        """Token ids as vLLM takes them; it names every id that it generates."""
+        renderer = self._llm.renderer
+        unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
+        (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
     def _refusal(self, num_tokens: int) -> tuple[str, str] | None:
@@ -178,6 +208,9 @@ class Vllm:
 
     async def _generate(self, request: Request, prompt: Any, sink: Sink) -> None:
         room = self._context_length - len(prompt["prompt_token_ids"])
+        if room <= 0:  # the engine died between the last token and the end
+            sink.finish("length", 0)
+            return
         params = sampling_params(request.sampling, min(request.max_tokens, room))
         adding = asyncio.create_task(self._llm.add_request(request.id, prompt, params))
         try:
@@ -195,6 +228,17 @@ class Vllm:
             sys.stderr.write("EngineDeadError: vLLM's engine core has ended.\n")
             sys.stderr.flush()
             os._exit(1)
+
+
+def give_way() -> None:
+    """Have everything else on this machine go before this process and those that it starts.
+
+    On a CPU vLLM's processes never sleep while they wait for each other. On a machine with few
+    cores they would keep the server from running, and tokens from being sent, for a second.
+    """
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # Linux weighs whole sessions, where it does so
+        Path("/proc/self/autogroup").write_text(f"{NICENESS}", encoding="ascii")
 
 
 def configure(engine_args: dict[str, Any]) -> tuple[Any, Any]:
@@ -217,14 +261,15 @@ def configure(engine_args: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """What vLLM says is wrong, without the frame that pydantic puts around it."""
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    first = errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    what = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    """What vLLM says is wrong, in one line, without the frame that pydantic puts around it."""
+    text = str(error)
+    if errors := getattr(error, "errors", None):
+        first = errors()[0]
+        text = str(first["msg"]).removeprefix("Value error, ")
+        if first["loc"]:
+            text = f"{first['loc'][0]}: {text}"
+    words, _, _ = text.strip().partition("\n\n")  # what follows is advice on other programs
+    return " ".join(words.split()).rstrip(".") + "."
 
 
 def sampling_params(sampling: Sampling, max_tokens: int) -> Any:

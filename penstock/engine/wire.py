@@ -53,13 +53,17 @@ class Accepted(_Message, tag="accepted"):
     """`Sink.accepted`."""
 
     request_id: str
-    prompt_tokens: int
+    prompt_ids: tuple[int, ...]
 
 
 class Started(_Message, tag="started"):
     """`Sink.started`."""
 
     request_id: str
+
+
+class Working(_Message, tag="working"):
+    """`Sink.working`; that it came is all that it says."""
 
 
 class Delta(_Message, tag="delta"):
@@ -87,8 +91,14 @@ class Fail(_Message, tag="fail"):
     message: str
 
 
+class Cancelled(_Message, tag="cancelled"):
+    """The engine has stopped a request, as `Cancel` asked."""
+
+    request_id: str
+
+
 ToEngine = Start | Submit | Cancel
-FromEngine = Ready | NotStarted | Accepted | Started | Delta | Finish | Fail
+FromEngine = Ready | NotStarted | Accepted | Started | Working | Delta | Finish | Fail | Cancelled
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _HEAD = 4

@@ -72,11 +72,14 @@ class WireSink:
         self._id = request_id
         self._push = outbox.push
 
-    def accepted(self, prompt_tokens: int) -> None:
-        self._push(wire.Accepted(self._id, prompt_tokens))
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+        self._push(wire.Accepted(self._id, prompt_ids))
 
     def started(self) -> None:
         self._push(wire.Started(self._id))
+
+    def working(self) -> None:
+        self._push(wire.Working())
 
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         self._push(wire.Delta(self._id, piece, num_tokens, token_ids))
@@ -130,6 +133,7 @@ async def relay(outbox: Outbox) -> None:
                 engine.submit(request, WireSink(request.id, outbox))
             elif isinstance(message, wire.Cancel):
                 engine.cancel(message.request_id)
+                outbox.push(wire.Cancelled(message.request_id))
     finally:
         await engine.stop()
 

@@ -6,6 +6,9 @@ cursor is the index of the next event to read. Not known here: time, tasks, who 
 
 from penstock.events import Delta, Event, TerminalEvent
 
+# What an event takes beside its characters, in bytes: two objects and their place in the list.
+EVENT_BYTES = 160
+
 
 class Log:
     """Deltas, then one `Finish` or `Failure`; nothing is ever changed or taken away."""
@@ -27,10 +30,17 @@ class Log:
             self.terminal = event
         self._events.append(event)
 
-    def after(self, cursor: int) -> list[Event]:
-        """The events from `cursor` on: empty where it has caught up."""
-        return self._events[cursor:]
+    def after(self, cursor: int, limit: int | None = None) -> list[Event]:
+        """The events from `cursor` on, `limit` at most: empty where it has caught up."""
+        return self._events[cursor : None if limit is None else cursor + limit]
 
     def text(self) -> str:
         """The answer so far: all deltas joined."""
         return "".join([event.text for event in self._events if isinstance(event, Delta)])
+
+    def num_bytes(self) -> int:
+        """About how much memory the log takes."""
+        return sum(
+            EVENT_BYTES + (len(event.text.encode()) if isinstance(event, Delta) else 0)
+            for event in self._events
+        )

@@ -4,29 +4,70 @@ In: the stream's wake-ups. Out: everything after the cursor, in one list; a read
 behind gets more at once, so nothing is queued for it. Not known here: bytes, sockets.
 """
 
+import asyncio
+
 from penstock.events import Event
 from penstock.stream.stream import Stream
 
+# One send should not grow without bound for a reader that is far behind.
+MAX_EVENTS_AT_ONCE = 256
+
 
 class Reader:
-    """Reads one stream from `cursor` (the index of the next event) to its end."""
+    """Reads one stream from `cursor` (the index of the next event) until its end, or `close`.
 
-    __slots__ = ("cursor", "stream")
+    A stream knows its readers: what becomes of one that nobody reads is decided in `streams`.
+    """
+
+    __slots__ = ("_new_since", "_waiter", "cursor", "is_closed", "stream", "taken_since")
 
     def __init__(self, stream: Stream, cursor: int = 0) -> None:
         self.stream = stream
         self.cursor = cursor
+        self.is_closed = False
+        self.taken_since = 0.0
+        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
+        where it had been there before the reader."""
+        self._new_since = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        stream.attach(self)
 
     @property
     def lag(self) -> int:
         """Events that the reader is behind."""
         return len(self.stream.log) - self.cursor
 
+    @property
+    def is_done(self) -> bool:
+        """Nothing more will come: the terminal event was taken, or the reader is closed."""
+        return self.is_closed or (self.stream.log.terminal is not None and self.lag <= 0)
+
     async def take(self) -> list[Event]:
-        """Wait for events and take all there are; empty once the terminal one was taken."""
-        log = self.stream.log
-        if self.cursor >= len(log):
-            await self.stream.grown(self.cursor)
-        events = log.after(self.cursor)
+        """Wait for events and take them, the oldest 256 at most. Empty after `wake` and `close`."""
+        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+        if not events and not self.is_done:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
         self.cursor += len(events)
+        self.taken_since = self._new_since
+        if len(events) < MAX_EVENTS_AT_ONCE:
+            self._new_since = 0.0
         return events
+
+    def wake(self, logged_at: float = 0.0) -> None:
+        """End the wait in `take`, if there is one; `logged_at` where the log has grown."""
+        if not self._new_since:
+            self._new_since = logged_at
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Read no more. Does nothing the second time."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.wake()
+            self.stream.detach(self)

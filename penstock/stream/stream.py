@@ -2,60 +2,126 @@
 
 In: what the engine pushes, and `cancel`. Out: a log that grows, and a wake-up for whoever reads
 it. The text rules (whole characters, stop strings) are applied here, so that the log holds only
-what may be sent. Not known here: HTTP, which engine, what others read.
+what may be sent. A stream outlives its engine's process: `continuation` is the request that takes
+the generation up where it broke off. Not known here: HTTP, which engine, what others read.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from array import array
+from typing import Literal, Protocol
+
+import msgspec
 
 from penstock.engine.protocol import STATUSES, EngineFinish
 from penstock.errors import BadRequest, EngineFailure, Problem, Unavailable
 from penstock.events import Delta, Failure, Finish, FinishReason, TerminalEvent, Timings, Usage
-from penstock.request import Request
+from penstock.observe.meter import Meter
+from penstock.request import Request, UnnamedTokens
 from penstock.stream.log import Log
 from penstock.text import Text
+
+Phase = Literal["submitted", "in line", "running", "progressed"]
+"""How far the engine has come since the request was last submitted: nothing yet, accepted, given a
+slot, something generated (or the request ended)."""
+
+
+class StreamReader(Protocol):
+    """What a stream knows of its readers (see `reader`)."""
+
+    def wake(self, logged_at: float = 0.0) -> None:
+        """The log has grown, at this time on the monotonic clock."""
+
+
+class StreamOwner(Protocol):
+    """Who decides what a stream itself does not (see `streams`)."""
+
+    def stream_ended(self, stream: "Stream", *, engine_done: bool) -> None:
+        """The stream has its terminal event, just now. `engine_done`: the engine itself ended the
+        request, else it must still be told to stop."""
+
+    def stream_lost(self, stream: "Stream") -> None:
+        """The engine's process died with the stream's request in it."""
+
+    def stream_read(self, stream: "Stream") -> None:
+        """The stream has a reader, after it had none."""
+
+    def stream_unread(self, stream: "Stream") -> None:
+        """The stream's last reader has gone."""
 
 
 class Stream:
     """One generation and its log.
 
-    `on_end` is called once, right after the terminal event: its second argument tells whether the
-    engine itself ended the request (else it must still be told to stop). `was_accepted` resolves
-    when the engine has taken the request, to None, or to the problem where it refused it.
+    `resumable`: it may go on without readers, and be read again. `was_accepted` resolves when the
+    engine has taken the request, to None, or to the problem where it refused it. `meter` is told
+    of what happens.
     """
 
     __slots__ = (
-        "_accepted_at",
         "_completion_tokens",
+        "_continued_from",
+        "_end_waiter",
         "_first_delta_at",
+        "_generated",
         "_last_delta_at",
-        "_on_end",
-        "_pending_ids",
+        "_note_gap",
+        "_num_textless",
+        "_owner",
         "_pending_tokens",
-        "_prompt_tokens",
+        "_progress_waiter",
+        "_prompt_ids",
+        "_readers",
+        "_reproducible",
         "_started_at",
         "_text",
-        "_waiting",
+        "_textless_ids",
+        "admitted_at",
+        "client_gone",
         "log",
+        "meter",
+        "num_readers_ever",
+        "phase",
         "request",
+        "resumable",
         "was_accepted",
     )
 
-    def __init__(self, request: Request, on_end: Callable[["Stream", bool], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        owner: StreamOwner,
+        meter: Meter | None = None,
+        *,
+        resumable: bool = False,
+    ) -> None:
+        loop = asyncio.get_running_loop()
         self.request = request
+        self.resumable = resumable
         self.log = Log()
-        self.was_accepted: asyncio.Future[Problem | None]
-        self.was_accepted = asyncio.get_running_loop().create_future()
-        self._on_end = on_end
+        self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
+        self.phase: Phase = "submitted"
+        self.client_gone = False
+        self.num_readers_ever = 0
+        self.meter = meter or Meter()
+        self._note_gap = self.meter.engine_gap.add
+        self._owner = owner
         self._text = Text(request.stop)
-        self._waiting: list[asyncio.Future[None]] = []
-        self._prompt_tokens = 0
+        self._readers: list[StreamReader] = []
+        self._end_waiter: asyncio.Future[None] | None = None
+        self._progress_waiter: asyncio.Future[None] | None = None
+        self._prompt_ids: array[int] | None = None
+        # What was generated, up to the last token whose text has come...
+        self._generated: list[int | UnnamedTokens] = []
+        # ...and the tokens after it: the beginning of a character that the engine keeps back.
+        self._textless_ids: tuple[int, ...] = ()
+        self._num_textless = 0
         self._completion_tokens = 0
-        # Tokens whose text is still held back: they go with the next delta.
+        self._continued_from = 0
+        # Tokens whose text is not in the log yet: they go with the next delta.
         self._pending_tokens = 0
-        self._pending_ids: tuple[int, ...] = ()
-        self._accepted_at = time.monotonic()
+        self._reproducible = True
+        self.admitted_at = time.monotonic()
         self._started_at = 0.0
         self._first_delta_at = 0.0
         self._last_delta_at = 0.0
@@ -70,38 +136,99 @@ class Stream:
         """The terminal event, once there is one."""
         return self.log.terminal
 
-    async def grown(self, cursor: int) -> None:
-        """Wait until the log holds an event at `cursor`, or has ended."""
-        while len(self.log) <= cursor and self.log.terminal is None:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
+    @property
+    def num_readers(self) -> int:
+        """Connections that read the stream, or wait for its whole answer."""
+        return len(self._readers)
+
+    def attach(self, reader: StreamReader) -> None:
+        """Wake `reader` whenever the log grows."""
+        self._readers.append(reader)
+        self.num_readers_ever += 1
+        if len(self._readers) == 1:
+            self._owner.stream_read(self)
+
+    def detach(self, reader: StreamReader) -> None:
+        """Forget `reader`."""
+        self._readers.remove(reader)
+        if not self._readers:
+            self._owner.stream_unread(self)
 
     async def end(self) -> TerminalEvent:
         """Wait for the terminal event."""
-        while self.log.terminal is None:
-            await self.grown(len(self.log))
+        if self.log.terminal is None:
+            if self._end_waiter is None:
+                self._end_waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._end_waiter)  # others may wait for it as well
+        assert self.log.terminal is not None
         return self.log.terminal
 
-    def cancel(self) -> None:
-        """End the stream now, as asked. Does nothing to one that has ended."""
+    async def progressed(self) -> None:
+        """Wait for the phase "progressed"."""
+        if self.phase != "progressed":
+            self._progress_waiter = asyncio.get_running_loop().create_future()
+            await self._progress_waiter
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)
+        return Usage(prompt_tokens, self._completion_tokens)
+
+    def cancel(self, *, client_gone: bool = False) -> None:
+        """End the stream now, as asked, or since nobody reads it any more (`client_gone`). Does
+        nothing to one that has ended."""
+        self.client_gone = client_gone and self.log.terminal is None
         self._finish("cancelled", engine_done=False)
 
-    # What the engine pushes (see engine.protocol.Sink).
+    def give_up(self, code: str, message: str, *, retry_safe: bool = True) -> None:
+        """End the stream now, as failed. Does nothing to one that has ended."""
+        self._fail(code, message, engine_done=False, retry_safe=retry_safe)
 
-    def accepted(self, prompt_tokens: int) -> None:
+    def release(self) -> None:
+        """Forget what only a running stream needs: from now on it is only read."""
+        self.request = msgspec.structs.replace(self.request, prompt=None, messages=None)
+        self._prompt_ids, self._generated = None, []
+
+    def continuation(self) -> Request:
+        """The request that takes the generation up where it broke off, to be submitted now."""
+        self.phase = "submitted"
+        if self._prompt_ids is None:  # it broke off before the prompt was read
+            return self.request
+        # Generated again: half a character is no place to go on from.
+        self._completion_tokens -= self._num_textless
+        self._pending_tokens -= self._num_textless
+        self._textless_ids, self._num_textless = (), 0
+        self._continued_from = self._completion_tokens
+        sampling = self.request.sampling
+        if self._generated and sampling.seed is not None and sampling.temperature > 0:
+            self._reproducible = False
+        return msgspec.structs.replace(
+            self.request,
+            max_tokens=self.request.max_tokens - self._completion_tokens,
+            prompt_ids=tuple(self._prompt_ids),
+            generated=tuple(self._generated),
+        )
+
+    # What the engine pushes (see engine.protocol.Sink and engine.child.LosableSink).
+
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
         """The prompt fits; wait for a slot."""
-        self._prompt_tokens = prompt_tokens
+        self.phase = "in line"
+        if self._prompt_ids is None:
+            self._prompt_ids = array("I", prompt_ids)
         if not self.was_accepted.done():
             self.was_accepted.set_result(None)
 
     def started(self) -> None:
         """The request has a slot."""
-        self._started_at = time.monotonic()
+        self.phase = "running"
+        if not self._started_at:
+            self._started_at = time.monotonic()
+            self.meter.stream_delayed(self._started_at - self.admitted_at)
+
+    def working(self) -> None:
+        """The engine is at the prompt: nothing to read yet."""
 
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log what of the text is certain."""
@@ -109,67 +236,99 @@ class Stream:
             return
         self._completion_tokens += num_tokens
         self._pending_tokens += num_tokens
-        self._pending_ids += token_ids
-        text = self._text.push(piece)
-        if text:
+        self._remember(piece, num_tokens, token_ids)
+        if text := self._text.push(piece):
             self._append(text)
         if self._text.stopped:
             self._finish("stop", engine_done=False)
+        if self.phase != "progressed":
+            self._note_progress()
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """The engine is done."""
         if self.log.terminal is not None:
             return
-        self._completion_tokens = completion_tokens
+        self._completion_tokens = self._continued_from + completion_tokens
         if rest := self._text.flush():
             self._append(rest)
         self._finish(reason, engine_done=True)
 
     def fail(self, code: str, message: str) -> None:
         """The engine refused the request or gave up on it."""
+        self._fail(code, message, engine_done=True, retry_safe=True)
+
+    def lost(self) -> None:
+        """The engine's process died."""
+        if self.log.terminal is None:
+            self._owner.stream_lost(self)
+
+    def _remember(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        """Keep what a continuation begins with."""
+        if self._num_textless or not piece:
+            token_ids = self._textless_ids + token_ids
+            num_tokens += self._num_textless
+        if not piece:
+            self._textless_ids, self._num_textless = token_ids, num_tokens
+            return
+        if len(token_ids) == num_tokens:
+            self._generated += token_ids
+        else:
+            text = piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+            self._generated.append(UnnamedTokens(text, num_tokens))
+        self._textless_ids, self._num_textless = (), 0
+
+    def _append(self, text: str) -> None:
+        now = time.monotonic()
+        if self._first_delta_at:
+            self._note_gap(now - self._last_delta_at)
+        else:
+            self._first_delta_at = now
+            queue_time = (self._started_at or now) - self.admitted_at
+            self.meter.first_delta(queue_time, now - self.admitted_at)
+        self._last_delta_at = now
+        self.log.append(Delta(text, self._pending_tokens))
+        self._pending_tokens = 0
+        self._wake(now)
+
+    def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
+        if self.log.terminal is None:
+            end = Finish(reason, self.usage, self._timings(), self._reproducible)
+            self._end(end, engine_done, None)
+
+    def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
         if self.log.terminal is not None:
             return
         status = STATUSES.get(code, 500)
         kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
         problem = kind(code, message, status=status)
-        self._end(
-            Failure(code, message, problem.retry_safe, self._usage(), self._timings()),
-            engine_done=True,
-            problem=problem,
-        )
-
-    def _append(self, text: str) -> None:
-        now = time.monotonic()
-        if not self._first_delta_at:
-            self._first_delta_at = now
-        self._last_delta_at = now
-        self.log.append(Delta(text, self._pending_tokens, self._pending_ids))
-        self._pending_tokens, self._pending_ids = 0, ()
-        self._wake()
-
-    def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
-        if self.log.terminal is None:
-            self._end(Finish(reason, self._usage(), self._timings()), engine_done, None)
+        retry_safe = retry_safe and problem.retry_safe
+        end = Failure(code, message, retry_safe, self.usage, self._timings())
+        self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
         self.log.append(event)
+        if self.phase == "in line" and not self._started_at:
+            self.meter.stream_delayed(event.timings.queue_time)  # it left the line
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)
-        self._wake()
-        self._on_end(self, engine_done)
+        if self._end_waiter is not None:
+            self._end_waiter.set_result(None)
+        self._note_progress()
+        self._wake(time.monotonic())
+        self._owner.stream_ended(self, engine_done=engine_done)
 
-    def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _note_progress(self) -> None:
+        self.phase = "progressed"
+        if self._progress_waiter is not None and not self._progress_waiter.done():
+            self._progress_waiter.set_result(None)
 
-    def _usage(self) -> Usage:
-        return Usage(self._prompt_tokens, self._completion_tokens)
+    def _wake(self, logged_at: float) -> None:
+        for reader in self._readers:
+            reader.wake(logged_at)
 
     def _timings(self) -> Timings:
         now = time.monotonic()
-        began = self._accepted_at
+        began = self.admitted_at
         decode_time = self._last_delta_at - self._first_delta_at
         return Timings(
             queue_time=round((self._started_at or now) - began, 6),

@@ -171,7 +171,7 @@ ROWS = [
     *field(MARK * 100, "unknown_field", 1),
     *field("model", "unknown_field", "http://" + MARK),
     *field("api_base", "unknown_field", "http://" + MARK),
-    *field("resumable", "unsupported_field", True),
+    *field("resumable", "invalid_type", 1, "yes", None),
     *field("timeout", "unsupported_field", 5),
     *field("stop", "invalid_type", [1], {}, 1, [None], [[MARK]], True),
     *field("stop", "too_short", ""),
@@ -297,7 +297,7 @@ ROWS = [
             ("POST", "/health/ready", "GET, HEAD"),
             ("POST", "/page/index.html", "GET, HEAD"),
             ("POST", "/openapi.json", "GET, HEAD"),
-            ("GET", "/streams/a", "DELETE"),
+            ("PUT", "/streams/a", "DELETE, GET"),
             ("BREW", "/generate", "POST"),
             ("TRACE", "/", "GET, HEAD"),
         )

@@ -1,5 +1,6 @@
 import json
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,37 @@ def test_a_failure_is_a_terminal_event_of_the_same_shape() -> None:
         "message": "It stopped.",
         "retry_safe": True,
     }
+
+
+def test_what_a_seed_no_longer_gives_is_said_and_only_that() -> None:
+    (usual,) = events_of(NativeFrames().frame([END]))
+    (event,) = events_of(NativeFrames().frame([msgspec.structs.replace(END, reproducible=False)]))
+    assert "reproducible" not in usual
+    assert event == {**usual, "reproducible": False}
+
+
+def test_a_failure_of_a_resumable_stream_says_after_which_event_to_resume() -> None:
+    end = Failure("server_shutdown", "It stops.", True, Usage(4, 1), TIMINGS)
+    _, event = events_of(NativeFrames(with_ids=True).frame([Delta("a", 1), Delta("b", 1), end]))[1:]
+    assert event["error"] == {
+        "code": "server_shutdown",
+        "message": "It stops.",
+        "retry_safe": True,
+        "resume_after": 1,
+    }
+
+
+@given(st.lists(st.text(min_size=1), max_size=8), st.data())
+def test_an_event_has_the_same_bytes_for_every_reader(
+    texts: list[str], data: st.DataObject
+) -> None:
+    log: list[Event] = [*(Delta(text, 1) for text in texts), END]
+    cursor = data.draw(st.integers(0, len(log)))
+    before = NativeFrames(with_ids=True).frame(log[:cursor])
+    after = NativeFrames(cursor, with_ids=True).frame(log[cursor:])
+    assert before + after == NativeFrames(with_ids=True).frame(log)
+    ids = [event.id for event in Parser().feed(before + after)]
+    assert ids == [str(index) for index in range(len(log))]
 
 
 @given(st.lists(st.text(min_size=1), max_size=8), st.integers(0, 8))

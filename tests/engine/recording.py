@@ -17,18 +17,21 @@ class RecordingSink:
     pieces: list[str | bytes] = field(default_factory=list)
     num_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
-    prompt_tokens: int = -1
+    prompt_ids: tuple[int, ...] = ()
     completion_tokens: int = -1
     reason: EngineFinish | None = None
     failure: tuple[str, str] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def accepted(self, prompt_tokens: int) -> None:
-        self.prompt_tokens = prompt_tokens
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+        self.prompt_ids = prompt_ids
         self._note("accepted")
 
     def started(self) -> None:
         self._note("started")
+
+    def working(self) -> None:
+        self._note("working")
 
     def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         self.pieces.append(piece)
@@ -45,9 +48,16 @@ class RecordingSink:
         self.failure = (code, message)
         self._note("fail")
 
+    def lost(self) -> None:
+        self._note("lost")
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
     @property
     def ended(self) -> bool:
-        return self.reason is not None or self.failure is not None
+        return self.reason is not None or self.failure is not None or "lost" in self.calls
 
     def text(self) -> str:
         text = Text()

@@ -4,18 +4,22 @@ from hypothesis import strategies as st
 
 from penstock.engine import wire
 from penstock.engine.protocol import ModelInfo
-from penstock.request import Message, Request
+from penstock.request import Message, Request, UnnamedTokens
 
 TO_ENGINE = [
     wire.Start("module:Class", {"n_ctx": 8, "name": "x"}),
     wire.Submit(Request(id="a", max_tokens=3, messages=(Message("user", "é\u2028\x00"),))),
+    wire.Submit(
+        Request(id="b", max_tokens=3, prompt_ids=(1, 2), generated=(3, UnnamedTokens("é", 2), 4))
+    ),
     wire.Cancel("a"),
 ]
 FROM_ENGINE = [
     wire.Ready(ModelInfo("rill", "llamacpp", 1024, 8)),
     wire.NotStarted("why", "what next"),
-    wire.Accepted("a", 3),
+    wire.Accepted("a", (7, 8, 9)),
     wire.Started("a"),
+    wire.Working(),
     wire.Delta("a", "text", 1, (7,)),
     wire.Delta("a", b"\xc3", 1, ()),
     wire.Finish("a", "stop", 2),

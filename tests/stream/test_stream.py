@@ -1,33 +1,45 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.events import Delta, Failure, Finish
-from penstock.request import Request
-from penstock.stream.reader import Reader
+from penstock.request import Request, Sampling, UnnamedTokens
+from penstock.stream.reader import MAX_EVENTS_AT_ONCE, Reader
 from penstock.stream.stream import Stream
 
 
-class Ends:
-    """Remembers how often and how streams ended."""
+class Owner:
+    """Remembers what streams said of themselves."""
 
     def __init__(self) -> None:
         self.engine_done: list[bool] = []
+        self.said: list[str] = []
 
-    def __call__(self, stream: Stream, engine_done: bool) -> None:
+    def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
         self.engine_done.append(engine_done)
 
+    def stream_lost(self, stream: Stream) -> None:
+        self.said.append("lost")
 
-def stream_of(**fields: Any) -> tuple[Stream, Ends]:
-    ends = Ends()
-    return Stream(Request(id="s", max_tokens=100, prompt="x", **fields), ends), ends
+    def stream_read(self, stream: Stream) -> None:
+        self.said.append("read")
+
+    def stream_unread(self, stream: Stream) -> None:
+        self.said.append("unread")
+
+
+def stream_of(**fields: Any) -> tuple[Stream, Owner]:
+    owner = Owner()
+    request = Request(**{"id": "s", "max_tokens": 100, "prompt": "x", **fields})
+    return Stream(request, owner), owner
 
 
 async def test_the_engine_s_deltas_and_finish_are_logged() -> None:
-    stream, ends = stream_of()
-    stream.accepted(3)
+    stream, owner = stream_of()
+    stream.accepted((1, 2, 3))
     stream.started()
     stream.delta("one", 1, (5,))
     stream.delta(" two", 1, (6,))
@@ -37,11 +49,11 @@ async def test_the_engine_s_deltas_and_finish_are_logged() -> None:
     assert stream.ended.reason == "stop"
     assert stream.ended.usage.prompt_tokens == 3
     assert stream.ended.usage.completion_tokens == 3  # the end token counts
-    assert ends.engine_done == [True]
+    assert owner.engine_done == [True]
 
 
 async def test_nothing_follows_the_terminal_event() -> None:
-    stream, ends = stream_of()
+    stream, owner = stream_of()
     stream.cancel()
     stream.delta("late", 1, ())
     stream.finish("stop", 1)
@@ -50,11 +62,11 @@ async def test_nothing_follows_the_terminal_event() -> None:
     assert len(stream.log) == 1
     assert isinstance(stream.ended, Finish)
     assert stream.ended.reason == "cancelled"
-    assert ends.engine_done == [False]
+    assert owner.engine_done == [False]
 
 
 async def test_a_stop_string_ends_the_stream_and_tells_the_engine() -> None:
-    stream, ends = stream_of(stop=("END",))
+    stream, owner = stream_of(stop=("END",))
     stream.delta("text E", 2, (1, 2))
     assert stream.log.text() == "text "
     stream.delta("ND more", 2, (3, 4))
@@ -62,7 +74,7 @@ async def test_a_stop_string_ends_the_stream_and_tells_the_engine() -> None:
     assert isinstance(stream.ended, Finish)
     assert stream.ended.reason == "stop"
     assert stream.ended.usage.completion_tokens == 4
-    assert ends.engine_done == [False]
+    assert owner.engine_done == [False]
 
 
 async def test_text_that_was_held_back_comes_with_the_end() -> None:
@@ -77,16 +89,16 @@ async def test_tokens_of_held_text_go_with_the_next_delta() -> None:
     for byte in "é".encode():
         stream.delta(bytes([byte]), 1, (byte,))
     (delta,) = stream.log.after(0)
-    assert delta == Delta("é", 2, (0xC3, 0xA9))
+    assert delta == Delta("é", 2)
 
 
 async def test_a_failure_is_a_terminal_event_that_says_whether_to_retry() -> None:
-    stream, ends = stream_of()
-    stream.accepted(1)
+    stream, owner = stream_of()
+    stream.accepted((1,))
     stream.fail("engine_died", "It stopped.")
     assert isinstance(stream.ended, Failure)
     assert (stream.ended.code, stream.ended.retry_safe) == ("engine_died", True)
-    assert ends.engine_done == [True]
+    assert owner.engine_done == [True]
 
 
 async def test_a_refusal_resolves_acceptance_with_the_problem() -> None:
@@ -128,8 +140,8 @@ async def test_every_reader_gets_every_event_and_then_nothing() -> None:
 
     async def read() -> list[object]:
         reader, events = Reader(stream), []
-        while taken := await reader.take():
-            events += taken
+        while not reader.is_done:
+            events += await reader.take()
         return list(events)
 
     readers = [asyncio.create_task(read()) for _ in range(20)]
@@ -143,13 +155,128 @@ async def test_every_reader_gets_every_event_and_then_nothing() -> None:
     assert all(history == stream.log.after(0) for history in histories)
 
 
-async def test_a_reader_that_stops_waiting_leaves_nothing_behind() -> None:
-    stream, _ = stream_of()
-    take = asyncio.create_task(Reader(stream).take())
+async def test_a_closed_reader_leaves_nothing_behind_and_waits_no_more() -> None:
+    stream, owner = stream_of()
+    reader = Reader(stream)
+    take = asyncio.create_task(reader.take())
     await asyncio.sleep(0)
-    take.cancel()
-    await asyncio.gather(take, return_exceptions=True)
-    assert stream._waiting == []
+    reader.close()
+    reader.close()
+    async with asyncio.timeout(1):
+        assert await take == []
+    assert reader.is_done
+    assert stream.num_readers == 0
+    assert owner.said == ["read", "unread"]
+
+
+async def test_a_woken_reader_has_nothing_to_take_and_goes_on() -> None:
+    stream, _ = stream_of()
+    reader = Reader(stream)
+    take = asyncio.create_task(reader.take())
+    await asyncio.sleep(0)
+    reader.wake()
+    assert await take == []
+    assert not reader.is_done
+    stream.delta("x", 1, ())
+    assert await reader.take() == [Delta("x", 1)]
+
+
+async def test_a_reader_far_behind_takes_a_bounded_number_of_events() -> None:
+    stream, _ = stream_of()
+    reader = Reader(stream)
+    for _ in range(MAX_EVENTS_AT_ONCE + 1):
+        stream.delta("x", 1, ())
+    stream.finish("stop", MAX_EVENTS_AT_ONCE + 1)
+    assert len(await reader.take()) == MAX_EVENTS_AT_ONCE
+    assert not reader.is_done
+    assert len(await reader.take()) == 2
+    assert reader.is_done
+
+
+async def test_a_continuation_begins_with_what_was_generated() -> None:
+    stream, owner = stream_of()
+    stream.accepted((1, 2))
+    stream.started()
+    stream.delta("one", 1, (5,))
+    stream.delta("\N{WATER WAVE}", 3, ())  # its tokens have no names
+    stream.delta(" two", 1, (6,))
+    stream.lost()
+    assert owner.said == ["lost"]
+    again = stream.continuation()
+    assert again.prompt_ids == (1, 2)
+    assert again.generated == (5, UnnamedTokens("\N{WATER WAVE}", 3), 6)
+    assert again.max_tokens == 95
+    stream.accepted((1, 2, 5, 6))
+    stream.started()
+    stream.delta(" three", 1, (7,))
+    stream.finish("stop", 2)  # the end token counts
+    assert stream.log.text() == "one\N{WATER WAVE} two three"
+    assert stream.ended is not None
+    assert (stream.ended.usage.prompt_tokens, stream.ended.usage.completion_tokens) == (2, 7)
+
+
+async def test_tokens_without_text_are_generated_again() -> None:
+    stream, _ = stream_of()
+    stream.accepted((1,))
+    stream.delta("a", 1, (5,))
+    stream.delta("", 1, (6,))  # half a character, which the engine keeps
+    stream.lost()
+    again = stream.continuation()
+    assert again.generated == (5,)
+    assert again.max_tokens == 99
+    stream.delta("", 1, (6,))
+    stream.delta("é", 1, (7,))
+    stream.lost()
+    assert stream.continuation().generated == (5, 6, 7)
+    stream.finish("length", 0)
+    assert stream.log.after(0)[:2] == [Delta("a", 1), Delta("é", 2)]
+    assert stream.ended is not None
+    assert stream.ended.usage.completion_tokens == 3
+
+
+async def test_text_held_back_for_a_stop_string_survives_the_engine() -> None:
+    stream, _ = stream_of(stop=("END",))
+    stream.accepted((1,))
+    stream.delta("a E", 1, (5,))
+    stream.lost()
+    assert stream.continuation().generated == (5,)
+    stream.delta("N", 1, (6,))
+    stream.lost()
+    stream.continuation()
+    stream.delta("D more", 1, (7,))
+    assert stream.log.text() == "a "
+    assert isinstance(stream.ended, Finish)
+    assert stream.ended.reason == "stop"
+    assert stream.ended.usage.completion_tokens == 3
+
+
+async def test_a_request_that_broke_off_before_its_prompt_was_read_is_simply_sent_again() -> None:
+    stream, _ = stream_of()
+    stream.lost()
+    assert stream.continuation() is stream.request
+
+
+@pytest.mark.parametrize(
+    ("sampling", "texts", "reproducible"),
+    [
+        (Sampling(seed=1, temperature=0.7), ["a"], False),
+        (Sampling(seed=1, temperature=0.7), [], True),  # nothing was drawn before
+        (Sampling(seed=1, temperature=0.0), ["a"], True),
+        (Sampling(seed=None, temperature=0.7), ["a"], True),  # it never was
+    ],
+)
+async def test_what_a_seed_no_longer_gives_is_said(
+    sampling: Sampling, texts: list[str], reproducible: bool
+) -> None:
+    stream, _ = stream_of(sampling=sampling)
+    stream.accepted((1,))
+    for text in texts:
+        stream.delta(text, 1, (5,))
+    stream.lost()
+    stream.continuation()
+    stream.finish("stop", 1)
+    assert isinstance(stream.ended, Finish)
+    assert stream.ended.reproducible is reproducible
 
 
 @given(

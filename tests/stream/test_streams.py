@@ -2,31 +2,11 @@ import asyncio
 
 import pytest
 
-from penstock.engine.protocol import Sink
-from penstock.errors import NotFound, Unavailable
-from penstock.request import Request
-from penstock.stream.streams import Streams, new_stream_id
-
-
-class ScriptedEngine:
-    """Takes requests and does nothing: the test is the engine."""
-
-    def __init__(self) -> None:
-        self.sinks: dict[str, Sink] = {}
-        self.cancelled: list[str] = []
-        self.down = False
-
-    def submit(self, request: Request, sink: Sink) -> None:
-        if self.down:
-            raise Unavailable("engine_down", "It is down.")
-        self.sinks[request.id] = sink
-
-    def cancel(self, request_id: str) -> None:
-        self.cancelled.append(request_id)
-
-
-def ask(stream_id: str) -> Request:
-    return Request(id=stream_id, max_tokens=5, prompt="x")
+from penstock.errors import BadRequest, NotFound, Unavailable
+from penstock.events import Failure
+from penstock.stream.reader import Reader
+from penstock.stream.streams import Limits, Streams, new_stream_id
+from tests.stream.scripted import ScriptedEngine, ask
 
 
 async def test_cancel_tells_the_engine_once_and_answers_the_same_each_time() -> None:
@@ -57,7 +37,7 @@ async def test_an_unknown_stream_is_not_found() -> None:
 
 async def test_a_request_without_an_engine_leaves_nothing_behind() -> None:
     engine = ScriptedEngine()
-    engine.down = True
+    engine.go_down()
     streams = Streams(engine)
     with pytest.raises(Unavailable):
         streams.open(ask("a"))
@@ -83,13 +63,107 @@ async def test_draining_refuses_new_streams_and_waits_for_open_ones() -> None:
     assert stream.ended is not None
 
 
-async def test_what_drains_too_long_is_cancelled() -> None:
+async def test_what_drains_too_long_ends_with_an_error_that_says_why() -> None:
     engine = ScriptedEngine()
     streams = Streams(engine)
     stream = streams.open(ask("a"))
     await streams.drain(0)
-    assert stream.ended is not None
+    assert isinstance(stream.ended, Failure)
+    assert stream.ended.code == "server_shutdown"
+    assert stream.ended.retry_safe
+    assert engine.cancelled == ["a"]
+
+
+async def test_a_stream_that_is_not_resumable_ends_with_its_reader() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    reader = Reader(streams.open(ask("a")))
+    reader.close()
     assert streams.cancel("a") == "cancelled"
+    assert engine.cancelled == ["a"]
+
+
+async def test_a_resumable_stream_lingers_without_readers_and_is_then_cancelled() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine, Limits(linger=0.05))
+    stream = streams.open(ask("a"), resumable=True)
+    Reader(stream).close()
+    assert stream.ended is None
+    async with asyncio.timeout(5):
+        await stream.end()
+    assert streams.cancel("a") == "cancelled"
+
+
+async def test_a_reader_that_comes_back_ends_the_lingering() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine, Limits(linger=0))
+    stream = streams.open(ask("a"), resumable=True)
+    Reader(stream).close()
+    Reader(streams.find("a"))
+    await asyncio.sleep(0.02)  # the time in which lingering would have ended
+    assert stream.ended is None
+
+
+async def test_an_ended_resumable_stream_is_kept_and_forgotten_in_time() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine, Limits(retain=0.05))
+    stream = streams.open(ask("a"), resumable=True)
+    stream.accepted((1,))
+    stream.delta("text", 1, (1,))
+    stream.finish("stop", 1)
+    assert streams.find("a").log.text() == "text"
+    assert len(streams) == 0
+    async with asyncio.timeout(5):
+        while streams.num_kept:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.01)
+    with pytest.raises(BadRequest) as gone:
+        streams.find("a")
+    assert (gone.value.code, gone.value.status) == ("history_lost", 410)
+
+
+async def test_what_is_kept_is_bounded_in_bytes_and_the_oldest_goes_first() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine, Limits(retain_bytes=10_000))
+    for n in range(5):
+        stream = streams.open(ask(f"{n}"), resumable=True)
+        stream.accepted((1,))
+        stream.delta("x" * 4000, 1, (1,))
+        stream.finish("stop", 1)
+    assert streams.num_kept == 2
+    assert streams.find("4").log.text() == "x" * 4000
+    for lost in ("0", "1", "2"):
+        with pytest.raises(BadRequest) as gone:
+            streams.find(lost)
+        assert gone.value.status == 410
+
+
+async def test_a_stream_larger_than_all_that_may_be_kept_is_not_kept() -> None:
+    streams = Streams(ScriptedEngine(), Limits(retain_bytes=100))
+    stream = streams.open(ask("a"), resumable=True)
+    stream.accepted((1,))
+    stream.delta("x" * 4000, 1, (1,))
+    stream.finish("stop", 1)
+    assert streams.num_kept == 0
+
+
+async def test_a_refused_request_is_not_kept() -> None:
+    streams = Streams(ScriptedEngine())
+    stream = streams.open(ask("a"), resumable=True)
+    stream.fail("prompt_too_long", "Too long.")
+    assert streams.num_kept == 0
+
+
+async def test_what_is_not_resumable_cannot_be_found_before_or_after_its_end() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    streams.open(ask("a"))
+    for _ in range(2):
+        with pytest.raises(BadRequest) as refused:
+            streams.find("a")
+        assert (refused.value.code, refused.value.status) == ("not_resumable", 409)
+        streams.cancel("a")
+    with pytest.raises(NotFound):
+        streams.find("never")
 
 
 def test_stream_ids_cannot_be_guessed_or_break_a_url() -> None:

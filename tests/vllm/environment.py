@@ -63,7 +63,7 @@ def make(folder: Path, ours: list[str]) -> None:
 
 def pip(folder: Path, *what: str) -> None:
     """Install into `folder`. Standard output is kept for the folder's name."""
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq"]
     subprocess.run([*command, "--progress-bar=off", *what], check=True, stdout=sys.stderr)
 
 

@@ -43,7 +43,10 @@ def make_opt(folder: Path, tokenizer_from: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    OPTForCausalLM(config).eval().save_pretrained(folder)
+    model = OPTForCausalLM(config).eval()
+    with torch.no_grad():  # its answers never end by themselves: this token's logit is always 0
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -1,18 +1,26 @@
-"""vLLM is held to what every engine must do, with both models; then what is vLLM's alone."""
+"""vLLM is held to what every engine must do, with both models; then what is vLLM's alone.
+
+Each start takes half a minute, so the last tests end the engines in different ways: the one with
+the OPT model is killed and comes back, the other is stopped.
+"""
 
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import psutil
+import pytest
+from tokenizers import Tokenizer
 
 from penstock.request import Sampling
+from tests.engine import test_conformance as conformance
 from tests.engine.test_conformance import (  # noqa: F401 - collected here
     ask,
-    resubmit,
     submit,
     test_a_cancel_that_comes_with_the_request_leaves_nothing,
-    test_a_killed_engine_fails_each_request_once_and_comes_back,
+    test_a_continuation_says_what_the_uninterrupted_request_would_have_said,
+    test_a_continuation_that_fills_the_context_is_at_its_end,
     test_a_prompt_longer_than_the_context_is_refused_before_a_slot,
     test_a_request_is_accepted_started_streamed_and_finished_once,
     test_a_thousand_may_wait,
@@ -22,18 +30,17 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
     test_cancel_ignores_what_it_does_not_know,
     test_cancel_leaves_the_line,
     test_deltas_are_pushed_while_the_engine_goes_on,
-    test_deltas_come_token_by_token_with_exact_counts,
     test_greedy_text_is_the_same_each_time_and_in_company,
     test_messages_are_rendered_and_answered,
     test_requests_beyond_the_slots_wait_in_order,
     test_several_run_at_once,
-    test_text_is_whole_characters,
     test_the_prompt_is_counted,
     test_the_same_seed_samples_the_same_text,
 )
 from tests.vllm.engines import SLOTS, SharedCase, core_of, end_of, group_of
 
 CORE_LIMIT_S = 1.0
+NUM_TRIES = 20
 
 
 async def test_start_tells_what_is_served(case: SharedCase) -> None:
@@ -44,10 +51,14 @@ async def test_start_tells_what_is_served(case: SharedCase) -> None:
 
 
 async def test_every_token_has_its_id_and_its_delta(case: SharedCase) -> None:
+    """vLLM merges what our process was too late to take, and on a busy machine it may be late."""
     async with case.running() as engine:
-        sink = await end_of(engine, ask("a", 40))
-    assert sink.num_tokens == sink.completion_tokens == len(sink.token_ids)
-    assert sink.calls.count("delta") == sink.completion_tokens
+        for n in range(NUM_TRIES):
+            sink = await end_of(engine, ask(f"{n}", 40))
+            assert sink.num_tokens == sink.completion_tokens == len(sink.token_ids) == 40
+            if sink.calls.count("delta") == 40:
+                return
+    raise AssertionError(f"tokens were merged in each of {NUM_TRIES} answers")
 
 
 async def test_top_p_0_is_greedy(case: SharedCase) -> None:
@@ -98,37 +109,45 @@ async def test_cancels_at_every_moment_leave_nothing_in_vllm(case: SharedCase) -
         assert await case.tell("free") == "True"
 
 
-async def test_a_killed_core_fails_each_request_within_a_second_and_comes_back(
-    case: SharedCase,
-) -> None:
+async def test_text_is_what_the_tokens_say(case: SharedCase, models: Path) -> None:
+    """Also where tokens are parts of characters; a random model puts parts together that are none,
+    and where its answer ends within a character vLLM holds the last part back."""
+    sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=1)
     async with case.running() as engine:
-        sinks = [submit(engine, ask(f"{n}", 900, prompt=f"The {n}")) for n in range(3)]
-        for sink in sinks:
-            await sink.until("delta")
-        assert engine.pid is not None
-        os.kill(core_of(engine.pid).pid, signal.SIGKILL)
-        for sink in sinks:
-            await sink.end(1)
-            assert sink.failure is not None
-            assert sink.failure[0] == "engine_died"
-        again = await resubmit(engine, ask("again", 3), case.restart_limit_s)
-    assert again.completion_tokens == 3
+        sinks = [await end_of(engine, ask(f"{n}", 200, sampling=sampling)) for n in range(3)]
+        assert engine.info is not None
+        tokenizer = models / engine.info.id / "tokenizer.json"
+    said = Tokenizer.from_file(str(tokenizer))
+    for sink in sinks:
+        assert sink.text().rstrip("\ufffd") == said.decode(sink.token_ids).rstrip("\ufffd")
 
 
+only_opt = pytest.mark.parametrize("case", ["opt"], indirect=True, scope="session")
+only_rill = pytest.mark.parametrize("case", ["rill"], indirect=True, scope="session")
+
+
+@only_opt
+async def test_a_killed_engine_loses_each_request_once_and_comes_back(case: SharedCase) -> None:
+    await conformance.test_a_killed_engine_loses_each_request_once_and_comes_back(case)
+
+
+@only_opt
 async def test_a_core_that_dies_idle_is_noticed(case: SharedCase) -> None:
-    async with case.running() as engine:
-        before = engine.pid
-        assert before is not None
-        os.kill(core_of(before).pid, signal.SIGKILL)
-        async with asyncio.timeout(1):
-            # The end of an engine is not announced to callers.
-            while engine.state == "ready":  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        sink = await resubmit(engine, ask("again", 3), case.restart_limit_s)
-    assert sink.completion_tokens == 3
-    assert engine.pid != before
+    """The last one with its model: its engine is not started again."""
+    engine = case.engine
+    assert engine is not None
+    pid = engine.pid
+    assert pid is not None
+    os.kill(core_of(pid).pid, signal.SIGKILL)
+    async with asyncio.timeout(1):
+        # The end of an engine is not announced to callers.
+        while engine.state == "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await engine.stop()
+    assert group_of(pid) == []
 
 
+@only_rill
 async def test_stop_leaves_no_process(case: SharedCase) -> None:
     """The last one with its model: its engine is not started again."""
     assert case.engine is not None

@@ -118,8 +118,7 @@ class Connection:
         for data in self.chunks():
             *frames, rest = (rest + data).split(b"\n\n")
             for frame in frames:
-                assert frame.startswith(b"data: ")
-                yield json.loads(frame[6:])
+                yield _data_of(frame)
         assert rest == b"", "the stream ended within a frame"
 
     def is_closed(self) -> bool:
@@ -129,6 +128,14 @@ class Connection:
                 self._buffer = b""
                 self._more()
         return True
+
+
+def _data_of(frame: bytes) -> Any:
+    """What one frame says; comments and fields but `data` are skipped, and are none but ours."""
+    *before, data = frame.split(b"\n")
+    assert all(line.startswith((b": ping", b"id: ", b"retry: ")) for line in before), frame
+    assert data.startswith(b"data: "), frame
+    return json.loads(data[6:])
 
 
 def request(method: str, path: str, *headers: str) -> bytes:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -92,7 +93,7 @@ def test_running_streams_come_to_their_end_before_the_server_does(number: signal
         assert server.process.wait(PATIENCE_S) == 0
 
 
-def test_what_does_not_end_in_time_is_cancelled() -> None:
+def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
     with serve(drain_timeout=0.3, **LONG) as server:
         connection, _ = open_stream(server.port, generate(max_tokens=1000))
         with connection:
@@ -100,7 +101,9 @@ def test_what_does_not_end_in_time_is_cancelled() -> None:
             next(events)
             server.signal(signal.SIGTERM)
             *_, end = events
-        assert end["finish_reason"] == "cancelled"
+        assert end["finish_reason"] == "error"
+        assert end["error"]["code"] == "server_shutdown"
+        assert end["error"]["retry_safe"]
         assert server.process.wait(PATIENCE_S) == 0
 
 
@@ -114,7 +117,9 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
             assert eventually(lambda: readiness(server.url) == 503, 5)
             server.signal(signal.SIGINT)
             *_, end = events
-        assert end["finish_reason"] == "cancelled"
+        assert end["finish_reason"] == "error"
+        assert end["error"]["code"] == "server_shutdown"
+        assert end["error"]["retry_safe"]
         assert server.process.wait(PATIENCE_S) == 0
 
 
@@ -167,10 +172,27 @@ def test_a_port_in_use_is_said_and_another_proposed() -> None:
         ({"engine_arg": "n_ctx=much"}, "does not take this value"),
         ({"engine_arg": "n_ctx"}, "name=value"),
         ({"engine": "mock", "engine_arg": "intervall=1"}, "intervall"),
+        ({"engine": "vllm"}, "vLLM cannot serve rill"),
+        ({"engine": "vllm", "model": "./nowhere"}, "no folder ./nowhere"),
     ],
 )
 def test_what_cannot_be_served_is_said(flags: dict[str, object], expected: str) -> None:
     assert expected in refuses_to_start(**flags)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_where_it_is_not_installed_is_said_and_replaced_by_nothing() -> None:
+    said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
+    assert "vLLM is not installed" in said
+    assert 'pip install "penstock[vllm]"' in said
+
+
+def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
+    assert "This vLLM cannot be used: No module named 'vllm." in said
 
 
 def test_a_file_that_is_no_model_or_half_of_one_is_said(tmp_path: Path) -> None:
@@ -209,3 +231,11 @@ def test_no_arguments_teach() -> None:
     ).stdout
     assert "--engine-arg" in said
     assert "penstock.toml" in said
+
+
+def test_an_engine_of_one_s_own_is_served_by_its_import_string() -> None:
+    with serve(engine="penstock.engine.mock:Mock", engine_arg="text=One") as server:
+        assert requests.get(server.url, timeout=5).json()["model"] == "mock"
+        body = {"prompt": "x", "stream": False}
+        answer = requests.post(f"{server.url}/generate", json=body, timeout=5).json()
+    assert answer["text"] == "One"

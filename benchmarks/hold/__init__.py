@@ -1,0 +1,1 @@
+"""Do streams hold? Each figure is one command: see `__main__`."""

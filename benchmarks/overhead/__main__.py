@@ -1,0 +1,225 @@
+"""What Penstock costs between an engine and a socket: CPU per token, added latency, memory.
+
+    python -m benchmarks.overhead [--repeats 3] [--only lockstep] [--out results.json]
+
+The server runs alone on core 0. An engine that costs nothing (see `engine`) and a client that costs
+little share core 1. CPU is the operating system's count for the server's process.
+
+- lockstep: every stream gets exactly one token per step, and the next step begins when the client
+  has received all of them: one event, one write per token; nothing can be merged.
+- paced: every stream gets its tokens at a steady rate; each token is the time at which the engine
+  pushed it, so what the client adds to is the latency that Penstock added.
+- first: the time from sending a request to its first token, while others are open.
+- idle: memory of the server's process for each open stream that is silent.
+
+One line for each run, medians of the repeats, and JSON with the machine and versions.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import re
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from benchmarks.overhead.client import Streams, first_token, request
+
+SERVER_CORE, OTHER_CORE = 0, 1
+LOCKSTEP_TOKENS = 256
+PACED_SECONDS = 8
+PATH = "/generate"
+Figures = dict[str, float]
+
+
+@dataclass
+class Server:
+    """A server on its own core. `step` is where its engine listens for the next step."""
+
+    port: int
+    process: psutil.Process
+    step: str
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far, of the server's process alone: the engine's is another."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def rss(self) -> int:
+        """Resident memory, in bytes."""
+        return int(self.process.memory_info().rss)
+
+
+@contextlib.contextmanager
+def penstock(engine: str, **engine_args: object) -> Iterator[Server]:
+    """Penstock with one of our engines."""
+    with tempfile.TemporaryDirectory() as folder:
+        step = f"{folder}/step"
+        engine_args = {"core": OTHER_CORE, **engine_args}
+        if engine == "Stepped":
+            engine_args["socket"] = step
+        command = [sys.executable, "-m", "penstock", "serve", "--port", "0"]
+        command += ["--engine", f"benchmarks.overhead.engine:{engine}"]
+        command += ["--max-connections", "20000"]
+        for name, value in engine_args.items():
+            command += ["--engine-arg", f"{name}={value}"]
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+        )
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if found := re.search(r"page and API\s+http://\S+:(\d+)", line):
+                    break
+            else:
+                raise SystemExit("the server did not start")
+            yield Server(int(found[1]), psutil.Process(process.pid), step)
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            process.terminate()
+            process.wait()
+
+
+def lockstep(num_streams: int) -> Figures:
+    """Tokens per second and CPU per token, nothing merged."""
+    with penstock("Stepped") as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as step:
+        step.connect(server.step)
+        fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
+        streams = Streams(server.port, num_streams, request(PATH, fields))
+        num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
+        cpu, began = server.cpu_s(), time.perf_counter()
+        for _ in range(num_steps):
+            step.send(b"step")
+            streams.receive(num_streams)
+        seconds, cpu = time.perf_counter() - began, server.cpu_s() - cpu
+        streams.close()
+    tokens = num_streams * num_steps
+    return {
+        "tokens_per_second": tokens / seconds,
+        "cpu_us_per_token": 1e6 * cpu / tokens,
+    }
+
+
+def paced(num_streams: int, rate: int) -> Figures:
+    """How much later than the engine pushed them tokens came, in milliseconds."""
+    with penstock("Paced", rate=rate) as server:
+        fields: dict[str, object] = {"max_tokens": min(1024, rate * PACED_SECONDS)}
+        streams = Streams(server.port, num_streams, request(PATH, fields))
+        latencies: list[int] = []
+        stamp = re.compile(rb'"token":" (\d+)"')
+
+        def take(data: bytes) -> None:
+            now = time.monotonic_ns()
+            latencies.extend(now - int(each) for each in stamp.findall(data))
+
+        until = time.monotonic() + PACED_SECONDS - 1
+        cpu = server.cpu_s()
+        streams.each_piece(lambda: time.monotonic() > until, take)
+        cpu = server.cpu_s() - cpu
+        streams.close()
+    latencies.sort()
+    return {
+        "mean_ms": statistics.fmean(latencies) / 1e6,
+        "p50_ms": quantile(latencies, 0.5) / 1e6,
+        "p99_ms": quantile(latencies, 0.99) / 1e6,
+        "cpu_us_per_token": 1e6 * cpu / len(latencies),
+    }
+
+
+def first(num_streams: int) -> Figures:
+    """The time to a first token that costs the engine nothing, beside open streams."""
+    with penstock("Paced", rate=50, eager="true") as server:
+        others = Streams(server.port, num_streams - 1, request(PATH, {"max_tokens": 1024}))
+        data = request(PATH, {"max_tokens": 1})
+        times = sorted(first_token(server.port, data) for _ in range(500))
+        others.close()
+    return {"p50_ms": 1e3 * quantile(times, 0.5), "p99_ms": 1e3 * quantile(times, 0.99)}
+
+
+def idle(num_streams: int) -> Figures:
+    """Memory of the server's process for each open stream."""
+    with penstock("Stepped") as server:
+        data = request(PATH, {"max_tokens": 1024})
+        warm = Streams(server.port, 200, data)
+        before = server.rss()
+        streams = Streams(server.port, num_streams, data)
+        after = server.rss()
+        streams.close()
+        warm.close()
+    return {"kib_per_stream": (after - before) / num_streams / 1024}
+
+
+RUNS = {
+    "lockstep": [
+        ("lockstep, 64 streams", lambda: lockstep(64)),
+        ("lockstep, 256 streams", lambda: lockstep(256)),
+        ("lockstep, 1,024 streams", lambda: lockstep(1024)),
+    ],
+    "paced": [
+        ("paced, 64 streams x 50/s", lambda: paced(64, 50)),
+        ("paced, 1,000 streams x 20/s", lambda: paced(1000, 20)),
+    ],
+    "first": [("first token, 64 streams", lambda: first(64))],
+    "idle": [("idle, 8,000 streams", lambda: idle(8000))],
+}
+
+
+def quantile(ordered: list[int] | list[float], q: float) -> float:
+    """Of a sorted list."""
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=RUNS)
+    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {OTHER_CORE})
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    results: dict[str, Figures] = {}
+    for kind, runs in RUNS.items():
+        if arguments.only in (None, kind):
+            for name, run in runs:
+                repeats = [run() for _ in range(arguments.repeats)]
+                results[name] = {
+                    figure: round(statistics.median(each[figure] for each in repeats), 3)
+                    for figure in repeats[0]
+                }
+                shown = "  ".join(f"{key} {value:,g}" for key, value in results[name].items())
+                print(f"{name:28} {shown}", flush=True)
+    report = {
+        "command": " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {name: version(name) for name in ("penstock", "granian", "uvloop")}
+        | {"python": platform.python_version()},
+        "repeats": arguments.repeats,
+        "results": results,
+    }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

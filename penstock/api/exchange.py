@@ -1,0 +1,215 @@
+"""An exchange: one HTTP request and its response, from the head to the end.
+
+In: every request, before anything else has seen it. Out: `X-Request-ID` and `Server-Timing` on
+every response; at its end one line in the log and what the metrics say of requests. Not known
+here: what a route does. The route's part is to say which stream its response carries.
+"""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.events import Failure, Finish
+from penstock.observe.meter import Meter
+from penstock.request import Request
+from penstock.stream.stream import Stream
+from penstock.stream.streams import ended_as
+
+log = logging.getLogger("penstock.request")
+
+KEY = "penstock.exchange"
+# What an id of the client's may be, to be passed on: safe in a header, a log and a shell.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+# Asked every few seconds by machines: where all is well, not worth a line each.
+_PROBES = ("/health", "/metrics")
+
+
+class RequestError(Exception):
+    """Ends a response whose route raised what it should not have; without what that was."""
+
+
+class Exchange:
+    """What is known of one request. `id` is the client's own `X-Request-ID`, where well-formed."""
+
+    __slots__ = (
+        "_keeps_prompt",
+        "_resumed",
+        "began",
+        "id",
+        "is_complete",
+        "problem_code",
+        "prompt",
+        "status",
+        "stream",
+    )
+
+    def __init__(self, scope: Scope, *, keeps_prompt: bool = False) -> None:
+        given = [value for name, value in scope["headers"] if name == b"x-request-id"]
+        is_good = len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) is not None
+        self.id = given[0].decode("ascii") if is_good else secrets.token_hex(16)
+        self.began = time.monotonic()
+        self.status = 0
+        """The response's; 0 as long as there is none."""
+        self.is_complete = False
+        """The last piece of the response's body was sent."""
+        self.problem_code = ""
+        self.stream: Stream | None = None
+        self._resumed = False
+        self._keeps_prompt = keeps_prompt
+        self.prompt = ""
+
+    def carries(self, stream: Stream, *, resumed: bool = False) -> None:
+        """The response is this stream's, or `resumed`: the rest of it, for a later reader."""
+        self.stream = stream
+        self._resumed = resumed
+        if self._keeps_prompt and not resumed:
+            self.prompt = _prompt_of(stream.request)
+
+    @property
+    def is_refusal(self) -> bool:
+        """The client was told of a problem, and no engine had taken its request."""
+        if not self.problem_code:
+            return False
+        if self.stream is None or not self.stream.was_accepted.done():
+            return True
+        return self.stream.was_accepted.result() is not None
+
+    @property
+    def is_answered(self) -> bool:
+        """The client was sent a whole answer, to the end that the engine gave it."""
+        if self.stream is None or self._resumed or not self.is_complete or self.status != 200:
+            return False
+        end = self.stream.ended
+        return isinstance(end, Finish) and end.reason != "cancelled"
+
+    def begin_response(self, status: int) -> list[tuple[bytes, bytes]]:
+        """The headers that every response has."""
+        self.status = status
+        return [
+            (b"x-request-id", self.id.encode()),
+            (b"server-timing", self._server_timing().encode()),
+        ]
+
+    def _server_timing(self) -> str:
+        """Where the time went until now, when the head goes out."""
+        waited = time.monotonic() - self.began
+        end = self.stream.ended if self.stream is not None else None
+        if self._resumed or self.problem_code:
+            parts = [("total", waited)]
+        elif end is not None:
+            first = end.timings.time_to_first_token
+            parts = [("queue", end.timings.queue_time)]
+            if first is not None:
+                parts.append(("prefill", first - end.timings.queue_time))
+                parts.append(("decode", end.timings.total_time - first))
+            parts.append(("total", waited))
+        else:  # of a stream nothing is known yet but that the engine has taken it
+            parts = [("total" if self.stream is None else "admission", waited)]
+        return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in parts)
+
+    def fields(self) -> dict[str, Any]:
+        """What the log says of it, beside its route."""
+        stream = self.stream
+        fields: dict[str, Any] = {
+            "request_id": self.id,
+            "status": self.status,
+            "duration_s": round(time.monotonic() - self.began, 6),
+        }
+        if self.prompt:
+            fields["prompt"] = self.prompt
+        if self.problem_code:
+            fields["error_code"] = self.problem_code
+        if stream is None:
+            return fields
+        fields["stream_id"] = stream.id
+        fields["resumed"] = self._resumed
+        fields["readers"] = stream.num_readers_ever
+        fields["prompt_tokens"] = stream.usage.prompt_tokens
+        fields["completion_tokens"] = stream.usage.completion_tokens
+        if (end := stream.ended) is None:
+            fields["finish_reason"] = None  # resumable: it goes on
+            return fields
+        fields["finish_reason"] = ended_as(end)
+        if stream.client_gone:
+            fields["client_gone"] = True
+        if isinstance(end, Failure):
+            fields["error_code"] = end.code
+        fields["queue_s"] = end.timings.queue_time
+        fields["ttft_s"] = end.timings.time_to_first_token
+        fields["total_s"] = end.timings.total_time
+        return fields
+
+
+class Exchanges:
+    """ASGI middleware, outside of all other: makes each request's `Exchange` and tells of it.
+
+    `log_prompts`: put into the log what was asked, as well.
+    """
+
+    def __init__(self, app: ASGIApp, meter: Meter, *, log_prompts: bool = False) -> None:
+        self._app = app
+        self._meter = meter
+        self._log_prompts = log_prompts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope[KEY] = Exchange(scope, keeps_prompt=self._log_prompts)
+
+        # Not a coroutine of its own: that would cost every send something.
+        def send_on(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                own = exchange.begin_response(message["status"])
+                message["headers"] = [*message.get("headers", ()), *own]
+            else:
+                exchange.is_complete = not message.get("more_body", False)
+            return send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception as error:
+            fields = {"request_id": exchange.id, "route": route_of(scope)}
+            log.error("a request failed", exc_info=error, extra={"fields": fields})
+            # What the error says may hold what the client sent, and others would print it.
+            raise RequestError(f"request {exchange.id} failed; the line before says how") from None
+        finally:
+            self._tell(exchange, scope)
+
+    def _tell(self, exchange: Exchange, scope: Scope) -> None:
+        route = route_of(scope)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._meter.request_ended(route, method, exchange.status)
+        if exchange.is_refusal:
+            self._meter.refused(exchange.problem_code)
+        if exchange.stream is not None and exchange.is_answered:
+            self._meter.answered(time.monotonic() - exchange.stream.admitted_at)
+        is_probe = route.startswith(_PROBES) and exchange.status == 200
+        level = logging.DEBUG if is_probe else logging.INFO
+        if log.isEnabledFor(level):
+            client = scope.get("client") or ("",)
+            fields = {"method": method, "route": route, "client": client[0], **exchange.fields()}
+            log.log(level, "request ended", extra={"fields": fields})
+
+
+def _prompt_of(request: Request) -> str:
+    turns = [f"{message.role}: {message.content}" for message in request.messages or ()]
+    return request.prompt or "\n".join(turns)
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The exchange that this request belongs to."""
+    exchange: Exchange = scope[KEY]
+    return exchange
+
+
+def route_of(scope: Scope) -> str:
+    """The route as it stands in the code ("/streams/{stream_id}"), "none" where there is none:
+    never what the client wrote."""
+    return getattr(scope.get("route"), "path", "") or "none"

@@ -1,0 +1,72 @@
+"""`GET /metrics`, for Prometheus; and what is read only when it asks."""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock import __version__
+from penstock.api.pulse import Pulse
+from penstock.engine.child import ChildEngine
+from penstock.observe.metrics import Levels, Metrics
+from penstock.settings import Settings
+from penstock.stream.streams import Streams
+
+
+def metrics_routes(registry: CollectorRegistry) -> APIRouter:
+    """The route `/metrics`: Prometheus' text, or OpenMetrics where that is asked for."""
+    router = APIRouter()
+
+    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics(http: Request) -> Response:
+        encode, content_type = choose_encoder(http.headers.get("accept", ""))
+        return Response(encode(registry), headers={"Content-Type": content_type})
+
+    return router
+
+
+def metrics_registry(
+    settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse
+) -> CollectorRegistry:
+    """The figures of one server, and those of its process (memory, processor, files)."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(Metrics(streams.meter, levels_of(settings, engine, streams, pulse)))
+    return registry
+
+
+def levels_of(
+    settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse
+) -> Callable[[], Levels]:
+    """Reads what is counted nowhere because it can be looked at."""
+
+    def read() -> Levels:
+        open_streams = streams.open_streams()
+        waiting = sum(stream.phase in ("submitted", "in line") for stream in open_streams)
+        usages = [stream.usage for stream in open_streams]
+        lags = pulse.lags()
+        return Levels(
+            version=__version__,
+            engine=settings.engine,
+            model=settings.served_name,
+            running=len(open_streams) - waiting,
+            waiting=waiting,
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            completion_tokens=sum(usage.completion_tokens for usage in usages),
+            kept=streams.num_kept,
+            kept_bytes=streams.num_kept_bytes,
+            readers=len(lags),
+            lag=sum(lags),
+            greatest_lag=max(lags, default=0),
+            blocked=pulse.num_blocked(),
+            stalled=pulse.num_stalled,
+            slots=engine.info.slots if engine.info is not None else 0,
+            engine_up=engine.state == "ready",
+            engine_restarts=engine.num_restarts,
+            draining=streams.draining,
+        )
+
+    return read

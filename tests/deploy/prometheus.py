@@ -1,0 +1,79 @@
+"""A real Prometheus, in a process of its own, that scrapes a real server."""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PATIENCE_S = 60.0
+STOP_TIMEOUT_S = 20
+
+
+class Prometheus:
+    """One that answers."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def get(self, path: str, **params: str) -> Any:
+        """What its API says. Fails where it refuses."""
+        answer = self._http.get(f"/api/v1/{path}", params=params)
+        assert answer.status_code == 200, f"{params}: {answer.text}"
+        return answer.json()["data"]
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """The labels and the value of each series."""
+        result = self.get("query", query=expression)["result"]
+        return [(series["metric"], float(series["value"][1])) for series in result]
+
+    def wait_for(self, what: str, true: Callable[[], bool]) -> None:
+        """Ask until it is true; fails where it never comes true."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not true():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.1)
+
+    def is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return self._http.get("/-/ready").status_code == 200
+        return False
+
+
+@contextlib.contextmanager
+def scraping(program: str, port: int, folder: Path) -> Iterator[Prometheus]:
+    """Runs `program` with this project's own configuration, on a server at `port`."""
+    config = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+    assert config.count("127.0.0.1:8000") == 1
+    assert config.count("scrape_interval: 5s") == 1
+    config = config.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    config = config.replace("scrape_interval: 5s", "scrape_interval: 1s")
+    (folder / "prometheus.yml").write_text(config, encoding="utf-8")
+    shutil.copy(DEPLOY / "prometheus" / "alerts.yml", folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (folder / "prometheus.log").open("w") as output:
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={address}",
+            ],
+            stderr=output,
+            stdout=output,
+        )
+    try:
+        with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as http:
+            prometheus = Prometheus(http)
+            prometheus.wait_for("Prometheus is ready", prometheus.is_ready)
+            yield prometheus
+    finally:
+        process.terminate()
+        process.wait(STOP_TIMEOUT_S)

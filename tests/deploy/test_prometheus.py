@@ -1,0 +1,165 @@
+"""The dashboard, the alerts and the scrape configuration, judged by a real Prometheus."""
+
+import json
+import re
+import runpy
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock.observe.metrics import METRICS
+from tests.deploy.prometheus import DEPLOY, Prometheus, scraping
+from tests.scraped import Scrape
+from tests.servers import RunningServer, serve
+from tests.wire.raw import ask, generate, open_stream, request
+
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+DASHBOARD = DEPLOY / "grafana" / "penstock.json"
+OPERATIONS = DEPLOY.parent / "docs" / "operations.md"
+NAME = re.compile(r"\bpenstock_[a-z0-9_]+")
+
+NUM_STREAMS, NUM_TOKENS = 12, 40
+
+
+def exported_names() -> set[str]:
+    """Every name that a query may use."""
+    names = set()
+    for metric in METRICS:
+        endings = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
+        names |= {metric.name + ending for ending in endings}
+    return names
+
+
+def dashboard_queries() -> list[str]:
+    """The dashboard's expressions, with Grafana's variables filled in."""
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    return [
+        target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    ]
+
+
+@pytest.mark.parametrize("path", [ALERTS, DASHBOARD], ids=lambda path: path.name)
+def test_only_metrics_that_exist_are_asked_for(path: Path) -> None:
+    queries = dashboard_queries() if path == DASHBOARD else [path.read_text(encoding="utf-8")]
+    used = {name for query in queries for name in NAME.findall(query)}
+    assert len(used) > 5
+    assert used <= exported_names()
+
+
+def test_the_dashboard_shows_every_histogram() -> None:
+    shown = set(NAME.findall(" ".join(dashboard_queries())))
+    for metric in METRICS:
+        if metric.kind == "histogram":
+            assert f"{metric.name}_bucket" in shown
+
+
+def test_the_dashboard_is_what_its_source_makes() -> None:
+    make = runpy.run_path(str(DEPLOY / "grafana" / "make.py"))
+    assert DASHBOARD.read_text(encoding="utf-8") == make["text"]()
+
+
+def test_every_alert_has_its_paragraph_for_operators() -> None:
+    names = re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
+    page = OPERATIONS.read_text(encoding="utf-8")
+    assert len(names) >= 5
+    for name in names:
+        assert f"`{name}`" in page
+
+
+def test_promtool_accepts_the_rules_and_the_configuration(promtool: str) -> None:
+    for arguments in (["rules", ALERTS], ["config", DEPLOY / "prometheus" / "prometheus.yml"]):
+        subprocess.run([promtool, "check", *map(str, arguments)], check=True, capture_output=True)
+
+
+def test_alerts_fire_when_they_should_and_only_then(promtool: str) -> None:
+    subprocess.run(
+        [promtool, "test", "rules", str(Path(__file__).with_name("alerts_test.yml"))],
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=1000", "slots=4"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    server: RunningServer, prometheus: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """A Prometheus that has seen a server idle, then at work, then done."""
+    with scraping(prometheus, server.port, tmp_path_factory.mktemp("prometheus")) as running:
+        running.wait_for("a scrape", lambda: ("up", 1.0) in values(running, "up"))
+        held = [
+            open_stream(server.port, generate(max_tokens=NUM_TOKENS)) for _ in range(NUM_STREAMS)
+        ]
+        ask(server.port, generate(max_tokens=0))
+        for connection, _ in held:
+            assert list(connection.events())[-1]["finish_reason"] == "length"
+            connection.close()
+        whole = f"penstock_streams_ended_total == {NUM_STREAMS}"
+        running.wait_for("the last end", lambda: bool(running.query(whole)))
+        yield running
+
+
+def values(prometheus: Prometheus, expression: str) -> set[tuple[str, float]]:
+    return {(labels["__name__"], value) for labels, value in prometheus.query(expression)}
+
+
+def test_prometheus_has_what_the_server_counted(loaded: Prometheus) -> None:
+    def one(expression: str) -> float:
+        ((_, value),) = loaded.query(expression)
+        return value
+
+    assert one("sum(penstock_completion_tokens_total)") == NUM_STREAMS * NUM_TOKENS
+    assert one("sum(penstock_streams_started_total)") == NUM_STREAMS
+    assert one('penstock_streams_ended_total{cause="length"}') == NUM_STREAMS
+    assert one('penstock_refusals_total{reason="out_of_range"}') == 1
+    # Of twelve streams on four slots the last wait for two rounds.
+    late = "histogram_quantile(0.95, sum by (le) (penstock_time_to_first_token_seconds_bucket))"
+    assert 2 * NUM_TOKENS * 0.02 * 0.5 < one(late) < 30
+    gap = "histogram_quantile(0.5, sum by (le) (penstock_inter_token_latency_seconds_bucket))"
+    assert 0.015 < one(gap) < 0.1
+    assert one("penstock_engine_inter_token_latency_seconds_count") == NUM_STREAMS * (
+        NUM_TOKENS - 1
+    )
+
+
+def test_prometheus_found_nothing_wrong_with_target_and_rules(loaded: Prometheus) -> None:
+    (target,) = loaded.get("targets")["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+    loaded.wait_for("the rules", lambda: all(rule["health"] == "ok" for rule in rules(loaded)))
+    assert [rule["name"] for rule in rules(loaded) if rule["state"] == "firing"] == []
+
+
+def rules(prometheus: Prometheus) -> list[dict[str, str]]:
+    (group,) = prometheus.get("rules")["groups"]
+    found: list[dict[str, str]] = group["rules"]
+    return found
+
+
+@pytest.mark.parametrize("query", dashboard_queries())
+def test_each_query_of_the_dashboard_has_an_answer(loaded: Prometheus, query: str) -> None:
+    if "resumes_total" in query:
+        assert loaded.query(query) == []  # nobody has resumed
+    else:
+        assert loaded.query(query)
+
+
+def test_promtool_finds_nothing_to_complain_of(server: RunningServer, promtool: str) -> None:
+    ask(server.port, generate(max_tokens=5))
+    ask(server.port, request("GET", "/nope"))
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=Scrape(server).text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

@@ -1,0 +1,210 @@
+"""One HTTP/1.1 request and its response, by hand, over a socket of its own.
+
+In: a request's bytes. Out: the response's head, then its body as it comes, and how it ended. Cheap,
+for thousands at once; it can stop reading, and go away by FIN or RST at any time. Not known here:
+events.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+from tests.faults.history import How
+from tests.faults.proxy import Address
+
+
+class Head(NamedTuple):
+    """A response's head."""
+
+    status: int
+    headers: dict[str, str]
+
+
+class Exchange(asyncio.Protocol):
+    """Resolves `head` to the head, or to None where none came; `ended` to how the response ended.
+
+    `on_body` is given the body's bytes, without the chunks' frames.
+    """
+
+    def __init__(self, request: bytes, on_body: Callable[[bytes], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.head: asyncio.Future[Head | None] = loop.create_future()
+        self.ended: asyncio.Future[How] = loop.create_future()
+        self.num_bytes = 0
+        """Bytes that have come, the response's head and its chunks' frames included."""
+        self._request = request
+        self._on_body = on_body
+        self._take: Callable[[], bool] = self._take_head
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self._left = 0
+
+    # What a client can do.
+
+    def leave(self, how: str = "FIN") -> None:
+        """Go away, with what has not been read yet. Closing on unread bytes is an RST anyway."""
+        self._end("left")
+        if self._transport is not None:
+            if how == "RST":
+                raw = cast("socket.socket", self._transport.get_extra_info("socket"))
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+
+    def half_close(self) -> None:
+        """Send FIN and go on reading."""
+        assert self._transport is not None
+        self._transport.write_eof()
+
+    def stop_reading(self) -> None:
+        """Take nothing more: the kernel's buffers fill up."""
+        assert self._transport is not None
+        self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Take again what comes."""
+        assert self._transport is not None
+        self._transport.resume_reading()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket itself, to be asked things."""
+        assert self._transport is not None
+        return cast("socket.socket", self._transport.get_extra_info("socket"))
+
+    # What the event loop tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self.num_bytes += len(data)
+        if self.ended.done():
+            return
+        self._buffer += data
+        while self._take():
+            pass
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._end("cut")
+
+    # The response, part by part: each of these takes one from the buffer, if all of it is there.
+
+    def _take_head(self) -> bool:
+        head, blank, rest = self._buffer.partition(b"\r\n\r\n")
+        if not blank:
+            return False
+        first, *lines = head.decode("latin-1").split("\r\n")
+        pairs = (line.partition(":") for line in lines)
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        self._buffer = rest
+        if headers.get("transfer-encoding") == "chunked":
+            self._take = self._take_size
+        else:
+            self._left = int(headers.get("content-length", "0"))
+            self._take = self._take_rest
+        if not self.head.done():
+            self.head.set_result(Head(int(first.split(" ")[1]), headers))
+        return True
+
+    def _take_rest(self) -> bool:
+        data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
+        self._left -= len(data)
+        if data:
+            self._on_body(data)
+        if not self._left:
+            self._end("whole")
+        return False
+
+    def _take_size(self) -> bool:
+        line, end, rest = self._buffer.partition(b"\r\n")
+        if not end:
+            return False
+        self._buffer = rest
+        self._left = int(line.partition(b";")[0], 16)
+        self._take = self._take_chunk if self._left else self._take_last
+        return True
+
+    def _take_chunk(self) -> bool:
+        # As it comes, not only when the chunk is whole: a cut client had the bytes before the cut.
+        if not self._buffer:
+            return False
+        data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
+        self._left -= len(data)
+        if not self._left:
+            self._take = self._take_chunk_end
+        self._on_body(data)
+        return not self.ended.done()
+
+    def _take_chunk_end(self) -> bool:
+        if len(self._buffer) < 2:
+            return False
+        self._buffer = self._buffer[2:]
+        self._take = self._take_size
+        return True
+
+    def _take_last(self) -> bool:
+        if self._buffer[:2] == b"\r\n":
+            self._end("whole")
+        return False
+
+    def _end(self, how: How) -> None:
+        if not self.ended.done():
+            self.ended.set_result(how)
+        if not self.head.done():
+            self.head.set_result(None)
+        if how == "whole" and self._transport is not None:
+            self._transport.close()
+
+
+def request_bytes(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    """A request as it is sent."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: penstock", *headers]
+    if body:
+        lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def exchange(
+    address: Address,
+    request: bytes,
+    on_body: Callable[[bytes], None],
+    *,
+    receive_buffer: int = 0,
+    source: str = "",
+) -> Exchange:
+    """Connect and send. Raises OSError where nobody listens.
+
+    `receive_buffer` bounds what the kernel takes in for a client that does not read; `source` is
+    the address to come from (one has some 28,000 ports).
+    """
+    loop = asyncio.get_running_loop()
+    raw = socket.socket()
+    try:
+        raw.setblocking(False)
+        if receive_buffer:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source:
+            raw.bind((source, 0))
+        await loop.sock_connect(raw, address)
+        _, protocol = await loop.create_connection(lambda: Exchange(request, on_body), sock=raw)
+    except BaseException:
+        raw.close()
+        raise
+    return protocol
+
+
+async def fetch(address: Address, request: bytes, **options: int | str) -> tuple[Head, bytes]:
+    """A whole response. Raises ConnectionError where it was cut."""
+    body: list[bytes] = []
+    receive_buffer, source = int(options.get("receive_buffer", 0)), str(options.get("source", ""))
+    answer = await exchange(
+        address, request, body.append, receive_buffer=receive_buffer, source=source
+    )
+    head, how = await answer.head, await answer.ended
+    if head is None or how != "whole":
+        raise ConnectionResetError("the response was cut")
+    return head, b"".join(body)

@@ -1,0 +1,114 @@
+"""A server whose mock engine reports what it does, with times, from within its own process.
+
+    python -m tests.faults.reporting serve --engine mock --engine-arg report=FILE ...
+
+In: the engine's requests. Out: a line for each thing it does, in a file. The times are of the
+system's monotonic clock, so a client's times and the engine's can be compared.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.cli import main
+from penstock.engine.mock import Mock
+from penstock.engine.protocol import EngineFinish, Sink
+from penstock.request import Request
+from penstock.settings import ENGINES
+from tests.faults.history import EngineDid, History
+
+What = Literal["submitted", "token", "cancelled", "finished"]
+
+
+class Report:
+    """Appends lines that are whole even if the process is killed."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def say(self, what: What, request_id: str) -> None:
+        os.write(self._file, f"{time.monotonic()!r} {what} {request_id}\n".encode())
+
+
+class ReportingSink:
+    """Tells of each token, then passes it on."""
+
+    def __init__(self, request_id: str, sink: Sink, report: Report) -> None:
+        self._id, self._sink, self._report = request_id, sink, report
+
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+        self._sink.accepted(prompt_ids)
+
+    def started(self) -> None:
+        self._sink.started()
+
+    def working(self) -> None:
+        self._sink.working()
+
+    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        for _ in range(num_tokens):
+            self._report.say("token", self._id)
+        self._sink.delta(piece, num_tokens, token_ids)
+
+    def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
+        self._report.say("finished", self._id)
+        self._sink.finish(reason, completion_tokens)
+
+    def fail(self, code: str, message: str) -> None:
+        self._report.say("finished", self._id)
+        self._sink.fail(code, message)
+
+
+class ReportingMock(Mock):
+    """The mock engine, and `report`: the file that it writes to."""
+
+    def __init__(self, *, report: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._report = Report(report)
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        self._report.say("submitted", request.id)
+        super().submit(request, ReportingSink(request.id, sink, self._report))
+
+    def cancel(self, request_id: str) -> None:
+        self._report.say("cancelled", request_id)
+        super().cancel(request_id)
+
+
+class Reports:
+    """Reads what the engine reports, from where it was read last."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self._file = path.open()
+
+    def read(self) -> list[tuple[str, EngineDid]]:
+        """What is new: the stream's id, and what was done."""
+        found: list[tuple[str, EngineDid]] = []
+        for line in self._file:
+            when, what, stream = line.split()
+            found.append((stream, EngineDid(float(when), _WHATS[what])))
+        return found
+
+    def into(self, history: History) -> None:
+        """Put what is new into a history."""
+        for stream, entry in self.read():
+            history.add(stream, entry)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+_WHATS: dict[str, What] = {
+    "submitted": "submitted",
+    "token": "token",
+    "cancelled": "cancelled",
+    "finished": "finished",
+}
+
+if __name__ == "__main__":
+    ENGINES["mock"] = "tests.faults.reporting:ReportingMock"
+    sys.argv[0] = "penstock"
+    main()

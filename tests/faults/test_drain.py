@@ -1,0 +1,83 @@
+"""SIGTERM under streams: no stream ends without its terminal event, and the server ends in time."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.checker import judge
+from tests.faults.history import History, numbered
+from tests.faults.processes import processes_of, still_there, until_readiness
+from tests.faults.reading import Reader, RefusedError, fresh_word
+from tests.servers import serve
+
+DRAIN_S = 1.5
+INTERVAL_S = 0.02
+PATIENCE_S = 60.0
+
+
+async def test_streams_end_by_themselves_or_are_told_of_the_shutdown() -> None:
+    history = History()
+    with serve(
+        engine="mock",
+        mock_interval=INTERVAL_S,
+        drain_timeout=DRAIN_S,
+        engine_arg=["numbered=true", "length=100000"],
+    ) as server:
+        pids = [process.pid for process in processes_of(server)]
+        async with asyncio.timeout(PATIENCE_S):
+            readers = []
+            for each in range(40):
+                reader = Reader(server.address, history)
+                max_tokens = 40 if each % 2 else 1000
+                truth = numbered(fresh_word(), length=100_000, max_tokens=max_tokens)
+                truth = replace(truth, may_fail=max_tokens == 1000)
+                await reader.open(truth, resumable=each % 4 < 2, max_tokens=max_tokens)
+                readers.append(reader)
+            await asyncio.gather(*(reader.got(0) for reader in readers))
+            began = time.monotonic()
+            server.signal(signal.SIGTERM)
+            await until_readiness(server.address, 503)
+            assert time.monotonic() - began < 1
+            with pytest.raises(RefusedError) as refused:
+                await Reader(server.address, history).open(numbered("late", length=1, max_tokens=1))
+            assert (refused.value.status, refused.value.code) == (503, "draining")
+            late = Reader(server.address, history)
+            await late.attach(readers[0].stream)  # what runs can still be read
+            ends = await asyncio.gather(*(reader.closed() for reader in (*readers, late)))
+            assert set(ends) == {"whole"}
+        returncode = await asyncio.to_thread(server.process.wait, PATIENCE_S)
+        took = time.monotonic() - began
+    verdict = judge(history)
+    assert verdict.holds, verdict
+    assert verdict.endings == {"length": 20, "error server_shutdown": 20}
+    assert returncode == 0
+    assert DRAIN_S <= took < DRAIN_S + 4
+    assert still_there(pids) == []
+
+
+async def test_readers_come_and_go_while_the_server_drains_and_miss_nothing() -> None:
+    history = History()
+    with serve(
+        engine="mock", mock_interval=INTERVAL_S, engine_arg=["numbered=true", "length=60"]
+    ) as server:
+        async with asyncio.timeout(PATIENCE_S):
+            readers = [Reader(server.address, history) for _ in range(20)]
+            for reader in readers:
+                await reader.open(numbered(fresh_word(), length=60, max_tokens=99), max_tokens=99)
+            server.signal(signal.SIGTERM)
+            await until_readiness(server.address, 503)
+            for _ in range(3):
+                for reader in readers:
+                    with contextlib.suppress(ConnectionError):
+                        await reader.got(reader.cursor + 1)
+                        reader.leave("RST")
+                        await reader.attach()
+            await asyncio.gather(*(reader.read_through() for reader in readers))
+        assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0
+    verdict = judge(history)
+    assert verdict.holds, verdict
+    assert verdict.endings == {"stop": 20}

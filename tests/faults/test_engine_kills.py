@@ -1,0 +1,165 @@
+"""The engine's process is killed, or stands still, under streams: they pause, and miss nothing."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.checker import judge
+from tests.faults.history import Got, History, Truth, numbered
+from tests.faults.processes import PROBE_S, kill_engine, signal_engine, until_readiness
+from tests.faults.reading import Reader, RefusedError, fresh_word
+from tests.servers import RunningServer, serve
+
+LENGTH = 150
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    arguments = ["numbered=true", f"length={LENGTH}"]
+    with serve(
+        engine="mock", mock_interval=0.01, engine_timeout=0.5, engine_arg=arguments
+    ) as running:
+        yield running
+
+
+async def opened(server: RunningServer, history: History, num: int) -> list[Reader]:
+    """So many streams, half of them resumable, each with an event."""
+    await until_readiness(server.address, 200)
+    readers = []
+    for each in range(num):
+        reader = Reader(server.address, history)
+        truth = numbered(fresh_word(), length=LENGTH, max_tokens=1000)
+        await reader.open(truth, resumable=each % 2 == 0, max_tokens=1000)
+        readers.append(reader)
+    await asyncio.gather(*(reader.got(0) for reader in readers))
+    return readers
+
+
+async def all_go_on(readers: list[Reader]) -> None:
+    """Wait until each has one more event."""
+    await asyncio.gather(*(reader.got(reader.cursor + 1) for reader in readers))
+
+
+async def all_end(readers: list[Reader]) -> None:
+    await asyncio.gather(*(reader.closed() for reader in readers))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+async def test_streams_go_on_after_the_engine_s_death_and_miss_nothing(
+    server: RunningServer, number: signal.Signals
+) -> None:
+    history = History()
+    async with asyncio.timeout(PATIENCE_S):
+        readers = await opened(server, history, 8)
+        for _ in range(3):
+            await kill_engine(server, number)
+            await all_go_on(readers)
+        await all_end(readers)
+    verdict = judge(history)
+    assert verdict.holds, verdict
+    assert verdict.endings == {"stop": 8}
+    assert verdict.counts["cut"] == 0
+
+
+async def test_streams_are_cut_while_the_engine_is_dead_and_resume_all_the_same(
+    server: RunningServer,
+) -> None:
+    history = History()
+    async with asyncio.timeout(PATIENCE_S):
+        readers = await opened(server, history, 12)
+        assert signal_engine(server, signal.SIGKILL)
+        for reader in readers:
+            if reader.is_resumable:
+                reader.leave("RST")
+        await asyncio.gather(*(reader.read_through() for reader in readers))
+    verdict = judge(history)
+    assert verdict.holds, verdict
+    assert verdict.endings == {"stop": 12}
+    assert verdict.counts["resumed"] >= 6
+
+
+async def test_new_requests_are_put_off_until_those_that_were_running_go_on(
+    server: RunningServer,
+) -> None:
+    history = History()
+    refusals: set[tuple[int, str]] = set()
+
+    async def ask() -> None:
+        reader = Reader(server.address, history)
+        truth = numbered(fresh_word(), length=LENGTH, max_tokens=2)
+        try:
+            await reader.open(truth, max_tokens=2)
+        except RefusedError as error:
+            refusals.add((error.status, error.code))
+        else:
+            await reader.read_through()
+
+    async with asyncio.timeout(PATIENCE_S):
+        readers = await opened(server, history, 2)
+        assert signal_engine(server, signal.SIGKILL)
+        asking = []
+        while not refusals:  # those that come before the server knows are taken, and wait
+            asking.append(asyncio.create_task(ask()))
+            await asyncio.wait(asking, timeout=PROBE_S)
+        await asyncio.gather(*asking)
+        await until_readiness(server.address, 200)
+        await ask()
+        await all_end(readers)
+    assert refusals == {(503, "engine_down")}
+    verdict = judge(history)
+    assert verdict.holds, verdict
+
+
+PROMPTS = (
+    *("The old lighthouse", "Rain fell on", "A small dog", "My friend Tom"),
+    *("The king had", "Lily and Ben", "A robot named Max", "Every winter the"),
+)
+
+
+async def tell(server: RunningServer, history: History, truths: dict[str, Truth]) -> list[Reader]:
+    """A greedy stream for each prompt, as the built-in model has it."""
+    readers = []
+    for prompt, truth in truths.items():
+        reader = Reader(server.address, history)
+        await reader.open(truth, prompt=prompt, temperature=0, max_tokens=200)
+        readers.append(reader)
+    return readers
+
+
+async def told(server: RunningServer, prompts: tuple[str, ...]) -> dict[str, Truth]:
+    """What it says to these prompts, undisturbed."""
+    history = History()
+    readers = await tell(server, history, dict.fromkeys(prompts, Truth("", "", 0)))
+    truths = {}
+    for prompt, reader in zip(prompts, readers, strict=True):
+        end = await reader.read_through()
+        entries = history.streams[reader.stream].entries
+        text = "".join(entry.text for entry in entries if isinstance(entry, Got))
+        truths[prompt] = Truth(text, end.reason, end.completion_tokens)
+    return truths
+
+
+async def test_the_built_in_model_says_after_a_death_what_it_would_have_said() -> None:
+    """Where two tokens are as good as equal, llama.cpp's choice depends on what else it computes at
+    the time, death or no death. So only prompts count to which it says the same alone and not."""
+    history = History()
+    async with asyncio.timeout(PATIENCE_S):
+        with serve(slots=4) as server:
+            alone: dict[str, Truth] = {}
+            for prompt in PROMPTS:
+                alone |= await told(server, (prompt,))
+            together = await told(server, PROMPTS)
+            truths = {each: alone[each] for each in PROMPTS if alone[each] == together[each]}
+            assert len(truths) >= 4
+            for num_events in (2, 40):
+                readers = await tell(server, history, truths)
+                await readers[0].got(num_events)
+                assert signal_engine(server, signal.SIGKILL)
+                await asyncio.gather(*(reader.read_through() for reader in readers))
+                await until_readiness(server.address, 200)
+    verdict = judge(history)
+    assert verdict.holds, verdict
+    assert verdict.counts["streams"] == 2 * len(truths)

@@ -1,0 +1,99 @@
+"""The table of metrics: Prometheus' conventions, and the page that shows it to operators."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from penstock.observe.meter import Meter
+from penstock.observe.metrics import METRICS, Count, Levels, Metrics
+from tests.observe.table import table
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+LEVELS = Levels(
+    version="1.0",
+    engine="mock",
+    model='rill"\n\\',
+    running=1,
+    waiting=2,
+    prompt_tokens=3,
+    completion_tokens=4,
+    kept=5,
+    kept_bytes=6,
+    readers=7,
+    lag=8,
+    greatest_lag=9,
+    blocked=10,
+    stalled=11,
+    slots=12,
+    engine_up=True,
+    engine_restarts=13,
+    draining=False,
+)
+
+
+def test_names_follow_the_conventions_and_none_comes_twice() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert re.fullmatch(r"penstock_[a-z0-9]+(_[a-z0-9]+)*", metric.name)
+        assert metric.name.endswith("_total") == isinstance(metric, Count)
+        assert metric.name.endswith("_seconds") == (metric.kind == "histogram")
+        assert metric.answers.endswith(".")
+
+
+def test_no_label_can_hold_what_a_client_chose() -> None:
+    labels = {label for metric in METRICS for label in metric.labels}
+    # The first are of our own code, the last three of the operator.
+    assert labels == {
+        *("cause", "code", "phase", "reason", "route", "method", "status"),
+        *("version", "engine", "model"),
+    }
+
+
+def test_both_formats_say_the_same_and_can_be_parsed() -> None:
+    meter = Meter()
+    meter.stream_started()
+    meter.stream_ended("length", "", 10, 20, 1.5)
+    meter.engine_gap.add(0.02)
+    registry = CollectorRegistry()
+    registry.register(Metrics(meter, lambda: LEVELS))
+    plain = {each.name: each for each in parse(generate_latest(registry).decode())}
+    encode, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
+    families = parse_openmetrics(encode(registry).decode())  # type: ignore[no-untyped-call] # theirs
+    modern = {each.name: each for each in families}
+    assert plain.keys() == modern.keys()
+    assert {name.removesuffix("_total") for name in (each.name for each in METRICS)} == {*plain}
+    ended = plain["penstock_streams_ended"].samples
+    assert [(each.labels, each.value) for each in ended] == [({"cause": "length", "code": ""}, 1)]
+    assert plain["penstock_completion_tokens"].samples[0].value == 24
+    assert plain["penstock_build_info"].samples[0].labels["model"] == LEVELS.model
+    assert plain["penstock_engine_inter_token_latency_seconds"].samples[-1].value == 0.02
+
+
+def test_a_counter_never_goes_down_though_tokens_are_taken_back() -> None:
+    levels = [LEVELS, replace(LEVELS, completion_tokens=2), replace(LEVELS, completion_tokens=9)]
+    metrics = Metrics(Meter(), lambda: levels.pop(0))
+    seen = []
+    for _ in range(3):
+        families = {family.name: family for family in metrics.collect()}
+        seen.append(families["penstock_completion_tokens"].samples[0].value)
+    assert seen == [4, 4, 9]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_histograms_have_buckets_that_grow(metric: object) -> None:
+    if getattr(metric, "kind", "") == "histogram":
+        bounds = metric.read(Meter()).bounds  # type: ignore[attr-defined] # a histogram has it
+        assert list(bounds) == sorted(set(bounds))
+
+
+def test_the_page_shows_the_table_that_the_code_has() -> None:
+    """`python -m tests.observe.table` prints it."""
+    assert table() in PAGE.read_text(encoding="utf-8"), "docs/metrics.md is not up to date"

@@ -1,0 +1,189 @@
+import asyncio
+
+import pytest
+
+from penstock.errors import Unavailable
+from penstock.events import Failure, Finish
+from penstock.stream.stream import Stream
+from penstock.stream.streams import Limits, Streams
+from tests.stream.scripted import ScriptedEngine, ask, settle
+
+
+def begin(streams: Streams, name: str) -> Stream:
+    """A stream with a slot, that has said one word."""
+    stream = streams.open(ask(name))
+    stream.accepted((1,))
+    stream.started()
+    stream.delta(f"{name} ", 1, (7,))
+    return stream
+
+
+def is_recovering(streams: Streams) -> bool:
+    return streams.is_recovering
+
+
+async def test_running_streams_go_on_where_they_were_in_their_order() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    running = [begin(streams, name) for name in "abc"]
+    engine.submitted.clear()
+    engine.die()
+    await settle()
+    assert engine.submitted == []
+    assert is_recovering(streams)
+    engine.come_back()
+    await settle()
+    assert not is_recovering(streams)
+    assert [request.id for request in engine.submitted] == ["a", "b", "c"]
+    assert {request.generated for request in engine.submitted} == {(7,)}
+    assert {request.max_tokens for request in engine.submitted} == {4}
+    for stream in running:
+        stream.delta("more", 1, (8,))
+        stream.finish("stop", 1)
+        assert isinstance(stream.ended, Finish)
+        assert stream.log.text() == f"{stream.id} more"
+
+
+async def test_new_requests_are_refused_until_the_lost_ones_go_on() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    begin(streams, "a")
+    engine.die()
+    with pytest.raises(Unavailable) as refused:
+        streams.open(ask("b"))
+    assert refused.value.code == "engine_down"
+    assert "Retry-After" in refused.value.headers
+
+
+async def test_a_stream_cancelled_while_the_engine_is_away_does_not_come_back() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    begin(streams, "a")
+    engine.die()
+    assert streams.cancel("a") == "cancelled"
+    engine.come_back()
+    await settle()
+    assert engine.sinks == {}
+    assert not is_recovering(streams)
+
+
+async def test_streams_end_with_one_error_if_the_engine_does_not_come_back() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine, Limits(restart_timeout=0.02))
+    stream = begin(streams, "a")
+    engine.die()
+    async with asyncio.timeout(5):
+        end = await stream.end()
+    assert isinstance(end, Failure)
+    assert (end.code, end.retry_safe) == ("engine_died", True)
+    await settle()
+    assert not is_recovering(streams)
+
+
+async def test_a_stream_whose_last_token_had_come_ends_without_the_engine() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    stream = streams.open(ask("a", max_tokens=1))
+    stream.accepted((1,))
+    stream.started()
+    stream.delta("word", 1, (7,))
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert isinstance(stream.ended, Finish)
+    assert stream.ended.reason == "length"
+    assert stream.ended.usage.completion_tokens == 1
+    assert len(engine.submitted) == 1
+
+
+@pytest.mark.parametrize("has_slot", [True, False], ids=["running", "being tokenised"])
+async def test_a_request_that_kills_the_engine_twice_is_given_up_and_the_others_go_on(
+    has_slot: bool,
+) -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    good = begin(streams, "good")
+    in_line = streams.open(ask("in line"))
+    in_line.accepted((1,))
+    bad = streams.open(ask("bad"))
+    if has_slot:
+        bad.accepted((1,))
+        bad.started()
+    engine.submitted.clear()
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert [request.id for request in engine.submitted] == ["bad"]  # alone
+    engine.die()
+    assert isinstance(bad.ended, Failure)
+    assert (bad.ended.code, bad.ended.retry_safe) == ("engine_died", False)
+    engine.come_back()
+    await settle()
+    assert [request.id for request in engine.submitted] == ["bad", "good", "in line"]
+    assert good.ended is None
+    assert in_line.ended is None
+
+
+async def test_a_suspect_that_comes_to_a_token_is_cleared() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    suspects = [streams.open(ask(name)) for name in "ab"]
+    for suspect in suspects:
+        suspect.accepted((1,))
+        suspect.started()
+    for _ in range(3):  # three deaths, none over one that had come to nothing
+        engine.die()
+        engine.come_back()
+        await settle()
+        for suspect in suspects:
+            suspect.delta("x", 1, (7,))
+            await settle()
+    assert not is_recovering(streams)
+    assert [suspect.ended for suspect in suspects] == [None, None]
+    assert [suspect.log.text() for suspect in suspects] == ["xxx", "xxx"]
+
+
+async def test_an_engine_that_dies_while_streams_go_on_is_waited_for_again() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    stream = begin(streams, "a")
+    for _ in range(3):
+        engine.die()
+        engine.die()
+        engine.come_back()
+        await settle()
+        stream.delta("a ", 1, (7,))
+    assert stream.log.text() == "a a a a "
+
+
+async def test_draining_ends_those_that_wait_for_the_engine() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    stream = begin(streams, "a")
+    engine.die()
+    await streams.drain(0)
+    assert isinstance(stream.ended, Failure)
+    assert stream.ended.code == "server_shutdown"
+    engine.come_back()
+    await settle()
+    assert engine.sinks == {}
+
+
+async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_on() -> None:
+    """What went wrong: the engine was back, and dead again before the waiting task had its turn;
+    the task failed, its streams hung and new requests were refused for ever. Whom: everybody. Why
+    not now: what could not be submitted stays in its line, and the task waits again."""
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    stream = begin(streams, "a")
+    engine.die()
+    await settle()
+    engine.come_back()
+    engine.go_down()
+    await settle()
+    assert is_recovering(streams)
+    engine.come_back()
+    await settle()
+    assert not is_recovering(streams)
+    stream.delta("more", 1, (8,))
+    assert stream.log.text() == "a more"

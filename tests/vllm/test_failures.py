@@ -1,0 +1,80 @@
+"""Every way in which vLLM cannot serve: said in one line with the next step, and exit code 1.
+
+Where vLLM is not installed, see tests/wire/test_processes.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import start
+from tests.vllm.engines import engine_args
+
+START_LIMIT_S = 300
+MODEL = {"model": "opt"}
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (MODEL | {"dtypo": "float32"}, "no engine argument 'dtypo'. Did you mean dtype?"),
+    (MODEL | {"colour": "red"}, "no engine argument 'colour'. See vLLM's engine arguments."),
+    (MODEL | {"dtype": "float31"}, "dtype: Input should be 'auto', 'half'"),
+    (MODEL | {"tensor_parallel_size": "two"}, "tensor_parallel_size: Input should be a valid int"),
+    (MODEL | {"max_model_len": 100_000}, "max_model_len (100000) is greater than"),
+    (MODEL | {"distributed_executor_backend": "ray"}, "Please install Ray"),
+    ({"model": "empty"}, "'config.json'"),
+    ({"model": "unknown"}, "model type `nothing`"),
+    ({"model": "example/none-such"}, "--model is a folder or a name on the Hugging Face hub"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """What is said of each of REFUSED, in order; then of what is right."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "opt").symlink_to(models / "opt")
+    (folder / "empty").mkdir()
+    (folder / "unknown").mkdir()
+    (folder / "unknown" / "config.json").write_text('{"model_type": "nothing"}')
+    lines = [json.dumps(engine_args) for engine_args, _ in REFUSED] + [json.dumps(MODEL)]
+    root = str(Path(__file__).parent.parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vllm.refusals"],
+        input="\n".join(lines),
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("index", range(len(REFUSED)), ids=[what for _, what in REFUSED])
+def test_what_vllm_cannot_be_told_is_refused_with_its_reason(
+    answers: list[list[str]], index: int
+) -> None:
+    said = " ".join(answers[index])
+    assert REFUSED[index][1] in said
+    assert "\n" not in said
+
+
+def test_what_is_right_is_not_refused(answers: list[list[str]]) -> None:
+    assert answers[len(REFUSED) :] == [[]]
+
+
+def test_a_model_for_which_there_is_no_memory_is_said(models: Path) -> None:
+    arguments = engine_args() | {"kv_cache_memory_bytes": 2**20}
+    with start(
+        engine="vllm",
+        model=models / "opt",
+        engine_arg=[f"{name}={json.dumps(value)}" for name, value in arguments.items()],
+    ) as process:
+        _, said = process.communicate(timeout=START_LIMIT_S)
+    assert process.returncode == 1, said
+    why, what_to_do = said.strip().splitlines()
+    assert "larger than the available KV cache memory" in why
+    assert "gpu_memory_utilization and tensor_parallel_size" in what_to_do
