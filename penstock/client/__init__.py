@@ -16,10 +16,12 @@ from penstock.client.errors import (
     ServerUnreachableError,
     UnexpectedAnswerError,
 )
+from penstock.client.resume import Backoff
 
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "Backoff",
     "Client",
     "Completion",
     "CutStreamError",

@@ -20,7 +20,7 @@ from penstock.client.errors import (
     UnexpectedAnswerError,
 )
 from penstock.events import Timings, Usage
-from penstock.sse import OversizeEventError, Parser
+from penstock.sse import OversizeEventError, Parser, ServerSentEvent
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Root(msgspec.Struct, frozen=True):
     model: str
 
 
-def body(prompt: str | None, options: Options, *, stream: bool) -> bytes:
+def body(prompt: str | None, options: Options, *, stream: bool, resumable: bool = False) -> bytes:
     """The JSON of a request. Raises TypeError or ValueError for what makes no request."""
     for name in options:
         if name not in Options.__annotations__:
@@ -76,6 +76,8 @@ def body(prompt: str | None, options: Options, *, stream: bool) -> bytes:
     if (prompt is None) == (options.get("messages") is None):
         raise TypeError("give a prompt or messages: one of the two")
     fields: dict[str, object] = {"prompt": prompt, **options, "stream": stream}
+    if resumable:
+        fields["resumable"] = True
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     try:
@@ -116,18 +118,31 @@ class Answer:
 
     `feed` it bytes, tell it when they `end`, and `take` texts until it gives None. Whatever goes
     wrong waits its turn: every text that came before it is given first, then `take` raises it.
+
+    Where more may come on another connection, `interrupt` it instead of ending it, and feed it what
+    comes after event `last_received`. Every event must have the number that is due, so nothing is
+    taken twice and nothing left out. `after` is the event after which the first one is due.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_resumable: bool = False, after: int | None = None) -> None:
         self.usage: Usage | None = None
         self.timings: Timings | None = None
         self.finish_reason: str | None = None
         self.is_over = False
         """Nothing more will come: a terminal event did, or something went wrong."""
+        self.has_ended = False
+        """The terminal event came, or the server said that it had come before."""
+        self.last_taken = after
+        """The number of the event whose text was taken last; None before the first."""
+        self.last_received = after
+        """The number of the event that came last."""
+        self.retry_s: float | None = None
+        """How long the server asks to wait before a new connection."""
+        self._is_resumable = is_resumable
         self._parser = Parser()
         self._num_deltas = 0
         self._taken: list[str] = []
-        self._ready: deque[str] = deque()
+        self._ready: deque[tuple[int, str]] = deque()
         self._failure: PenstockError | None = None
 
     @property
@@ -147,42 +162,62 @@ class Answer:
         except OversizeEventError as error:
             self._fail(UnexpectedAnswerError(f"the stream held {error}"))
             return
+        if self._parser.retry_ms is not None:
+            self.retry_s = self._parser.retry_ms / 1000
         for event in events:
             if event.event == "message" and not self.is_over:
-                self._hear(event.data)
+                self._hear(event)
 
-    def end(self, why: str = "the connection ended before the answer did") -> None:
+    def interrupt(self) -> None:
+        """The connection is gone; what it brought of an event comes again on the next."""
+        self._parser = Parser()
+
+    def end(
+        self,
+        why: str = "the connection ended before the answer did",
+        cause: PenstockError | None = None,
+    ) -> None:
         """No more bytes will come. Without a terminal event that is a cut."""
         if not self.is_over:
-            self._fail(self._cut(why))
+            failure = self._cut(why)
+            failure.__cause__ = cause
+            self._fail(failure)
+
+    def end_as_known(self) -> None:
+        """There is nothing after what the caller already has."""
+        self.is_over = self.has_ended = True
 
     def take(self) -> str | None:
         """The next text, or None at the end. Raises what went wrong."""
         if self._ready:
-            self._taken.append(self._ready.popleft())
-            return self._taken[-1]
+            self.last_taken, text = self._ready.popleft()
+            self._taken.append(text)
+            return text
         if self._failure is not None:
             raise self._failure
+        self.last_taken = self.last_received
         return None
 
-    def _hear(self, data: str) -> None:
+    def _hear(self, heard: ServerSentEvent) -> None:
         try:
-            event = _decode(data, _StreamEvent)
+            event = _decode(heard.data, _StreamEvent)
         except UnexpectedAnswerError as error:
             self._fail(error)
             return
-        if event.index is not None and event.index != self._num_deltas:
-            self._fail(
-                self._cut(
-                    f"event {event.index} came where {self._num_deltas} was due: some are lost"
-                )
-            )
+        due = 0 if self.last_received is None else self.last_received + 1
+        number = due if event.index is None else event.index
+        if number != due:
+            self._fail(self._cut(f"event {number} came where {due} was due"))
+        elif self._is_resumable and heard.id not in ("", str(due)):
+            self._fail(self._cut(f"event {due} came with the id {heard.id[:20]!r}"))
         elif not event.finished:
+            self.last_received = due
             self._num_deltas += 1
             if event.token:
-                self._ready.append(event.token)
+                self._ready.append((due, event.token))
         else:
-            self.is_over = True
+            self.last_received = due
+            self.is_over = self.has_ended = True
             self.usage, self.timings = event.usage, event.timings
             self.finish_reason = event.finish_reason
             if event.error is not None or event.finish_reason == "error":
@@ -207,7 +242,7 @@ class Answer:
         )
 
     def _received(self) -> str:
-        return "".join([*self._taken, *self._ready])
+        return "".join([*self._taken, *(text for _, text in self._ready)])
 
 
 # The shapes on the wire. Unknown fields are somebody's addition, and ignored.
