@@ -81,7 +81,8 @@ def _run_server(settings: Settings) -> None:
             served = {"version": __version__, "model": info.id, "url": server.url}
             log.info("serving", extra={"fields": served})
             return
-        slots = f"{info.slots} slots" if info.slots else "no bound on slots"
+        num_slots = settings.slots or info.slots
+        slots = f"{num_slots} slots" if num_slots else "no bound on slots"
         console.print(
             f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
             f" ({info.engine}, {slots}, {info.context_length:,} tokens of context)\n"

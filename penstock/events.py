@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 """Why a stream ended well: the model or a stop string ended it; a limit of tokens did; somebody
-asked for it to end."""
+asked for it to end; the time that it was given was up."""
 
 
 class Usage(msgspec.Struct, frozen=True):

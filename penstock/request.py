@@ -6,6 +6,9 @@ they are. Not known here: HTTP, JSON field names, defaults of an API.
 
 import msgspec
 
+MAX_TIMEOUT_S = 604_800
+"""The longest that a request may give itself: a week."""
+
 
 class UnnamedTokens(msgspec.Struct, frozen=True, array_like=True):
     """Generated text of which the engine told the number of tokens, but not their ids."""

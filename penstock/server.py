@@ -30,12 +30,14 @@ from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.meter import Meter
 from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
+from penstock.stream.admission import Admission
 from penstock.stream.streams import Limits, Streams
 
 log = logging.getLogger(__name__)
 
 # What a last response is given to get out, when the time for draining is up.
 CLOSE_GRACE_S = 1.0
+DEFAULT_SLOTS = 8
 
 
 class Server:
@@ -88,9 +90,14 @@ class Server:
             meter.abort.add,
         )
         limits = Limits(
-            settings.linger, settings.retain, settings.retain_bytes, settings.engine_restart_timeout
+            settings.linger,
+            settings.retain,
+            settings.retain_bytes,
+            settings.engine_restart_timeout,
+            settings.max_timeout,
         )
-        streams = self._streams = Streams(engine, limits, meter)
+        admission = Admission(settings.slots, settings.max_queue)
+        streams = self._streams = Streams(engine, limits, meter, admission)
         pulse = Pulse(settings.heartbeat, settings.stall_timeout)
         app = create_app(settings, engine, streams, pulse)
         closing = asyncio.Event()
@@ -101,6 +108,7 @@ class Server:
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
+                admission.num_slots = settings.slots or info.slots
                 self._on_ready(self, info)
                 await self._stopping.wait()
                 await self._drain(streams)
@@ -186,7 +194,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     return {
         "model": settings.model,
         "name": settings.served_name,
-        "slots": settings.slots,
+        "slots": settings.slots or DEFAULT_SLOTS,
         **params,
     }
 

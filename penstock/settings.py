@@ -64,8 +64,14 @@ class Settings(BaseSettings):
     """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
     vllm is for GPUs and is installed with it: pip install "penstock[vllm]". mock says a fixed
     text and is for client developers and tests."""
-    slots: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Requests that run at once; further ones wait in order. (The mock has no bound.)"""
+    slots: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Requests that run at once; further ones wait in line. 0 is the engine's own number: 8 for
+    llamacpp and vllm, no bound for the mock."""
+    max_queue: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
+    """Requests that may wait in line; further ones are refused (429) at once."""
+    max_timeout: Annotated[float, Field(ge=0, le=604_800)] = 3600.0
+    """Seconds that a request may take from its admission to its end, waiting included, if it does
+    not ask for less; 0 is no limit."""
     engine_arg: Annotated[list[str], NoDecode] = []
     """One of the engine's own parameters, as name=value; may be repeated. llamacpp takes
     llama.cpp's: n_ctx=8192, n_threads=4, n_gpu_layers=99, n_batch=512...

@@ -101,7 +101,7 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
         ("engine_tables = {}", ["no setting 'engine_tables'"]),
         ('port = "x"', ["'port' is not valid", "integer", "a free one"]),
         ("port = 70000", ["'port' is not valid", "65535"]),
-        ("slots = 0", ["'slots' is not valid", "Requests that run at once"]),
+        ("slots = -1", ["'slots' is not valid", "Requests that run at once"]),
         ("drain_timeout = inf", ["'drain_timeout' is not valid"]),
         ("body_timeout = nan", ["'body_timeout' is not valid"]),
         ("max_connections = 99999999999", ["'max_connections' is not valid"]),

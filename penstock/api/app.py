@@ -62,9 +62,10 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
             "Content-Type",
             "Last-Event-ID",
             "X-Penstock-Resumable",
+            "X-Penstock-Timeout",
             "X-Request-ID",
         ],
-        expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing"],
+        expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing", "Retry-After"],
     )
     app.add_middleware(HostCheck)
     _describe_bodies(app)

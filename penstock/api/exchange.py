@@ -88,7 +88,7 @@ class Exchange:
         if self.stream is None or self._resumed or not self.is_complete or self.status != 200:
             return False
         end = self.stream.ended
-        return isinstance(end, Finish) and end.reason != "cancelled"
+        return isinstance(end, Finish) and end.reason in ("stop", "length")
 
     def begin_response(self, status: int) -> list[tuple[bytes, bytes]]:
         """The headers that every response has."""

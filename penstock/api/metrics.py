@@ -45,7 +45,7 @@ def levels_of(
 
     def read() -> Levels:
         open_streams = streams.open_streams()
-        waiting = sum(stream.phase in ("submitted", "in line") for stream in open_streams)
+        waiting = sum(stream.phase in ("queued", "submitted", "in line") for stream in open_streams)
         usages = [stream.usage for stream in open_streams]
         lags = pulse.lags()
         return Levels(
@@ -63,7 +63,7 @@ def levels_of(
             greatest_lag=max(lags, default=0),
             blocked=pulse.num_blocked(),
             stalled=pulse.num_stalled,
-            slots=engine.info.slots if engine.info is not None else 0,
+            slots=streams.admission.num_slots,
             engine_up=engine.state == "ready",
             engine_restarts=engine.num_restarts,
             draining=streams.draining,

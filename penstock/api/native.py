@@ -21,15 +21,16 @@ from pydantic_core import PydanticCustomError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from penstock.api.auth import owner_of
 from penstock.api.body import read_json_object
 from penstock.api.exchange import exchange_of
 from penstock.api.frames import Form, NativeForm, NativeFrames, ending
-from penstock.api.problems import invalid_fields, problem_response
+from penstock.api.problems import invalid_fields, problem_of, problem_response
 from penstock.api.pulse import Pulse
-from penstock.api.response import StreamResponse, watch_client
-from penstock.errors import BadRequest, EngineFailure, FieldError, InvalidFields
-from penstock.events import Failure, TerminalEvent
-from penstock.request import Message, Request, Sampling
+from penstock.api.response import StreamResponse, queue_event, watch_client
+from penstock.errors import BadRequest
+from penstock.events import Finish, TerminalEvent
+from penstock.request import MAX_TIMEOUT_S, Message, Request, Sampling
 from penstock.settings import Settings
 from penstock.stream.reader import Reader
 from penstock.stream.stream import Stream
@@ -49,9 +50,6 @@ StopStrings = Annotated[
         | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
     ),
 ]
-
-# Fields that are coming: refused by name until they work.
-_NOT_YET = ("timeout",)
 
 MAX_EVENT_ID_DIGITS = 15
 # When an EventSource connects again, in milliseconds: not all of them at once.
@@ -99,6 +97,16 @@ class GenerateRequest(BaseModel):
         default=False,
         description="The stream goes on when its connection is cut; GET /streams/{id} reads on.",
     )
+    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)] | None = Field(
+        default=None,
+        description="Seconds, waiting included, after which the answer ends as it is then, with "
+        "the finish reason deadline.",
+    )
+    queue_events: bool = Field(
+        default=False,
+        description="While it waits in line, tell the place by events named queue, rather than by "
+        "comments.",
+    )
 
     @model_validator(mode="after")
     def _prompt_or_messages(self) -> Self:
@@ -108,6 +116,8 @@ class GenerateRequest(BaseModel):
             raise PydanticCustomError("value_error", "Give either a prompt or messages, not both.")
         if self.resumable and not self.stream:
             raise PydanticCustomError("value_error", "Only what is streamed can be resumable.")
+        if self.queue_events and not self.stream:
+            raise PydanticCustomError("value_error", "Only what is streamed has events.")
         return self
 
     def to_request(self) -> Request:
@@ -127,13 +137,6 @@ class GenerateRequest(BaseModel):
 
 def parse_generate(body: dict[str, Any]) -> GenerateRequest:
     """The body's fields. Raises InvalidFields."""
-    early = [
-        FieldError(name, "unsupported_field", f"{name}: This server does not have it yet.")
-        for name in _NOT_YET
-        if name in body
-    ]
-    if early:
-        raise InvalidFields(early)
     try:
         return GenerateRequest.model_validate(body)
     except ValidationError as error:
@@ -148,11 +151,19 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
 
     @router.post("/generate", response_model=None, summary="Generate text, streamed or whole")
     async def generate(http: HttpRequest) -> Response:
+        owner = owner_of(http.scope)
+        streams.check(owner)
         body = await read_json_object(
             http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
         )
         asked = parse_generate(body)
-        stream = streams.open(asked.to_request(), resumable=asked.resumable, opened_as=NativeForm())
+        stream = streams.open(
+            asked.to_request(),
+            resumable=asked.resumable,
+            opened_as=NativeForm(),
+            owner=owner,
+            timeout=asked.timeout,
+        )
         exchange_of(http.scope).carries(stream)
         reader = Reader(stream)
         watch = watch_client(reader, http.receive)
@@ -161,7 +172,8 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
                 raise problem
             if asked.stream:
                 frames = NativeFrames(with_ids=asked.resumable)
-                return StreamResponse(reader, frames, watch, pulse)
+                tell = queue_event if asked.queue_events else None
+                return StreamResponse(reader, frames, watch, pulse, tell=tell)
             response = whole_response(stream, await stream.end())
         except BaseException:
             watch.cancel()
@@ -175,7 +187,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
         "/streams/{stream_id}", response_model=None, summary="Read a resumable stream, or read on"
     )
     async def resume(stream_id: str, http: HttpRequest) -> Response:
-        stream = streams.find(stream_id)
+        stream = streams.find(stream_id, owner_of(http.scope))
         first = first_event_of(http)
         form = cast("Form", stream.opened_as)
         if first > form.num_events(stream):
@@ -194,8 +206,9 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
         )
 
     @router.delete("/streams/{stream_id}", summary="Cancel a stream, in any phase")
-    async def cancel(stream_id: str) -> dict[str, str]:
-        return {"id": stream_id, "finish_reason": streams.cancel(stream_id)}
+    async def cancel(stream_id: str, http: HttpRequest) -> dict[str, str]:
+        reason = streams.cancel(stream_id, owner_of(http.scope))
+        return {"id": stream_id, "finish_reason": reason}
 
     return router
 
@@ -228,8 +241,10 @@ def _bad_event_id(what: str) -> BadRequest:
 def whole_response(stream: Stream, end: TerminalEvent) -> Response:
     """The answer in one piece, or the problem for which there is none."""
     headers = {"X-Stream-ID": stream.id}
-    if isinstance(end, Failure):
-        return problem_response(EngineFailure(end.code, end.message, headers=headers))
+    if problem := problem_of(end):
+        problem.headers |= headers
+        return problem_response(problem)
+    assert isinstance(end, Finish)
     fields = ending(end)
     return JSONResponse(
         {

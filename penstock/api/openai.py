@@ -5,6 +5,7 @@ engines; what chunks look like (`openai_frames`); which fields there are (`opena
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from penstock.api.auth import owner_of
 from penstock.api.body import read_json_object
 from penstock.api.exchange import exchange_of
 from penstock.api.openai_fields import (
@@ -21,18 +23,20 @@ from penstock.api.openai_fields import (
     parse_completion,
 )
 from penstock.api.openai_frames import ChunkForm, ChunkFrames
+from penstock.api.problems import problem_of
 from penstock.api.pulse import Pulse
 from penstock.api.response import StreamResponse, watch_client
-from penstock.engine.protocol import STATUSES, ModelInfo
+from penstock.engine.protocol import ModelInfo
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
-from penstock.events import Failure
-from penstock.request import Request
+from penstock.events import Delta
+from penstock.request import MAX_TIMEOUT_S
 from penstock.settings import Settings
 from penstock.stream.reader import MergedReader
 from penstock.stream.stream import Stream
 from penstock.stream.streams import Streams
 
 RESUMABLE = "x-penstock-resumable"
+TIMEOUT = "x-penstock-timeout"
 
 
 def openai_routes(
@@ -73,6 +77,7 @@ def openai_routes(
         return await respond(http, asked, "cmpl-", tuple(asked.echoes))
 
     async def read(http: HttpRequest) -> dict[str, object]:
+        streams.check(owner_of(http.scope))
         return await read_json_object(
             http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
         )
@@ -106,7 +111,19 @@ def openai_routes(
             echoes=echoes,
             num_per_prompt=asked.num_choices,
         )
-        opened = _open_all(streams, requests, form, resumable)
+        timeout = _timeout_of(http)
+        owner = owner_of(http.scope)
+        opened: list[Stream] = []
+        try:
+            for request in requests:
+                stream = streams.open(
+                    request, resumable=resumable, opened_as=form, owner=owner, timeout=timeout
+                )
+                opened.append(stream)
+        except Problem:  # all of them, or none
+            for each in opened:
+                each.cancel()
+            raise
         exchange_of(http.scope).carries(opened[0])
         reader = MergedReader(opened)
         watch = watch_client(reader, http.receive)
@@ -129,30 +146,14 @@ def openai_routes(
     return router
 
 
-def _open_all(
-    streams: Streams, requests: list[Request], form: ChunkForm, resumable: bool
-) -> list[Stream]:
-    """A stream for each, or none of them. Raises Unavailable."""
-    opened: list[Stream] = []
-    for request in requests:
-        try:
-            stream = streams.open(request, resumable=resumable, opened_as=form)
-        except Unavailable:
-            for each in opened:
-                each.cancel()
-            raise
-        opened.append(stream)
-    return opened
-
-
 async def _whole(form: ChunkForm, opened: list[Stream], reader: MergedReader) -> Response:
     """The answer in one piece. Raises the problem for which there is none."""
     headers = {"X-Stream-ID": opened[0].id}
     while not reader.is_done:
         for _, event in await reader.take():
-            if isinstance(event, Failure):
-                status = STATUSES.get(event.code, 500)
-                raise Problem(event.code, event.message, status=status, headers=headers)
+            if not isinstance(event, Delta) and (problem := problem_of(event)):
+                problem.headers |= headers
+                raise problem
     if reader.is_closed:  # there is nobody to answer
         return Response(status_code=499)
     return JSONResponse(form.whole(opened), headers=headers)
@@ -180,6 +181,20 @@ def _is_resumable(
     if num_choices > 1:
         raise _invalid("n" if asked.num_choices > 1 else "prompt", "Only one choice is resumable.")
     return True
+
+
+def _timeout_of(http: HttpRequest) -> float | None:
+    """What the client gives its request, in seconds. Raises BadRequest."""
+    given = http.headers.getlist(TIMEOUT)
+    if not given:
+        return None
+    digits = given[0]
+    is_number = len(given) == 1 and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", digits, re.ASCII)
+    if not is_number or not 0 < float(digits) <= MAX_TIMEOUT_S:
+        raise BadRequest(
+            "invalid_value", f"X-Penstock-Timeout is a number of seconds up to {MAX_TIMEOUT_S}."
+        )
+    return float(digits)
 
 
 def _invalid(field: str, message: str) -> InvalidFields:

@@ -6,8 +6,9 @@ a choice names the role and holds the echo, its last one the finish reason; afte
 come the usage, where it was asked for, and `[DONE]`.
 
 Finish reasons are mapped here and nowhere else. `stop` and `length` are OpenAI's own. `cancelled`
-is none of theirs: it becomes `length`, their word for an answer that is not whole, and the choice
-says `"stop_reason": "cancelled"` beside it. A failure is an error object instead of a chunk.
+and `deadline` are none of theirs: they become `length`, their word for an answer that is not whole,
+and the choice says `"stop_reason": "cancelled"` beside it. A failure is an error object instead of
+a chunk.
 """
 
 from collections.abc import Sequence
@@ -238,8 +239,8 @@ class _ChoiceFrames:
 
 def ending(end: Finish) -> dict[str, str]:
     """How a choice ended, in OpenAI's words."""
-    if end.reason == "cancelled":
-        return {"finish_reason": "length", "stop_reason": "cancelled"}
+    if end.reason in ("cancelled", "deadline"):
+        return {"finish_reason": "length", "stop_reason": end.reason}
     return {"finish_reason": end.reason}
 
 

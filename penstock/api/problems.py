@@ -15,7 +15,9 @@ from starlette.routing import Match
 
 from penstock.api.exchange import ProblemResponse
 from penstock.api.openai_errors import PREFIX, error_response
-from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
+from penstock.engine.protocol import STATUSES
+from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
+from penstock.events import Failure, TerminalEvent
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
 _NAME = re.compile(r"\w{1,64}", re.ASCII)
@@ -50,6 +52,21 @@ def problem_response(problem: Problem) -> Response:
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
     return ProblemResponse(problem, body, problem.status, "application/problem+json")
+
+
+def problem_of(end: TerminalEvent) -> Problem | None:
+    """Why there is no whole answer that ends so, if there is none."""
+    if isinstance(end, Failure):
+        status = STATUSES.get(end.code, 500)
+        return Problem(end.code, end.message, status=status)
+    if end.reason == "deadline" and not end.usage.completion_tokens:
+        return Unavailable(
+            "deadline_passed",
+            "The time that this request had was up before it began. Send it again later, or allow"
+            " it more.",
+            status=504,
+        )
+    return None
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:

@@ -6,14 +6,17 @@ which sees to it that a reader is neither silent nor stuck for ever.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.exchange import exchange_of
 from penstock.api.pulse import Pulse, Sending
 from penstock.observe.meter import Delivery
+from penstock.stream.admission import Place
 from penstock.stream.stream import Stream
 
 HEADERS = [
@@ -62,6 +65,7 @@ class StreamResponse(Response, Generic[Taken]):
 
     `watch` is the task that watches the client (see `watch_client`); it ends with the response.
     `preface` is sent before the first event. `resumed`: the reader is not the stream's first.
+    `tell` makes the bytes that tell a client where in the line its stream stands.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class StreamResponse(Response, Generic[Taken]):
         preface: bytes = b"",
         *,
         resumed: bool = False,
+        tell: Callable[[Place], bytes] | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -83,6 +88,7 @@ class StreamResponse(Response, Generic[Taken]):
         self._pulse = pulse
         self._preface = preface
         self._resumed = resumed
+        self._tell = tell or queue_comment
         stream = reader.stream
         self._delivery = Delivery(stream.meter, 0.0 if resumed else stream.admitted_at)
 
@@ -109,7 +115,7 @@ class StreamResponse(Response, Generic[Taken]):
         while not reader.is_closed:
             events = await reader.take()
             more = not reader.is_done
-            body = self._frames.frame(events) if events else HEARTBEAT
+            body = self._frames.frame(events) if events else self._sign_of_life()
             for start in range(0, max(1, len(body)), MAX_SEND_BYTES):
                 end = start + MAX_SEND_BYTES
                 sending.begin()
@@ -126,6 +132,24 @@ class StreamResponse(Response, Generic[Taken]):
                 taken(len(events), has_deltas, reader.taken_since, sending.since)
             if not more:
                 return
+
+    def _sign_of_life(self) -> bytes:
+        place = self._reader.stream.place
+        return HEARTBEAT if place is None else self._tell(place)
+
+
+def queue_comment(place: Place) -> bytes:
+    """Where in the line, for people and for those who look for it; every parser skips it."""
+    if place.eta is None:
+        return b": queue position=%d\n" % place.position
+    return b": queue position=%d eta=%.1f\n" % (place.position, place.eta)
+
+
+def queue_event(place: Place) -> bytes:
+    """The same as an event, for those who ask. It has no id: it is not part of the answer."""
+    eta = None if place.eta is None else round(place.eta, 1)
+    data = msgspec.json.encode({"position": place.position, "eta": eta})
+    return b"event: queue\ndata: %b\n\n" % data
 
 
 def watch_client(reader: Readable[Taken], receive: Receive) -> asyncio.Task[None]:

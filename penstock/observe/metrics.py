@@ -190,13 +190,13 @@ METRICS: tuple[Distribution | Count | Level, ...] = (
     # Streams: started = ended + running + waiting, always.
     Count(
         "penstock_streams_started_total",
-        "Streams handed to the engine.",
+        "Streams admitted: they have a slot, or wait for one.",
         lambda meter, _: meter.num_started,
     ),
     Count(
         "penstock_streams_ended_total",
-        "Streams that ended, by cause (stop, length, cancelled, client_gone, error) and, for "
-        "errors, by code.",
+        "Streams that ended, by cause (stop, length, cancelled, client_gone, deadline, error) and, "
+        "for errors, by code.",
         lambda meter, _: meter.num_ended,
         ("cause", "code"),
     ),
@@ -263,7 +263,7 @@ METRICS: tuple[Distribution | Count | Level, ...] = (
     ),
     Level(
         "penstock_engine_slots",
-        "Requests that the engine runs at once; 0 where there is no bound.",
+        "Requests that run at once; 0 where there is no bound.",
         lambda levels: levels.slots,
     ),
     Level(

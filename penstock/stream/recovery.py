@@ -14,11 +14,14 @@ up at once, and may simply be asked for again.
 
 import asyncio
 import collections
+from collections.abc import Callable
 from typing import Protocol
 
 from penstock.errors import Unavailable
 from penstock.request import Request
 from penstock.stream.stream import Stream
+
+NOT_BACK = "The engine stopped and did not come back in time. Send the request again later."
 
 
 class RestartedEngine(Protocol):
@@ -32,11 +35,22 @@ class RestartedEngine(Protocol):
 
 
 class Recovery:
-    """The streams that have lost their engine. `timeout`: seconds until they are given up."""
+    """The streams that have lost their engine. `timeout`: seconds until they are given up.
 
-    def __init__(self, engine: RestartedEngine, timeout: float) -> None:
+    `on_give_up` is called when they were, and `on_end` when it is no longer under way.
+    """
+
+    def __init__(
+        self,
+        engine: RestartedEngine,
+        timeout: float,
+        on_give_up: Callable[[], None],
+        on_end: Callable[[], None],
+    ) -> None:
         self._engine = engine
         self._timeout = timeout
+        self._on_give_up = on_give_up
+        self._on_end = on_end
         self._suspects: collections.deque[Stream] = collections.deque()
         self._waiting: collections.deque[Stream] = collections.deque()
         self._on_trial: Stream | None = None
@@ -98,6 +112,7 @@ class Recovery:
                 await stream.progressed()
                 self._on_trial = None
         self._task = None
+        self._on_end()
 
     def _go_on(self, stream: Stream) -> None:
         if stream.ended is not None:  # cancelled meanwhile
@@ -112,7 +127,8 @@ class Recovery:
         for stream in (*self._suspects, *self._waiting):
             stream.give_up(
                 "engine_died",
-                "The engine stopped and did not come back in time. Send the request again later.",
+                NOT_BACK,
             )
         self._suspects.clear()
         self._waiting.clear()
+        self._on_give_up()

@@ -27,12 +27,14 @@ from penstock.events import (
 )
 from penstock.observe.meter import Meter
 from penstock.request import Request, UnnamedTokens
+from penstock.stream.admission import Place
 from penstock.stream.log import Log
+from penstock.stream.owners import ANYBODY, Owner
 from penstock.text import Text
 
-Phase = Literal["submitted", "in line", "running", "progressed"]
-"""How far the engine has come since the request was last submitted: nothing yet, accepted, given a
-slot, something generated (or the request ended)."""
+Phase = Literal["queued", "submitted", "in line", "running", "progressed"]
+"""Where a stream is: in the server's line; or how far the engine has come since the request was
+last submitted: nothing yet, accepted, given a slot, something generated (or the request ended)."""
 
 
 class StreamReader(Protocol):
@@ -63,9 +65,11 @@ class Stream:
     """One generation and its log.
 
     `resumable`: it may go on without readers, and be read again. `was_accepted` resolves when the
-    engine has taken the request, to None, or to the problem where it refused it. `meter` is told
-    of what happens. `opened_as` is for whoever opened it, to know how to show it to a reader that
-    comes later.
+    engine has taken the request, to None, or to the problem where it refused it; and to None where
+    the request must wait in line: what the engine says later then comes as the terminal event.
+
+    `belongs_to` is whose it is. `opened_as` is for whoever opened it, to know how to show it to a
+    reader that comes later. `meter` is told of what happens.
     """
 
     __slots__ = (
@@ -89,12 +93,14 @@ class Stream:
         "_text",
         "_textless_ids",
         "admitted_at",
+        "belongs_to",
         "client_gone",
         "log",
         "meter",
         "num_readers_ever",
         "opened_as",
         "phase",
+        "place",
         "request",
         "resumable",
         "was_accepted",
@@ -108,11 +114,15 @@ class Stream:
         *,
         resumable: bool = False,
         opened_as: object = None,
+        belongs_to: Owner = ANYBODY,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
         self.resumable = resumable
         self.opened_as = opened_as
+        self.belongs_to = belongs_to
+        self.place: Place | None = None
+        """Where in the line it stood when its readers were last told."""
         self.log = Log()
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
         self.phase: Phase = "submitted"
@@ -206,9 +216,25 @@ class Stream:
         self.client_gone = client_gone and self.log.terminal is None
         self._finish("cancelled", engine_done=False)
 
+    def expire(self) -> None:
+        """End the stream now, since its time is up. Does nothing to one that has ended."""
+        self._finish("deadline", engine_done=False)
+
     def give_up(self, code: str, message: str, *, retry_safe: bool = True) -> None:
         """End the stream now, as failed. Does nothing to one that has ended."""
         self._fail(code, message, engine_done=False, retry_safe=retry_safe)
+
+    def queue(self) -> None:
+        """It must wait in line: its response may begin all the same."""
+        self.phase = "queued"
+        if not self.was_accepted.done():
+            self.was_accepted.set_result(None)
+
+    def tell(self, place: Place) -> None:
+        """Have its readers told where in the line it stands."""
+        self.place = place
+        for reader in self._readers:
+            reader.wake()
 
     def release(self) -> None:
         """Forget what only a running stream needs: from now on it is only read."""
@@ -218,6 +244,7 @@ class Stream:
     def continuation(self) -> Request:
         """The request that takes the generation up where it broke off, to be submitted now."""
         self.phase = "submitted"
+        self.place = None
         if self._prompt_ids is None:  # it broke off before the prompt was read
             return self.request
         # Generated again: half a character is no place to go on from.
@@ -360,7 +387,8 @@ class Stream:
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
         self.log.append(event)
-        if self.phase == "in line" and not self._started_at:
+        self.place = None
+        if self.phase in ("queued", "in line") and not self._started_at:
             self.meter.stream_delayed(event.timings.queue_time)  # it left the line
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)

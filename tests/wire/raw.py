@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+OURS = (b": ping", b": queue position=", b"id: ", b"retry: ")
 PATIENCE_S = 20.0
 """No wait is longer: a test that would hang fails instead."""
 
@@ -133,7 +134,7 @@ class Connection:
 def _data_of(frame: bytes) -> Any:
     """What one frame says; comments and fields but `data` are skipped, and are none but ours."""
     *before, data = frame.split(b"\n")
-    assert all(line.startswith((b": ping", b"id: ", b"retry: ")) for line in before), frame
+    assert all(line.startswith(OURS) for line in before), frame
     assert data.startswith(b"data: "), frame
     return json.loads(data[6:])
 

@@ -1,0 +1,261 @@
+"""Admission: who gets a slot now, who may wait for one, and who of those that wait comes next.
+
+In: requests, as tickets, and the time, which is told. Out: tickets, one for each slot that is free.
+Not known here: streams, engines, HTTP, clocks, tasks.
+
+The line is fair between owners (an API key, or a client's address), not between requests. Each
+owner has a *level*: the tokens, of prompts and answers, that it has been served. The next slot goes
+to the owner with the lowest level among those that wait, and within an owner to the oldest ticket.
+A running ticket counts with the tokens it has had so far, but at least with what tickets cost on
+average: else an owner would get every free slot before its first token is counted. An owner that
+comes anew begins at the lowest level of those that wait, so it neither saves up what it did not use
+nor has to wait for what others used before it came. (The idea is that of virtual time in
+fair queueing, and of the virtual token counter: https://arxiv.org/abs/2401.00588.)
+"""
+
+import collections
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# The last so many that had a slot show what a ticket costs, and how long it takes.
+NUM_REMEMBERED = 64
+MAX_LEVELS_KNOWN = 10_000
+MAX_RETRY_AFTER_S = 600
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request, to admission. `tokens` tells how many it has had: of the prompt and the answer.
+
+    `max_tokens` is what is assumed of it as long as no other has shown what one costs.
+    """
+
+    id: str
+    owner: str
+    max_tokens: int
+    tokens: Callable[[], int] = lambda: 0
+    number: int = 0
+    started_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the line: 1 is the next. `eta`: seconds until it starts, None where unknown."""
+
+    position: int
+    eta: float | None
+
+
+@dataclass
+class _Owner:
+    served: float
+    waiting: collections.OrderedDict[str, Ticket] = field(default_factory=collections.OrderedDict)
+    running: dict[str, Ticket] = field(default_factory=dict)
+
+
+class Admission:
+    """`num_slots` run at once (0: no bound), `max_queue` wait.
+
+    Where one owner has filled the line, others may still wait, each up to its share of it; there
+    are never more than twice `max_queue`. So the flood of one does not keep another out, and nobody
+    who was let in is sent away again.
+    """
+
+    def __init__(self, num_slots: int = 0, max_queue: int = 1024) -> None:
+        self.num_slots = num_slots
+        self._max_queue = max_queue
+        self._owners: dict[str, _Owner] = {}
+        # Of owners that have left while others were there: it is kept until all have left.
+        self._levels: collections.OrderedDict[str, float] = collections.OrderedDict()
+        self._owner_of: dict[str, str] = {}
+        self._num_entered = 0
+        self._num_running = 0
+        self._num_waiting = 0
+        self._costs: collections.deque[int] = collections.deque(maxlen=NUM_REMEMBERED)
+        self._holds: collections.deque[float] = collections.deque(maxlen=NUM_REMEMBERED)
+
+    @property
+    def num_running(self) -> int:
+        """Tickets that have a slot."""
+        return self._num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Tickets in the line."""
+        return self._num_waiting
+
+    def has_room(self, owner: str) -> bool:
+        """Whether a ticket of this owner would get a slot, or a place in the line."""
+        if self._num_waiting < self._max_queue or self._has_free_slot():
+            return True
+        if self._num_waiting >= 2 * self._max_queue:
+            return False
+        others = sum(1 for name, each in self._owners.items() if each.waiting and name != owner)
+        return self._num_waiting_of(owner) < self._max_queue // (others + 1)
+
+    def enter(self, ticket: Ticket, now: float) -> bool:
+        """Take a ticket for which there is room. True: it has a slot. False: it waits."""
+        owner = self._owners.get(ticket.owner)
+        if owner is None:
+            level = max(self._levels.pop(ticket.owner, 0.0), self._lowest_level())
+            owner = self._owners[ticket.owner] = _Owner(level)
+        self._num_entered += 1
+        ticket.number = self._num_entered
+        self._owner_of[ticket.id] = ticket.owner
+        # Where some wait though a slot is free, they are held back, and this one with them.
+        if self._has_free_slot() and not self._num_waiting:
+            self._start(owner, ticket, now)
+            return True
+        owner.waiting[ticket.id] = ticket
+        self._num_waiting += 1
+        return False
+
+    def next(self, now: float) -> Ticket | None:
+        """Give a free slot to the ticket whose turn it is. None: there is no slot, or no ticket."""
+        if not self._num_waiting or not self._has_free_slot():
+            return None
+        cost = self._expected_cost()
+        waiting = [owner for owner in self._owners.values() if owner.waiting]
+        owner = min(waiting, key=lambda each: _turn(each, cost))
+        _, ticket = owner.waiting.popitem(last=False)
+        self._num_waiting -= 1
+        self._start(owner, ticket, now)
+        return ticket
+
+    def leave(self, ticket_id: str, now: float) -> None:
+        """Give back a slot or a place in the line. Does nothing for an unknown id."""
+        name = self._owner_of.pop(ticket_id, None)
+        if name is None:
+            return
+        owner = self._owners[name]
+        if ticket := owner.running.pop(ticket_id, None):
+            self._num_running -= 1
+            owner.served += ticket.tokens()
+            self._costs.append(ticket.tokens())
+            self._holds.append(now - ticket.started_at)
+        else:
+            del owner.waiting[ticket_id]
+            self._num_waiting -= 1
+        if not owner.running and not owner.waiting:
+            del self._owners[name]
+            self._remember(name, owner.served)
+
+    def places(self) -> dict[str, Place]:
+        """Everybody's place in the line, as the turns come if all cost the same."""
+        cost = self._expected_cost()
+        lines = [
+            (*_turn(owner, cost), list(owner.waiting.values()), 0)
+            for owner in self._owners.values()
+            if owner.waiting
+        ]
+        heapq.heapify(lines)
+        places: dict[str, Place] = {}
+        while lines:
+            level, running, _, tickets, index = lines[0]
+            places[tickets[index].id] = Place(len(places) + 1, self.eta(len(places) + 1))
+            index += 1
+            if index < len(tickets):
+                entry = (level + max(cost, 1), running + 1, tickets[index].number, tickets, index)
+                heapq.heapreplace(lines, entry)
+            else:
+                heapq.heappop(lines)
+        return places
+
+    def eta(self, position: int) -> float | None:
+        """Seconds until whoever has this place gets a slot; None as long as nothing is known."""
+        if not self._holds or not self.num_slots:
+            return None
+        return position * sum(self._holds) / len(self._holds) / self.num_slots
+
+    def eta_of_new(self, owner: str) -> float | None:
+        """Seconds until a ticket that comes now would get a slot. Assumes the best: that none of
+        another owner that comes later goes before it."""
+        if self._has_free_slot() and not self._num_waiting:
+            return 0.0
+        return self.eta(self._position_of_new(owner))
+
+    def retry_after(self) -> int:
+        """Seconds after which one that was refused should come again.
+
+        That is at a time of its own between a half and the whole of the time that the line needs
+        to empty, as slots were freed of late: so the line never stands empty, and not all that were
+        refused come back at once.
+        """
+        needed = self.eta(self._num_waiting + 1) or 1.0
+        wanted = random.uniform(needed / 2, needed)  # noqa: S311 - no secret
+        return max(1, min(round(wanted + 0.5), MAX_RETRY_AFTER_S))
+
+    def _has_free_slot(self) -> bool:
+        return not self.num_slots or self._num_running < self.num_slots
+
+    def _num_waiting_of(self, name: str) -> int:
+        owner = self._owners.get(name)
+        return len(owner.waiting) if owner is not None else 0
+
+    def _start(self, owner: _Owner, ticket: Ticket, now: float) -> None:
+        ticket.started_at = now
+        owner.running[ticket.id] = ticket
+        self._num_running += 1
+
+    def _expected_cost(self) -> float:
+        if not self._costs:
+            return 0.0
+        return sum(self._costs) / len(self._costs)
+
+    def _position_of_new(self, name: str) -> int:
+        """The place in which a new ticket of this owner would stand."""
+        cost = self._expected_cost()
+        own = self._owners.get(name)
+        level = max(self._levels.get(name, 0.0), self._lowest_level())
+        if own is not None:
+            level = _level(own, cost)
+        mine = self._num_waiting_of(name)
+        before = mine
+        for other_name, other in self._owners.items():
+            if other_name == name or not other.waiting:
+                continue
+            # It is served until its level has risen to mine when my turn comes.
+            lead = level + mine * cost - _level(other, cost)
+            turns = len(other.waiting) if not cost else max(0, int(lead / cost) + 1)
+            before += min(len(other.waiting), turns)
+        return before + 1
+
+    def _lowest_level(self) -> float:
+        """That of those that wait, or where nobody does, of those that run; 0 of none."""
+        here = self._owners.values()
+        lining = [each for each in here if each.waiting] or here
+        # Not what running ones may cost yet: that may turn out too high, and a newcomer's level
+        # would stay there.
+        return min((_served(each) for each in lining), default=0.0)
+
+    def _remember(self, name: str, level: float) -> None:
+        if not self._owners:  # what was used while nobody else was there was nobody else's
+            self._levels.clear()
+            return
+        self._levels[name] = level
+        if len(self._levels) > MAX_LEVELS_KNOWN:
+            self._levels.popitem(last=False)
+
+
+def _turn(owner: _Owner, expected_cost: float) -> tuple[float, int, int]:
+    """The least of these is next."""
+    return _level(owner, expected_cost), len(owner.running), _head(owner).number
+
+
+def _served(owner: _Owner) -> float:
+    return owner.served + sum(ticket.tokens() for ticket in owner.running.values())
+
+
+def _level(owner: _Owner, expected_cost: float) -> float:
+    """What the owner has been served, and is being served."""
+    under_way = sum(
+        max(ticket.tokens(), expected_cost or ticket.max_tokens)
+        for ticket in owner.running.values()
+    )
+    return owner.served + under_way
+
+
+def _head(owner: _Owner) -> Ticket:
+    return next(iter(owner.waiting.values()))

@@ -1,0 +1,322 @@
+"""Who gets a slot, and who waits: by hand, and for random lives of random owners."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.stream.admission import Admission, Ticket
+
+
+class Scene:
+    """Admission, a clock, and tickets whose tokens the test sets."""
+
+    def __init__(self, num_slots: int, max_queue: int = 1000) -> None:
+        self.admission = Admission(num_slots, max_queue)
+        self.now = 0.0
+        self.tokens: dict[str, int] = {}
+        self.started: list[str] = []
+
+    def enter(self, name: str, owner: str = "a", max_tokens: int = 10) -> bool:
+        self.tokens[name] = 0
+        ticket = Ticket(name, owner, max_tokens, lambda: self.tokens[name])
+        has_slot = self.admission.enter(ticket, self.now)
+        if has_slot:
+            self.started.append(name)
+        return has_slot
+
+    def leave(self, name: str, *, tokens: int = 0) -> list[str]:
+        """Who begins then."""
+        self.tokens[name] = tokens
+        self.admission.leave(name, self.now)
+        begun = []
+        while ticket := self.admission.next(self.now):
+            begun.append(ticket.id)
+        self.started += begun
+        return begun
+
+    def line(self) -> list[str]:
+        places = self.admission.places()
+        return sorted(places, key=lambda name: places[name].position)
+
+
+def test_all_begin_at_once_where_there_is_no_bound() -> None:
+    scene = Scene(num_slots=0, max_queue=0)
+    assert all(scene.enter(str(n)) for n in range(100))
+    assert scene.admission.num_running == 100
+
+
+def test_one_owner_is_served_in_order() -> None:
+    scene = Scene(num_slots=2)
+    assert [scene.enter(name) for name in "12345"] == [True, True, False, False, False]
+    assert scene.line() == ["3", "4", "5"]
+    assert scene.leave("2") == ["3"]
+    assert scene.leave("4") == []  # it left the line
+    assert scene.leave("1") == ["5"]
+    assert scene.admission.num_waiting == 0
+
+
+def test_leaving_twice_or_never_having_been_there_changes_nothing() -> None:
+    scene = Scene(num_slots=1)
+    scene.enter("1")
+    scene.enter("2")
+    assert scene.leave("1") == ["2"]
+    assert scene.leave("1") == []
+    scene.admission.leave("never", 0.0)
+    assert (scene.admission.num_running, scene.admission.num_waiting) == (1, 0)
+
+
+def test_a_newcomer_goes_before_the_flood_of_another() -> None:
+    scene = Scene(num_slots=1)
+    for n in range(50):
+        scene.enter(f"flood {n}", "flood")
+    scene.enter("quiet", "quiet")
+    assert scene.line()[0] == "quiet"
+    assert scene.leave("flood 0", tokens=10) == ["quiet"]
+    assert scene.leave("quiet", tokens=10) == ["flood 1"]
+
+
+def test_owners_take_turns_by_tokens_not_by_requests() -> None:
+    """One asks for long answers, one for short ones: the short ones come more often."""
+    scene = Scene(num_slots=1)
+    cost = {"long": 90, "short": 10}
+    for n in range(200):
+        scene.enter(f"long {n}", "long")
+        scene.enter(f"short {n}", "short")
+    served = {"long": 0, "short": 0}
+    for _ in range(100):
+        owner = scene.started[-1].split()[0]
+        served[owner] += cost[owner]
+        scene.leave(scene.started[-1], tokens=cost[owner])
+    assert abs(served["long"] - served["short"]) <= 180
+
+
+def test_who_leaves_and_comes_back_is_not_served_before_its_turn() -> None:
+    """What was used is not forgotten by being away for a moment."""
+    scene = Scene(num_slots=2)
+    scene.enter("b 1", "b")
+    scene.enter("a 1", "a")
+    scene.leave("a 1", tokens=1000)
+    scene.enter("a 2", "a")
+    scene.enter("a 3", "a")
+    for n in range(2, 6):
+        scene.enter(f"b {n}", "b")
+    assert scene.leave("b 1", tokens=10) == ["b 2"]
+    assert scene.leave("a 2", tokens=10) == ["b 3"]
+    assert scene.leave("b 2", tokens=10) == ["b 4"]
+
+
+def test_what_was_used_while_nobody_else_was_there_does_not_count() -> None:
+    scene = Scene(num_slots=1)
+    scene.enter("a 1", "a")
+    scene.leave("a 1", tokens=1000)
+    scene.enter("b 1", "b")
+    scene.enter("a 2", "a")
+    scene.enter("b 2", "b")
+    assert scene.leave("b 1", tokens=10) == ["a 2"]
+
+
+def test_who_was_idle_has_saved_nothing_up() -> None:
+    scene = Scene(num_slots=1)
+    scene.enter("b 0", "b")
+    scene.leave("b 0", tokens=1)
+    for n in range(20):
+        scene.enter(f"a {n}", "a")
+    for n in range(10):
+        scene.leave(f"a {n}", tokens=100)
+    for n in range(1, 10):
+        scene.enter(f"b {n}", "b")
+    turns = []
+    for _ in range(8):
+        turns.append(scene.started[-1][0])
+        scene.leave(scene.started[-1], tokens=100)
+    assert turns.count("b") == 4
+
+
+def test_the_line_is_bounded_and_a_newcomer_finds_room_in_a_full_one() -> None:
+    scene = Scene(num_slots=1, max_queue=10)
+    scene.enter("running", "flood")
+    for n in range(10):
+        assert scene.admission.has_room("flood")
+        scene.enter(f"flood {n}", "flood")
+    assert not scene.admission.has_room("flood")
+    for n in range(5):  # half of the line is the share of one of two
+        assert scene.admission.has_room("quiet")
+        scene.enter(f"quiet {n}", "quiet")
+    assert not scene.admission.has_room("quiet")
+    assert scene.admission.has_room("third")
+    for owner in range(100):
+        if scene.admission.has_room(f"other {owner}"):
+            scene.enter(f"other {owner}", f"other {owner}")
+    assert scene.admission.num_waiting <= 20
+
+
+def test_without_a_line_only_free_slots_are_given() -> None:
+    scene = Scene(num_slots=1, max_queue=0)
+    assert scene.admission.has_room("a")
+    scene.enter("1")
+    assert not scene.admission.has_room("a")
+    assert not scene.admission.has_room("b")
+    scene.leave("1")
+    assert scene.admission.has_room("b")
+
+
+def test_estimates_follow_from_how_long_slots_were_held() -> None:
+    scene = Scene(num_slots=2)
+    scene.enter("1")
+    scene.enter("2")
+    scene.enter("3")
+    assert scene.admission.places()["3"].eta is None
+    scene.now = 4.0
+    scene.leave("1")
+    scene.enter("4")
+    scene.enter("5")
+    places = scene.admission.places()
+    assert (places["4"].position, places["4"].eta) == (1, 2.0)
+    assert (places["5"].position, places["5"].eta) == (2, 4.0)
+    assert scene.admission.eta_of_new("a") == 6.0
+
+
+def test_who_is_refused_is_told_to_come_before_the_line_is_empty_and_not_with_all_others() -> None:
+    scene = Scene(num_slots=2)
+    scene.enter("done")
+    scene.now = 10.0
+    scene.leave("done")
+    for n in range(22):
+        scene.enter(str(n))
+    told = {scene.admission.retry_after() for _ in range(500)}  # 20 wait, 10 s each, 2 at once
+    assert min(told) >= 52
+    assert max(told) <= 106
+    assert len(told) > 20
+
+
+def test_retry_after_is_at_least_a_second_and_at_most_ten_minutes() -> None:
+    scene = Scene(num_slots=1)
+    assert scene.admission.retry_after() == 1
+    scene.enter("slow")
+    scene.now = 100_000.0
+    scene.leave("slow")
+    assert scene.admission.retry_after() == 600
+
+
+def test_owners_that_are_gone_leave_nothing_behind() -> None:
+    scene = Scene(num_slots=1)
+    for n in range(1000):
+        scene.enter(str(n), f"owner {n}")
+        scene.leave(str(n), tokens=5)
+    assert len(scene.admission._owners) == 0
+    assert len(scene.admission._levels) == 0
+
+
+# Random lives: each step somebody enters, or somebody leaves, or time passes.
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["enter", "leave"]), st.integers(0, 3), st.integers(0, 50)),
+    max_size=120,
+)
+
+
+@given(steps, st.integers(1, 4), st.integers(0, 8))
+def test_no_slot_is_free_while_somebody_waits_and_counts_are_true(
+    steps: list[tuple[str, int, int]], num_slots: int, max_queue: int
+) -> None:
+    scene = Scene(num_slots, max_queue)
+    here: list[str] = []
+    for number, (what, owner, amount) in enumerate(steps):
+        scene.now += amount / 10
+        if what == "enter" and scene.admission.has_room(f"{owner}"):
+            here.append(str(number))
+            scene.enter(str(number), f"{owner}")
+        elif here:
+            scene.leave(here.pop(amount % len(here)), tokens=amount)
+        running = scene.admission.num_running
+        assert running + scene.admission.num_waiting == len(here)
+        assert running == min(num_slots, len(here))
+        assert scene.admission.num_waiting <= 2 * max_queue
+        places = scene.admission.places()
+        assert sorted(place.position for place in places.values()) == list(
+            range(1, scene.admission.num_waiting + 1)
+        )
+    for name in here:
+        scene.leave(name)
+    assert (scene.admission.num_running, scene.admission.num_waiting) == (0, 0)
+
+
+@given(steps, st.integers(1, 4))
+def test_an_owner_s_requests_begin_in_their_order(
+    steps: list[tuple[str, int, int]], num_slots: int
+) -> None:
+    scene = Scene(num_slots)
+    running: list[str] = []
+    entered: dict[int, list[str]] = {}
+    for number, (what, owner, amount) in enumerate(steps):
+        if what == "enter":
+            entered.setdefault(owner, []).append(f"{owner} {number}")
+            if scene.enter(f"{owner} {number}", str(owner)):
+                running.append(f"{owner} {number}")
+        elif running:
+            running += scene.leave(running.pop(amount % len(running)), tokens=amount)
+    for owner, names in entered.items():
+        began = [name for name in scene.started if name.startswith(f"{owner} ")]
+        assert began == names[: len(began)]
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 8])
+@pytest.mark.parametrize(
+    "cost_of",
+    [
+        lambda owner: {"a": 5, "b": 50, "c": 200}[owner],
+        lambda owner: random.randint(1, 200),
+    ],
+    ids=["each its own", "random"],
+)
+def test_owners_that_always_want_more_get_the_same_number_of_tokens(
+    num_slots: int, cost_of: Callable[[str], int]
+) -> None:
+    random.seed(7)
+    scene = Scene(num_slots)
+    for n in range(20):
+        for owner in "abc":
+            scene.enter(f"{owner} {n}", owner, max_tokens=200)
+    served = dict.fromkeys("abc", 0)
+    running = list(scene.started)
+    for n in range(20, 2000):
+        name = running.pop(random.randrange(len(running)))
+        tokens = cost_of(name[0])
+        served[name[0]] += tokens
+        begun = scene.leave(name, tokens=tokens)
+        running += begun
+        for each in begun:
+            scene.enter(f"{each[0]} {n} again", each[0], max_tokens=200)
+    # What one may be ahead by: what was under way, at its dearest, for each.
+    assert max(served.values()) - min(served.values()) <= 200 * (num_slots + 2)
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 60), min_size=5, max_size=60),
+)
+def test_a_flood_cannot_raise_a_newcomer_s_wait_beyond_its_share(
+    num_slots: int, num_floods: int, depth: int, costs: list[int]
+) -> None:
+    """However many wait, and whatever they cost: once a newcomer is there, of each other owner at
+    most one more begins before it."""
+    scene = Scene(num_slots)
+    for n in range(depth + num_slots):
+        for flood in range(num_floods):
+            scene.enter(f"{flood} {n}", f"flood {flood}")
+    running = list(scene.started)
+    for cost in costs[: depth // 2]:
+        running += scene.leave(running.pop(0), tokens=cost)
+    if not scene.enter("quiet", "quiet"):
+        began: list[str] = []
+        while "quiet" not in began:
+            cost = costs[len(began) % len(costs)]
+            now = scene.leave(running.pop(0), tokens=cost)
+            running += now
+            began += now
+        assert len(began) - 1 <= num_floods
