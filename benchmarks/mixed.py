@@ -93,7 +93,7 @@ class Client:
         stream_id = head.partition(b"x-stream-id: ")[2].partition(b"\r\n")[0]
         deleter_reader, deleter = await asyncio.open_connection("127.0.0.1", self._port)
         deleter.write(
-            b"DELETE /streams/%b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % stream_id
+            b"DELETE /streams/%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % stream_id
         )
         answer = await deleter_reader.read()
         deleter.close()
@@ -120,7 +120,7 @@ class Client:
     async def _send(self, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(
-            b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         return reader, writer

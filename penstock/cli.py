@@ -151,6 +151,32 @@ app.command(
 app.add_typer(commands)
 
 
+@app.command("key")
+def _key(
+    name: Annotated[str, typer.Argument(help="Who will have the key.")] = "me",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="May read /metrics, and read and end others' streams.")
+    ] = False,
+) -> None:
+    """Make a key: prints it, once, and what a file of keys has of it.
+
+    The file, named by [bold]--keys[/bold], holds a table for each key. It may limit what the key
+    may have: max_streams, max_resumable, max_retained_bytes, tokens_per_minute. After a change send
+    the server SIGHUP.
+    """
+    from penstock.api.auth import is_name, key_table, new_key
+
+    if not is_name(name):
+        fail(StartError("A name has letters, digits, '.', '_', '-', 64 at most."))
+    key = new_key()
+    console.print(
+        f"The key of {name}. It is shown this once, and kept nowhere: the file has its hash.\n"
+        f"  [bold]{key}[/bold]\nFor the file of keys:",
+        soft_wrap=True,
+    )
+    print(key_table(name, key, is_admin=admin))  # noqa: T201 - what a file takes, on standard output
+
+
 def main() -> None:
     """`penstock` and `python -m penstock`."""
     app()

@@ -3,6 +3,8 @@
     Problem                    something to tell a client: code, status, sentence
     ├── BadRequest             the request itself is at fault; sending it again will not help
     │   └── InvalidFields      one or more fields are (422, with a line for each)
+    ├── Unauthorized           no key, or one that is not known
+    ├── Forbidden              not with this key, from this page, or by this name
     ├── NotFound               no such route or stream
     ├── Unavailable            not now: loading, full, draining, engine down; try again later
     └── EngineFailure          the engine gave up on a request it had accepted
@@ -70,6 +72,20 @@ class InvalidFields(BadRequest):
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(first.code, f"{first.message}{more}")
         self.errors = errors
+
+
+class Unauthorized(Problem):
+    """Who asks is not known (401)."""
+
+    status = 401
+    title = "Unauthorized"
+
+
+class Forbidden(Problem):
+    """Who asks may not (403)."""
+
+    status = 403
+    title = "Forbidden"
 
 
 class NotFound(Problem):

@@ -20,6 +20,8 @@ from typing import Any
 import uvloop
 
 from penstock.api.app import create_app
+from penstock.api.auth import KeyRing, key_ring
+from penstock.api.host import is_loopback
 from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
 from penstock.engine.protocol import ModelInfo
@@ -61,6 +63,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._drain_until = 0.0
         self._streams: Streams | None = None
+        self._keys: KeyRing | None = None
         self.url = ""
 
     def stop(self) -> None:
@@ -68,6 +71,17 @@ class Server:
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the file of keys again. Streams that are open go on."""
+        if self._keys is None:
+            return
+        try:
+            self._keys.reload()
+        except StartError as error:
+            log.error("the keys stay as they were. %s", error)
+        else:
+            log.info("the server has %d keys", len(self._keys))
 
     @property
     def num_streams(self) -> int:
@@ -78,6 +92,9 @@ class Server:
         """Serve. Raises StartError."""
         options = engine_options(self._settings)
         raise_file_limit()
+        settings = self._settings
+        keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
+        check_door(settings, keys)
         listener = open_listener(self._settings)
         self.url = url_of(listener)
         settings = self._settings
@@ -99,7 +116,7 @@ class Server:
         admission = Admission(settings.slots, settings.max_queue)
         streams = self._streams = Streams(engine, limits, meter, admission)
         pulse = Pulse(settings.heartbeat, settings.stall_timeout)
-        app = create_app(settings, engine, streams, pulse)
+        app = create_app(settings, engine, streams, pulse, keys)
         closing = asyncio.Event()
         web = GranianServer(app, listener, settings.max_connections, http2=settings.http2)
         serving = asyncio.create_task(serve_until(web, closing))
@@ -199,6 +216,16 @@ def engine_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def check_door(settings: Settings, keys: KeyRing) -> None:
+    """Raises StartError where strangers could come in without a key."""
+    if keys or settings.insecure or is_loopback(settings.host):
+        return
+    raise StartError(
+        f"Whoever reaches {settings.host} could use this server: it has no key.",
+        "Give it one (`penstock key` makes one: --api-key, or --keys FILE), or say --insecure.",
+    )
+
+
 def open_listener(settings: Settings) -> socket.socket:
     """The listening socket. Raises StartError where the address cannot be had."""
     host, port = settings.host, settings.port
@@ -250,6 +277,7 @@ def run(server_of: Callable[[], Server]) -> None:
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
             loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(signal.SIGHUP, server.reload)
         await server.run()
         for number in numbers:  # one that comes while the interpreter ends would make it a failure
             loop.remove_signal_handler(number)

@@ -26,6 +26,8 @@ CONFIG_FILE = "penstock.toml"
 IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 BUILT_IN_MODEL = "rill"
 
+LISTS = ("engine_arg", "cors_origin", "api_key", "admin_key", "allow_host")
+
 LogFormat = Literal["text", "json"]
 
 # Implementations by import string: an engine is imported only where it runs.
@@ -79,6 +81,19 @@ class Settings(BaseSettings):
     In penstock.toml they stand in the table [engine.llamacpp] or [engine.vllm]."""
     mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
     """Seconds between two tokens of the mock engine."""
+    api_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
+    """A key that requests must have (Authorization: Bearer ...); may be repeated. Without any key
+    everybody who reaches the server may use it. Better in PENSTOCK_API_KEY: others on this machine
+    can read flags."""
+    admin_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
+    """The same, of one who may also read /metrics, and read and end other people's streams."""
+    keys: str = ""
+    """A file of named keys with limits for each (see penstock key); read again on SIGHUP."""
+    insecure: bool = False
+    """Listen beyond this machine without a key."""
+    allow_host: Annotated[list[str], NoDecode] = []
+    """A name by which the server may be asked for, beside this machine's own; may be repeated. For
+    a proxy on this machine that passes on the Host it was asked for."""
     cors_origin: Annotated[list[str], NoDecode] = []
     """A web origin whose pages may call this server (https://example.org); may be repeated.
     null is a page opened from a file, * is every page."""
@@ -197,7 +212,13 @@ def _checked_tables(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def load_settings(**flags: Any) -> Settings:
     """The settings in force; `flags` are those given on the command line. Raises StartError."""
     _refuse_unknown_variables()
-    for name in ("engine_arg", "cors_origin"):  # a list in a variable: comma-separated
+    for name in (
+        "engine_arg",
+        "cors_origin",
+        "api_key",
+        "admin_key",
+        "allow_host",
+    ):  # a list in a variable: comma-separated
         variable = os.environ.get(ENV_PREFIX + name.upper())
         if variable is not None and name not in flags:
             flags[name] = [part.strip() for part in variable.split(",") if part.strip()]
@@ -233,7 +254,7 @@ def _names() -> list[str]:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, _names(), n=1)
+    near = difflib.get_close_matches(name, _names(), n=1, cutoff=0.7)
     return f"Did you mean {near[0]}?" if near else "See `penstock serve --help`."
 
 

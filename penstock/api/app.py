@@ -8,9 +8,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from penstock import __version__
+from penstock.api.auth import KeyCheck, KeyRing
 from penstock.api.exchange import Exchanges
 from penstock.api.health import health_routes
-from penstock.api.host import HostCheck
+from penstock.api.host import HostCheck, is_loopback
 from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native import GenerateRequest, native_routes
 from penstock.api.openai import openai_routes
@@ -31,8 +32,10 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
-def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse) -> ASGIApp:
-    """An application that serves `engine` through `streams`."""
+def create_app(
+    settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse, keys: KeyRing
+) -> ASGIApp:
+    """An application that serves `engine` through `streams` to those that have one of `keys`."""
     app = FastAPI(
         title="Penstock",
         version=__version__,
@@ -53,6 +56,7 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
     app.include_router(health_routes(unready))
     app.include_router(metrics_routes(metrics_registry(settings, engine, streams, pulse)))
     app.include_router(page_routes(settings.served_name))
+    app.add_middleware(KeyCheck, keys=keys)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origin,
@@ -67,7 +71,13 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
         ],
         expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing", "Retry-After"],
     )
-    app.add_middleware(HostCheck)
+    names = {settings.host.lower(), *(name.lower() for name in settings.allow_host)}
+    is_local = is_loopback(settings.host)
+
+    def hosts() -> set[str] | None:
+        return names if settings.allow_host or (is_local and not keys) else None
+
+    app.add_middleware(HostCheck, hosts=hosts, origins=settings.cors_origin)
     _describe_bodies(app)
     # Outside of everything, so that an answer to a bug in here has an id and a line as well.
     return Exchanges(app, streams.meter, log_prompts=settings.log_prompts)

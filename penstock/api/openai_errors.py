@@ -38,8 +38,9 @@ def error_response(problem: Problem) -> Response:
 def error_object(code: str, message: str, status: int, param: str | None = None) -> dict[str, Any]:
     """What stands in `error`. Its `type` says whose fault it is."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    if status == 429:
-        kind = "rate_limit_error"
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        status, kind
+    )
     return {"message": message, "type": kind, "param": param, "code": _CODES.get(code, code)}
 
 

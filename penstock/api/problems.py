@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from penstock.api.exchange import ProblemResponse
 from penstock.api.openai_errors import PREFIX, error_response
@@ -52,6 +53,13 @@ def problem_response(problem: Problem) -> Response:
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
     return ProblemResponse(problem, body, problem.status, "application/problem+json")
+
+
+def problem_for(scope: Scope, problem: Problem) -> Response:
+    """The same in the form of the API that the request is for."""
+    if scope["path"].startswith(PREFIX):
+        return error_response(problem)
+    return problem_response(problem)
 
 
 def problem_of(end: TerminalEvent) -> Problem | None:
@@ -102,9 +110,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     """Answer every failure on every route in its API's form."""
 
     def answer(request: Request, problem: Problem) -> Response:
-        if request.scope["path"].startswith(PREFIX):
-            return error_response(problem)
-        return problem_response(problem)
+        return problem_for(request.scope, problem)
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Exception) -> Response:

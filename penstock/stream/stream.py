@@ -388,10 +388,10 @@ class Stream:
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
         self.log.append(event)
         self.place = None
-        if self.phase in ("queued", "in line") and not self._started_at:
-            self.meter.stream_delayed(event.timings.queue_time)  # it left the line
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)
+        elif not self._started_at:
+            self.meter.stream_delayed(event.timings.queue_time)  # it left the line
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
         self._note_progress()

@@ -274,6 +274,42 @@ ROWS = [
             b"Host: a b\r\n",
         )
     ),
+    # 91: names and pages that are not this machine's
+    *(
+        Row(f"host {host!r}", b"GET /%b HTTP/1.1\r\nHost: %b\r\n\r\n" % (path, host), {403}, code)
+        for path in (b"", b"health", b"metrics", b"generate")
+        for host, code in (
+            (b"zqxj.example", "host_not_allowed"),
+            (b"zqxj.example:8000", "host_not_allowed"),
+            (b"localhost.zqxj.example", "host_not_allowed"),
+            (b"127.0.0.1.zqxj", "host_not_allowed"),
+            (b"zqxj-localhost", "host_not_allowed"),
+            (b"192.168.0.1", "host_not_allowed"),
+            (b"0.0.0.0", "host_not_allowed"),
+            (b"2130706433", "host_not_allowed"),
+            (b"[2001:db8::1]", "host_not_allowed"),
+        )
+    ),
+    *(
+        Row(
+            f"origin {origin}",
+            request(method, path, f"Origin: {origin}", "Content-Length: 0"),
+            {403},
+            "origin_not_allowed",
+        )
+        for method, path in (("GET", "/health"), ("POST", "/generate"), ("OPTIONS", "/generate"))
+        for origin in (
+            "null",
+            "",
+            "https://zqxj.example",
+            "http://localhost.zqxj.example",
+            "http://127.0.0.1@zqxj.example",
+            "http://zqxj.example:80/127.0.0.1",
+            "file://",
+            "chrome-extension://zqxj",
+            "http://localhost\tzqxj",
+        )
+    ),
     wire("HTTP/0.9", b"GET /zqxj\r\n"),
     wire("HTTP/2.0", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
     wire("the HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),

@@ -162,7 +162,7 @@ class Exchange(asyncio.Protocol):
 
 def request_bytes(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
     """A request as it is sent."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: penstock", *headers]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers]
     if body:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -141,7 +141,7 @@ def _data_of(frame: bytes) -> Any:
 
 def request(method: str, path: str, *headers: str) -> bytes:
     """A request without a body."""
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: penstock", *headers, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def post(body: bytes, *headers: str, path: str = "/generate") -> bytes:

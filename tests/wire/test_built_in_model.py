@@ -30,7 +30,7 @@ async def stream(http: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]
     async with http.stream("POST", "/generate", json={"prompt": STORY, **fields}) as response:
         assert response.status_code == 200
         lines = [line async for line in response.aiter_lines()]
-    return [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
 
 
 async def complete(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
@@ -134,7 +134,7 @@ async def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(
 async def test_a_thousand_requests_at_once_are_all_answered(server: RunningServer) -> None:
     body = json.dumps({"prompt": STORY, "max_tokens": 1, "stream": False}).encode()
     head = (
-        "POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        "POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
 
@@ -146,4 +146,4 @@ async def test_a_thousand_requests_at_once_are_all_answered(server: RunningServe
         writer.close()
         return int(answer["usage"]["completion_tokens"])
 
-    assert await asyncio.gather(*(ask() for _ in range(1100))) == [1] * 1100
+    assert await asyncio.gather(*(ask() for _ in range(1000))) == [1] * 1000

@@ -84,9 +84,10 @@ def test_two_ids_are_none(server: RunningServer) -> None:
         (post(b"{}"), 422),
         (generate(), 200),
         (generate(stream=False), 200),
-        (generate().replace(b"Host: penstock", b"Host: @"), 400),
-        (request("OPTIONS", "/generate", "Origin: http://x", "Access-Control-Request-Method: POST")
-        , 400),
+        (generate().replace(b"Host: localhost", b"Host: @"), 400),
+        (request("GET", "/", "Origin: http://x"), 403),
+        (request("OPTIONS", "/generate", "Origin: http://a.localhost",
+                 "Access-Control-Request-Method: POST"), 400),
     ],
 )  # fmt: skip
 def test_every_response_has_an_id_and_a_timing(

@@ -75,7 +75,7 @@ def test_a_stalled_http2_stream_is_ended_and_its_slot_free(torrent: RunningServe
         [
             (":method", "POST"),
             (":path", "/generate"),
-            (":authority", "penstock"),
+            (":authority", "localhost"),
             (":scheme", "http"),
             ("content-type", "application/json"),
             ("content-length", str(len(body))),
