@@ -40,14 +40,25 @@ class Timings(msgspec.Struct, frozen=True):
     tokens_per_second: float | None
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """How likely a token was when it was chosen: its UTF-8 bytes, its log probability, and those
+    of the likeliest tokens in its place."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
 class Delta(msgspec.Struct, frozen=True):
     """Text added by one step: whole characters only, at least one of them.
 
-    `num_tokens` counts the tokens generated since the last delta.
+    `num_tokens` counts the tokens generated since the last delta. `logprobs` is empty where they
+    were not asked for.
     """
 
     text: str
     num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finish(msgspec.Struct, frozen=True):

@@ -25,19 +25,30 @@ class Sampling(msgspec.Struct, frozen=True):
     """How the next token is chosen.
 
     `temperature` 0 is greedy. `top_k` 0 is off. `seed` None draws a new one for each request.
+    `presence_penalty` and `frequency_penalty` (-2 to 2) are taken from the logits of tokens that
+    the text has already: once, or for each time. `logit_bias` is added to the logits of the tokens
+    with these ids.
     """
 
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int = 40
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One generation. Exactly one of `prompt` and `messages` is set.
+    """One generation. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
 
-    `id` names the stream and is unguessable. `max_tokens` bounds the answer in tokens. `stop`
-    strings are not for the engine: the text layer cuts at them (see `text`).
+    `id` names the stream and is unguessable. `max_tokens` bounds the answer in tokens; where it
+    `must_fit`, a prompt that leaves less room than that is refused, else the answer ends with the
+    context. `stop` strings are not for the engine: the text layer cuts at them (see `text`).
+
+    `top_logprobs` asks for each token's log probability and those of so many likeliest tokens in
+    its place; None asks for nothing. `json_schema`, itself JSON, describes the answer: JSON that
+    is valid under it.
 
     A request that an engine died with is submitted again as a continuation: `prompt_ids` are then
     the tokens that the engine made of the prompt, to be used in its stead, and `generated` what it
@@ -50,5 +61,8 @@ class Request(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...] | None = None
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
+    must_fit: bool = False
+    top_logprobs: int | None = None
+    json_schema: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()

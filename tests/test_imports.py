@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "loading": {"settings"},
     "engine": {"events", "request", "errors", "text", "engine"},
     "stream": WORDS | {"stream", "engine.protocol", "observe.meter"},
-    "api": WORDS | {"api", "stream", "settings", "engine.child", "observe", "__init__"},
+    "api": WORDS
+    | {"api", "stream", "settings", "engine.child", "engine.protocol", "observe", "__init__"},
     "client": {"events", "sse", "client"},
     "granian_server": set(),
     "terminal": {"events", "errors", "client", "settings", "server"},

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -12,6 +13,8 @@ from penstock.api.health import health_routes
 from penstock.api.host import HostCheck
 from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native import GenerateRequest, native_routes
+from penstock.api.openai import openai_routes
+from penstock.api.openai_fields import ChatRequest, CompletionRequest
 from penstock.api.page import page_routes
 from penstock.api.problems import add_problem_handlers
 from penstock.api.pulse import Pulse
@@ -20,6 +23,12 @@ from penstock.settings import Settings
 from penstock.stream.streams import Streams
 
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
+
+_BODIES: dict[str, type[BaseModel]] = {
+    "/generate": GenerateRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+}
 
 
 def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse) -> ASGIApp:
@@ -40,6 +49,7 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
 
     add_problem_handlers(app)
     app.include_router(native_routes(streams, pulse, settings))
+    app.include_router(openai_routes(streams, pulse, settings, lambda: engine.info))
     app.include_router(health_routes(unready))
     app.include_router(metrics_routes(metrics_registry(settings, engine, streams, pulse)))
     app.include_router(page_routes(settings.served_name))
@@ -47,32 +57,40 @@ def create_app(settings: Settings, engine: ChildEngine, streams: Streams, pulse:
         CORSMiddleware,
         allow_origins=settings.cors_origin,
         allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["Content-Type", "Last-Event-ID", "X-Request-ID"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Last-Event-ID",
+            "X-Penstock-Resumable",
+            "X-Request-ID",
+        ],
         expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing"],
     )
     app.add_middleware(HostCheck)
-    _describe_generate(app)
+    _describe_bodies(app)
     # Outside of everything, so that an answer to a bug in here has an id and a line as well.
     return Exchanges(app, streams.meter, log_prompts=settings.log_prompts)
 
 
-def _describe_generate(app: FastAPI) -> None:
-    """Put the body of `/generate` into the OpenAPI page: our own parser hides it from FastAPI."""
-    schema = GenerateRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    parts = schema.pop("$defs", {})
+def _describe_bodies(app: FastAPI) -> None:
+    """Put the bodies of requests into the OpenAPI page: our own parser hides them from FastAPI."""
     openapi = app.openapi
 
     def described() -> dict[str, Any]:
         page = openapi()
-        page.setdefault("components", {}).setdefault("schemas", {}).update(
-            parts, GenerateRequest=schema
-        )
-        page["paths"]["/generate"]["post"]["requestBody"] = {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/GenerateRequest"}}
-            },
-        }
+        schemas = page.setdefault("components", {}).setdefault("schemas", {})
+        for path, model in _BODIES.items():
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+            page["paths"][path]["post"]["requestBody"] = {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": f"#/components/schemas/{model.__name__}"}
+                    }
+                },
+            }
         return page
 
     app.openapi = described  # type: ignore[method-assign] # FastAPI's documented way

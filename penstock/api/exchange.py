@@ -12,8 +12,10 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.errors import Problem
 from penstock.events import Failure, Finish
 from penstock.observe.meter import Meter
 from penstock.request import Request
@@ -196,6 +198,20 @@ class Exchanges:
             client = scope.get("client") or ("",)
             fields = {"method": method, "route": route, "client": client[0], **exchange.fields()}
             log.log(level, "request ended", extra={"fields": fields})
+
+
+class ProblemResponse(JSONResponse):
+    """A problem as an answer, in whichever form. Its code goes into the log and the metrics."""
+
+    def __init__(
+        self, problem: Problem, body: dict[str, Any], status: int, media_type: str
+    ) -> None:
+        super().__init__(body, status, problem.headers, media_type)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange_of(scope).problem_code = self._code
+        await super().__call__(scope, receive, send)
 
 
 def _prompt_of(request: Request) -> str:

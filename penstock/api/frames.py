@@ -5,21 +5,42 @@ import. One frame is one event with one `data:` line: JSON escapes line breaks, 
 break out of it.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from penstock.api.response import Framer, Readable
 from penstock.events import Delta, Event, Failure, TerminalEvent
+from penstock.stream.reader import Reader
+from penstock.stream.stream import Stream
 from penstock.stream.streams import ended_as
-
-HEARTBEAT = b": ping\n"
-"""A comment, which every parser skips. It has no blank line of its own: after an event with an id,
-some parsers (the OpenAI SDK's) would make an empty event of that."""
 
 _encode = msgspec.json.encode
 _ID = b"id: %d\n"
 _BEFORE_TEXT = b'data: {"token":'
 _AFTER_TEXT = b',"index":%d,"finished":false}\n\n'
+
+
+class Form(Protocol):
+    """How a resumable stream was opened (`Stream.opened_as`), and so is shown to its readers."""
+
+    def num_events(self, stream: Stream) -> int:
+        """The events that have ids so far."""
+
+    def read_on(self, stream: Stream, first: int) -> tuple[Readable[Any], Framer[Any]]:
+        """What reads the stream and frames it, from the event with this id on."""
+
+
+class NativeForm:
+    """The native API's."""
+
+    def num_events(self, stream: Stream) -> int:
+        """An event's id is its index in the log."""
+        return len(stream.log)
+
+    def read_on(self, stream: Stream, first: int) -> tuple[Reader, "NativeFrames"]:
+        """With ids, as at first."""
+        return Reader(stream, first), NativeFrames(first, with_ids=True)
 
 
 class NativeFrames:

@@ -5,7 +5,7 @@ In: HTTP requests. Out: streams opened and read. Not known here: engines; what f
 
 import asyncio
 import random
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import msgspec
 from fastapi import APIRouter
@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 from penstock.api.body import read_json_object
 from penstock.api.exchange import exchange_of
-from penstock.api.frames import NativeFrames, ending
+from penstock.api.frames import Form, NativeForm, NativeFrames, ending
 from penstock.api.problems import invalid_fields, problem_response
 from penstock.api.pulse import Pulse
 from penstock.api.response import StreamResponse, watch_client
@@ -152,7 +152,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
             http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
         )
         asked = parse_generate(body)
-        stream = streams.open(asked.to_request(), resumable=asked.resumable)
+        stream = streams.open(asked.to_request(), resumable=asked.resumable, opened_as=NativeForm())
         exchange_of(http.scope).carries(stream)
         reader = Reader(stream)
         watch = watch_client(reader, http.receive)
@@ -176,16 +176,17 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
     )
     async def resume(stream_id: str, http: HttpRequest) -> Response:
         stream = streams.find(stream_id)
-        cursor = cursor_of(http)
-        if cursor > len(stream.log):
+        first = first_event_of(http)
+        form = cast("Form", stream.opened_as)
+        if first > form.num_events(stream):
             raise _bad_event_id("beyond the last event that there is")
-        if stream.ended is not None and cursor == len(stream.log):
+        if stream.ended is not None and first == form.num_events(stream):
             return Response(status_code=204)  # an EventSource then stops connecting again
         streams.meter.resumed("running" if stream.ended is None else "ended")
-        reader = Reader(stream, cursor)
+        reader, frames = form.read_on(stream, first)
         return StreamResponse(
             reader,
-            NativeFrames(cursor, with_ids=True),
+            frames,
             watch_client(reader, http.receive),
             pulse,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
@@ -199,8 +200,8 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
     return router
 
 
-def cursor_of(http: HttpRequest) -> int:
-    """The index of the first event that the client has not seen. Raises BadRequest.
+def first_event_of(http: HttpRequest) -> int:
+    """The id of the first event that the client has not seen. Raises BadRequest.
 
     `Last-Event-ID` wins over `?after=`: an EventSource that connects again sends the header, and
     still has the query of its first time in its URL.

@@ -1,18 +1,20 @@
-"""A problem → RFC 9457 problem details, the native API's form of an error."""
+"""A problem → RFC 9457 problem details, the native API's form of an error.
+
+Under `/v1` every error has OpenAI's form instead (`openai_errors`).
+"""
 
 import re
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
 
-from penstock.api.exchange import exchange_of
+from penstock.api.exchange import ProblemResponse
+from penstock.api.openai_errors import PREFIX, error_response
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
@@ -22,6 +24,7 @@ _NAME = re.compile(r"\w{1,64}", re.ASCII)
 _CODES = {
     "missing": "missing_field",
     "extra_forbidden": "unknown_field",
+    "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "int_parsing_size": "out_of_range",
@@ -30,21 +33,9 @@ _CODES = {
     "string_too_long": "too_long",
     "string_too_short": "too_short",
     "literal_error": "invalid_value",
+    "empty_prompt": "empty_prompt",
+    "invalid_schema": "invalid_schema",
 }
-
-
-class ProblemResponse(JSONResponse):
-    """A problem as an answer. Its code goes into the log and the metrics as well."""
-
-    media_type = "application/problem+json"
-
-    def __init__(self, problem: Problem, body: dict[str, Any]) -> None:
-        super().__init__(body, status_code=problem.status, headers=problem.headers)
-        self._code = problem.code
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange_of(scope).problem_code = self._code
-        await super().__call__(scope, receive, send)
 
 
 def problem_response(problem: Problem) -> Response:
@@ -58,7 +49,7 @@ def problem_response(problem: Problem) -> Response:
     }
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
-    return ProblemResponse(problem, body)
+    return ProblemResponse(problem, body, problem.status, "application/problem+json")
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:
@@ -91,31 +82,37 @@ def _methods_of(request: Request) -> list[str]:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Answer every failure on every route in one form."""
+    """Answer every failure on every route in its API's form."""
+
+    def answer(request: Request, problem: Problem) -> Response:
+        if request.scope["path"].startswith(PREFIX):
+            return error_response(problem)
+        return problem_response(problem)
 
     @app.exception_handler(Problem)
-    async def _problem(_: Request, problem: Exception) -> Response:
+    async def _problem(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, Problem)
-        return problem_response(problem)
+        return answer(request, problem)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return problem_response(NotFound("no_such_route", "There is nothing at this address."))
+            problem: Problem = NotFound("no_such_route", "There is nothing at this address.")
+            return answer(request, problem)
         if error.status_code == 405:
             allowed = ", ".join(_methods_of(request))
             detail = f"This address answers to {allowed} only."
             problem = BadRequest(
                 "method_not_allowed", detail, status=405, headers={"Allow": allowed}
             )
-            return problem_response(problem)
-        return problem_response(
-            BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
-        )
+            return answer(request, problem)
+        problem = BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
+        return answer(request, problem)
 
     @app.exception_handler(Exception)
-    async def _bug(_: Request, __: Exception) -> Response:
-        return problem_response(
-            Problem("internal_error", "Something went wrong in the server; its log says what.")
+    async def _bug(request: Request, _: Exception) -> Response:
+        problem = Problem(
+            "internal_error", "Something went wrong in the server; its log says what."
         )
+        return answer(request, problem)

@@ -8,12 +8,19 @@ reads would hold its stream, and its slot, for ever. One timer for all costs a t
 import asyncio
 import logging
 import time
-
-from penstock.stream.reader import Reader
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+
+
+class Watched(Protocol):
+    """What the pulse needs of a reader."""
+
+    @property
+    def lag(self) -> int: ...
+    def wake(self) -> None: ...
 
 
 # A send that waits for longer has a client that does not keep up.
@@ -25,7 +32,7 @@ class Sending:
 
     __slots__ = ("_task", "is_sending", "is_stalled", "reader", "since")
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Watched) -> None:
         self._task = asyncio.current_task()
         self.reader = reader
         self.is_sending = False

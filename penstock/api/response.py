@@ -6,27 +6,58 @@ which sees to it that a reader is neither silent nor stuck for ever.
 """
 
 import asyncio
+from typing import Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.exchange import exchange_of
-from penstock.api.frames import HEARTBEAT, NativeFrames
 from penstock.api.pulse import Pulse, Sending
 from penstock.observe.meter import Delivery
-from penstock.stream.reader import Reader
+from penstock.stream.stream import Stream
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),  # nginx would else hold the tokens back
 ]
+HEARTBEAT = b": ping\n"
+"""A comment, which every parser skips. It has no blank line of its own: after an event with an id,
+some parsers (the OpenAI SDK's) would make an empty event of that."""
+
 # What waits to be sent to a client that does not read is held by us, not by the kernel: in pieces
 # of this size, so that one that reads slowly is seen to read.
 MAX_SEND_BYTES = 32 * 1024
 
 
-class StreamResponse(Response):
+Taken = TypeVar("Taken")
+
+
+class Readable(Protocol[Taken]):
+    """A reader of one stream or of several (see `stream.reader`)."""
+
+    @property
+    def stream(self) -> Stream: ...
+    @property
+    def is_closed(self) -> bool: ...
+    @property
+    def is_done(self) -> bool: ...
+    @property
+    def lag(self) -> int: ...
+    @property
+    def taken_since(self) -> float: ...
+    async def take(self) -> list[Taken]: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Framer(Protocol[Taken]):
+    """Makes bytes of what such a reader takes (see `frames`)."""
+
+    def frame(self, events: list[Taken]) -> bytes: ...
+
+
+class StreamResponse(Response, Generic[Taken]):
     """Sends a stream's events until the terminal one, or until the client goes.
 
     `watch` is the task that watches the client (see `watch_client`); it ends with the response.
@@ -35,8 +66,8 @@ class StreamResponse(Response):
 
     def __init__(
         self,
-        reader: Reader,
-        frames: NativeFrames,
+        reader: Readable[Taken],
+        frames: Framer[Taken],
         watch: asyncio.Task[None],
         pulse: Pulse,
         preface: bytes = b"",
@@ -79,7 +110,7 @@ class StreamResponse(Response):
             events = await reader.take()
             more = not reader.is_done
             body = self._frames.frame(events) if events else HEARTBEAT
-            for start in range(0, len(body), MAX_SEND_BYTES):
+            for start in range(0, max(1, len(body)), MAX_SEND_BYTES):
                 end = start + MAX_SEND_BYTES
                 sending.begin()
                 await send(
@@ -97,7 +128,7 @@ class StreamResponse(Response):
                 return
 
 
-def watch_client(reader: Reader, receive: Receive) -> asyncio.Task[None]:
+def watch_client(reader: Readable[Taken], receive: Receive) -> asyncio.Task[None]:
     """A task that closes the reader when the client disconnects. The body must have been read."""
 
     async def watch() -> None:

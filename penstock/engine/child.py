@@ -175,9 +175,9 @@ class ChildEngine:
 
     def _tell(self, message: wire.FromEngine) -> None:
         match message:
-            case wire.Delta(request_id, piece, num_tokens, token_ids):
+            case wire.Delta(request_id, piece, num_tokens, token_ids, logprobs):
                 if sink := self._sinks.get(request_id):
-                    sink.delta(piece, num_tokens, token_ids)
+                    sink.delta(piece, num_tokens, token_ids, logprobs)
             case wire.Finish(request_id, reason, completion_tokens):
                 if sink := self._pop(request_id):
                     sink.finish(reason, completion_tokens)

@@ -18,21 +18,52 @@ from typing import Any, cast
 import httptools
 import msgspec
 
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
+from penstock.engine.schema import InvalidSchemaError, compact_schema, is_json
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
-from penstock.request import Request, UnnamedTokens
+from penstock.events import TokenLogprob
+from penstock.request import Request, Sampling, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
 SPARE_HTTP_THREADS = 4
+BACKLOG_PAUSE_S = 0.01
 # llama.cpp reads this one as "draw a seed".
 RANDOM_SEED = 0xFFFFFFFF
+# llama.cpp's word for "impossible" is the lowest number that there is; this one is OpenAI's.
+LOWEST_LOGPROB = -9999.0
+
+SUPPORTS: tuple[Feature, ...] = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "top_logprobs",
+    "json_schema",
+)
 
 
 class Refusal(msgspec.Struct):
     """Why llama.cpp does not do what was asked."""
 
     message: str = "no reason given"
+
+
+class Probability(msgspec.Struct):
+    """How likely a token was. Of the tokens of one character llama.cpp tells only the last, with
+    the character's bytes."""
+
+    utf8: list[int] = msgspec.field(name="bytes")
+    logprob: float
+    top_logprobs: tuple["Probability", ...] = ()
+
+    def as_word(self, num_top: int) -> TokenLogprob:
+        """The same in the words of the system."""
+        top = self.top_logprobs[:num_top]
+        return TokenLogprob(
+            bytes(self.utf8),
+            max(self.logprob, LOWEST_LOGPROB),
+            tuple((bytes(each.utf8), max(each.logprob, LOWEST_LOGPROB)) for each in top),
+        )
 
 
 class Chunk(msgspec.Struct):
@@ -42,6 +73,7 @@ class Chunk(msgspec.Struct):
     content: str = ""
     tokens: tuple[int, ...] = ()
     tokens_predicted: int = 0
+    completion_probabilities: tuple[Probability, ...] = ()
     prompt_progress: dict[str, int] | None = None
     stop: bool = False
     stop_type: str = ""
@@ -62,6 +94,16 @@ class _Props(msgspec.Struct):
 
     default_generation_settings: Generation
     total_slots: int
+
+
+class _Models(msgspec.Struct):
+    class Model(msgspec.Struct):
+        class Meta(msgspec.Struct):
+            n_vocab: int
+
+        meta: Meta
+
+    data: list[Model]
 
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
@@ -141,7 +183,15 @@ class LlamaCpp:
         self._server = await asyncio.to_thread(self._load)
         props = msgspec.json.decode(await self._ask("/props"), type=_Props)
         self._context_length = props.default_generation_settings.n_ctx
-        return ModelInfo(self._name, "llamacpp", self._context_length, props.total_slots)
+        (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
+        return ModelInfo(
+            self._name,
+            "llamacpp",
+            self._context_length,
+            props.total_slots,
+            SUPPORTS,
+            model.meta.n_vocab,
+        )
 
     def _load(self) -> object:
         import xllamacpp
@@ -193,16 +243,21 @@ class LlamaCpp:
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             prompt_ids = request.prompt_ids or tuple(await self._tokenise(request))
-            if refusal := self._refusal(prompt_ids):
-                sink.fail(*refusal)
+            if refused := self._refusal(request, prompt_ids):
+                sink.fail(*refused)
                 return
+            schema = None
+            if request.json_schema is not None:
+                schema = await asyncio.to_thread(compact_schema, request.json_schema)
             sink.accepted(prompt_ids)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._slot(request.id):
                 sink.fail("queue_full", "Too many requests are waiting. Try again later.")
                 return
             sink.started()
-            await self._generate(request, token_ids, sink)
+            await self._generate(request, token_ids, schema, sink)
+        except InvalidSchemaError as error:
+            sink.fail("invalid_schema", f"llama.cpp cannot keep to this schema: {error}.")
         except _RefusedByEngineError as error:
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
@@ -231,16 +286,10 @@ class LlamaCpp:
                 ids += found[-each.num_tokens :]
         return ids
 
-    def _refusal(self, token_ids: tuple[int, ...]) -> tuple[str, str] | None:
+    def _refusal(self, request: Request, token_ids: tuple[int, ...]) -> tuple[str, str] | None:
         if not token_ids:
             return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
-        if len(token_ids) >= self._context_length:
-            return (
-                "prompt_too_long",
-                f"The prompt has {len(token_ids)} tokens; the model's context of"
-                f" {self._context_length} leaves no room for an answer. Shorten the prompt.",
-            )
-        return None
+        return refusal(request, len(token_ids), self._context_length)
 
     async def _slot(self, request_id: str) -> bool:
         turn = asyncio.Event()
@@ -249,29 +298,28 @@ class LlamaCpp:
         await turn.wait()
         return True
 
-    async def _generate(self, request: Request, token_ids: list[int], sink: Sink) -> None:
+    async def _generate(
+        self, request: Request, token_ids: list[int], schema: str | None, sink: Sink
+    ) -> None:
         room = self._context_length - len(token_ids)
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        reader = _CompletionReader(sink)
-        sampling = request.sampling
-        body = msgspec.json.encode(
-            {
-                "prompt": token_ids,
-                "n_predict": min(request.max_tokens, room),
-                "stream": True,
-                "return_tokens": True,
-                "return_progress": True,
-                "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
-                "samplers": ["top_k", "top_p", "temperature"],
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-                "seed": RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED,
-            }
-        )
-        exchange = await self._exchange("/completion", body, reader.feed)
+        reader = _CompletionReader(sink, request.top_logprobs or 0, schema is not None)
+        body = {
+            "prompt": token_ids,
+            "n_predict": min(request.max_tokens, room),
+            "stream": True,
+            "return_tokens": True,
+            "return_progress": True,
+            "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
+            **sampling_params(request.sampling, self._context_length),
+        }
+        if request.top_logprobs is not None:
+            body["n_probs"] = max(1, request.top_logprobs)
+        if schema is not None:
+            body["json_schema"] = msgspec.Raw(schema.encode())
+        exchange = await self._exchange("/completion", msgspec.json.encode(body), reader.feed)
         try:
             status = await exchange.done
         finally:
@@ -292,10 +340,40 @@ class LlamaCpp:
     async def _exchange(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
     ) -> Exchange:
-        _, exchange = await asyncio.get_running_loop().create_unix_connection(
-            lambda: Exchange(path, body, on_body), self._socket
-        )
-        return exchange
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                _, exchange = await loop.create_unix_connection(
+                    lambda: Exchange(path, body, on_body), self._socket
+                )
+            except BlockingIOError:  # a thousand come at once, and its backlog is full
+                await asyncio.sleep(BACKLOG_PAUSE_S)
+            else:
+                return exchange
+
+
+def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
+    """What llama.cpp is told about choosing tokens: exactly what was asked for, with none of its
+    own defaults."""
+    params: dict[str, Any] = {
+        "samplers": ["top_k", "top_p", "temperature"],
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "seed": RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED,
+    }
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        # Over the whole context: it counts prompt and answer alike, so that a continuation, where
+        # the answer so far is part of the prompt, goes on exactly.
+        params |= {
+            "samplers": ["penalties", *params["samplers"]],
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "repeat_last_n": context_length,
+        }
+    if sampling.logit_bias:
+        params["logit_bias"] = sampling.logit_bias
+    return params
 
 
 class _RefusedByEngineError(Exception):
@@ -303,10 +381,16 @@ class _RefusedByEngineError(Exception):
 
 
 class _CompletionReader:
-    """The body of `/completion` as it comes; what it says, told to the sink."""
+    """The body of `/completion` as it comes; what it says, told to the sink.
 
-    def __init__(self, sink: Sink) -> None:
+    `num_top`: likeliest tokens that are told with each. `must_be_json`: an answer that ends by
+    itself is checked to be JSON.
+    """
+
+    def __init__(self, sink: Sink, num_top: int, must_be_json: bool) -> None:
         self._sink = sink
+        self._num_top = num_top
+        self._text: list[str] | None = [] if must_be_json else None
         self._buffer = b""
         self._num_tokens = 0
         self._ended = False
@@ -332,11 +416,25 @@ class _CompletionReader:
             # the ids are not known, and none is better than some.
             known = chunk.tokens if len(chunk.tokens) == num_tokens else ()
             self._num_tokens = chunk.tokens_predicted
-            self._sink.delta(chunk.content, num_tokens, known)
+            if self._text is not None:
+                self._text.append(chunk.content)
+            if chunk.completion_probabilities and chunk.content:
+                logprobs = [each.as_word(self._num_top) for each in chunk.completion_probabilities]
+                self._sink.delta(chunk.content, num_tokens, known, tuple(logprobs))
+            else:
+                self._sink.delta(chunk.content, num_tokens, known)
         if chunk.stop:
-            self._ended = True
-            at_limit = chunk.stop_type == "limit"
-            self._sink.finish("length" if at_limit else "stop", chunk.tokens_predicted)
+            self._end(chunk)
+
+    def _end(self, chunk: Chunk) -> None:
+        self._ended = True
+        if chunk.stop_type == "limit":
+            self._sink.finish("length", chunk.tokens_predicted)
+        elif self._text is not None and not is_json("".join(self._text)):
+            # llama.cpp drops a grammar that it cannot follow any more, and only its log says so.
+            self._sink.fail("schema_lost", "llama.cpp left the schema. Simplify it, or try again.")
+        else:
+            self._sink.finish("stop", chunk.tokens_predicted)
 
     def end(self, status: int) -> None:
         """The body is over. Raises where that is not a right end."""

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator
 from itertools import count, cycle, islice
 
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import ModelInfo, Sink, refusal
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
 from penstock.request import Request
@@ -75,12 +75,8 @@ class Mock:
         """Counts the prompt's words and waits for a slot."""
         prompt = split_words(prompt_text(request))
         prompt_tokens = len(prompt)
-        if prompt_tokens >= self._info.context_length:
-            sink.fail(
-                "prompt_too_long",
-                f"The prompt has {prompt_tokens} tokens; the model's context of"
-                f" {self._info.context_length} leaves no room for an answer. Shorten the prompt.",
-            )
+        if refused := refusal(request, prompt_tokens, self._info.context_length):
+            sink.fail(*refused)
             return
         sink.accepted(tuple(range(prompt_tokens)))
         first = len(request.generated)
@@ -137,4 +133,6 @@ def prompt_text(request: Request) -> str:
     """What the mock counts: the prompt, or all that was said."""
     if request.prompt is not None:
         return request.prompt
+    if request.messages is None:
+        return " ".join(map(str, request.prompt_ids or ()))
     return " ".join(message.content for message in request.messages or ())

@@ -12,23 +12,35 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from penstock.events import TokenLogprob
 from penstock.request import Request
 
 EngineFinish = Literal["stop", "length"]
 """How an engine ends a request well: the model said so, or `max_tokens` or the context did."""
 
 
+Feature = Literal[
+    "presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs", "json_schema"
+]
+"""What a request may ask for that not every engine can do: the names are those of the fields of
+`Request` and `Sampling`."""
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """What an engine serves.
 
     `context_length` bounds prompt and answer of one request together, in tokens. `slots` is how
-    many requests run at once (further ones wait in order), 0 where there is no bound.
+    many requests run at once (further ones wait in order), 0 where there is no bound. `supports`
+    is what it can do beyond what every engine must; it is never asked for the rest.
+    `vocabulary_size` bounds the ids of tokens; 0 means that every id is one.
     """
 
     id: str
     engine: str
     context_length: int
     slots: int
+    supports: tuple[Feature, ...] = ()
+    vocabulary_size: int = 0
 
 
 class Sink(Protocol):
@@ -48,10 +60,17 @@ class Sink(Protocol):
     def working(self) -> None:
         """The engine is at the prompt, which may take minutes: it is alive."""
 
-    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
         """`num_tokens` more tokens were generated, which add `piece` (UTF-8, cut anywhere).
 
-        `token_ids` names them all, or is empty where the engine does not know them.
+        `token_ids` names them all, or is empty where the engine does not know them. `logprobs` are
+        for those tokens that have text, only where the request asks for them.
         """
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
@@ -67,6 +86,8 @@ class Sink(Protocol):
 
 STATUSES: Mapping[str, int] = {
     "prompt_too_long": 422,
+    "answer_too_long": 422,
+    "invalid_schema": 422,
     "empty_prompt": 422,
     "no_chat_template": 422,
     "queue_full": 429,
@@ -74,6 +95,26 @@ STATUSES: Mapping[str, int] = {
     "server_shutdown": 503,
 }
 """Codes of failures whose HTTP status is not 500: 429 and 503 say that trying again may help."""
+
+
+def refusal(request: Request, prompt_tokens: int, context_length: int) -> tuple[str, str] | None:
+    """The code and the sentence with which an engine refuses a prompt of this length, if it does:
+    every engine in the same words."""
+    room = context_length - prompt_tokens
+    if room <= 0:
+        return (
+            "prompt_too_long",
+            f"The prompt has {prompt_tokens} tokens; the model's context of {context_length} leaves"
+            " no room for an answer. Shorten the prompt.",
+        )
+    if request.must_fit and request.max_tokens > room:
+        return (
+            "answer_too_long",
+            f"The prompt has {prompt_tokens} tokens and the answer may have {request.max_tokens}:"
+            f" more than the model's context of {context_length}. Shorten the prompt, or ask for"
+            f" {room} tokens at most.",
+        )
+    return None
 
 
 class Engine(Protocol):

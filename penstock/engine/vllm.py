@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engine import group
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
+from penstock.events import TokenLogprob
 from penstock.request import Request, Sampling
 
 # vLLM reads these when it is imported; what the user has set stays.
@@ -36,7 +37,11 @@ try:
     from vllm.platforms import current_platform
     from vllm.renderers.chat_utils import ChatTemplateResolutionError
     from vllm.renderers.params import ChatParams
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.sampling_params import (
+        RequestOutputKind,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 except ImportError as error:
@@ -52,6 +57,14 @@ log = logging.getLogger(__name__)
 NUM_SEEDS = 2**63
 # Measured on 2 cores: with 1 tokens still come in lumps of half a second, with 5 one by one.
 NICENESS = 5
+
+SUPPORTS: tuple[Feature, ...] = (
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "top_logprobs",
+    "json_schema",
+)
 
 
 class Vllm:
@@ -104,12 +117,15 @@ class Vllm:
         self._context_length = self._llm.model_config.max_model_len
         num_slots = config.scheduler_config.max_num_seqs
         self._slots = Slots(num_slots)
-        return ModelInfo(self._name, "vllm", self._context_length, num_slots)
+        vocabulary_size = self._llm.model_config.get_vocab_size()
+        return ModelInfo(
+            self._name, "vllm", self._context_length, num_slots, SUPPORTS, vocabulary_size
+        )
 
     async def _warm_up(self) -> None:
         """Sample two tokens: what vLLM compiles at the first request is then not the client's to
         wait for, and where it cannot be compiled the model is not said to be ready."""
-        params = sampling_params(Sampling(), 2)
+        params = sampling_params(Sampling(), 2, top_logprobs=1)
         async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
             pass
 
@@ -139,8 +155,11 @@ class Vllm:
         try:
             prompt = await self._tokenise(request)
             prompt_ids = tuple(prompt["prompt_token_ids"])
-            if refusal := self._refusal(len(prompt_ids)):
-                sink.fail(*refusal)
+            if refused := self._refusal(request, len(prompt_ids)):
+                sink.fail(*refused)
+                return
+            if request.json_schema is not None and not self._takes_schema(request.json_schema):
+                sink.fail("invalid_schema", "vLLM cannot keep to this schema.")
                 return
             sink.accepted(prompt_ids)
             if request.generated:
@@ -188,16 +207,25 @@ class Vllm:
         (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
-    def _refusal(self, num_tokens: int) -> tuple[str, str] | None:
+    def _refusal(self, request: Request, num_tokens: int) -> tuple[str, str] | None:
         if not num_tokens:
             return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
-        if num_tokens >= self._context_length:
-            return (
-                "prompt_too_long",
-                f"The prompt has {num_tokens} tokens; the model's context of"
-                f" {self._context_length} leaves no room for an answer. Shorten the prompt.",
+        return refusal(request, num_tokens, self._context_length)
+
+    def _takes_schema(self, schema: str) -> bool:
+        """Whether vLLM would take a request under this schema, asked before there is one."""
+        processor = self._llm.input_processor
+        params = sampling_params(Sampling(), 1, json_schema=schema)
+        try:
+            params.verify(
+                processor.model_config,
+                processor.speculative_config,
+                processor.structured_outputs_config,
+                processor.tokenizer,
             )
-        return None
+        except (VLLMClientError, ValueError):  # its own checks raise the one, its grammar the other
+            return False
+        return True
 
     async def _slot(self, request_id: str) -> bool:
         turn = asyncio.Event()
@@ -211,10 +239,15 @@ class Vllm:
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        params = sampling_params(request.sampling, min(request.max_tokens, room))
+        params = sampling_params(
+            request.sampling,
+            min(request.max_tokens, room),
+            top_logprobs=request.top_logprobs,
+            json_schema=request.json_schema,
+        )
         adding = asyncio.create_task(self._llm.add_request(request.id, prompt, params))
         try:
-            await pass_on(await asyncio.shield(adding), sink)
+            await pass_on(await asyncio.shield(adding), sink, request.top_logprobs or 0)
         except BaseException:
             # Not before it is added: what vLLM was interrupted in adding, it never forgets
             # (https://github.com/vllm-project/vllm/issues/57061).
@@ -272,8 +305,17 @@ def reason_of(error: Exception) -> str:
     return " ".join(words.split()).rstrip(".") + "."
 
 
-def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
+def sampling_params(
+    sampling: Sampling,
+    max_tokens: int,
+    *,
+    top_logprobs: int | None = None,
+    json_schema: str | None = None,
+) -> Any:
     """What vLLM is told about choosing tokens."""
+    structure = None
+    if json_schema is not None:
+        structure = StructuredOutputsParams(json=json_schema, disable_any_whitespace=True)
     top_k, top_p = sampling.top_k, sampling.top_p
     if top_p == 0:  # only the likeliest token is left; vLLM wants a top_p above 0
         top_k, top_p = 1, 1.0
@@ -282,12 +324,17 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
         top_p=top_p,
         top_k=top_k,
         seed=None if sampling.seed is None else sampling.seed % NUM_SEEDS,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
+        logprobs=top_logprobs,
+        structured_outputs=structure,
         max_tokens=max_tokens,
         output_kind=RequestOutputKind.DELTA,
     )
 
 
-async def pass_on(outputs: Any, sink: Sink) -> None:
+async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
     """Tell `sink` what vLLM puts into `outputs`, to the end. Raises what vLLM raises."""
     num_tokens = 0
     while True:
@@ -295,7 +342,9 @@ async def pass_on(outputs: Any, sink: Sink) -> None:
         (answer,) = output.outputs
         if answer.token_ids or answer.text:
             num_tokens += len(answer.token_ids)
-            sink.delta(answer.text, len(answer.token_ids), tuple(answer.token_ids))
+            ids = tuple(answer.token_ids)
+            logprobs = logprobs_of(ids, answer.logprobs, num_top) if answer.logprobs else ()
+            sink.delta(answer.text, len(ids), ids, logprobs)
         if not output.finished:
             continue
         reason = answer.finish_reason
@@ -304,3 +353,18 @@ async def pass_on(outputs: Any, sink: Sink) -> None:
         else:
             sink.fail("engine_error", f"vLLM gave up on the request ({reason}).")
         return
+
+
+def logprobs_of(
+    token_ids: tuple[int, ...], positions: Any, num_top: int
+) -> tuple[TokenLogprob, ...]:
+    """vLLM's log probabilities in our words. It tells tokens as text: the parts of a character
+    that several tokens make up are not whole there."""
+    words = []
+    for token_id, position in zip(token_ids, positions, strict=True):
+        chosen = position[token_id]
+        likeliest = sorted(position.values(), key=lambda each: each.rank)[:num_top]
+        top = tuple(((each.decoded_token or "").encode(), each.logprob) for each in likeliest)
+        if chosen.decoded_token:  # the token that ends the text has none
+            words.append(TokenLogprob(chosen.decoded_token.encode(), chosen.logprob, top))
+    return tuple(words)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.engine.protocol import EngineFinish, ModelInfo
+from penstock.events import TokenLogprob
 from penstock.request import Request
 
 
@@ -73,6 +74,7 @@ class Delta(_Message, tag="delta"):
     piece: Any  # str or bytes, which msgspec does not take as a union
     num_tokens: int
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finish(_Message, tag="finish"):

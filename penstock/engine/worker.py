@@ -22,6 +22,7 @@ from setproctitle import setproctitle
 from penstock.engine import wire
 from penstock.engine.protocol import Engine, EngineFinish
 from penstock.errors import StartError
+from penstock.events import TokenLogprob
 from penstock.request import Request
 
 PR_SET_PDEATHSIG = 1
@@ -81,8 +82,14 @@ class WireSink:
     def working(self) -> None:
         self._push(wire.Working())
 
-    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
-        self._push(wire.Delta(self._id, piece, num_tokens, token_ids))
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        self._push(wire.Delta(self._id, piece, num_tokens, token_ids, logprobs))
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         self._push(wire.Finish(self._id, reason, completion_tokens))

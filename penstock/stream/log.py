@@ -4,10 +4,12 @@ The only buffer between an engine and a socket. In: events. Out: everything afte
 cursor is the index of the next event to read. Not known here: time, tasks, who reads.
 """
 
-from penstock.events import Delta, Event, TerminalEvent
+from penstock.events import Delta, Event, TerminalEvent, TokenLogprob
 
 # What an event takes beside its characters, in bytes: two objects and their place in the list.
 EVENT_BYTES = 160
+# What a token's log probability takes, and each of those of its alternatives.
+LOGPROB_BYTES = 160
 
 
 class Log:
@@ -41,6 +43,14 @@ class Log:
     def num_bytes(self) -> int:
         """About how much memory the log takes."""
         return sum(
-            EVENT_BYTES + (len(event.text.encode()) if isinstance(event, Delta) else 0)
+            EVENT_BYTES + (_delta_bytes(event) if isinstance(event, Delta) else 0)
             for event in self._events
         )
+
+
+def _delta_bytes(delta: Delta) -> int:
+    return len(delta.text.encode()) + sum(map(_logprob_bytes, delta.logprobs))
+
+
+def _logprob_bytes(logprob: TokenLogprob) -> int:
+    return LOGPROB_BYTES * (1 + len(logprob.top))

@@ -7,6 +7,9 @@ The request that killed the engine may be among them. So one that the engine was
 that came to no new token, is under suspicion: it is tried before the others and alone, and if the
 engine dies again while nothing has come of it, it is given up. Those that wait in line, and those
 that came to new tokens, have done nothing wrong.
+
+An answer under a schema cannot be taken up in its middle, for no engine's grammar can: it is given
+up at once, and may simply be asked for again.
 """
 
 import asyncio
@@ -52,6 +55,12 @@ class Recovery:
                 "The engine stopped twice over this request, and is being restarted. The request"
                 " itself may be the cause.",
                 retry_safe=False,
+            )
+        elif not stream.can_go_on:
+            stream.give_up(
+                "engine_died",
+                "The engine stopped, and an answer under a schema cannot go on from its middle."
+                " Send the request again.",
             )
         elif stream.phase in ("submitted", "running"):
             self._suspects.append(stream)

@@ -15,7 +15,16 @@ import msgspec
 
 from penstock.engine.protocol import STATUSES, EngineFinish
 from penstock.errors import BadRequest, EngineFailure, Problem, Unavailable
-from penstock.events import Delta, Failure, Finish, FinishReason, TerminalEvent, Timings, Usage
+from penstock.events import (
+    Delta,
+    Failure,
+    Finish,
+    FinishReason,
+    TerminalEvent,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from penstock.observe.meter import Meter
 from penstock.request import Request, UnnamedTokens
 from penstock.stream.log import Log
@@ -55,7 +64,8 @@ class Stream:
 
     `resumable`: it may go on without readers, and be read again. `was_accepted` resolves when the
     engine has taken the request, to None, or to the problem where it refused it. `meter` is told
-    of what happens.
+    of what happens. `opened_as` is for whoever opened it, to know how to show it to a reader that
+    comes later.
     """
 
     __slots__ = (
@@ -67,7 +77,9 @@ class Stream:
         "_last_delta_at",
         "_note_gap",
         "_num_textless",
+        "_num_textless_logprobs",
         "_owner",
+        "_pending_logprobs",
         "_pending_tokens",
         "_progress_waiter",
         "_prompt_ids",
@@ -81,6 +93,7 @@ class Stream:
         "log",
         "meter",
         "num_readers_ever",
+        "opened_as",
         "phase",
         "request",
         "resumable",
@@ -94,10 +107,12 @@ class Stream:
         meter: Meter | None = None,
         *,
         resumable: bool = False,
+        opened_as: object = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
         self.resumable = resumable
+        self.opened_as = opened_as
         self.log = Log()
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
         self.phase: Phase = "submitted"
@@ -120,6 +135,8 @@ class Stream:
         self._continued_from = 0
         # Tokens whose text is not in the log yet: they go with the next delta.
         self._pending_tokens = 0
+        self._pending_logprobs: list[TokenLogprob] = []
+        self._num_textless_logprobs = 0
         self._reproducible = True
         self.admitted_at = time.monotonic()
         self._started_at = 0.0
@@ -135,6 +152,12 @@ class Stream:
     def ended(self) -> TerminalEvent | None:
         """The terminal event, once there is one."""
         return self.log.terminal
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another engine could take the generation up where it is. A schema's grammar
+        cannot begin in the middle of an answer."""
+        return self.request.json_schema is None or not self._generated
 
     @property
     def num_readers(self) -> int:
@@ -172,6 +195,8 @@ class Stream:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
+        if self.log.terminal is not None:
+            return self.log.terminal.usage
         prompt_tokens = 0 if self._prompt_ids is None else len(self._prompt_ids)
         return Usage(prompt_tokens, self._completion_tokens)
 
@@ -199,6 +224,8 @@ class Stream:
         self._completion_tokens -= self._num_textless
         self._pending_tokens -= self._num_textless
         self._textless_ids, self._num_textless = (), 0
+        del self._pending_logprobs[len(self._pending_logprobs) - self._num_textless_logprobs :]
+        self._num_textless_logprobs = 0
         self._continued_from = self._completion_tokens
         sampling = self.request.sampling
         if self._generated and sampling.seed is not None and sampling.temperature > 0:
@@ -230,13 +257,24 @@ class Stream:
     def working(self) -> None:
         """The engine is at the prompt: nothing to read yet."""
 
-    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
         """Log what of the text is certain."""
         if self.log.terminal is not None:
             return
         self._completion_tokens += num_tokens
         self._pending_tokens += num_tokens
         self._remember(piece, num_tokens, token_ids)
+        if logprobs:
+            self._pending_logprobs += logprobs
+            self._num_textless_logprobs = (
+                0 if piece else self._num_textless_logprobs + len(logprobs)
+            )
         if text := self._text.push(piece):
             self._append(text)
         if self._text.stopped:
@@ -286,9 +324,24 @@ class Stream:
             queue_time = (self._started_at or now) - self.admitted_at
             self.meter.first_delta(queue_time, now - self.admitted_at)
         self._last_delta_at = now
-        self.log.append(Delta(text, self._pending_tokens))
+        if self._pending_logprobs:
+            self.log.append(Delta(text, self._pending_tokens, self._logprobs_of(text)))
+            self._pending_logprobs = []
+        else:
+            self.log.append(Delta(text, self._pending_tokens))
         self._pending_tokens = 0
         self._wake(now)
+
+    def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
+        """Those that go with this text: all that have come, unless a stop string has cut it."""
+        logprobs = self._pending_logprobs
+        if self._text.stopped:
+            left = len(text.encode())
+            for index, each in enumerate(logprobs):
+                if left <= 0:
+                    return tuple(logprobs[:index])
+                left -= len(each.token)
+        return tuple(logprobs)
 
     def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
         if self.log.terminal is None:

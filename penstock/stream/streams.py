@@ -104,8 +104,11 @@ class Streams:
         """Streams wait to go on after the engine's death."""
         return self._recovery.is_under_way
 
-    def open(self, request: Request, *, resumable: bool = False) -> Stream:
-        """Begin a generation. Raises Unavailable while draining or without an engine."""
+    def open(
+        self, request: Request, *, resumable: bool = False, opened_as: object = None
+    ) -> Stream:
+        """Begin a generation (see `Stream`). Raises Unavailable while draining or without an
+        engine."""
         if self.draining:
             raise Unavailable(
                 "draining",
@@ -118,7 +121,7 @@ class Streams:
                 "The engine stopped; those that it served go on first. Try again in a moment.",
                 headers={"Retry-After": "1"},
             )
-        stream = Stream(request, self, self.meter, resumable=resumable)
+        stream = Stream(request, self, self.meter, resumable=resumable, opened_as=opened_as)
         self._open[stream.id] = stream
         self._idle.clear()
         try:
@@ -256,7 +259,7 @@ def _not_found() -> NotFound:
 def _not_resumable() -> BadRequest:
     return BadRequest(
         "not_resumable",
-        'This stream was opened without "resumable": true: only its first reader can read it.',
+        "This stream was not opened as resumable: only its first reader can read it.",
         status=409,
     )
 

@@ -15,9 +15,10 @@ def reader() -> Reader:
 
 async def test_a_silent_reader_is_woken_in_time_and_not_before() -> None:
     pulse = Pulse(HEARTBEAT_S, STALL_S)
-    sending = Sending(reader())
+    silent = reader()
+    sending = Sending(silent)
     pulse.add(sending)
-    take = asyncio.create_task(sending.reader.take())
+    take = asyncio.create_task(silent.take())
     await asyncio.sleep(0)
     pulse.beat(sending.since + HEARTBEAT_S - 1)
     await asyncio.sleep(0)

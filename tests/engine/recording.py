@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.engine.protocol import EngineFinish
+from penstock.events import TokenLogprob
 from penstock.text import Text
 
 
@@ -17,6 +18,7 @@ class RecordingSink:
     pieces: list[str | bytes] = field(default_factory=list)
     num_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_ids: tuple[int, ...] = ()
     completion_tokens: int = -1
     reason: EngineFinish | None = None
@@ -33,7 +35,14 @@ class RecordingSink:
     def working(self) -> None:
         self._note("working")
 
-    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        self.logprobs += logprobs
         self.pieces.append(piece)
         self.num_tokens += num_tokens
         self.token_ids += token_ids

@@ -6,6 +6,7 @@ start, by importing these tests (tests/vllm).
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -352,6 +353,71 @@ async def resubmit(engine: ChildEngine, request: Request, limit_s: float) -> Rec
                 return await submit(engine, request).end()
             except Unavailable:
                 await asyncio.sleep(0.01)  # the engine's return is not announced to callers
+
+
+async def test_a_prompt_that_leaves_too_little_room_is_refused_where_the_answer_must_fit(
+    case: Case,
+) -> None:
+    async with case.running() as engine:
+        assert engine.info is not None
+        context = engine.info.context_length
+        sink = await submit(engine, ask("a", context, must_fit=True)).end()
+        assert sink.calls == ["fail"]
+        assert sink.failure is not None
+        code, message = sink.failure
+        assert code == "answer_too_long"
+        room = int(message.split()[-4])
+        assert f"the model's context of {context}" in message
+        for max_tokens, call in ((room, "accepted"), (room + 1, "fail")):
+            sink = submit(engine, ask(f"{max_tokens}", max_tokens, must_fit=True))
+            await sink.until(call)
+            assert sink.calls[0] == call
+            engine.cancel(f"{max_tokens}")
+
+
+async def test_log_probabilities_come_with_the_tokens_where_they_are_asked_for(case: Case) -> None:
+    async with case.running() as engine:
+        assert engine.info is not None
+        if "top_logprobs" not in engine.info.supports:
+            pytest.skip("this engine has none, and says so")
+        plain = await submit(engine, ask("a", 20)).end()
+        sink = await submit(engine, ask("b", 20, top_logprobs=2)).end()
+        alone = await submit(engine, ask("c", 20, top_logprobs=0)).end()
+    assert plain.logprobs == []
+    assert b"".join(each.token for each in sink.logprobs).decode() == sink.text() == plain.text()
+    for each in sink.logprobs:
+        assert len(each.top) == 2
+        assert each.top[0] == (each.token, each.logprob)  # it is greedy
+        assert each.top[1][1] <= each.logprob <= 0
+    assert {each.top for each in alone.logprobs} == {()}
+
+
+async def test_a_biased_token_is_certain_or_impossible(case: Case) -> None:
+    async with case.running() as engine:
+        assert engine.info is not None
+        if "logit_bias" not in engine.info.supports:
+            pytest.skip("this engine has none, and says so")
+        plain = await submit(engine, ask("a", 5)).end()
+        first = plain.token_ids[0]
+        never = Sampling(temperature=0.0, logit_bias=((first, -100.0),))
+        always = Sampling(temperature=0.0, logit_bias=((first, 100.0),))
+        without = await submit(engine, ask("b", 5, sampling=never)).end()
+        only = await submit(engine, ask("c", 5, sampling=always)).end()
+    assert first not in without.token_ids
+    assert set(only.token_ids) == {first}
+
+
+async def test_an_answer_under_a_schema_is_json_that_keeps_to_it(case: Case) -> None:
+    async with case.running() as engine:
+        assert engine.info is not None
+        if "json_schema" not in engine.info.supports:
+            pytest.skip("this engine has none, and says so")
+        schema = json.dumps({"enum": [{"lake": 5}, {"sea": True}]})
+        sink = await submit(engine, ask("a", 30, json_schema=schema)).end()
+        bad = await submit(engine, ask("b", 30, json_schema='{"type": 5}')).end()
+    assert sink.reason == "stop"
+    assert json.loads(sink.text()) in ({"lake": 5}, {"sea": True})
+    assert bad.calls == ["fail"]
 
 
 async def test_an_engine_that_cannot_start_says_why() -> None:

@@ -1,8 +1,12 @@
 """What llama.cpp's engine does beyond what every engine must. It runs in this process here."""
 
+import json
 import signal
 
-from penstock.engine.llamacpp import LlamaCpp
+import pytest
+
+from penstock.engine.llamacpp import LlamaCpp, _CompletionReader
+from penstock.engine.schema import InvalidSchemaError, compact_schema
 from penstock.hub import find_model
 from tests.engine.recording import RecordingSink
 from tests.engine.test_conformance import ask
@@ -23,3 +27,50 @@ async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> Non
     before_first_delta = sink.calls[: sink.calls.index("delta")]
     assert before_first_delta[:2] == ["accepted", "started"]
     assert before_first_delta.count("working") >= 5
+
+
+@pytest.mark.parametrize(
+    ("text", "stop_type", "ending"),
+    [
+        ('{"a": 1}', "eos", "finish"),
+        (' upon a time {"a": 1}', "eos", "fail"),
+        ('{"a": ', "limit", "finish"),
+    ],
+)
+async def test_an_answer_that_left_its_schema_is_not_passed_off_as_one(
+    text: str, stop_type: str, ending: str
+) -> None:
+    """llama.cpp drops a grammar that it cannot follow, and says so in its log alone."""
+    sink = RecordingSink()
+    reader = _CompletionReader(sink, 0, must_be_json=True)
+    for chunk in (
+        {"content": text, "tokens": [1], "tokens_predicted": 1},
+        {"content": "", "tokens_predicted": 1, "stop": True, "stop_type": stop_type},
+    ):
+        reader.feed(b"data: %b\n\n" % json.dumps(chunk).encode())
+    reader.end(200)
+    assert sink.calls == ["delta", ending]
+    if ending == "fail":
+        assert sink.failure is not None
+        assert sink.failure[0] == "schema_lost"
+
+
+def test_an_impossible_token_has_openai_s_lowest_log_probability() -> None:
+    sink = RecordingSink()
+    chunk = {
+        "content": "a",
+        "tokens": [1],
+        "tokens_predicted": 1,
+        "completion_probabilities": [{"id": 1, "bytes": [97], "logprob": -3.4e38}],
+    }
+    reader = _CompletionReader(sink, 0, must_be_json=False)
+    reader.feed(b"data: %b\n\n" % json.dumps(chunk).encode())
+    assert [each.logprob for each in sink.logprobs] == [-9999.0]
+
+
+def test_nothing_of_a_bad_schema_is_repeated() -> None:
+    for bad in ({"$ref": "http://zqxj"}, {"type": "string", "pattern": "(zqxj"}, {"type": "zqxj"}):
+        with pytest.raises(InvalidSchemaError) as refused:
+            compact_schema(json.dumps(bad))
+        assert "zqxj" not in str(refused.value)
+        assert 10 < len(str(refused.value)) <= 200

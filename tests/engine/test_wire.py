@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from penstock.engine import wire
 from penstock.engine.protocol import ModelInfo
-from penstock.request import Message, Request, UnnamedTokens
+from penstock.events import TokenLogprob
+from penstock.request import Message, Request, Sampling, UnnamedTokens
 
 TO_ENGINE = [
     wire.Start("module:Class", {"n_ctx": 8, "name": "x"}),
@@ -12,16 +13,27 @@ TO_ENGINE = [
     wire.Submit(
         Request(id="b", max_tokens=3, prompt_ids=(1, 2), generated=(3, UnnamedTokens("é", 2), 4))
     ),
+    wire.Submit(
+        Request(
+            id="c",
+            max_tokens=3,
+            prompt="x",
+            sampling=Sampling(logit_bias=((5, -1.0),), presence_penalty=1.0),
+            top_logprobs=0,
+            json_schema="{}",
+        )
+    ),
     wire.Cancel("a"),
 ]
 FROM_ENGINE = [
-    wire.Ready(ModelInfo("rill", "llamacpp", 1024, 8)),
+    wire.Ready(ModelInfo("rill", "llamacpp", 1024, 8, ("logit_bias",), 2048)),
     wire.NotStarted("why", "what next"),
     wire.Accepted("a", (7, 8, 9)),
     wire.Started("a"),
     wire.Working(),
     wire.Delta("a", "text", 1, (7,)),
     wire.Delta("a", b"\xc3", 1, ()),
+    wire.Delta("a", "x", 1, (7,), (TokenLogprob(b"x", -0.5, ((b"\xff", -1.0),)),)),
     wire.Finish("a", "stop", 2),
     wire.Fail("a", "code", "sentence"),
 ]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from penstock.cli import main
 from penstock.engine.mock import Mock
 from penstock.engine.protocol import EngineFinish, Sink
+from penstock.events import TokenLogprob
 from penstock.request import Request
 from penstock.settings import ENGINES
 from tests.faults.history import EngineDid, History
@@ -47,10 +48,16 @@ class ReportingSink:
     def working(self) -> None:
         self._sink.working()
 
-    def delta(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
         for _ in range(num_tokens):
             self._report.say("token", self._id)
-        self._sink.delta(piece, num_tokens, token_ids)
+        self._sink.delta(piece, num_tokens, token_ids, logprobs)
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         self._report.say("finished", self._id)

@@ -1,5 +1,6 @@
 import asyncio
 
+import msgspec
 import pytest
 
 from penstock.errors import Unavailable
@@ -167,6 +168,39 @@ async def test_draining_ends_those_that_wait_for_the_engine() -> None:
     engine.come_back()
     await settle()
     assert engine.sinks == {}
+
+
+async def test_an_answer_under_a_schema_is_given_up_at_once_and_the_others_go_on() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    other = begin(streams, "other")
+    request = msgspec.structs.replace(ask("schema"), json_schema="{}")
+    stream = streams.open(request)
+    stream.accepted((1,))
+    stream.started()
+    stream.delta("{", 1, (7,))
+    engine.die()
+    assert isinstance(stream.ended, Failure)
+    assert (stream.ended.code, stream.ended.retry_safe) == ("engine_died", True)
+    engine.come_back()
+    await settle()
+    assert list(engine.sinks) == ["other"]
+    assert other.ended is None
+    assert not is_recovering(streams)
+
+
+async def test_an_answer_under_a_schema_that_has_not_begun_is_simply_asked_for_again() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    request = msgspec.structs.replace(ask("schema"), json_schema="{}")
+    stream = streams.open(request)
+    stream.accepted((1,))
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert list(engine.sinks) == ["schema"]
+    assert engine.submitted[-1].json_schema == "{}"
+    assert stream.ended is None
 
 
 async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_on() -> None:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.events import Delta, Failure, Finish
+from penstock.events import Delta, Failure, Finish, TokenLogprob
 from penstock.request import Request, Sampling, UnnamedTokens
-from penstock.stream.reader import MAX_EVENTS_AT_ONCE, Reader
+from penstock.stream.reader import MAX_EVENTS_AT_ONCE, MergedReader, Reader
 from penstock.stream.stream import Stream
 
 
@@ -299,3 +299,94 @@ def test_streamed_deltas_always_equal_the_whole_answer(
         assert stream.ended is not None
 
     asyncio.run(run())
+
+
+def logprob(token: str) -> TokenLogprob:
+    return TokenLogprob(token.encode(), -1.0)
+
+
+async def test_log_probabilities_go_with_the_text_of_their_tokens() -> None:
+    stream, _ = stream_of(stop=("END",))
+    stream.delta("a", 1, (1,), (logprob("a"),))
+    stream.delta(" E", 1, (2,), (logprob(" E"),))
+    stream.delta("N", 1, (3,), (logprob("N"),))
+    stream.delta("x", 1, (4,), (logprob("x"),))
+    stream.finish("stop", 5)
+    deltas = [event for event in stream.log.after(0) if isinstance(event, Delta)]
+    assert [(delta.text, [each.token for each in delta.logprobs]) for delta in deltas] == [
+        ("a", [b"a"]),
+        (" ", [b" E"]),
+        ("ENx", [b"N", b"x"]),
+    ]
+
+
+async def test_log_probabilities_of_a_stop_string_go_with_it() -> None:
+    stream, _ = stream_of(stop=("END",))
+    stream.delta("a", 1, (1,), (logprob("a"),))
+    stream.delta("b E", 2, (2, 3), (logprob("b"), logprob(" E")))
+    stream.delta("ND", 1, (4,), (logprob("ND"),))
+    deltas = [event for event in stream.log.after(0) if isinstance(event, Delta)]
+    assert [(delta.text, [each.token for each in delta.logprobs]) for delta in deltas] == [
+        ("a", [b"a"]),
+        ("b ", [b"b", b" E"]),
+    ]
+
+
+async def test_log_probabilities_of_tokens_that_are_generated_again_come_once() -> None:
+    stream, _ = stream_of()
+    stream.accepted((1,))
+    stream.delta("a", 1, (5,), (logprob("a"),))
+    stream.delta("", 1, (6,), (logprob("?"),))
+    stream.lost()
+    stream.continuation()
+    stream.delta("", 1, (6,), (logprob("?"),))
+    stream.delta("é", 1, (7,), (logprob("!"),))
+    stream.finish("stop", 2)
+    _, second, _ = stream.log.after(0)
+    assert isinstance(second, Delta)
+    assert [each.token for each in second.logprobs] == [b"?", b"!"]
+
+
+async def test_several_streams_are_read_as_one_and_in_one_piece() -> None:
+    streams = [stream_of()[0] for _ in range(3)]
+    reader = MergedReader(streams)
+    take = asyncio.create_task(reader.take())
+    await asyncio.sleep(0)
+    assert not take.done()
+    for number in (2, 0, 2):
+        streams[number].delta(f"{number}", 1, ())
+    async with asyncio.timeout(1):
+        assert await take == [(0, Delta("0", 1)), (2, Delta("2", 1)), (2, Delta("2", 1))]
+    for stream in streams:
+        stream.finish("stop", 1)
+    assert not reader.is_done
+    assert len(await reader.take()) == 3
+    assert reader.is_done
+
+
+@pytest.mark.parametrize("end", ["cancel", "fail"])
+async def test_where_one_choice_is_cancelled_or_fails_the_others_end(end: str) -> None:
+    streams = [stream_of()[0] for _ in range(3)]
+    reader = MergedReader(streams)
+    if end == "cancel":
+        streams[1].cancel()
+    else:
+        streams[1].fail("engine_error", "It gave up.")
+    ends = await reader.take()
+    ends += await reader.take() if not reader.is_done else []
+    assert sorted(number for number, _ in ends) == [0, 1, 2]
+    assert reader.is_done
+    assert all(stream.ended is not None for stream in streams)
+
+
+async def test_closing_leaves_every_stream() -> None:
+    pairs = [stream_of() for _ in range(3)]
+    reader = MergedReader([stream for stream, _ in pairs])
+    take = asyncio.create_task(reader.take())
+    await asyncio.sleep(0)
+    reader.close()
+    reader.close()
+    async with asyncio.timeout(1):
+        assert await take == []
+    assert reader.is_done
+    assert all(owner.said == ["read", "unread"] for _, owner in pairs)

@@ -1,0 +1,186 @@
+"""OpenAI's API under `/v1`: models, completions, chats, as OpenAI's own clients speak it.
+
+In: HTTP requests. Out: streams opened, one for each choice, and read as one. Not known here:
+engines; what chunks look like (`openai_frames`); which fields there are (`openai_fields`).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from penstock.api.body import read_json_object
+from penstock.api.exchange import exchange_of
+from penstock.api.openai_fields import (
+    ChatRequest,
+    CompletionRequest,
+    parse_chat,
+    parse_completion,
+)
+from penstock.api.openai_frames import ChunkForm, ChunkFrames
+from penstock.api.pulse import Pulse
+from penstock.api.response import StreamResponse, watch_client
+from penstock.engine.protocol import STATUSES, ModelInfo
+from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
+from penstock.events import Failure
+from penstock.request import Request
+from penstock.settings import Settings
+from penstock.stream.reader import MergedReader
+from penstock.stream.stream import Stream
+from penstock.stream.streams import Streams
+
+RESUMABLE = "x-penstock-resumable"
+
+
+def openai_routes(
+    streams: Streams, pulse: Pulse, settings: Settings, info: Callable[[], ModelInfo | None]
+) -> APIRouter:
+    """The routes under `/v1`. `info` tells of the model, once it is loaded."""
+    router = APIRouter(prefix="/v1")
+    created = int(time.time())
+
+    def model_object() -> dict[str, object]:
+        loaded = info()
+        context_length = None if loaded is None else loaded.context_length
+        return {
+            "id": settings.served_name,
+            "object": "model",
+            "created": created,
+            "owned_by": "penstock",
+            "context_length": context_length,
+        }
+
+    @router.get("/models", summary="The one model, as a list")
+    async def models() -> dict[str, object]:
+        return {"object": "list", "data": [model_object()]}
+
+    @router.get("/models/{model:path}", summary="The one model")
+    async def model(model: str) -> dict[str, object]:
+        _check_model(model, settings)
+        return model_object()
+
+    @router.post("/chat/completions", response_model=None, summary="Answer a conversation")
+    async def chat(http: HttpRequest) -> Response:
+        asked = parse_chat(await read(http))
+        return await respond(http, asked, "chatcmpl-", ("",) * asked.num_choices)
+
+    @router.post("/completions", response_model=None, summary="Continue a text, or several")
+    async def completions(http: HttpRequest) -> Response:
+        asked = parse_completion(await read(http))
+        return await respond(http, asked, "cmpl-", tuple(asked.echoes))
+
+    async def read(http: HttpRequest) -> dict[str, object]:
+        return await read_json_object(
+            http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
+        )
+
+    async def respond(
+        http: HttpRequest,
+        asked: ChatRequest | CompletionRequest,
+        prefix: str,
+        echoes: tuple[str, ...],
+    ) -> Response:
+        _check_model(asked.model, settings)
+        resumable = _is_resumable(http, asked, len(echoes))
+        loaded = info()
+        if loaded is None:
+            raise Unavailable(
+                "engine_loading",
+                "The model is still loading. Try again in a moment.",
+                headers={"Retry-After": "1"},
+            )
+        asked.check(loaded)
+        requests = asked.requests(loaded)
+        options = asked.stream_options
+        form = ChunkForm(
+            is_chat=isinstance(asked, ChatRequest),
+            id=prefix + requests[0].id,
+            created=int(time.time()),
+            model=settings.served_name,
+            include_usage=bool(options and options.include_usage),
+            continuous_usage=bool(options and options.continuous_usage_stats),
+            has_logprobs=asked.top_logprobs_asked is not None,
+            echoes=echoes,
+            num_per_prompt=asked.num_choices,
+        )
+        opened = _open_all(streams, requests, form, resumable)
+        exchange_of(http.scope).carries(opened[0])
+        reader = MergedReader(opened)
+        watch = watch_client(reader, http.receive)
+        try:
+            for stream in opened:
+                if problem := await asyncio.shield(stream.was_accepted):
+                    raise problem
+            if asked.stream:
+                frames = ChunkFrames(form, opened, with_ids=resumable)
+                return StreamResponse(reader, frames, watch, pulse)
+            response = await _whole(form, opened, reader)
+        except BaseException:
+            watch.cancel()
+            reader.close()
+            raise
+        watch.cancel()
+        reader.close()
+        return response
+
+    return router
+
+
+def _open_all(
+    streams: Streams, requests: list[Request], form: ChunkForm, resumable: bool
+) -> list[Stream]:
+    """A stream for each, or none of them. Raises Unavailable."""
+    opened: list[Stream] = []
+    for request in requests:
+        try:
+            stream = streams.open(request, resumable=resumable, opened_as=form)
+        except Unavailable:
+            for each in opened:
+                each.cancel()
+            raise
+        opened.append(stream)
+    return opened
+
+
+async def _whole(form: ChunkForm, opened: list[Stream], reader: MergedReader) -> Response:
+    """The answer in one piece. Raises the problem for which there is none."""
+    headers = {"X-Stream-ID": opened[0].id}
+    while not reader.is_done:
+        for _, event in await reader.take():
+            if isinstance(event, Failure):
+                status = STATUSES.get(event.code, 500)
+                raise Problem(event.code, event.message, status=status, headers=headers)
+    if reader.is_closed:  # there is nobody to answer
+        return Response(status_code=499)
+    return JSONResponse(form.whole(opened), headers=headers)
+
+
+def _check_model(name: str | None, settings: Settings) -> None:
+    """Raises NotFound for any but the one model. A request that names none means that one."""
+    if name is not None and name != settings.served_name:
+        raise NotFound(
+            "model_not_found", "There is no such model here; GET /v1/models says which there is."
+        )
+
+
+def _is_resumable(
+    http: HttpRequest, asked: ChatRequest | CompletionRequest, num_choices: int
+) -> bool:
+    """Whether the client asks for a stream that it can read on. Raises BadRequest."""
+    given = http.headers.getlist(RESUMABLE)
+    if not given or given == ["false"]:
+        return False
+    if given != ["true"]:
+        raise BadRequest("invalid_value", "X-Penstock-Resumable is true or false.")
+    if not asked.stream:
+        raise _invalid("stream", "Only what is streamed can be resumable.")
+    if num_choices > 1:
+        raise _invalid("n" if asked.num_choices > 1 else "prompt", "Only one choice is resumable.")
+    return True
+
+
+def _invalid(field: str, message: str) -> InvalidFields:
+    return InvalidFields([FieldError(field, "invalid_value", f"{field}: {message}")])

@@ -1,0 +1,56 @@
+"""A problem → OpenAI's error object, the form of an error on every route under `/v1`."""
+
+import re
+from typing import Any
+
+from starlette.responses import Response
+
+from penstock.api.exchange import ProblemResponse
+from penstock.errors import InvalidFields, Problem
+from penstock.events import Failure
+
+PREFIX = "/v1/"
+
+# Of our codes, those for which OpenAI has a word that its clients look for.
+_CODES = {
+    "prompt_too_long": "context_length_exceeded",
+    "answer_too_long": "context_length_exceeded",
+    "no_such_route": "unknown_url",
+}
+# Which field an engine's refusal is about.
+_PARAMS = {
+    "answer_too_long": "max_tokens",
+    "invalid_schema": "response_format",
+    "no_chat_template": "messages",
+    "model_not_found": "model",
+    "empty_prompt": "prompt",
+}
+_INDEX = re.compile(r"\.(\d+)")
+
+
+def error_response(problem: Problem) -> Response:
+    """The response that tells a client of a problem: 400 where the native API says 422."""
+    status = 400 if problem.status == 422 else problem.status
+    body = {"error": error_object(problem.code, problem.detail, status, param_of(problem))}
+    return ProblemResponse(problem, body, status, "application/json")
+
+
+def error_object(code: str, message: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """What stands in `error`. Its `type` says whose fault it is."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    if status == 429:
+        kind = "rate_limit_error"
+    return {"message": message, "type": kind, "param": param, "code": _CODES.get(code, code)}
+
+
+def failure_object(failure: Failure) -> dict[str, Any]:
+    """The same for a stream that failed on the way; `retry_safe` says whether to send it again."""
+    error = error_object(failure.code, failure.message, 500)
+    return {**error, "retry_safe": failure.retry_safe}
+
+
+def param_of(problem: Problem) -> str | None:
+    """The field that a problem is about, in OpenAI's spelling: messages[0].role."""
+    if isinstance(problem, InvalidFields):
+        return _INDEX.sub(r"[\1]", problem.errors[0].field)
+    return _PARAMS.get(problem.code)

@@ -1,0 +1,289 @@
+"""Events of a response's streams → OpenAI's objects, as chunks on a wire and in one piece.
+
+In: the events of one stream, or of several, one for each choice. Out: `chat.completion.chunk` and
+`text_completion` frames; all but a delta's text is made once for each response. The first frame of
+a choice names the role and holds the echo, its last one the finish reason; after the last choice
+come the usage, where it was asked for, and `[DONE]`.
+
+Finish reasons are mapped here and nowhere else. `stop` and `length` are OpenAI's own. `cancelled`
+is none of theirs: it becomes `length`, their word for an answer that is not whole, and the choice
+says `"stop_reason": "cancelled"` beside it. A failure is an error object instead of a chunk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from penstock.api.openai_errors import failure_object
+from penstock.events import Delta, Event, Failure, Finish, TerminalEvent, TokenLogprob, Usage
+from penstock.stream.reader import MergedReader
+from penstock.stream.stream import Stream
+
+DONE = b"[DONE]"
+
+_encode = msgspec.json.encode
+_FRAME = b"data: %b\n\n"
+_ID = b"id: %d\n"
+_PLACE = "\ufdd0"  # a character that stands in no text stands where the text will
+
+
+@dataclass(frozen=True)
+class ChunkForm:
+    """How the streams of one response are shown, to whoever reads them.
+
+    `echoes` is what each choice's text begins with. `num_per_prompt`: choices of the same prompt,
+    which is counted once.
+    """
+
+    is_chat: bool
+    id: str
+    created: int
+    model: str
+    include_usage: bool = False
+    continuous_usage: bool = False
+    has_logprobs: bool = False
+    echoes: tuple[str, ...] = ("",)
+    num_per_prompt: int = 1
+
+    def num_events(self, stream: Stream) -> int:
+        """Events that have ids so far: the log's, and what comes after its end."""
+        num_after_end = 0
+        if stream.ended is not None:
+            num_after_end = 2 if self.ends_with_usage(stream.ended) else 1
+        return len(stream.log) + num_after_end
+
+    def read_on(self, stream: Stream, first: int) -> tuple[MergedReader, "ChunkFrames"]:
+        """A reader of a stream that has no company, and frames with ids, from event `first` on."""
+        cursor = first
+        if stream.ended is not None:
+            cursor = min(first, len(stream.log) - 1)
+        frames = ChunkFrames(self, [stream], cursor, first - cursor, with_ids=True)
+        return MergedReader([stream], cursor), frames
+
+    def ends_with_usage(self, end: TerminalEvent) -> bool:
+        """Whether a chunk with the usage follows the last choice's end: not after a failure."""
+        return self.include_usage and isinstance(end, Finish)
+
+    # Objects.
+
+    def chunk(self, choices: list[Any], usage: Usage | None = None) -> dict[str, Any]:
+        """One chunk; `usage` is left out where nobody asked for any."""
+        chunk: dict[str, Any] = {
+            "id": self.id,
+            "object": "chat.completion.chunk" if self.is_chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+        if self.include_usage:
+            chunk["usage"] = None if usage is None else usage_object(usage)
+        return chunk
+
+    def choice(
+        self, index: int, text: Any, logprobs: Any = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        """One choice of a chunk. `text` is the delta's fields in a chat."""
+        content = {"delta": text} if self.is_chat else {"text": text}
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """The response in one piece, of streams that have all finished."""
+        return {
+            "id": self.id,
+            "object": "chat.completion" if self.is_chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [self._whole_choice(n, stream) for n, stream in enumerate(streams)],
+            "usage": usage_object(self.usage([_end_of(stream).usage for stream in streams])),
+        }
+
+    def usage(self, usages: Sequence[Usage]) -> Usage:
+        """That of all choices: each answer, and each prompt once."""
+        return Usage(
+            sum(usage.prompt_tokens for usage in usages[:: self.num_per_prompt]),
+            sum(usage.completion_tokens for usage in usages),
+        )
+
+    def _whole_choice(self, number: int, stream: Stream) -> dict[str, Any]:
+        end = _end_of(stream)
+        assert isinstance(end, Finish)
+        echo, logprobs = self.echoes[number], None
+        if self.has_logprobs:
+            logprobs = self.logprobs(stream.log.after(0), len(echo))
+        content: dict[str, Any] = {"text": echo + stream.log.text()}
+        if self.is_chat:
+            message = {"role": "assistant", "content": content["text"], "refusal": None}
+            content = {"message": message}
+        return {"index": number, **content, "logprobs": logprobs, **ending(end)}
+
+    def logprobs(self, events: Sequence[Event], offset: int) -> dict[str, Any]:
+        """Those of these deltas; their text begins `offset` characters into the choice's."""
+        deltas = [event for event in events if isinstance(event, Delta)]
+        if self.is_chat:
+            content = [chat_logprob(each) for delta in deltas for each in delta.logprobs]
+            return {"content": content, "refusal": None}
+        return completion_logprobs(deltas, offset)
+
+
+class ChunkFrames:
+    """Frames the streams of one response for one reader, from `cursor` on.
+
+    `with_ids`: each frame has an id, which for one of the log's events is its index there.
+    `num_sent`: frames of the terminal event that the reader has already. Both are only for a
+    stream without company.
+    """
+
+    def __init__(
+        self,
+        form: ChunkForm,
+        streams: Sequence[Stream],
+        cursor: int = 0,
+        num_sent: int = 0,
+        *,
+        with_ids: bool = False,
+    ) -> None:
+        self._form = form
+        self._streams = streams
+        self._choices = [
+            _ChoiceFrames(form, number, stream, cursor) for number, stream in enumerate(streams)
+        ]
+        self._with_ids = with_ids
+        self._next_id = cursor
+        self._num_sent = num_sent
+        self._num_open = len(streams)
+        self._is_over = False
+
+    def frame(self, events: list[tuple[int, Event]]) -> bytes:
+        """The frames of these events, in one piece."""
+        parts: list[bytes] = []
+        for number, event in events:
+            if isinstance(event, Delta):
+                if self._with_ids:
+                    parts.append(_ID % self._next_id)
+                    self._next_id += 1
+                parts += self._choices[number].delta(event)
+            elif not self._is_over:  # the others of a response that has failed have no more to say
+                parts += self._end(number, event)
+        return b"".join(parts)
+
+    def _end(self, number: int, end: TerminalEvent) -> list[bytes]:
+        """A choice's last frame, and after the last choice what ends the response."""
+        self._num_open -= 1
+        if isinstance(end, Failure):
+            frames = [_encode({"error": failure_object(end)})]
+        else:
+            frames = [_encode(self._choices[number].last_chunk(end))]
+        self._is_over = not self._num_open or isinstance(end, Failure)
+        if self._is_over:
+            if self._form.ends_with_usage(end):
+                usages = [_end_of(stream).usage for stream in self._streams]
+                frames.append(_encode(self._form.chunk([], self._form.usage(usages))))
+            frames.append(DONE)
+        parts: list[bytes] = []
+        for count, frame in enumerate(frames):
+            if count >= self._num_sent:
+                if self._with_ids:
+                    parts.append(_ID % (self._next_id + count))
+                parts.append(_FRAME % frame)
+        return parts
+
+
+class _ChoiceFrames:
+    """The frames of one choice, from `cursor` on."""
+
+    def __init__(self, form: ChunkForm, number: int, stream: Stream, cursor: int) -> None:
+        self._form = form
+        self._number = number
+        self._stream = stream
+        self._echo = form.echoes[number]
+        self._has_begun = cursor > 0
+        sent = [event for event in stream.log.after(0, cursor) if isinstance(event, Delta)]
+        self._num_tokens = sum(delta.num_tokens for delta in sent)
+        self._num_characters = len(self._echo) + sum(len(delta.text) for delta in sent)
+        # What stands around the text in every frame but the first, unless more than it varies.
+        text: Any = {"content": _PLACE} if form.is_chat else _PLACE
+        frame = _FRAME % _encode(form.chunk([form.choice(number, text)]))
+        self._before, _, self._after = frame.rpartition(_encode(_PLACE))
+        self._varies = form.has_logprobs or form.continuous_usage
+
+    def delta(self, delta: Delta) -> tuple[bytes, ...]:
+        """A delta's frame, in parts."""
+        if self._has_begun and not self._varies:
+            return self._before, _encode(delta.text), self._after
+        text: Any = delta.text if self._has_begun else self._echo + delta.text
+        if self._form.is_chat:
+            role = {} if self._has_begun else {"role": "assistant"}
+            text = {**role, "content": text}
+        self._has_begun = True
+        logprobs = usage = None
+        if self._form.has_logprobs:
+            logprobs = self._form.logprobs([delta], self._num_characters)
+        self._num_characters += len(delta.text)
+        self._num_tokens += delta.num_tokens
+        if self._form.continuous_usage:
+            usage = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
+        choice = self._form.choice(self._number, text, logprobs)
+        return (_FRAME % _encode(self._form.chunk([choice], usage)),)
+
+    def last_chunk(self, end: Finish) -> dict[str, Any]:
+        """The chunk with the finish reason; the only one of an answer without text."""
+        text: Any = "" if self._has_begun else self._echo
+        if self._form.is_chat:
+            text = {} if self._has_begun else {"role": "assistant", "content": text}
+        choice = {**self._form.choice(self._number, text), **ending(end)}
+        return self._form.chunk([choice], end.usage if self._form.continuous_usage else None)
+
+
+def ending(end: Finish) -> dict[str, str]:
+    """How a choice ended, in OpenAI's words."""
+    if end.reason == "cancelled":
+        return {"finish_reason": "length", "stop_reason": "cancelled"}
+    return {"finish_reason": end.reason}
+
+
+def usage_object(usage: Usage) -> dict[str, int]:
+    """Tokens, under OpenAI's names."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def chat_logprob(logprob: TokenLogprob) -> dict[str, Any]:
+    """One token's in a chat."""
+
+    def entry(token: bytes, value: float) -> dict[str, Any]:
+        return {"token": token.decode("utf-8", "replace"), "logprob": value, "bytes": list(token)}
+
+    top = [entry(token, value) for token, value in logprob.top]
+    return {**entry(logprob.token, logprob.logprob), "top_logprobs": top}
+
+
+def completion_logprobs(deltas: list[Delta], offset: int) -> dict[str, Any]:
+    """Those of a completion: a list for each kind."""
+    tokens, values, tops, offsets = [], [], [], []
+    for delta in deltas:
+        at = offset
+        offset += len(delta.text)
+        for each in delta.logprobs:
+            token = each.token.decode("utf-8", "replace")
+            top = {name.decode("utf-8", "replace"): value for name, value in each.top}
+            tokens.append(token)
+            values.append(each.logprob)
+            tops.append({**top, token: each.logprob})
+            offsets.append(at)
+            at += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": values,
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+def _end_of(stream: Stream) -> TerminalEvent:
+    assert stream.ended is not None
+    return stream.ended

@@ -1,0 +1,56 @@
+"""JSON schemas → the grammar that llama.cpp is given, checked beforehand.
+
+llama.cpp is built with llguidance, which understands schemas, and goes on without any where it
+does not understand one: the answer would be free text, and nothing would say so. So the same
+library is asked here, in the engine's process, before the request has a slot.
+"""
+
+import json
+import re
+
+from llguidance import LLMatcher, LLTokenizer
+
+MAX_REASON_CHARACTERS = 200
+_QUOTED = re.compile(r"""(["'`]).*?\1""")
+# What these say after a colon are words and numbers of the JSON schema language.
+_WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
+# Which tokens there are makes no difference to whether a schema is understood: bytes will do.
+_BYTES = LLTokenizer("byte")
+
+
+class InvalidSchemaError(Exception):
+    """The schema cannot be kept to, and why."""
+
+
+def compact_schema(schema: str) -> str:
+    """The schema as llama.cpp is given it: without white space between the answer's tokens, in
+    which a small model would lose itself. Raises InvalidSchemaError where llguidance does not
+    understand it, or would need too much for it."""
+    value = json.loads(schema)
+    if isinstance(value, dict):
+        value["x-guidance"] = {"whitespace_flexible": False}
+    compact = json.dumps(value)
+    matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact))
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # some of what is wrong comes to light at the first token only
+    if matcher.is_error():
+        raise InvalidSchemaError(_reason(matcher.get_error()))
+    return compact
+
+
+def _reason(error: str) -> str:
+    """Why, without what the client sent: that stands in quotes there, or after a colon."""
+    first_line = error.partition("\n")[0]
+    head, _, tail = first_line.partition(": ")
+    if head in _WITHOUT_INPUT:
+        return f"{head}: {tail}"[:MAX_REASON_CHARACTERS]
+    return _QUOTED.sub("...", first_line).partition(":")[0][:MAX_REASON_CHARACTERS]
+
+
+def is_json(text: str) -> bool:
+    """Whether the whole text is one JSON value."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
