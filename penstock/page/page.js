@@ -123,6 +123,7 @@ async function carry(generation, turn, watch, { streamed = true, limit }) {
       watchServer();
     },
     resumed() {
+      watchServer();
       if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(generation)}`);
       else show("streaming", `Streaming…${resumed(generation)}`);
     },
@@ -327,7 +328,8 @@ class Watch {
 
   end({ kind, usage, timings }) {
     clearInterval(this.#timer);
-    if (kind === "refused" || kind === "unreachable") return blankFigures();
+    const isNothing = kind === "forgotten" && this.count === 0;
+    if (kind === "refused" || kind === "unreachable" || isNothing) return blankFigures();
     this.#draw();
     if (usage) {
       this.count = usage.completion_tokens;
