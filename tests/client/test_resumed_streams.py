@@ -26,6 +26,7 @@ from penstock.client import (
     PenstockError,
     RefusedError,
     Stream,
+    http,
 )
 from tests.client.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 from tests.client.test_answer import FINISH
@@ -217,6 +218,28 @@ def test_silence_is_a_cut(read: Read) -> None:
         outcome = read(server.url, timeout=0.2)
     assert outcome.texts == TEXTS
     assert outcome.told == [f"nothing came from {server.url} for 0.2 seconds", "resumed"]
+
+
+def test_three_heartbeats_that_did_not_come_are_a_cut_however_patient_the_client(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert http.MAX_SILENCE_S == 45
+    monkeypatch.setattr(http, "MAX_SILENCE_S", 0.2)
+    silent = sends(LOG[0], then=Peer.wait_until_gone)
+    with scripted_server(silent, sends(*LOG[1:], then=ends)) as server:
+        outcome = read(server.url, timeout=600)
+    assert outcome.texts == TEXTS
+    assert outcome.told == [f"nothing came from {server.url} for 0.2 seconds", "resumed"]
+
+
+def test_an_attempt_that_nobody_answers_is_given_up_before_the_stream_is(
+    read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.client.resume.ATTEMPT_S", 0.2)
+    scripts = [sends(LOG[0]), Peer.wait_until_gone, sends(*LOG[1:], then=ends)]
+    with scripted_server(*scripts) as server:
+        outcome = read(server.url)
+    assert outcome.texts == TEXTS
 
 
 def test_a_server_that_is_busy_or_drains_is_asked_again_when_it_says(read: Read) -> None:
