@@ -93,7 +93,8 @@ class Client:
         stream_id = head.partition(b"x-stream-id: ")[2].partition(b"\r\n")[0]
         deleter_reader, deleter = await asyncio.open_connection("127.0.0.1", self._port)
         deleter.write(
-            b"DELETE /streams/%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % stream_id
+            b"DELETE /streams/%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            % stream_id
         )
         answer = await deleter_reader.read()
         deleter.close()

@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     """The port to listen on; 0 takes a free one."""
     engine: Annotated[str, AfterValidator(_known_engine)] = "llamacpp"
     """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
-    vllm is for GPUs and is installed with it: pip install "penstock[vllm]". mock says a fixed
-    text and is for client developers and tests."""
+    vllm is for GPUs and is installed with it: pip install '.[vllm]' (docs/scaling.md). mock says
+    a fixed text and is for client developers and tests."""
     slots: Annotated[int, Field(ge=0, le=4096)] = 0
     """Requests that run at once; further ones wait in line. 0 is the engine's own number: 8 for
     llamacpp and vllm, no bound for the mock."""

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Annotated, Any, NoReturn, Unpack
+from typing import Annotated, Any, NoReturn, TypedDict, Unpack
 
 import typer
 
@@ -79,7 +79,7 @@ def generate(
                 screen.end_line()
                 screen.note(_figures(completion))
             return
-        with client.stream(asked, **options) as answer:
+        with client.stream(asked, **screen.told_of_cuts(), **options) as answer:
             if as_json:
                 _write_events(answer, screen)
             else:
@@ -119,7 +119,7 @@ def _converse(client: Client, options: Options, screen: "_Screen") -> str:
     """Write one answer of a chat and return it. Ctrl-C and errors end the answer, not the chat."""
     answer = None
     try:
-        with client.stream(**options) as answer:
+        with client.stream(**screen.told_of_cuts(), **options) as answer:
             _write_text(answer, screen)
     except KeyboardInterrupt:
         screen.end_line()
@@ -206,6 +206,13 @@ def _lines(screen: "_Screen") -> Iterator[str]:
             return
 
 
+class _Told(TypedDict):
+    """What `Client.stream` tells of a connection."""
+
+    on_cut: Callable[[str], None]
+    on_resume: Callable[[], None]
+
+
 class _Screen:
     """Standard output for what the model says, standard error for everything else."""
 
@@ -236,6 +243,19 @@ class _Screen:
             sys.stdout.write("\n")
             sys.stdout.flush()
         self._is_in_line = False
+
+    def told_of_cuts(self) -> "_Told":
+        """What to call when a stream is cut, and when it goes on, which a person then sees."""
+        return {
+            "on_cut": lambda _: self._note_amid("connection lost, resuming..."),
+            "on_resume": lambda: self._note_amid("resumed"),
+        }
+
+    def _note_amid(self, text: str) -> None:
+        """A note in the middle of the text, which then goes on in a line of its own."""
+        if self.is_terminal and sys.stderr.isatty():
+            self.end_line()
+        self.note(text)
 
     def say(self, text: str) -> None:
         """A line for the person, on standard error."""

@@ -170,7 +170,7 @@ def test_text_goes_to_a_pipe_unchanged_and_alone() -> None:
     assert done.stdout == text.encode()
     assert done.stderr == b""
     assert done.returncode == 0
-    assert sent(server.requests[0]) == {"prompt": "Hi", "stream": True}
+    assert sent(server.requests[0]) == {"prompt": "Hi", "stream": True, "resumable": True}
 
 
 def test_a_terminal_is_shown_the_text_and_a_line_of_figures() -> None:
@@ -226,6 +226,7 @@ def test_every_flag_is_asked_for() -> None:
         "seed": 7,
         "stop": [".", "\n\n"],
         "stream": True,
+        "resumable": True,
     }
 
 
@@ -300,6 +301,18 @@ def hangs_up(peer: Peer) -> None:
     peer.close()
 
 
+def has_forgotten(peer: Peer) -> None:
+    assert (peer.method, peer.path) == ("GET", "/streams/a-stream")
+    problem = b'{"status":404,"detail":"There is no such stream.","code":"stream_not_found"}'
+    peer.send(whole(problem, b"404 Not Found", b"application/problem+json"))
+
+
+def is_ended(peer: Peer) -> None:
+    """The terminal left, and says so."""
+    assert (peer.method, peer.path) == ("DELETE", "/streams/a-stream")
+    peer.send(whole(b'{"id":"a-stream","finish_reason":"cancelled"}'))
+
+
 def refuses(peer: Peer) -> None:
     problem = b'{"title":"x","status":422,"detail":"Too \\u001b[1mlong.","code":"prompt_too_long"}'
     peer.send(whole(problem, b"422 Unprocessable Content", b"application/problem+json"))
@@ -313,7 +326,11 @@ def fails(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
-        (hangs_up, "the connection to {url} ended before the answer did"),
+        (
+            hangs_up,
+            "the connection to {url} ended before the answer did; the rest is lost, for the server"
+            " no longer has it: There is no such stream.",
+        ),
         (refuses, "Too \\x1b[1mlong."),
         (fails, "The engine stopped."),
         (
@@ -328,7 +345,7 @@ def fails(peer: Peer) -> None:
     ids=["cut", "refused", "failed", "a page", "an error page"],
 )
 def test_what_goes_wrong_is_one_sentence(script: Callable[[Peer], None], sentence: str) -> None:
-    with scripted_server(script) as server:
+    with scripted_server(script, has_forgotten) as server:
         done = run("generate", "Hi", "--url", server.url)
     assert done.stderr.decode() == f"Error: {sentence.format(url=server.url)}\n"
     assert done.returncode == 1
@@ -365,7 +382,7 @@ def test_ctrl_c_ends_the_generation_at_once() -> None:
         is_gone.set()
 
     with (
-        scripted_server(script) as server,
+        scripted_server(script, is_ended) as server,
         terminal("generate", "Hi", "--url", server.url) as command,
     ):
         command.expect("one")
@@ -373,6 +390,7 @@ def test_ctrl_c_ends_the_generation_at_once() -> None:
         assert command.wait() == 130
         assert is_gone.wait(PATIENCE_S)
     assert command.seen.replace("^C", "") == "one\n"
+    assert [peer.method for peer in server.requests] == ["POST", "DELETE"]
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
@@ -381,7 +399,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
         for n in range(100_000):
             peer.send(chunk(delta(n, "word ")))
 
-    with scripted_server(script) as server:
+    with scripted_server(script, is_ended) as server:
         done = subprocess.Popen(
             [sys.executable, "-c", RUN, "generate", "Hi", "--url", server.url],
             stdout=subprocess.PIPE,
@@ -395,6 +413,37 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
         assert done.stderr.read() == b""
         done.stderr.close()
         assert done.wait(PATIENCE_S) == 128 + signal.SIGPIPE
+
+
+def goes_on(*texts: str, after: int) -> Callable[[Peer], None]:
+    """The rest of a stream, from the event after that one."""
+    first = after + 1
+    frames = [delta(n, text) for n, text in enumerate(texts, first)]
+    end = frame(**{**FINISH, "index": first + len(texts)})
+
+    def script(peer: Peer) -> None:
+        assert peer.headers["last-event-id"] == str(after)
+        peer.send(HEAD, *map(chunk, [*frames, end]), END)
+
+    return script
+
+
+def test_a_cut_and_its_end_are_seen_by_a_person_at_a_terminal() -> None:
+    with (
+        scripted_server(hangs_up, goes_on("llo", after=0)) as server,
+        terminal("generate", "Hi", "--url", server.url, TERM="xterm") as command,
+    ):
+        assert command.wait() == 0
+    figures = command.seen.splitlines()[-1]
+    assert command.seen == (
+        f"Hé\n\x1b[2mconnection lost, resuming...\x1b[0m\n\x1b[2mresumed\x1b[0m\nllo\n{figures}\n"
+    )
+
+
+def test_a_cut_leaves_no_trace_in_a_pipe() -> None:
+    with scripted_server(hangs_up, goes_on("llo", after=0)) as server:
+        done = run("generate", "Hi", "--url", server.url)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "Héllo", b"")
 
 
 # --- chat
@@ -436,7 +485,12 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
         {"role": "user", "content": "Who are you?"},
     ]
     bodies = [sent(each) for each in server.requests[1:]]
-    assert bodies[0] == {"messages": first[:2], "max_tokens": 1024, "stream": True}
+    assert bodies[0] == {
+        "messages": first[:2],
+        "max_tokens": 1024,
+        "stream": True,
+        "resumable": True,
+    }
     assert bodies[1]["messages"] == first
     assert bodies[2]["messages"] == [system, {"role": "user", "content": "Do you know me?"}]
 
@@ -450,7 +504,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said_of_it() -> None:
         is_gone.set()
 
     with (
-        scripted_server(root, endless, answers("a ", "time")) as server,
+        scripted_server(root, endless, is_ended, answers("a ", "time")) as server,
         terminal("chat", "--url", server.url) as command,
     ):
         command.expect("> ")
@@ -463,7 +517,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said_of_it() -> None:
         command.expect("> ")
         command.type("\x04")
         assert command.wait() == 0
-    assert sent(server.requests[2])["messages"] == [
+    assert sent(server.requests[3])["messages"] == [
         {"role": "user", "content": "Tell me a story"},
         {"role": "assistant", "content": "Once upon"},
         {"role": "user", "content": "Go on"},
@@ -513,7 +567,7 @@ def test_ctrl_c_drops_a_line_and_ctrl_d_leaves() -> None:
 @pytest.mark.parametrize(
     ("script", "sentence", "kept"),
     [
-        (hangs_up, "ended before the answer did", "Hé"),
+        (hangs_up, "There is no such stream.", "Hé"),
         (refuses, "Error: Too \\x1b[1mlong.", ""),
         (fails, "Error: The engine stopped.", ""),
     ],
@@ -522,8 +576,9 @@ def test_ctrl_c_drops_a_line_and_ctrl_d_leaves() -> None:
 def test_a_chat_goes_on_after_an_error(
     script: Callable[[Peer], None], sentence: str, kept: str
 ) -> None:
+    scripts = [script, has_forgotten] if script is hangs_up else [script]
     with (
-        scripted_server(root, script, answers("Yes", ".")) as server,
+        scripted_server(root, *scripts, answers("Yes", ".")) as server,
         terminal("chat", "--url", server.url) as command,
     ):
         command.expect("> ")
@@ -535,7 +590,7 @@ def test_a_chat_goes_on_after_an_error(
         command.expect("> ")
         command.type("\x04")
         assert command.wait() == 0
-    contents = [each["content"] for each in sent(server.requests[2])["messages"]]
+    contents = [each["content"] for each in sent(server.requests[-1])["messages"]]
     assert contents == (["One", kept, "Two"] if kept else ["Two"])
 
 

@@ -61,8 +61,6 @@ async def measure(number: int) -> Figures:
     with serve(
         engine="mock",
         mock_interval=0.001,
-        retain=20,
-        linger=20,
         engine_arg=["numbered=true", f"length={LENGTH}"],
     ) as server:
         async with Proxy(server.address, cut_anywhere, seed=number) as proxy:

@@ -160,12 +160,14 @@ class ChunkFrames:
         """The frames of these events, in one piece."""
         parts: list[bytes] = []
         for number, event in events:
+            if self._is_over:  # the other choices of a response that has failed say no more
+                break
             if isinstance(event, Delta):
                 if self._with_ids:
                     parts.append(_ID % self._next_id)
                     self._next_id += 1
                 parts += self._choices[number].delta(event)
-            elif not self._is_over:  # the others of a response that has failed have no more to say
+            else:
                 parts += self._end(number, event)
         return b"".join(parts)
 

@@ -93,6 +93,9 @@ class StreamResponse(Response, Generic[Taken]):
         self._delivery = Delivery(stream.meter, 0.0 if resumed else stream.admitted_at)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._reader.is_closed and not self._resumed:
+            # Its client went before it could learn the stream's id: nobody will ever read it.
+            self._reader.stream.cancel()
         sending = Sending(self._reader)
         exchange_of(scope).carries(self._reader.stream, resumed=self._resumed)
         self._pulse.add(sending)

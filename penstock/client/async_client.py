@@ -138,7 +138,7 @@ class AsyncStream(http.AnswerSoFar):
             http.expect_heartbeats(self._client, response.request)
 
     async def _say_farewell(self, stream_id: str) -> None:
-        with suppress(httpx.HTTPError, RuntimeError):  # the server's linger is the second net
+        with suppress(httpx.HTTPError, RuntimeError):  # the server's linger is a second net
             await self._client.send(http.farewell(self._client, stream_id))
 
 

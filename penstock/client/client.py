@@ -42,6 +42,7 @@ class Stream(http.AnswerSoFar):
         self._response: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._left = threading.Event()
+        self._leaving = threading.RLock()  # a client that is closed waits for who leaves a stream
 
     def __enter__(self) -> Self:
         self._is_entered = True
@@ -72,11 +73,12 @@ class Stream(http.AnswerSoFar):
         """Leave the stream. Before the end this ends the generation too, unless it is another's."""
         self._is_closed = True
         self._left.set()
-        if self._response is not None:
-            self._response.close()
-        if self._reading.leave() and self.id is not None:
-            with suppress(httpx.HTTPError, RuntimeError):  # the server's linger is the second net
-                self._client.send(http.farewell(self._client, self.id))
+        with self._leaving:
+            if self._response is not None:
+                self._response.close()
+            if self._reading.leave() and self.id is not None:
+                with suppress(httpx.HTTPError, RuntimeError):  # the server's linger is a second net
+                    self._client.send(http.farewell(self._client, self.id))
 
     def _open(self) -> None:
         """Send the request, once."""

@@ -279,7 +279,8 @@ def why(http: AnyClient, error: httpx.RequestError) -> str:
             return f"no secure connection to {url}: {error}"
         return f"no server at {url}: start one with `penstock serve`"
     if isinstance(error, httpx.ReadTimeout):
-        return f"nothing came from {url} for {http.timeout.read:g} seconds"
+        silence_s = error.request.extensions["timeout"]["read"]
+        return f"nothing came from {url} for {silence_s:g} seconds"
     return f"the connection to {url} ended before the answer did"
 
 

@@ -48,8 +48,8 @@ except ImportError as error:
     there = error.name != "vllm"
     raise StartError(
         f"This vLLM cannot be used: {error}." if there else "vLLM is not installed.",
-        'On a machine with a GPU: pip install "penstock[vllm]", which brings the version that'
-        " Penstock is made for. For a CPU see docs/scaling.md.",
+        "On a machine with a GPU, in Penstock's folder: pip install '.[vllm]', which brings the"
+        " version that Penstock is made for. For a CPU see docs/scaling.md.",
     ) from error
 
 log = logging.getLogger(__name__)

@@ -1,9 +1,10 @@
 // The page: what is asked on one side, what comes back on the other. In: clicks, keys, and a
 // generation's deltas and ending. Out: the DOM. Not known here: HTTP, Server-Sent Events.
 //
-// What the model writes is only ever put into Text nodes, so it cannot become markup. The page
-// keeps nothing: a reload forgets the prompt, the controls and the conversation.
+// What the model writes is only ever put into Text nodes, so it cannot become markup. A reload takes up
+// the stream under way again, and forgets all else: the controls, and a conversation at rest.
 import { Generation } from "./generation.js";
+import { forget, keep, recall } from "./kept.js";
 
 const FIRST_PROMPT = { continue: "Once upon a time", chat: "Hello! Who are you?" };
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
@@ -82,27 +83,69 @@ async function run(streamed) {
   if (turn.chat) fields.messages = [...messages, turn.question];
   else fields.prompt = asked;
 
-  const watch = new Watch(streamed, fields.max_tokens ?? 100);
-  running = new Generation(fields);
+  const limit = fields.max_tokens ?? 100;
   show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…");
-  const ending = streamed
-    ? await running.stream((text) => {
-        if (watch.count === 0) show("streaming", "Streaming…");
-        watch.delta();
-        turn.append(text);
-      })
-    : await running.whole();
+  carry(new Generation(fields), turn, new Watch(streamed, limit), { streamed, limit });
+}
+
+/** After a reload: show what was asked, and read its answer again from the start. */
+function rejoin() {
+  const kept = recall();
+  if (kept === null) return;
+  form.elements.mode.value = kept.mode;
+  changeMode();
+  if (kept.mode === "continue") prompt.value = kept.asked;
+  for (let at = 0; at < kept.messages.length; at += 2) {
+    const turn = openTurn(kept.messages[at].content);
+    turn.append(kept.messages[at + 1].content);
+    turn.flush();
+    turn.end("finished");
+  }
+  messages = kept.messages;
+  const turn = openTurn(kept.asked);
+  show("waiting", "Reading the answer again after the reload…");
+  carry(new Generation(null, kept.id), turn, new Watch(true, kept.limit, true), kept);
+}
+
+/** From the question to the ending. */
+async function carry(generation, turn, watch, { streamed = true, limit }) {
+  running = generation;
+  enableButtons();
+  const heard = {
+    began: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
+    delta(text) {
+      if (watch.count === 0) show("streaming", `Streaming…${resumed(generation)}`);
+      watch.delta();
+      turn.append(text);
+    },
+    cut() {
+      show("resuming", "Connection lost; resuming…");
+      watchServer();
+    },
+    resumed() {
+      watchServer();
+      if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(generation)}`);
+      else show("streaming", `Streaming…${resumed(generation)}`);
+    },
+  };
+  const ending = streamed ? await generation.stream(heard) : await generation.whole();
   if (ending.text !== undefined) turn.append(ending.text);
   turn.flush();
   watch.end(ending);
-  const stopAsked = running.stopAsked;
   running = null;
-  close(turn, ending, stopAsked, watch.count);
+  if (ending.kind !== "lost") forget(); // what was lost may be found by a reload
+  close(turn, ending, generation, watch.count);
+}
+
+/** How often the connection was lost and found again, as the end of a sentence. */
+function resumed({ numResumes: times }) {
+  if (times === 0) return "";
+  return ` Resumed ${["once", "twice"][times - 1] ?? `${times} times`}.`;
 }
 
 /** Say how it ended, and keep in the conversation just what came to an end. */
-function close(turn, ending, stopAsked, count) {
-  const [state, sentence] = verdict(ending, stopAsked, count);
+function close(turn, ending, generation, count) {
+  const [state, sentence] = verdict(ending, generation.stopAsked, count);
   turn.end(state);
   const ended = state === "finished" || state === "stopped";
   if (turn.chat && ended && turn.text !== "") {
@@ -110,7 +153,7 @@ function close(turn, ending, stopAsked, count) {
   } else if (turn.chat && mode === "chat" && prompt.value === "") {
     prompt.value = turn.question.content; // so it can be asked again
   }
-  show(state, sentence);
+  show(state, sentence + resumed(generation));
   markInvalid(ending.fields ?? []);
   if (ending.kind === "lost" || ending.kind === "unreachable") watchServer();
 }
@@ -133,18 +176,27 @@ function verdict(ending, stopAsked, count) {
       return ["error", ending.message];
     case "unreachable":
       return ["lost", "The server cannot be reached. Is it running?"];
+    case "forgotten":
+      return ["lost", count ? "The server no longer has the rest of this answer." : "The server no longer has this answer."];
     default:
-      return ["lost", `The connection was lost ${after}${count ? "; the text above is incomplete" : ""}.`];
+      return ["lost", `The connection was lost ${after}${count ? "; the text above is incomplete" : ""}.${reasons(ending)}`];
   }
 }
+
+/** The server's own words for why it did not go on, where it had any. */
+const reasons = ({ message }) => (message === undefined ? "" : ` The server said: ${message}`);
 
 /** `state` is what CSS shows; the sentence is read aloud, once per state and never per token. */
 function show(state, sentence) {
   document.body.dataset.state = state;
   status.textContent = sentence;
+  enableButtons();
+  follow(); // a longer sentence leaves the output less room
+}
+
+function enableButtons() {
   for (const button of [streamButton, completeButton, clearButton]) disable(button, running !== null);
   disable(stopButton, running === null);
-  follow(); // a longer sentence leaves the output less room
 }
 
 /** Unlike `disabled`, `aria-disabled` does not take the focus away from who just pressed the button. */
@@ -159,6 +211,7 @@ async function stop() {
 
 function clear() {
   if (running) return;
+  forget();
   messages = [];
   output.replaceChildren();
   blankFigures();
@@ -252,15 +305,18 @@ class Watch {
   count = 0; // deltas; each is a token, but for a character made of several
   #streamed;
   #limit;
+  #isAgain;
   #begin = performance.now();
   #first = null;
   #last = null;
   #timer = setInterval(() => this.#draw(), TICK_MS);
 
-  constructor(streamed, limit) {
+  /** `isAgain`: the answer is read again, and how fast that goes says nothing of how it was made. */
+  constructor(streamed, limit, isAgain = false) {
     blankFigures();
     this.#streamed = streamed;
     this.#limit = limit;
+    this.#isAgain = isAgain;
     this.#draw();
   }
 
@@ -272,7 +328,8 @@ class Watch {
 
   end({ kind, usage, timings }) {
     clearInterval(this.#timer);
-    if (kind === "refused" || kind === "unreachable") return blankFigures();
+    const isNothing = kind === "forgotten" && this.count === 0;
+    if (kind === "refused" || kind === "unreachable" || isNothing) return blankFigures();
     this.#draw();
     if (usage) {
       this.count = usage.completion_tokens;
@@ -288,13 +345,14 @@ class Watch {
   }
 
   #draw() {
+    figure("tokens", ...(this.#streamed ? [this.count, "by this page"] : ["–", ""]));
+    this.#fill();
+    if (this.#isAgain) return;
     const gap = this.#last - this.#first;
     const first = this.#first === null ? null : (this.#first - this.#begin) / 1000;
     figure("first", inMilliseconds(first), first === null ? "" : "by this page");
     figure("rate", inRate(gap > 0 ? ((this.count - 1) / gap) * 1000 : null), gap > 0 ? "by this page" : "");
-    figure("tokens", ...(this.#streamed ? [this.count, "by this page"] : ["–", ""]));
     figure("elapsed", inSeconds((performance.now() - this.#begin) / 1000), "by this page");
-    this.#fill();
   }
 
   #fill() {
@@ -356,3 +414,4 @@ document.addEventListener("keydown", (event) => {
 });
 at("sampling").open = matchMedia("(min-width: 56rem)").matches; // where there is room for it
 watchServer();
+rejoin();

@@ -2,7 +2,7 @@
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 //
 // In: the bytes of a body, cut anywhere. Out: its events, in order. Not known here: fetch, JSON, tokens.
-// EventSource itself cannot be used: it knows neither POST nor a request body.
+// EventSource itself cannot be used: it knows neither POST nor a request body, and nothing of statuses.
 
 /** Feed it every chunk of one body; an event that its blank line never ended is no event. */
 export class EventParser {
@@ -12,6 +12,7 @@ export class EventParser {
   #data = "";
   #type = "";
   #lastEventId = "";
+  retryMs = null; // how long the server asks to wait before another connection, if it does
 
   /**
    * @param {Uint8Array} bytes
@@ -38,7 +39,8 @@ export class EventParser {
     if (field === "data") this.#data += value + "\n";
     else if (field === "event") this.#type = value;
     else if (field === "id" && !value.includes("\0")) this.#lastEventId = value;
-    return null; // `retry` is for those who reconnect; any other field is ignored
+    else if (field === "retry" && /^\d{1,15}$/.test(value)) this.retryMs = Number(value);
+    return null; // any other field is ignored
   }
 
   #dispatch() {

@@ -89,6 +89,22 @@ async def test_after_a_failure_nothing_more_is_said() -> None:
     assert done == DONE
 
 
+async def test_what_other_choices_had_said_after_a_failure_is_not_said_after_the_end() -> None:
+    """What went wrong: both choices had come to their ends before the reader had its turn, and the
+    second one's deltas followed `[DONE]`. Whom: clients of a busy server. Why not now: a response
+    that has failed is over, for deltas as well."""
+    made = streams(2)
+    made[0].delta("a", 1, ())
+    made[0].fail("engine_error", "It gave up.")
+    made[1].delta("b", 1, ())
+    made[1].finish("stop", 1)
+    frames = ChunkFrames(form(echoes=("", ""), num_per_prompt=2), made)
+    text, error, done = data_of(frames.frame(all_events(made)))
+    assert text["choices"][0]["delta"]["content"] == "a"
+    assert error["error"]["code"] == "engine_error"
+    assert done == DONE
+
+
 async def test_the_log_probabilities_go_with_their_text() -> None:
     for is_chat in (True, False):
         made = streams(top_logprobs=1)

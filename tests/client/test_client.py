@@ -1,6 +1,7 @@
 """Client and AsyncClient against a server that is scripted byte by byte, on real sockets.
 
-Each test of streaming runs for both: `read` is the same few lines, sync or async.
+Each test of streaming runs for both: `read` is the same few lines, sync or async. It reads over one
+connection; test_resumed_streams.py is about several.
 """
 
 import asyncio
@@ -83,7 +84,7 @@ def read_sync(
                 break
 
     with Client(url, timeout=timeout, api_key=api_key) as client:
-        stream = client.stream(**{"prompt": "Hi", **options})
+        stream = client.stream(**{"prompt": "Hi", "resumable": False, **options})
         outcome = Outcome(stream)
         try:
             if is_entered:
@@ -118,7 +119,7 @@ def read_async(
 
     async def main() -> Outcome:
         async with AsyncClient(url, timeout=timeout, api_key=api_key) as client:
-            stream = client.stream(**{"prompt": "Hi", **options})
+            stream = client.stream(**{"prompt": "Hi", "resumable": False, **options})
             outcome = Outcome(stream)
             try:
                 if is_entered:
@@ -263,7 +264,7 @@ def test_a_stream_left_early_does_not_look_like_one_that_ended() -> None:
         scripted_server(lambda peer: peer.send(HEAD, chunk(FRAMES[0]))) as server,
         Client(server.url) as client,
     ):
-        stream = client.stream("Hi")
+        stream = client.stream("Hi", resumable=False)
         for _ in stream:
             break
         with pytest.raises(PenstockError, match="closed before its end"):
@@ -281,7 +282,7 @@ async def test_a_cancelled_task_closes_the_connection_at_once() -> None:
     begun = asyncio.Event()
 
     async def consume(client: AsyncClient) -> None:
-        async for _ in client.stream("Hi"):
+        async for _ in client.stream("Hi", resumable=False):
             begun.set()
 
     with scripted_server(script) as server:

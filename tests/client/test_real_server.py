@@ -155,7 +155,7 @@ def test_an_engine_that_fails_raises_after_the_words_before(fault: str, code: st
 def test_a_server_that_is_killed_raises_a_cut() -> None:
     with (
         serve(engine="mock", mock_interval=0.05) as server,
-        Client(server.url, timeout=20) as client,
+        Client(server.url, timeout=20, resume_timeout=0.5) as client,
     ):
         stream = client.stream("Hi")
         texts = iter(stream)
@@ -164,6 +164,7 @@ def test_a_server_that_is_killed_raises_a_cut() -> None:
         server.process.wait()
         with pytest.raises(CutStreamError) as raised:
             list(texts)
+    assert "it could not be resumed in 0.5 s: no server at" in str(raised.value)
     assert raised.value.text == stream.text
     assert raised.value.text.startswith(WORDS[0])
     assert raised.value.text != TEXT

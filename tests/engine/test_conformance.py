@@ -6,6 +6,7 @@ start, by importing these tests (tests/vllm).
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from penstock.engine.child import ChildEngine
+from penstock.engine.protocol import EngineFinish
 from penstock.errors import StartError, Unavailable
 from penstock.hub import find_model
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -232,13 +234,24 @@ async def test_an_answer_ends_with_the_context(case: Case) -> None:
 
 
 async def test_several_run_at_once(case: Case) -> None:
+    order: list[str] = []
+
+    class Ordered(RecordingSink):
+        def started(self) -> None:
+            order.append("started")
+            super().started()
+
+        def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
+            order.append("finish")
+            super().finish(reason, completion_tokens)
+
     async with case.running(slots=4) as engine:
-        sinks = [submit(engine, ask(f"{n}", 150, prompt=f"The {n}th day")) for n in range(4)]
-        for sink in sinks:
-            await sink.until("started")
-        assert not any(sink.ended for sink in sinks)
+        sinks = [Ordered() for _ in range(4)]
+        for n, sink in enumerate(sinks):
+            engine.submit(ask(f"{n}", 400, prompt=f"The {n}th day"), sink)
         for sink in sinks:
             await sink.end()
+    assert order[:4] == ["started"] * 4
 
 
 async def test_requests_beyond_the_slots_wait_in_order(case: Case) -> None:
@@ -330,19 +343,26 @@ async def test_stop_leaves_no_process(case: Case) -> None:
 
 async def test_a_killed_engine_loses_each_request_once_and_comes_back(case: Case) -> None:
     async with case.running(slots=1) as engine:
-        sinks = [submit(engine, ask("running", 500)), submit(engine, ask("waiting", 500))]
-        await sinks[0].until("delta")
-        await sinks[1].until("accepted")
         pid = engine.pid
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        for sink in sinks:
-            await sink.end(5)
+        # Killed from within the first delta: the engine may be far ahead of a task that waits.
+        running = RecordingSink(on_delta=functools.partial(kill, pid))
+        engine.submit(ask("running", 900, sampling=Sampling(temperature=1.5, seed=1)), running)
+        await running.until("accepted")
+        waiting = submit(engine, ask("waiting", 500))
+        for sink in (running, waiting):
+            await sink.end(10)
             assert sink.calls.count("lost") == 1
             assert sink.calls[-1] == "lost"
         sink = await resubmit(engine, ask("again", 3), case.restart_limit_s)
         assert engine.pid != pid
     assert sink.completion_tokens == 3
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, if it still lives."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 async def resubmit(engine: ChildEngine, request: Request, limit_s: float) -> RecordingSink:

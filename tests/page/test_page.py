@@ -197,6 +197,7 @@ async def test_every_sampling_control_reaches_the_server(
         "seed": 42,
         "stop": ["END", "\n\n"],
         "stream": True,
+        "resumable": True,
     }
     await state_is(page, "finished")
 
@@ -267,11 +268,15 @@ async def test_an_engine_that_fails_midway_is_an_error_in_its_own_words(
 
 async def test_a_lost_connection_looks_like_one_and_not_like_an_end(open_page: OpenPage) -> None:
     with serve(engine="mock", mock_interval=0.05, engine_arg=["length=1000"]) as server:
-        page = await open_page(server.url)
+        page = await open_page("about:blank")
+        await page.clock.install()
+        await page.goto(server.url)
         await expect(page.locator("#server")).to_have_text("mock · ready")
         await page.get_by_role("button", name="Stream").click()
         await expect(answer(page)).to_have_text(words(3))
         server.process.kill()
+        await state_is(page, "resuming")
+        await page.clock.fast_forward(60_000)
         await state_is(page, "lost")
         num_tokens = len(split_words(await text_of(page)))
         await expect(page.locator("#status")).to_have_text(
@@ -574,7 +579,16 @@ async def test_all_text_has_enough_contrast_in_every_state(
     await page.get_by_label("Max tokens").fill("2")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
-    for state in ("ready", "waiting", "streaming", "finished", "stopped", "error", "lost"):
+    for state in (
+        "ready",
+        "waiting",
+        "streaming",
+        "resuming",
+        "finished",
+        "stopped",
+        "error",
+        "lost",
+    ):
         await page.evaluate("(state) => { document.body.dataset.state = state }", state)
         contrasts: list[tuple[str, float]] = await page.evaluate(CONTRASTS)
         assert {"status", "answer", "asked", "stream", "keys"} <= {name for name, _ in contrasts}

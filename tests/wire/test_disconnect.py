@@ -4,6 +4,7 @@ The mock engine has one slot here, and never ends a generation by itself: a slot
 back stays taken.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -108,6 +109,32 @@ def test_client_that_goes_leaves_the_line(
             assert next(next_in_line.events())["index"] == 0
             assert delete(hanging, next_id)[0] == 200
     assert eventually(lambda: slot_is_free(hanging))
+
+
+@pytest.mark.parametrize("go", WAYS_TO_GO.values(), ids=WAYS_TO_GO)
+def test_reader_that_goes_after_the_end_or_while_it_replays_leaves_nothing(
+    fast: RunningServer, go: Callable[[Connection], None]
+) -> None:
+    assert eventually(lambda: num_readers(fast) == 0)
+    first, stream_id = open_stream(fast.port, generate(max_tokens=200, resumable=True))
+    assert list(first.events())[-1]["finish_reason"] == "length"
+    go(first)
+    with first, Connection(fast.port, receive_buffer=4096) as replaying:
+        replaying.send(request("GET", f"/streams/{stream_id}"))  # 1.6 MB: it is not done soon
+        assert replaying.head().status == 200
+        assert next(replaying.events())["index"] == 0
+        assert num_readers(fast) == 1
+        go(replaying)
+        assert eventually(lambda: num_readers(fast) == 0)
+    # Nothing was cancelled by that: the stream has ended, and is kept as it ended.
+    assert delete(fast, stream_id)[1] == {"id": stream_id, "finish_reason": "length"}
+
+
+def num_readers(server: RunningServer) -> int:
+    """Responses that are being streamed, as the metrics say."""
+    metrics = ask(server.port, request("GET", "/metrics")).body.decode()
+    (value,) = re.findall(r"^penstock_readers ([0-9.]+)$", metrics, re.MULTILINE)
+    return int(float(value))
 
 
 def test_client_that_goes_while_it_sends_the_body_leaves_nothing(hanging: RunningServer) -> None:

@@ -140,7 +140,7 @@ def test_what_is_cancelled_is_said_to_be_cut(hanging: RunningServer) -> None:
     *_, last, usage = chunks_of(body)
     (choice,) = last["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "cancelled")
-    assert usage["usage"]["completion_tokens"] == 3
+    assert 1 <= usage["usage"]["completion_tokens"] <= 3  # it may still have been on its way
 
 
 def test_cancelling_one_choice_ends_all_of_them_and_each_once(hanging: RunningServer) -> None:

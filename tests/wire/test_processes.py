@@ -184,7 +184,7 @@ def test_what_cannot_be_served_is_said(flags: dict[str, object], expected: str) 
 def test_vllm_where_it_is_not_installed_is_said_and_replaced_by_nothing() -> None:
     said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
     assert "vLLM is not installed" in said
-    assert 'pip install "penstock[vllm]"' in said
+    assert "pip install '.[vllm]'" in said
 
 
 def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
