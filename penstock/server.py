@@ -26,7 +26,7 @@ from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
-from penstock.granian_server import GranianServer, listen, serve_until
+from penstock.granian_server import Web, listen, tls_of
 from penstock.hub import find_model
 from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
@@ -95,9 +95,9 @@ class Server:
         settings = self._settings
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
         check_door(settings, keys)
-        listener = open_listener(self._settings)
-        self.url = url_of(listener)
-        settings = self._settings
+        tls = tls_of(settings.tls_cert, settings.tls_key)
+        listener = open_listener(settings)
+        self.url = url_of(listener, "https" if tls else "http")
         meter = Meter()
         engine = ChildEngine(
             ENGINES.get(settings.engine, settings.engine),
@@ -118,8 +118,8 @@ class Server:
         pulse = Pulse(settings.heartbeat, settings.stall_timeout)
         app = create_app(settings, engine, streams, pulse, keys)
         closing = asyncio.Event()
-        web = GranianServer(app, listener, settings.max_connections, http2=settings.http2)
-        serving = asyncio.create_task(serve_until(web, closing))
+        web = Web(app, listener, settings.max_connections, http2=settings.http2, tls=tls)
+        serving = asyncio.create_task(web.serve_until(closing))
         beating = asyncio.create_task(pulse.run())
         measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
         try:
@@ -251,11 +251,11 @@ def open_listener(settings: Settings) -> socket.socket:
         raise StartError(*reasons.get(error.errno or 0, unknown)) from None
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """Where a browser on this machine finds the server."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
-    return f"http://{host}:{port}"
+    return f"{scheme}://{host}:{port}"
 
 
 def raise_file_limit() -> None:

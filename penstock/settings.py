@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     """The same, of one who may also read /metrics, and read and end other people's streams."""
     keys: str = ""
     """A file of named keys with limits for each (see penstock key); read again on SIGHUP."""
+    tls_cert: str = ""
+    """A PEM file with the server's certificate and those that it is signed with: then it speaks
+    https, and HTTP/2. Read again when it changes."""
+    tls_key: str = ""
+    """The PEM file with the certificate's key."""
     insecure: bool = False
     """Listen beyond this machine without a key."""
     allow_host: Annotated[list[str], NoDecode] = []

@@ -72,7 +72,7 @@ def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iter
     url = ""
     for line in process.stderr:
         output.append(line)
-        if found := re.search(r'(?:page and API\s+|"url": ")(http://[^\s"]+)', line):
+        if found := re.search(r'(?:page and API\s+|"url": ")(https?://[^\s"]+)', line):
             url = found[1]
             break
     else:
