@@ -69,3 +69,18 @@ class Request(msgspec.Struct, frozen=True):
     json_schema: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()
+
+
+# What an object in memory takes beside its characters, about.
+OBJECT_BYTES = 100
+
+
+def num_bytes_of(request: Request) -> int:
+    """About how much memory a request takes."""
+    texts = [request.prompt or "", request.json_schema or "", *request.stop]
+    for message in request.messages or ():
+        texts += (message.role, message.content)
+    num_ids = len(request.prompt_ids or ()) + len(request.sampling.logit_bias)
+    # A character beyond ASCII can take four bytes, as can each other one of its text then.
+    sizes = (len(text) * (1 if text.isascii() else 4) + OBJECT_BYTES for text in texts)
+    return sum(sizes) + num_ids * OBJECT_BYTES

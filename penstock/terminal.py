@@ -62,7 +62,7 @@ def generate(
     asked: str | None = prompt
     if system is not None:
         asked, options["messages"] = None, [_turn("system", system), _turn("user", prompt)]
-    with server() as url, Client(url) as client:
+    with server() as url, Client(url, api_key=_key()) as client:
         if not stream:
             completion = client.generate(asked, **options)
             if as_json:
@@ -96,7 +96,7 @@ def chat(*, server: OpenServer, system: str | None = None, **options: Unpack[Opt
     beginning = [] if system is None else [_turn("system", system)]
     conversation = list(beginning)
     options.setdefault("max_tokens", CHAT_MAX_TOKENS)
-    with server() as url, Client(url) as client:
+    with server() as url, Client(url, api_key=_key()) as client:
         screen.note(f"{client.model()} at {url}. /help says what else there is, Ctrl-D leaves.")
         for line in _lines(screen):
             if line == "/exit":
@@ -279,7 +279,8 @@ Url = Annotated[
         "--url",
         envvar="PENSTOCK_URL",
         metavar="URL",
-        help="A server that runs already. Without it this command starts an engine of its own.",
+        help="A server that runs already; its key, where it wants one, is in PENSTOCK_API_KEY."
+        " Without it this command starts an engine of its own.",
     ),
 ]
 Model = Annotated[
@@ -419,6 +420,11 @@ def _prompt(argument: str | None) -> str:
         raise ValueError("the prompt is not UTF-8 text") from None
 
 
+def _key() -> str | None:
+    """The key for a running server: the first where that one is told of several."""
+    return os.environ.get("PENSTOCK_API_KEY", "").partition(",")[0].strip() or None
+
+
 def _server(url: str | None, model: str | None, engine: str | None) -> OpenServer:
     if url is not None:
         if model is not None or engine is not None:
@@ -431,7 +437,11 @@ def _server(url: str | None, model: str | None, engine: str | None) -> OpenServe
 
         given = {"model": model, "engine": engine}
         flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return local_server(load_settings(host="127.0.0.1", port=0, **flags))
+        # Its port is known to nobody else, and it is gone in a moment: what guards a server for
+        # others would only be in the way.
+        unguarded: dict[str, Any] = {"api_key": [], "admin_key": [], "keys": ""}
+        unguarded |= {"tls_cert": "", "tls_key": ""}
+        return local_server(load_settings(host="127.0.0.1", port=0, **unguarded, **flags))
 
     return own
 

@@ -6,7 +6,7 @@
 // event or the end of our patience. An ending is a value, one of
 //   {kind: "finish",  reason, usage, timings}              the terminal event, or a whole answer
 //   {kind: "failure", message, usage, timings}             the terminal event `error`
-//   {kind: "refused", message, fields}                     an answer that is not a stream
+//   {kind: "refused", message, fields, needsKey}           an answer that is not a stream
 //   {kind: "lost", message}                                cut and not resumed; the server's words, if any
 //   {kind: "forgotten"}                                    the server no longer has the stream
 //   {kind: "unreachable"}                                  no answer at all
@@ -20,6 +20,7 @@ const ATTEMPT_MS = 10_000; // how long a server may take to answer a stream that
 /** Lives for one request: `stream` or `whole` once, `stop` at any time. */
 export class Generation {
   #fields;
+  #key; // headers that hold the API key, where there is one
   #id; // of the stream, once the server has named it
   #due = 0; // the number of the event that comes next
   #connection = new Connection();
@@ -32,15 +33,20 @@ export class Generation {
   stopAsked = false;
   numResumes = 0;
 
-  /** What these fields ask for; or, with an id, that stream from its start. */
-  constructor(fields, id = null) {
+  /**
+   * What these fields ask for; or, with an id, that stream from its start. `key` is the API key, or ""
+   * where the server asks for none. It goes into a header, never into a URL.
+   */
+  constructor(fields, id = null, key = "") {
     this.#fields = fields;
     this.#id = id;
+    this.#key = key === "" ? {} : { Authorization: `Bearer ${key}` };
   }
 
   /**
    * Return the ending, and tell `heard` what happens until then: `began(id)`, `delta(text)` for each
-   * delta as it arrives, `cut()` when there is no connection, `resumed()` when there is again.
+   * delta as it arrives, `waits({position, eta})` now and then while it waits in line (`eta` in seconds,
+   * or null), `cut()` when there is no connection, `resumed()` when there is again.
    */
   async stream(heard) {
     this.#endsWithConnection = false;
@@ -83,7 +89,7 @@ export class Generation {
     const connection = (this.#connection = new Connection());
     let response = null;
     try {
-      response = await (this.#id === null ? this.#post({ stream: true, resumable: true }) : this.#rest());
+      response = await (this.#id === null ? this.#post({ stream: true, resumable: true, queue_events: true }) : this.#rest());
       if (!isA("text/event-stream", response)) return await this.#refused(response);
       this.#goOn(response, heard);
       for await (const event of connection.events(response)) {
@@ -113,8 +119,12 @@ export class Generation {
   }
 
   /** An event is here. Its number must be the one that is due: none is lost, none is shown twice. */
-  #take({ data, lastEventId }, heard) {
+  #take({ type, data, lastEventId }, heard) {
     const event = JSON.parse(data);
+    if (type === "queue") {
+      heard.waits(event);
+      return null;
+    }
     const due = this.#due;
     if ((event.index ?? due) !== due || ![String(due), ""].includes(lastEventId)) {
       this.#cancel();
@@ -130,13 +140,13 @@ export class Generation {
   #post(how) {
     return this.#connection.ask("generate", {
       method: "POST",
-      headers: { "Content-Type": "application/json" },
+      headers: { ...this.#key, "Content-Type": "application/json" },
       body: JSON.stringify({ ...this.#fields, ...how }),
     });
   }
 
   #rest() {
-    const headers = this.#due === 0 ? {} : { "Last-Event-ID": String(this.#due - 1) };
+    const headers = { ...this.#key, ...(this.#due && { "Last-Event-ID": String(this.#due - 1) }) };
     return this.#connection.ask(this.#path, { headers }, ATTEMPT_MS);
   }
 
@@ -146,7 +156,7 @@ export class Generation {
 
   async #cancel() {
     try {
-      const answer = await fetch(this.#path, { method: "DELETE" });
+      const answer = await fetch(this.#path, { method: "DELETE", headers: this.#key });
       // 404: it ended by itself meanwhile, and its terminal event is on its way.
       if (!answer.ok && answer.status !== 404) this.#hangUp();
     } catch {
@@ -215,5 +225,5 @@ async function refusal(response) {
   const problem = await response.json().catch(() => ({}));
   const message =
     problem.detail ?? problem.title ?? `The server answered ${response.status}, without a reason.`;
-  return { kind: "refused", message, fields: problem.errors ?? [] };
+  return { kind: "refused", message, fields: problem.errors ?? [], needsKey: response.status === 401 };
 }

@@ -2,16 +2,17 @@
 // generation's deltas and ending. Out: the DOM. Not known here: HTTP, Server-Sent Events.
 //
 // What the model writes is only ever put into Text nodes, so it cannot become markup. A reload takes up
-// the stream under way again, and forgets all else: the controls, and a conversation at rest.
+// the stream under way again, and an API key; it forgets all else: the controls, a conversation at rest.
 import { Generation } from "./generation.js";
 import { forget, keep, recall } from "./kept.js";
 
 const FIRST_PROMPT = { continue: "Once upon a time", chat: "Hello! Who are you?" };
+const KEY_ITEM = "penstock.key"; // in sessionStorage: gone with the tab, and no other tab's
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
 const TICK_MS = 100;
 
 const at = (id) => document.getElementById(id);
-const [form, prompt, output, status, water] = ["form", "prompt", "output", "status", "water"].map(at);
+const [form, prompt, output, status, water, key] = ["form", "prompt", "output", "status", "water", "key"].map(at);
 const [streamButton, completeButton, stopButton, clearButton] = ["stream", "complete", "stop", "clear"].map(at);
 
 let running = null; // the Generation under way
@@ -85,7 +86,7 @@ async function run(streamed) {
 
   const limit = fields.max_tokens ?? 100;
   show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…");
-  carry(new Generation(fields), turn, new Watch(streamed, limit), { streamed, limit });
+  carry(new Generation(fields, null, key.value.trim()), turn, new Watch(streamed, limit), { streamed, limit });
 }
 
 /** After a reload: show what was asked, and read its answer again from the start. */
@@ -104,7 +105,7 @@ function rejoin() {
   messages = kept.messages;
   const turn = openTurn(kept.asked);
   show("waiting", "Reading the answer again after the reload…");
-  carry(new Generation(null, kept.id), turn, new Watch(true, kept.limit, true), kept);
+  carry(new Generation(null, kept.id, key.value.trim()), turn, new Watch(true, kept.limit, true), kept);
 }
 
 /** From the question to the ending. */
@@ -112,6 +113,7 @@ async function carry(generation, turn, watch, { streamed = true, limit }) {
   running = generation;
   enableButtons();
   const heard = {
+    waits: showPlace,
     began: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
     delta(text) {
       if (watch.count === 0) show("streaming", `Streaming…${resumed(generation)}`);
@@ -155,7 +157,21 @@ function close(turn, ending, generation, count) {
   }
   show(state, sentence + resumed(generation));
   markInvalid(ending.fields ?? []);
+  if (ending.needsKey) askForKey();
   if (ending.kind === "lost" || ending.kind === "unreachable") watchServer();
+}
+
+/** It waits in line: say where. */
+function showPlace({ position, eta }) {
+  const when = eta === null ? "" : `, about ${inSeconds(eta)} to go`;
+  show("waiting", `Waiting in line: place ${position}${when}…`);
+}
+
+/** The server wants a key, or another one than this. */
+function askForKey() {
+  at("key-field").hidden = false;
+  key.select();
+  key.focus();
 }
 
 /** Each ending in a state of the page and a sentence. */
@@ -166,6 +182,7 @@ function verdict(ending, stopAsked, count) {
     case "finish":
       if (ending.reason === "stop") return ["finished", "Finished: the model came to its end, or to a stop text."];
       if (ending.reason === "length") return ["finished", "Finished: the limit of tokens was reached."];
+      if (ending.reason === "deadline") return ["stopped", `The server's time limit was reached ${after}.`];
       if (stopAsked) return ["stopped", `Stopped by you ${after}.`];
       return ["stopped", `Cancelled by the server or another reader ${after}.`];
     case "stopped":
@@ -403,6 +420,7 @@ form.addEventListener("submit", (event) => {
 completeButton.addEventListener("click", () => run(false));
 stopButton.addEventListener("click", stop);
 clearButton.addEventListener("click", clear);
+key.addEventListener("change", () => sessionStorage.setItem(KEY_ITEM, key.value.trim()));
 for (const radio of form.elements.mode) radio.addEventListener("change", changeMode);
 document.addEventListener("keydown", (event) => {
   if (event.isComposing) return; // Enter and Escape belong to the input method
@@ -412,6 +430,8 @@ document.addEventListener("keydown", (event) => {
     run(true);
   }
 });
+key.value = sessionStorage.getItem(KEY_ITEM) ?? "";
+at("key-field").hidden = key.value === "";
 at("sampling").open = matchMedia("(min-width: 56rem)").matches; // where there is room for it
 watchServer();
 rejoin();

@@ -23,19 +23,22 @@ from dataclasses import dataclass, field
 NUM_REMEMBERED = 64
 MAX_LEVELS_KNOWN = 10_000
 MAX_RETRY_AFTER_S = 600
+MAX_QUEUE_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(eq=False)
 class Ticket:
     """A request, to admission. `tokens` tells how many it has had: of the prompt and the answer.
 
-    `max_tokens` is what is assumed of it as long as no other has shown what one costs.
+    `max_tokens` is what is assumed of it as long as no other has shown what one costs. `num_bytes`
+    is the memory that it takes while it waits.
     """
 
     id: str
     owner: str
     max_tokens: int
     tokens: Callable[[], int] = lambda: 0
+    num_bytes: int = 0
     number: int = 0
     started_at: float = 0.0
 
@@ -56,16 +59,19 @@ class _Owner:
 
 
 class Admission:
-    """`num_slots` run at once (0: no bound), `max_queue` wait.
+    """`num_slots` run at once (0: no bound), `max_queue` wait, in `max_queue_bytes` of memory.
 
     Where one owner has filled the line, others may still wait, each up to its share of it; there
-    are never more than twice `max_queue`. So the flood of one does not keep another out, and nobody
+    are never more than twice as many. So the flood of one does not keep another out, and nobody
     who was let in is sent away again.
     """
 
-    def __init__(self, num_slots: int = 0, max_queue: int = 1024) -> None:
+    def __init__(
+        self, num_slots: int = 0, max_queue: int = 1024, max_queue_bytes: int = MAX_QUEUE_BYTES
+    ) -> None:
         self.num_slots = num_slots
         self._max_queue = max_queue
+        self._max_queue_bytes = max_queue_bytes
         self._owners: dict[str, _Owner] = {}
         # Of owners that have left while others were there: it is kept until all have left.
         self._levels: collections.OrderedDict[str, float] = collections.OrderedDict()
@@ -73,6 +79,7 @@ class Admission:
         self._num_entered = 0
         self._num_running = 0
         self._num_waiting = 0
+        self._num_bytes = 0
         self._costs: collections.deque[int] = collections.deque(maxlen=NUM_REMEMBERED)
         self._holds: collections.deque[float] = collections.deque(maxlen=NUM_REMEMBERED)
 
@@ -86,14 +93,20 @@ class Admission:
         """Tickets in the line."""
         return self._num_waiting
 
-    def has_room(self, owner: str) -> bool:
+    def has_room(self, owner: str, num_bytes: int = 0) -> bool:
         """Whether a ticket of this owner would get a slot, or a place in the line."""
-        if self._num_waiting < self._max_queue or self._has_free_slot():
+        if self._has_free_slot():
             return True
-        if self._num_waiting >= 2 * self._max_queue:
+        fill = (self._num_waiting + 1, self._num_bytes + num_bytes)
+        limits = (self._max_queue, self._max_queue_bytes)
+        if all(new <= limit for new, limit in zip(fill, limits, strict=True)):
+            return True
+        if any(new > 2 * limit for new, limit in zip(fill, limits, strict=True)):
             return False
         others = sum(1 for name, each in self._owners.items() if each.waiting and name != owner)
-        return self._num_waiting_of(owner) < self._max_queue // (others + 1)
+        mine = self._owners[owner].waiting.values() if owner in self._owners else ()
+        theirs = (len(mine) + 1, sum(ticket.num_bytes for ticket in mine) + num_bytes)
+        return all(new <= limit // (others + 1) for new, limit in zip(theirs, limits, strict=True))
 
     def enter(self, ticket: Ticket, now: float) -> bool:
         """Take a ticket for which there is room. True: it has a slot. False: it waits."""
@@ -110,6 +123,7 @@ class Admission:
             return True
         owner.waiting[ticket.id] = ticket
         self._num_waiting += 1
+        self._num_bytes += ticket.num_bytes
         return False
 
     def next(self, now: float) -> Ticket | None:
@@ -121,6 +135,7 @@ class Admission:
         owner = min(waiting, key=lambda each: _turn(each, cost))
         _, ticket = owner.waiting.popitem(last=False)
         self._num_waiting -= 1
+        self._num_bytes -= ticket.num_bytes
         self._start(owner, ticket, now)
         return ticket
 
@@ -136,7 +151,7 @@ class Admission:
             self._costs.append(ticket.tokens())
             self._holds.append(now - ticket.started_at)
         else:
-            del owner.waiting[ticket_id]
+            self._num_bytes -= owner.waiting.pop(ticket_id).num_bytes
             self._num_waiting -= 1
         if not owner.running and not owner.waiting:
             del self._owners[name]

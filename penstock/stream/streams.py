@@ -27,7 +27,7 @@ from typing import Protocol
 from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure, TerminalEvent
 from penstock.observe.meter import Meter
-from penstock.request import Request
+from penstock.request import Request, num_bytes_of
 from penstock.stream.admission import Admission, Place, Ticket
 from penstock.stream.owners import ANYBODY, Accounts, Owner
 from penstock.stream.recovery import NOT_BACK, Recovery
@@ -145,13 +145,7 @@ class Streams:
                 "The engine stopped; those that it served go on first. Try again in a moment.",
                 headers={"Retry-After": "1"},
             )
-        if not self.admission.has_room(owner.name):
-            raise Unavailable(
-                "queue_full",
-                "Too many requests are waiting already. Try again later.",
-                status=429,
-                headers={"Retry-After": str(self.admission.retry_after())},
-            )
+        self._check_room(owner, 0)
         num_under_way = 0
         if owner.limits.tokens_per_minute is not None:
             theirs = [each for each in self._open.values() if each.belongs_to.name == owner.name]
@@ -176,6 +170,8 @@ class Streams:
         `timeout`: seconds after which the stream is ended, wherever it is.
         """
         self.check(owner, resumable=resumable)
+        num_bytes = num_bytes_of(request)
+        self._check_room(owner, num_bytes)
         timeout = self._timeout_of(timeout, owner)
         stream = Stream(
             request,
@@ -186,7 +182,11 @@ class Streams:
             belongs_to=owner,
         )
         ticket = Ticket(
-            stream.id, owner.name, request.max_tokens, lambda: stream.usage.total_tokens
+            stream.id,
+            owner.name,
+            request.max_tokens,
+            lambda: stream.usage.total_tokens,
+            num_bytes,
         )
         self._open[stream.id] = stream
         self._idle.clear()
@@ -306,6 +306,15 @@ class Streams:
             self._lingering[stream.id] = loop.call_later(self._limits.linger, cancel)
         else:
             stream.cancel(client_gone=True)
+
+    def _check_room(self, owner: Owner, num_bytes: int) -> None:
+        if not self.admission.has_room(owner.name, num_bytes):
+            raise Unavailable(
+                "queue_full",
+                "Too many requests are waiting already. Try again later.",
+                status=429,
+                headers={"Retry-After": str(self.admission.retry_after())},
+            )
 
     def _timeout_of(self, asked: float | None, owner: Owner) -> float | None:
         """The time that a stream has. Raises Unavailable where it would not even begin in it."""

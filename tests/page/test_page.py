@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from playwright.async_api import Locator, Page, Route, expect
 
+from penstock.api.auth import new_key
 from penstock.engine.mock import TEXT, split_words
 from tests.page.conftest import OpenPage
 from tests.servers import RunningServer, serve
+from tests.wire.raw import ask, generate, open_stream, request
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -196,6 +198,7 @@ async def test_every_sampling_control_reaches_the_server(
         "top_k": 0,
         "seed": 42,
         "stop": ["END", "\n\n"],
+        "queue_events": True,
         "stream": True,
         "resumable": True,
     }
@@ -622,3 +625,44 @@ async def test_the_page_asks_no_other_host_and_keeps_nothing(
     assert all(url.startswith(server.url) for url in urls)
     kept = "[localStorage.length, sessionStorage.length, document.cookie]"
     assert await page.evaluate(kept) == [0, 0, ""]
+
+
+async def test_where_a_key_is_wanted_the_page_asks_for_it_and_keeps_it_in_its_tab(
+    chromium: str, open_page: OpenPage
+) -> None:
+    key = new_key()
+    with serve(engine="mock", mock_interval=0.01, api_key=key) as server:
+        page = await open_page("about:blank")
+        urls: list[str] = []
+        page.on("request", lambda request: urls.append(request.url))
+        await page.goto(server.url)
+        field = page.get_by_label("API key")
+        await expect(field).to_be_hidden()
+        await page.get_by_role("button", name="Stream").click()
+        await state_is(page, "error")
+        await expect(field).to_be_focused()
+        await field.fill(key)
+        await page.get_by_role("button", name="Stream").click()
+        await state_is(page, "finished")
+        await page.reload()
+        await expect(field).to_have_value(key)
+        await page.get_by_role("button", name="Complete").click()
+        await state_is(page, "finished")
+        assert await page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        assert not any(key in url for url in urls)
+        other = await page.context.new_page()
+        await other.goto(server.url)
+        await expect(other.get_by_label("API key")).to_have_value("")
+
+
+async def test_a_stream_that_waits_in_line_says_where(chromium: str, open_page: OpenPage) -> None:
+    with serve("--slots=1", engine="mock", mock_interval=0.01, engine_arg=["hang_at=3"]) as server:
+        holder, stream_id = open_stream(server.port, generate())
+        with holder:
+            page = await open_page(server.url)
+            await page.get_by_role("button", name="Stream").click()
+            await expect(page.locator("#status")).to_contain_text("Waiting in line: place 1")
+            ask(server.port, request("DELETE", f"/streams/{stream_id}"))
+            await state_is(page, "streaming")
+            await page.get_by_role("button", name="Stop").click()
+            await state_is(page, "stopped")

@@ -153,6 +153,24 @@ def test_the_line_is_bounded_and_a_newcomer_finds_room_in_a_full_one() -> None:
     assert scene.admission.num_waiting <= 20
 
 
+def test_the_line_s_memory_is_bounded_as_well_and_shared() -> None:
+    admission = Admission(1, max_queue=100, max_queue_bytes=1000)
+    admission.enter(Ticket("running", "flood", 1), 0.0)
+    for n in range(10):
+        assert admission.has_room("flood", 100)
+        admission.enter(Ticket(f"flood {n}", "flood", 1, num_bytes=100), 0.0)
+    assert not admission.has_room("flood", 1)
+    assert admission.has_room("quiet", 500)
+    assert not admission.has_room("quiet", 501)
+    admission.enter(Ticket("quiet", "quiet", 1, num_bytes=500), 0.0)
+    assert not admission.has_room("quiet", 1)
+    admission.leave("flood 0", 0.0)
+    assert not admission.has_room("flood", 1)
+    for n in range(1, 10):
+        admission.leave(f"flood {n}", 0.0)
+    assert admission.has_room("flood", 500)
+
+
 def test_without_a_line_only_free_slots_are_given() -> None:
     scene = Scene(num_slots=1, max_queue=0)
     assert scene.admission.has_room("a")

@@ -266,3 +266,14 @@ def test_keys_may_come_from_the_environment_and_key_makes_them(tmp_path: Path) -
     path.write_text(made.stdout)
     with serve(engine="mock", keys=path) as server:
         assert ask(server.port, request("GET", "/metrics", auth(key))).status == 200
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a running server", "an engine of its own"])
+def test_the_terminal_takes_its_key_from_the_environment(server: RunningServer, own: bool) -> None:
+    command = [sys.executable, "-m", "penstock", "generate", "Hello", "--max-tokens", "2"]
+    command += ["--engine", "mock"] if own else ["--url", server.url]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PENSTOCK_API_KEY": BOB}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Water comes" in done.stdout

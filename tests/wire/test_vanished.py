@@ -74,6 +74,7 @@ def test_a_peer_that_vanishes_is_noticed_and_its_slot_is_free() -> None:
     with (
         link() as (cable, inside),
         serve(
+            "--insecure",
             engine="mock",
             host=SERVER,
             mock_interval=0.1,
