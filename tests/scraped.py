@@ -32,6 +32,11 @@ class Scrape:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """The sums of this name's samples for each value of a label."""
+        values = {sample.labels[label] for sample in self._samples if sample.name == name}
+        return {value: self(name, **{label: value}) for value in values}
+
     def negative(self) -> list[str]:
         """The names of what is below zero."""
         return [sample.name for sample in self._samples if sample.value < 0]

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from penstock.api.exchange import exchange_of
 from penstock.errors import BadRequest
 
 MAX_DEPTH = 64
@@ -41,6 +42,7 @@ def check_content_type(value: str | None) -> None:
 async def read_body(request: Request, *, max_bytes: int, timeout: float) -> bytes:
     """The whole body. Raises BadRequest: 413 past `max_bytes` (before reading, where declared),
     408 past `timeout` seconds."""
+    exchange_of(request.scope).has_begun_body = True
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes)

@@ -5,6 +5,8 @@ every response; at its end one line in the log and what the metrics say of reque
 here: what a route does. The route's part is to say which stream its response carries.
 """
 
+import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -27,6 +29,8 @@ log = logging.getLogger("penstock.request")
 KEY = "penstock.exchange"
 # What an id of the client's may be, to be passed on: safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+MAX_DISCARDED_BYTES = 256 * 1024
+DISCARD_TIMEOUT_S = 1.0
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 # Asked every few seconds by machines: where all is well, not worth a line each.
 _PROBES = ("/health", "/metrics")
@@ -43,6 +47,7 @@ class Exchange:
         "_keeps_prompt",
         "_resumed",
         "began",
+        "has_begun_body",
         "id",
         "is_complete",
         "problem_code",
@@ -60,6 +65,8 @@ class Exchange:
         """The response's; 0 as long as there is none."""
         self.is_complete = False
         """The last piece of the response's body was sent."""
+        self.has_begun_body = False
+        """The request's body is being read, or was."""
         self.problem_code = ""
         self.stream: Stream | None = None
         self._resumed = False
@@ -210,8 +217,26 @@ class ProblemResponse(JSONResponse):
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange_of(scope).problem_code = self._code
+        exchange = exchange_of(scope)
+        exchange.problem_code = self._code
+        if not exchange.has_begun_body:
+            await _discard_body(scope, receive)
         await super().__call__(scope, receive, send)
+
+
+async def _discard_body(scope: Scope, receive: Receive) -> None:
+    """Read a body that nobody wants, if it is small. Else its client, which is still sending, may
+    find its connection broken and never see the answer."""
+    headers = dict(scope["headers"])
+    length = headers.get(b"content-length", b"")
+    is_small = length.isdigit() and 0 < int(length) <= MAX_DISCARDED_BYTES
+    if not is_small or b"expect" in headers:  # that one waits to be told to send it
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
+            message = await receive()
+            while message["type"] == "http.request" and message.get("more_body", False):
+                message = await receive()
 
 
 def _prompt_of(request: Request) -> str:

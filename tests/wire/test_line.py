@@ -82,6 +82,16 @@ def test_where_the_line_is_full_the_refusal_is_quick_and_says_when_to_come_back(
             assert problem["error"]["code"] == "queue_full"
 
 
+@pytest.mark.parametrize("num_bytes", [10, 100_000, 250_000])
+def test_a_refusal_reaches_a_client_that_is_still_sending_and_its_connection_lives_on(
+    server: RunningServer, holder: str, num_bytes: int
+) -> None:
+    connection, _ = open_stream(server.port, generate())
+    with connection, Connection(server.port) as refused:
+        for _ in range(3):
+            assert refused.send(generate("x" * num_bytes)).response().status == 429
+
+
 def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: RunningServer) -> None:
     long = "a " * 60
     assert ask(server.port, generate(long)).status == 422

@@ -1,0 +1,1 @@
+"""The figures of admission, keys and limits (see `__main__`)."""

@@ -1,0 +1,106 @@
+"""Ten times as many requests as there is room for: what still gets done, and how refusals are told.
+
+An engine whose answers take a known time (20 tokens, 20 ms each, 8 slots), so that its capacity is
+known too; it is measured all the same, by exactly as many clients as there are slots. Then requests
+come at a fixed rate, each on a connection of its own, whether or not others are answered.
+"""
+
+import asyncio
+import time
+
+import psutil
+
+from benchmarks.admission.asking import Answer, ask, post
+from benchmarks.hold.report import Figures, spread_ms
+from tests.servers import RunningServer, serve
+
+NUM_SLOTS = 8
+NUM_TOKENS = 20
+TOKEN_S = 0.02
+MAX_QUEUE = 128
+CAPACITY_S = 10.0
+
+
+async def measure(times: float, seconds: float) -> Figures:
+    """Requests at `times` the capacity, for so long."""
+    with serve(
+        engine="mock",
+        mock_interval=TOKEN_S,
+        slots=NUM_SLOTS,
+        max_queue=MAX_QUEUE,
+        engine_arg=["length=100000"],
+    ) as server:
+        capacity = await _capacity(server)
+        rate = times * capacity
+        memory = asyncio.create_task(_memory_mib(server))
+        began = time.monotonic()
+        running: set[asyncio.Task[Answer]] = set()
+        answers: list[tuple[float, Answer]] = []
+
+        def note(task: "asyncio.Task[Answer]") -> None:
+            running.discard(task)
+            if not task.cancelled():
+                answers.append((time.monotonic() - began, task.result()))
+
+        for number in range(round(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+            task = asyncio.create_task(ask(server.port, post(max_tokens=NUM_TOKENS)))
+            running.add(task)
+            task.add_done_callback(note)
+        late = time.monotonic() - began - seconds
+        memory.cancel()
+        sizes = memory.result() if memory.done() and not memory.cancelled() else _SIZES
+        waiting = len(running)
+        await asyncio.gather(*running)
+    settled = [answer for at, answer in answers if 0.2 * seconds <= at <= seconds]
+    done = [answer for answer in settled if answer.status == 200]
+    refused = [answer for answer in settled if answer.status == 429]
+    told = [int(answer.headers["retry-after"]) for answer in refused]
+    goodput = len(done) / (0.8 * seconds)
+    return {
+        "capacity, answers/s": round(capacity, 1),
+        "offered, requests/s": round(rate, 1),
+        "sender behind its schedule, s": round(max(0.0, late), 2),
+        "goodput, answers/s": round(goodput, 1),
+        "goodput, share of capacity": round(goodput / capacity, 3),
+        "refused": len(refused),
+        "refused otherwise than 429 or without Retry-After": sum(
+            answer.status not in (200, 429) for answer in settled
+        ),
+        "refusal": spread_ms([answer.seconds for answer in refused]),
+        "Retry-After, s": [min(told, default=0), max(told, default=0)],
+        "wait in line": spread_ms([answer.end["timings"]["queue_time"] for answer in done]),
+        "in line at the end (at most)": waiting - NUM_SLOTS,
+        "server's memory at a quarter, half, end, MiB": [
+            sizes[len(sizes) // 4],
+            sizes[len(sizes) // 2],
+            sizes[-1],
+        ],
+    }
+
+
+_SIZES: list[float] = []
+
+
+async def _memory_mib(server: RunningServer) -> list[float]:
+    process = psutil.Process(server.pid)
+    _SIZES.clear()
+    while True:
+        _SIZES.append(round(process.memory_info().rss / 2**20, 1))
+        await asyncio.sleep(1)
+
+
+async def _capacity(server: RunningServer) -> float:
+    """Answers a second, with as many clients as there are slots."""
+    until = time.monotonic() + CAPACITY_S
+    num_answers = 0
+
+    async def client() -> None:
+        nonlocal num_answers
+        while time.monotonic() < until:
+            assert (await ask(server.port, post(max_tokens=NUM_TOKENS))).status == 200
+            num_answers += 1
+
+    began = time.monotonic()
+    await asyncio.gather(*(client() for _ in range(NUM_SLOTS)))
+    return num_answers / (time.monotonic() - began)
