@@ -32,7 +32,8 @@ async def measure(times: float, seconds: float) -> Figures:
     ) as server:
         capacity = await _capacity(server)
         rate = times * capacity
-        memory = asyncio.create_task(_memory_mib(server))
+        sizes: list[float] = []
+        memory = asyncio.create_task(_sample_memory(server, sizes))
         began = time.monotonic()
         running: set[asyncio.Task[Answer]] = set()
         answers: list[tuple[float, Answer]] = []
@@ -49,7 +50,6 @@ async def measure(times: float, seconds: float) -> Figures:
             task.add_done_callback(note)
         late = time.monotonic() - began - seconds
         memory.cancel()
-        sizes = memory.result() if memory.done() and not memory.cancelled() else _SIZES
         waiting = len(running)
         await asyncio.gather(*running)
     settled = [answer for at, answer in answers if 0.2 * seconds <= at <= seconds]
@@ -64,7 +64,7 @@ async def measure(times: float, seconds: float) -> Figures:
         "goodput, answers/s": round(goodput, 1),
         "goodput, share of capacity": round(goodput / capacity, 3),
         "refused": len(refused),
-        "refused otherwise than 429 or without Retry-After": sum(
+        "answered neither with 200 nor with 429": sum(
             answer.status not in (200, 429) for answer in settled
         ),
         "refusal": spread_ms([answer.seconds for answer in refused]),
@@ -79,14 +79,11 @@ async def measure(times: float, seconds: float) -> Figures:
     }
 
 
-_SIZES: list[float] = []
-
-
-async def _memory_mib(server: RunningServer) -> list[float]:
+async def _sample_memory(server: RunningServer, sizes: list[float]) -> None:
+    """Once a second, the server's memory in MiB."""
     process = psutil.Process(server.pid)
-    _SIZES.clear()
     while True:
-        _SIZES.append(round(process.memory_info().rss / 2**20, 1))
+        sizes.append(round(process.memory_info().rss / 2**20, 1))
         await asyncio.sleep(1)
 
 

@@ -21,6 +21,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from penstock.api.exchange import OWNER
 from penstock.api.problems import problem_for
 from penstock.errors import BadRequest, Forbidden, Problem, StartError, Unauthorized
 from penstock.stream.owners import Owner, OwnerLimits
@@ -29,7 +30,6 @@ KEY_PREFIX = "psk_"
 MIN_KEY_CHARACTERS = 16
 MAX_KEY_CHARACTERS = 512
 
-_SCOPE = "penstock.owner"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEARER = re.compile(rb"Bearer +([\x21-\x7e]{1,%d})" % MAX_KEY_CHARACTERS, re.IGNORECASE)
 # What a page and a load balancer need before there is a key.
@@ -85,7 +85,7 @@ class KeyCheck:
             if isinstance(answer, Problem):
                 await problem_for(scope, answer)(scope, receive, send)
                 return
-            scope[_SCOPE] = answer
+            scope[OWNER] = answer
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> Owner | Problem:
@@ -113,7 +113,7 @@ class KeyCheck:
 
 def owner_of(scope: Scope) -> Owner:
     """Whose this request is."""
-    owner: Owner = scope[_SCOPE]
+    owner: Owner = scope[OWNER]
     return owner
 
 

@@ -21,12 +21,15 @@ from penstock.errors import Problem
 from penstock.events import Failure, Finish
 from penstock.observe.meter import Meter
 from penstock.request import Request
+from penstock.stream.owners import Owner
 from penstock.stream.stream import Stream
 from penstock.stream.streams import ended_as
 
 log = logging.getLogger("penstock.request")
 
 KEY = "penstock.exchange"
+OWNER = "penstock.owner"
+"""Where in a request's scope its owner stands, once that is known (see `auth`)."""
 # What an id of the client's may be, to be passed on: safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 MAX_DISCARDED_BYTES = 256 * 1024
@@ -204,6 +207,9 @@ class Exchanges:
         if log.isEnabledFor(level):
             client = scope.get("client") or ("",)
             fields = {"method": method, "route": route, "client": client[0], **exchange.fields()}
+            owner: Owner | None = scope.get(OWNER)
+            if owner is not None and owner.is_closed:
+                fields["owner"] = owner.name
             log.log(level, "request ended", extra={"fields": fields})
 
 

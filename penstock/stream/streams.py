@@ -190,17 +190,16 @@ class Streams:
         )
         self._open[stream.id] = stream
         self._idle.clear()
+        self._accounts.opened(owner, resumable=resumable)
         if self.admission.enter(ticket, time.monotonic()):
             try:
                 self._engine.submit(request, stream)
             except Unavailable:
-                self.admission.leave(stream.id, time.monotonic())
-                self._forget(stream)
+                self._take_back(stream)
                 raise
         else:
             stream.queue()
             self._line.has_grown()
-        self._accounts.opened(owner, resumable=resumable)
         self.meter.stream_started()
         if timeout:
             loop = asyncio.get_running_loop()
@@ -306,6 +305,15 @@ class Streams:
             self._lingering[stream.id] = loop.call_later(self._limits.linger, cancel)
         else:
             stream.cancel(client_gone=True)
+
+    def _take_back(self, stream: Stream) -> None:
+        """It has never been: there is no engine to begin it."""
+        now = time.monotonic()
+        self.admission.leave(stream.id, now)
+        self._accounts.ended(stream.belongs_to, 0, now)
+        if stream.resumable:
+            self._accounts.dropped(stream.belongs_to, 0)
+        self._forget(stream)
 
     def _check_room(self, owner: Owner, num_bytes: int) -> None:
         if not self.admission.has_room(owner.name, num_bytes):

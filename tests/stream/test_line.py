@@ -335,6 +335,19 @@ async def test_tokens_of_open_streams_count_as_well() -> None:
     assert refusal(streams, owner) == "too_many_tokens"
 
 
+async def test_what_never_began_is_nobody_s_stream() -> None:
+    engine, streams = one_slot()
+    owner = limited(max_streams=1, max_resumable=1)
+    engine.go_down()
+    for _ in range(3):
+        with pytest.raises(Unavailable) as refused:
+            streams.open(ask("a"), owner=owner, resumable=True)
+        assert refused.value.code == "engine_down"
+    engine.come_back()
+    streams.open(ask("a"), owner=owner, resumable=True)
+    assert submitted(engine) == ["a"]
+
+
 async def test_owners_that_are_gone_leave_no_counts_behind() -> None:
     streams = Streams(ScriptedEngine(), Limits(retain=0))
     for n in range(50):

@@ -131,6 +131,15 @@ def test_a_key_opens_both_apis_and_only_an_admin_s_the_metrics(server: RunningSe
     assert ask(server.port, request("GET", "/metrics", auth(ADMIN))).status == 200
 
 
+def test_the_log_names_the_key_and_not_what_it_is(server: RunningServer) -> None:
+    sent = request("GET", "/v1/models", auth(BOB), "X-Request-ID: whose-is-this")
+    assert ask(server.port, sent).status == 200
+    deadline = time.monotonic() + 10
+    while not (lines := [line for line in server.output if "whose-is-this" in line]):
+        assert time.monotonic() < deadline
+    assert 'owner="key bob"' in lines[0]
+
+
 def test_the_python_client_sends_its_key(server: RunningServer) -> None:
     with Client(server.url, api_key=BOB) as client:
         assert client.generate("x", max_tokens=2).text
