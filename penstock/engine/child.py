@@ -258,9 +258,9 @@ class ChildEngine:
             assert self._process is not None
             assert self._channel is not None
             await self._process.wait()
-            await self._channel.read_to_end()
             self.state = "down"
             self._ready.clear()
+            await self._channel.read_to_end()
             log.error("the engine's process ended (%s); restarting it", self._obituary())
             await self._end_process()
             sinks, self._sinks = self._sinks, {}

@@ -25,7 +25,7 @@ from tests.vllm.running import Watch, watched
 from tests.wire.raw import Connection, generate, open_stream
 from tests.wire.test_processes import eventually, readiness
 
-GONE_WITHIN_S = 1.0
+GONE_WITHIN_S = 5.0  # it takes milliseconds; a machine may be busy
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
 )
 from tests.vllm.engines import SLOTS, SharedCase, core_of, end_of, group_of
 
-CORE_LIMIT_S = 1.0
+CORE_LIMIT_S = 5.0  # it takes milliseconds; a machine may be busy
 NUM_TRIES = 20
 
 
@@ -143,7 +143,7 @@ async def test_a_core_that_dies_idle_is_noticed(case: SharedCase) -> None:
     pid = engine.pid
     assert pid is not None
     os.kill(core_of(pid).pid, signal.SIGKILL)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(CORE_LIMIT_S):
         # The end of an engine is not announced to callers.
         while engine.state == "ready":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
