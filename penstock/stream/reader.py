@@ -1,11 +1,12 @@
 """A reader: a connection's place in a stream's log, or in the logs of several.
 
-In: the stream's wake-ups. Out: everything after the cursor, in one list; a reader that falls
-behind gets more at once, so nothing is queued for it. Not known here: bytes, sockets.
+In: the stream's wake-ups. Out: a call of `on_news`, once for all that has come in one turn of the
+event loop, and then everything after the cursor, in one list; a reader that falls behind gets more
+at once, so nothing is queued for it. Not known here: bytes, sockets.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.events import Event, Failure, Finish
 from penstock.stream.stream import Stream
@@ -14,23 +15,65 @@ from penstock.stream.stream import Stream
 MAX_EVENTS_AT_ONCE = 256
 
 
-class Reader:
+class _Woken:
+    """What both readers are woken by."""
+
+    __slots__ = (
+        "_call_soon",
+        "_is_waking",
+        "_new_since",
+        "_on_news",
+        "is_closed",
+        "is_woken",
+        "taken_since",
+    )
+
+    def __init__(self) -> None:
+        self._call_soon = asyncio.get_running_loop().call_soon
+        self._on_news: Callable[[], None] | None = None
+        self._is_waking = False
+        self._new_since = 0.0
+        self.is_woken = False
+        """It was woken, and nothing was taken since."""
+        self.is_closed = False
+        self.taken_since = 0.0
+        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
+        where it had been there before the reader."""
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        """Have this called soon after the first `wake` since the last `take`."""
+        self._on_news = on_news
+        if self.is_woken:
+            self.wake()
+
+    def wake(self, logged_at: float = 0.0) -> None:
+        """There is news; `logged_at` where the log has grown, on the monotonic clock."""
+        if not self._new_since:
+            self._new_since = logged_at
+        self.is_woken = True
+        # Not at once: more may come in this turn of the loop.
+        if not self._is_waking and self._on_news is not None:
+            self._is_waking = True
+            self._call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_waking = False
+        if self.is_woken and self._on_news is not None:
+            self._on_news()
+
+
+class Reader(_Woken):
     """Reads one stream from `cursor` (the index of the next event) until its end, or `close`.
 
     A stream knows its readers: what becomes of one that nobody reads is decided in `streams`.
     """
 
-    __slots__ = ("_new_since", "_waiter", "cursor", "is_closed", "stream", "taken_since")
+    __slots__ = ("cursor", "stream")
 
     def __init__(self, stream: Stream, cursor: int = 0) -> None:
+        super().__init__()
         self.stream = stream
         self.cursor = cursor
-        self.is_closed = False
-        self.taken_since = 0.0
-        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
-        where it had been there before the reader."""
-        self._new_since = 0.0
-        self._waiter: asyncio.Future[None] | None = None
         stream.attach(self)
 
     @property
@@ -43,28 +86,18 @@ class Reader:
         """Nothing more will come: the terminal event was taken, or the reader is closed."""
         return self.is_closed or (self.stream.log.terminal is not None and self.lag <= 0)
 
-    async def take(self) -> list[Event]:
-        """Wait for events and take them, the oldest 256 at most. Empty after `wake` and `close`."""
+    def take(self) -> list[Event]:
+        """The events that are new, the oldest 256 at most; where there are more, it wakes again."""
         events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
-        if not events and not self.is_done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-            events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
-        self.cursor += len(events)
+        num = len(events)
+        self.is_woken = False
+        self.cursor += num
         self.taken_since = self._new_since
-        if len(events) < MAX_EVENTS_AT_ONCE:
+        if num < MAX_EVENTS_AT_ONCE:
             self._new_since = 0.0
+        elif self.lag > 0:
+            self.wake()
         return events
-
-    def wake(self, logged_at: float = 0.0) -> None:
-        """End the wait in `take`, if there is one; `logged_at` where the log has grown."""
-        if not self._new_since:
-            self._new_since = logged_at
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Read no more. Does nothing the second time."""
@@ -74,32 +107,20 @@ class Reader:
             self.stream.detach(self)
 
 
-class MergedReader:
+class MergedReader(_Woken):
     """Reads several streams, the choices of one answer, as one: each event with the number of its
     stream.
 
     They end together: where one is cancelled or fails, so are the others.
     """
 
-    __slots__ = (
-        "_cursors",
-        "_is_ending",
-        "_new_since",
-        "_streams",
-        "_waiter",
-        "is_closed",
-        "taken_since",
-    )
+    __slots__ = ("_cursors", "_is_ending", "_streams")
 
     def __init__(self, streams: Sequence[Stream], cursor: int = 0) -> None:
+        super().__init__()
         self._streams = tuple(streams)
         self._cursors = [cursor] * len(streams)
-        self._waiter: asyncio.Future[None] | None = None
         self._is_ending = False
-        self._new_since = 0.0
-        self.is_closed = False
-        self.taken_since = 0.0
-        """As that of `Reader`."""
         for stream in streams:
             stream.attach(self)
 
@@ -120,15 +141,10 @@ class MergedReader:
             all(stream.log.terminal is not None for stream in self._streams) and self.lag <= 0
         )
 
-    async def take(self) -> list[tuple[int, Event]]:
-        """Wait for events and take them, the oldest 256 of each stream at most. Empty after `wake`
-        and `close`."""
-        if self.lag <= 0 and not self.is_done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    def take(self) -> list[tuple[int, Event]]:
+        """The events that are new, the oldest 256 of each stream at most; where there are more, it
+        wakes again."""
+        self.is_woken = False
         self.taken_since, self._new_since = self._new_since, 0.0
         taken: list[tuple[int, Event]] = []
         for number, stream in enumerate(self._streams):
@@ -137,14 +153,9 @@ class MergedReader:
             taken += [(number, event) for event in events]
             if events and _ends_all(events[-1]):
                 self._end_others()
+        if self.lag > 0:
+            self.wake()
         return taken
-
-    def wake(self, logged_at: float = 0.0) -> None:
-        """End the wait in `take`, if there is one; `logged_at` where a log has grown."""
-        if not self._new_since:
-            self._new_since = logged_at
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Read no more. Does nothing the second time."""
@@ -159,6 +170,15 @@ class MergedReader:
             self._is_ending = True
             for stream in self._streams:
                 stream.cancel()
+
+
+async def news(reader: Reader | MergedReader) -> None:
+    """Wait until the reader has something to take, is woken, or is done; for those that have
+    nothing else to do meanwhile."""
+    if not (reader.is_woken or reader.is_done or reader.lag > 0):
+        waiter = asyncio.get_running_loop().create_future()
+        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
+        await waiter
 
 
 def _ends_all(event: Event) -> bool:

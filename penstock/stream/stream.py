@@ -296,15 +296,19 @@ class Stream:
             return
         self._completion_tokens += num_tokens
         self._pending_tokens += num_tokens
-        self._remember(piece, num_tokens, token_ids)
+        if piece and len(token_ids) == num_tokens and not self._num_textless:
+            self._generated += token_ids
+        else:
+            self._remember(piece, num_tokens, token_ids)
         if logprobs:
             self._pending_logprobs += logprobs
             self._num_textless_logprobs = (
                 0 if piece else self._num_textless_logprobs + len(logprobs)
             )
-        if text := self._text.push(piece):
-            self._append(text)
-        if self._text.stopped:
+        text = self._text
+        if certain := text.push(piece):
+            self._append(certain)
+        if text.stopped:
             self._finish("stop", engine_done=False)
         if self.phase != "progressed":
             self._note_progress()
@@ -357,7 +361,8 @@ class Stream:
         else:
             self.log.append(Delta(text, self._pending_tokens))
         self._pending_tokens = 0
-        self._wake(now)
+        for reader in self._readers:
+            reader.wake(now)
 
     def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
         """Those that go with this text: all that have come, unless a stop string has cut it."""
@@ -395,17 +400,15 @@ class Stream:
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
         self._note_progress()
-        self._wake(time.monotonic())
+        now = time.monotonic()
+        for reader in self._readers:
+            reader.wake(now)
         self._owner.stream_ended(self, engine_done=engine_done)
 
     def _note_progress(self) -> None:
         self.phase = "progressed"
         if self._progress_waiter is not None and not self._progress_waiter.done():
             self._progress_waiter.set_result(None)
-
-    def _wake(self, logged_at: float) -> None:
-        for reader in self._readers:
-            reader.wake(logged_at)
 
     def _timings(self) -> Timings:
         now = time.monotonic()
