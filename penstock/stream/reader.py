@@ -8,7 +8,7 @@ at once, so nothing is queued for it. Not known here: bytes, sockets.
 import asyncio
 from collections.abc import Callable, Sequence
 
-from penstock.events import Event, Failure, Finish
+from penstock.events import Delta, Event, Failure
 from penstock.stream.stream import Stream
 
 # One send should not grow without bound for a reader that is far behind.
@@ -114,13 +114,16 @@ class MergedReader(_Woken):
     They end together: where one is cancelled or fails, so are the others.
     """
 
-    __slots__ = ("_cursors", "_is_ending", "_streams")
+    __slots__ = ("_cursors", "_num_untold", "_streams")
 
     def __init__(self, streams: Sequence[Stream], cursor: int = 0) -> None:
         super().__init__()
         self._streams = tuple(streams)
         self._cursors = [cursor] * len(streams)
-        self._is_ending = False
+        # Those whose terminal events were not taken yet.
+        self._num_untold = sum(
+            stream.log.terminal is None or len(stream.log) > cursor for stream in streams
+        )
         for stream in streams:
             stream.attach(self)
 
@@ -137,9 +140,7 @@ class MergedReader(_Woken):
     @property
     def is_done(self) -> bool:
         """Nothing more will come: all terminal events were taken, or the reader is closed."""
-        return self.is_closed or (
-            all(stream.log.terminal is not None for stream in self._streams) and self.lag <= 0
-        )
+        return self.is_closed or not self._num_untold
 
     def take(self) -> list[tuple[int, Event]]:
         """The events that are new, the oldest 256 of each stream at most; where there are more, it
@@ -149,12 +150,17 @@ class MergedReader(_Woken):
         taken: list[tuple[int, Event]] = []
         for number, stream in enumerate(self._streams):
             events = stream.log.after(self._cursors[number], MAX_EVENTS_AT_ONCE)
+            if not events:
+                continue
             self._cursors[number] += len(events)
             taken += [(number, event) for event in events]
-            if events and _ends_all(events[-1]):
-                self._end_others()
-        if self.lag > 0:
-            self.wake()
+            last = events[-1]
+            if not isinstance(last, Delta):
+                self._num_untold -= 1
+                if isinstance(last, Failure) or last.reason == "cancelled":
+                    self._end_all()
+            elif len(events) == MAX_EVENTS_AT_ONCE:
+                self.wake()
         return taken
 
     def close(self) -> None:
@@ -165,11 +171,9 @@ class MergedReader(_Woken):
             for stream in self._streams:
                 stream.detach(self)
 
-    def _end_others(self) -> None:
-        if not self._is_ending:
-            self._is_ending = True
-            for stream in self._streams:
-                stream.cancel()
+    def _end_all(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
 
 
 async def news(reader: Reader | MergedReader) -> None:
@@ -179,7 +183,3 @@ async def news(reader: Reader | MergedReader) -> None:
         waiter = asyncio.get_running_loop().create_future()
         reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
         await waiter
-
-
-def _ends_all(event: Event) -> bool:
-    return isinstance(event, Failure) or (isinstance(event, Finish) and event.reason == "cancelled")
