@@ -129,6 +129,7 @@ class Server:
                 admission.num_slots = settings.slots or info.slots
                 # What is here now stays: the garbage collector need not look at it every time,
                 # which would hold up every stream for tens of milliseconds.
+                gc.collect()
                 gc.freeze()
                 self._on_ready(self, info)
                 await self._stopping.wait()
