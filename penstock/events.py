@@ -1,8 +1,8 @@
 """The language of the whole system: what a stream's log holds.
 
 In: nothing; these are words. Out: frozen values that every layer passes on unchanged. Not known
-here: HTTP, engines, text rules. A log is any number of `Delta`s and then exactly one terminal
-event, a `Finish` or a `Failure`.
+here: HTTP, engines, text rules. A log is any number of `Delta`s, some of which may be `Reasoning`
+or `ToolCall`s, and then exactly one terminal event, a `Finish` or a `Failure`.
 
 They hold only plain values, so they cannot be part of a cycle: the garbage collector need not look
 at them (`gc=False`), however many a server keeps.
@@ -62,6 +62,22 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     text: str
     num_tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Reasoning(Delta, frozen=True, gc=False):
+    """What the model thinks before it answers. Its text is no part of the answer."""
+
+
+class ToolCall(Delta, frozen=True, gc=False):
+    """A part of a call of a tool: its text adds to the call's arguments, and may be empty.
+
+    `number` counts the answer's calls from 0. The first part of each, and only that, has its `id`
+    and the tool's `name`.
+    """
+
+    number: int = 0
+    id: str = ""
+    name: str = ""
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):

@@ -17,11 +17,26 @@ class UnnamedTokens(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int
 
 
+class ToolUse(msgspec.Struct, frozen=True):
+    """A call of a tool in a conversation; `arguments` is a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Message(msgspec.Struct, frozen=True):
-    """One turn of a conversation, to be rendered with the model's own chat template."""
+    """One turn of a conversation, to be rendered with the model's own chat template.
+
+    An assistant's turn may have `tool_calls`, and the `reasoning` that came before it; one of the
+    role `tool` answers the call `tool_call_id`.
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolUse, ...] = ()
+    tool_call_id: str = ""
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -53,6 +68,11 @@ class Request(msgspec.Struct, frozen=True):
     its place; None asks for nothing. `json_schema`, itself JSON, describes the answer: JSON that
     is valid under it.
 
+    `tools`, itself JSON, are the functions that the model may call, in OpenAI's form; it must call
+    one where it `must_call`, and no second one without `parallel_calls`. `tells_reasoning`: what
+    the model thinks is told apart from its answer, where the engine knows how. `reasoning_effort`
+    is for the model's template; "none" asks it not to think.
+
     A request that an engine died with is submitted again as a continuation: `prompt_ids` are then
     the tokens that the engine made of the prompt, to be used in its stead, and `generated` what it
     generated before, to go on from; `max_tokens` is what is left.
@@ -67,6 +87,11 @@ class Request(msgspec.Struct, frozen=True):
     must_fit: bool = False
     top_logprobs: int | None = None
     json_schema: str | None = None
+    tools: str | None = None
+    must_call: bool = False
+    parallel_calls: bool = True
+    tells_reasoning: bool = False
+    reasoning_effort: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()
 
@@ -77,9 +102,11 @@ OBJECT_BYTES = 100
 
 def num_bytes_of(request: Request) -> int:
     """About how much memory a request takes."""
-    texts = [request.prompt or "", request.json_schema or "", *request.stop]
+    texts = [request.prompt or "", request.json_schema or "", request.tools or "", *request.stop]
     for message in request.messages or ():
-        texts += (message.role, message.content)
+        texts += (message.role, message.content, message.reasoning)
+        for call in message.tool_calls:
+            texts += (call.name, call.arguments)
     num_ids = len(request.prompt_ids or ()) + len(request.sampling.logit_bias)
     # A character beyond ASCII can take four bytes, as can each other one of its text then.
     sizes = (len(text) * (1 if text.isascii() else 4) + OBJECT_BYTES for text in texts)

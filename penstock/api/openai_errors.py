@@ -21,6 +21,7 @@ _CODES = {
 _PARAMS = {
     "answer_too_long": "max_tokens",
     "invalid_schema": "response_format",
+    "invalid_tools": "tools",
     "no_chat_template": "messages",
     "model_not_found": "model",
     "empty_prompt": "prompt",

@@ -11,10 +11,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     PlainValidator,
@@ -24,10 +20,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from penstock.api.native import MAX_MESSAGES, StopStrings
+from penstock.api.openai_tools import Schema, ToolChoice, Tools, check_tools, tool_fields
+from penstock.api.openai_turns import Strict, Turn, check_calls_are_answered_for, misplaced
 from penstock.api.problems import invalid_fields
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import FieldError, InvalidFields
-from penstock.request import Message, Request, Sampling
+from penstock.request import Request, Sampling
 from penstock.stream.streams import new_stream_id
 
 MAX_CHOICES_PER_PROMPT = 8
@@ -35,7 +33,6 @@ MAX_PROMPTS = 16
 MAX_LOGIT_BIASES = 300
 MAX_TOKEN_ID = 2**31 - 1
 DEFAULT_COMPLETION_TOKENS = 16
-MAX_SCHEMA_CHARACTERS = 65_536
 NUM_SEEDS = 2**63
 
 # OpenAI's, and not for us: refused by name, unless they say nothing (null).
@@ -45,11 +42,7 @@ REFUSED_CHAT = frozenset(
         "function_call",
         "functions",
         "moderation",
-        "parallel_tool_calls",
         "prediction",
-        "reasoning_effort",
-        "tool_choice",
-        "tools",
         "verbosity",
         "web_search_options",
     }
@@ -57,43 +50,7 @@ REFUSED_CHAT = frozenset(
 REFUSED_COMPLETION = frozenset({"suffix"})
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-def _text_as_part(content: object) -> object:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-class TextPart(_Strict):
-    """A part of a message; there are no others than text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Turn(_Strict):
-    """One turn of a conversation. What an assistant's turn has beside its content is taken where
-    it is empty, as clients send back what they were sent."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        list[TextPart],
-        BeforeValidator(_text_as_part, json_schema_input_type=str | list[TextPart]),
-    ]
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    def to_message(self) -> Message:
-        """In the words of the system; a developer is what a system is in models' templates."""
-        role = "system" if self.role == "developer" else self.role
-        return Message(role, "".join(part.text for part in self.content))
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream tells beside its text."""
 
     include_usage: bool | None = None
@@ -101,24 +58,16 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-def _bounded(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    if len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
-        raise PydanticCustomError(
-            "invalid_schema", f"It is longer than {MAX_SCHEMA_CHARACTERS} characters."
-        )
-    return schema
-
-
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """A schema with its name. It is kept to whether it is `strict` or not."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
-    schema_: Annotated[dict[str, JsonValue], AfterValidator(_bounded)] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Text, or JSON."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -161,7 +110,7 @@ LogitBias = Annotated[
 ]
 
 
-class Common(_Strict):
+class Common(Strict):
     """What both may ask for. `top_k` is ours."""
 
     model: str | None = None
@@ -208,8 +157,13 @@ class Common(_Strict):
             ("logit_bias", self.logit_bias, "logit_bias"),
             ("logprobs", self.top_logprobs_asked is not None, "top_logprobs"),
             ("response_format", self.schema_text() is not None, "json_schema"),
+            *self.features_of_chats(),
         ]
         return {name: feature for name, value, feature in needs if value}
+
+    def features_of_chats(self) -> list[tuple[str, object, Feature]]:
+        """What of these only a chat has."""
+        return []
 
     def schema_text(self) -> str | None:
         """The JSON schema that the answer keeps to."""
@@ -219,7 +173,9 @@ class Common(_Strict):
         """Raises InvalidFields for what this model's engine cannot do."""
         lacking = [
             FieldError(
-                name, "unsupported_field", f"{name}: The {info.engine} engine does not have it."
+                name,
+                "unsupported_field",
+                f"{name}: The {info.engine} engine does not have it with this model.",
             )
             for name, feature in self.features().items()
             if feature not in info.supports
@@ -268,10 +224,13 @@ class Common(_Strict):
     def _stream_options_are_for_streams(self) -> "Common":
         options = self.stream_options
         if options is not None and not self.stream:
-            raise _misplaced("stream_options", "It is only for what is streamed.")
+            raise misplaced("stream_options", "It is only for what is streamed.")
         if options is not None and options.continuous_usage_stats and not options.include_usage:
-            raise _misplaced("stream_options", "continuous_usage_stats needs include_usage.")
+            raise misplaced("stream_options", "continuous_usage_stats needs include_usage.")
         return self
+
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatRequest(Common):
@@ -282,6 +241,10 @@ class ChatRequest(Common):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
@@ -307,15 +270,45 @@ class ChatRequest(Common):
         return None if self.response_format is None else self.response_format.schema_text()
 
     def prompts(self) -> list[dict[str, Any]]:
-        """The one conversation."""
-        return [{"messages": tuple(turn.to_message() for turn in self.messages)}]
+        """The one conversation. What is said under a schema is all answer."""
+        return [
+            {
+                "messages": tuple(turn.to_message() for turn in self.messages),
+                "tells_reasoning": self.schema_text() is None,
+                "reasoning_effort": self.reasoning_effort,
+                **tool_fields(self.tools, self.tool_choice, self.parallel_tool_calls),
+            }
+        ]
+
+    @property
+    def may_call(self) -> bool:
+        """The model is shown tools."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def features_of_chats(self) -> list[tuple[str, object, Feature]]:
+        """Tools, also those of earlier turns, and reasoning."""
+        effort = self.reasoning_effort
+        return [
+            ("tools", self.tools, "tools"),
+            ("messages", any(turn.has_to_do_with_tools for turn in self.messages), "tools"),
+            ("reasoning_effort", effort == "none", "reasoning_switch"),
+            ("reasoning_effort", effort not in (None, "none"), "reasoning_effort"),
+        ]
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise _misplaced("top_logprobs", 'It needs "logprobs": true.')
+            raise misplaced("top_logprobs", 'It needs "logprobs": true.')
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise _misplaced("max_tokens", "Give it or max_completion_tokens, not both.")
+            raise misplaced("max_tokens", "Give it or max_completion_tokens, not both.")
+        check_calls_are_answered_for(self.messages)
+        check_tools(self.tools, self.tool_choice)
+        if self.parallel_tool_calls is not None and not self.tools:
+            raise misplaced("parallel_tool_calls", "It needs tools.")
+        if self.may_call and self.logprobs:
+            raise misplaced("logprobs", "There are none where tools may be called.")
+        if self.may_call and self.schema_text() is not None:
+            raise misplaced("response_format", "There is none where tools may be called.")
         return self
 
 
@@ -396,11 +389,11 @@ class CompletionRequest(Common):
     @model_validator(mode="after")
     def _fields_agree(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of != self.num_choices:
-            raise _misplaced("best_of", "All answers are returned: it can only be n.")
+            raise misplaced("best_of", "All answers are returned: it can only be n.")
         if self.echo and self.logprobs is not None:
-            raise _misplaced("echo", "The prompt has no logprobs here: ask for either.")
+            raise misplaced("echo", "The prompt has no logprobs here: ask for either.")
         if self.echo and not all(isinstance(prompt, str) for prompt in self.prompt):
-            raise _misplaced("echo", "Only a prompt that is text can be echoed.")
+            raise misplaced("echo", "Only a prompt that is text can be echoed.")
         return self
 
 
@@ -431,14 +424,9 @@ def _parse(model: type[Asked], body: dict[str, Any], refused: frozenset[str]) ->
     except ValidationError as error:
         errors = error.errors(include_input=False, include_url=False, include_context=True)
         for each in errors:
-            if each["type"] == "misplaced":
-                each["loc"] = (*each["loc"], each["ctx"]["field"])
+            if (field := each.get("ctx", {}).get("field")) is not None:
+                each["loc"] = (*each["loc"], field)
         raise invalid_fields(errors) from None
-
-
-def _misplaced(field: str, message: str) -> PydanticCustomError:
-    """A field that does not go with another; pydantic itself would name none."""
-    return PydanticCustomError("misplaced", message, {"field": field})
 
 
 def _no_such_token(field: str) -> FieldError:

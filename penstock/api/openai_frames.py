@@ -8,7 +8,8 @@ come the usage, where it was asked for, and `[DONE]`.
 Finish reasons are mapped here and nowhere else. `stop` and `length` are OpenAI's own. `cancelled`
 and `deadline` are none of theirs: they become `length`, their word for an answer that is not whole,
 and the choice says `"stop_reason": "cancelled"` beside it. A failure is an error object instead of
-a chunk.
+a chunk. A choice that calls tools ends with `tool_calls`, where it would have with `stop`. What
+the model thinks is `reasoning_content`, beside the `content`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,17 @@ from typing import Any
 import msgspec
 
 from penstock.api.openai_errors import failure_object
-from penstock.events import Delta, Event, Failure, Finish, TerminalEvent, TokenLogprob, Usage
+from penstock.events import (
+    Delta,
+    Event,
+    Failure,
+    Finish,
+    Reasoning,
+    TerminalEvent,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from penstock.stream.reader import MergedReader
 from penstock.stream.stream import Stream
 
@@ -115,9 +126,9 @@ class ChunkForm:
             logprobs = self.logprobs(stream.log.after(0), len(echo))
         content: dict[str, Any] = {"text": echo + stream.log.text()}
         if self.is_chat:
-            message = {"role": "assistant", "content": content["text"], "refusal": None}
-            content = {"message": message}
-        return {"index": number, **content, "logprobs": logprobs, **ending(end)}
+            content = {"message": whole_message(stream.log.after(0))}
+        has_called = "tool_calls" in content.get("message", {})
+        return {"index": number, **content, "logprobs": logprobs, **ending(end, has_called)}
 
     def logprobs(self, events: Sequence[Event], offset: int) -> dict[str, Any]:
         """Those of these deltas; their text begins `offset` characters into the choice's."""
@@ -203,6 +214,7 @@ class _ChoiceFrames:
         self._echo = form.echoes[number]
         self._has_begun = cursor > 0
         sent = [event for event in stream.log.after(0, cursor) if isinstance(event, Delta)]
+        self._has_called = any(isinstance(delta, ToolCall) for delta in sent)
         self._num_tokens = sum(delta.num_tokens for delta in sent)
         self._num_characters = len(self._echo) + sum(len(delta.text) for delta in sent)
         # What stands around the text in every frame but the first, unless more than it varies.
@@ -213,15 +225,17 @@ class _ChoiceFrames:
 
     def delta(self, delta: Delta) -> tuple[bytes, ...]:
         """A delta's frame, in parts."""
-        if self._has_begun and not self._varies:
+        is_text = delta.__class__ is Delta
+        if is_text and self._has_begun and not self._varies:
             return self._before, _encode(delta.text), self._after
         text: Any = delta.text if self._has_begun else self._echo + delta.text
         if self._form.is_chat:
             role = {} if self._has_begun else {"role": "assistant"}
-            text = {**role, "content": text}
+            text = {**role, **delta_fields(delta)}
+            self._has_called = self._has_called or isinstance(delta, ToolCall)
         self._has_begun = True
         logprobs = usage = None
-        if self._form.has_logprobs:
+        if self._form.has_logprobs and is_text:
             logprobs = self._form.logprobs([delta], self._num_characters)
         self._num_characters += len(delta.text)
         self._num_tokens += delta.num_tokens
@@ -235,12 +249,49 @@ class _ChoiceFrames:
         text: Any = "" if self._has_begun else self._echo
         if self._form.is_chat:
             text = {} if self._has_begun else {"role": "assistant", "content": text}
-        choice = {**self._form.choice(self._number, text), **ending(end)}
+        choice = {**self._form.choice(self._number, text), **ending(end, self._has_called)}
         return self._form.chunk([choice], end.usage if self._form.continuous_usage else None)
 
 
-def ending(end: Finish) -> dict[str, str]:
-    """How a choice ended, in OpenAI's words."""
+def delta_fields(delta: Delta) -> dict[str, Any]:
+    """What a chunk of a chat says of a delta."""
+    if isinstance(delta, Reasoning):
+        return {"reasoning_content": delta.text}
+    if isinstance(delta, ToolCall):
+        called: dict[str, Any] = {"index": delta.number, "function": {"arguments": delta.text}}
+        if delta.id:
+            called = {"index": delta.number, **call_object(delta.id, delta.name, delta.text)}
+        return {"tool_calls": [called]}
+    return {"content": delta.text}
+
+
+def whole_message(events: Sequence[Event]) -> dict[str, Any]:
+    """What a choice of a chat said: its text, what it thought and called before and after that."""
+    texts = [event.text for event in events if event.__class__ is Delta]
+    thoughts = [event.text for event in events if isinstance(event, Reasoning)]
+    parts = [event for event in events if isinstance(event, ToolCall)]
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts), "refusal": None}
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
+    if parts:
+        message["content"] = message["content"] or None
+        message["tool_calls"] = [
+            call_object(first.id, first.name, "".join(p.text for p in parts if p.number == number))
+            for number, first in enumerate(part for part in parts if part.id)
+        ]
+    return message
+
+
+def call_object(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    """A call of a tool."""
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def ending(end: Finish, has_called: bool = False) -> dict[str, str]:
+    """How a choice ended, in OpenAI's words; `has_called`: it has calls of tools."""
+    if has_called and end.reason == "stop":
+        return {"finish_reason": "tool_calls"}
     if end.reason in ("cancelled", "deadline"):
         return {"finish_reason": "length", "stop_reason": end.reason}
     return {"finish_reason": end.reason}

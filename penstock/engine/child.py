@@ -195,6 +195,12 @@ class ChildEngine:
             case wire.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case wire.Reasoning(request_id, text, num_tokens, token_ids):
+                if sink := self._sinks.get(request_id):
+                    sink.reasoning(text, num_tokens, token_ids)
+            case wire.ToolCall(request_id, number, call_id, name, arguments, num_tokens):
+                if sink := self._sinks.get(request_id):
+                    sink.tool_call(number, call_id, name, arguments, num_tokens)
             case wire.Cancelled(request_id):
                 if began := self._cancelling.pop(request_id, None):
                     self._on_cancelled(time.monotonic() - began)

@@ -2,7 +2,8 @@
 
 xllamacpp starts llama.cpp's own server inside this process; we keep it off TCP, on a Unix socket
 in a directory of our own, and speak its `/completion` there, because that route alone gives each
-token's id. Requests are queued here, in order, and never more than `slots` are given to llama.cpp.
+token's id; and for requests with tools `/v1/chat/completions`, because that alone finds calls in
+the text. Requests are queued here, in order, and never more than `slots` are given to llama.cpp.
 
 Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 """
@@ -13,26 +14,32 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, cast
 
 import httptools
 import msgspec
 
+from penstock.engine.llamacpp_answers import (
+    ChatReader,
+    CompletionReader,
+    RefusedByEngineError,
+    refusal_in,
+)
 from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
-from penstock.engine.schema import InvalidSchemaError, compact_schema, is_json
+from penstock.engine.reasoning import SplitSink, Splitter, marks_in
+from penstock.engine.schema import InvalidSchemaError, compact_schema
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
-from penstock.events import TokenLogprob
-from penstock.request import Request, Sampling, UnnamedTokens
+from penstock.request import Message, Request, Sampling, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
+# What a template puts after the last turn is shorter than so many tokens.
+NUM_LAST_TOKENS = 16
 SPARE_HTTP_THREADS = 4
 BACKLOG_PAUSE_S = 0.01
 # llama.cpp reads this one as "draw a seed".
 RANDOM_SEED = 0xFFFFFFFF
-# llama.cpp's word for "impossible" is the lowest number that there is; this one is OpenAI's.
-LOWEST_LOGPROB = -9999.0
-
 SUPPORTS: tuple[Feature, ...] = (
     "presence_penalty",
     "frequency_penalty",
@@ -42,46 +49,12 @@ SUPPORTS: tuple[Feature, ...] = (
 )
 
 
-class Refusal(msgspec.Struct):
-    """Why llama.cpp does not do what was asked."""
-
-    message: str = "no reason given"
-
-
-class Probability(msgspec.Struct):
-    """How likely a token was. Of the tokens of one character llama.cpp tells only the last, with
-    the character's bytes."""
-
-    utf8: list[int] = msgspec.field(name="bytes")
-    logprob: float
-    top_logprobs: tuple["Probability", ...] = ()
-
-    def as_word(self, num_top: int) -> TokenLogprob:
-        """The same in the words of the system."""
-        top = self.top_logprobs[:num_top]
-        return TokenLogprob(
-            bytes(self.utf8),
-            max(self.logprob, LOWEST_LOGPROB),
-            tuple((bytes(each.utf8), max(each.logprob, LOWEST_LOGPROB)) for each in top),
-        )
-
-
-class Chunk(msgspec.Struct):
-    """One event of `/completion`: the text of a step, how far it is with the prompt, the end
-    (`stop`), or an error."""
-
-    content: str = ""
-    tokens: tuple[int, ...] = ()
-    tokens_predicted: int = 0
-    completion_probabilities: tuple[Probability, ...] = ()
-    prompt_progress: dict[str, int] | None = None
-    stop: bool = False
-    stop_type: str = ""
-    error: Refusal | None = None
-
-
 class _Tokens(msgspec.Struct):
     tokens: list[int]
+
+
+class _Content(msgspec.Struct):
+    content: str
 
 
 class _Prompt(msgspec.Struct):
@@ -92,8 +65,26 @@ class _Props(msgspec.Struct):
     class Generation(msgspec.Struct):
         n_ctx: int
 
+    class Caps(msgspec.Struct):
+        supports_tools: bool = False
+        supports_tool_calls: bool = False
+        supports_reasoning_effort: bool = False
+
     default_generation_settings: Generation
     total_slots: int
+    chat_template: str = ""
+    chat_template_caps: Caps = msgspec.field(default_factory=Caps)
+
+    def supports(self) -> tuple[Feature, ...]:
+        """What the model's template makes possible."""
+        caps, features = self.chat_template_caps, list(SUPPORTS)
+        if caps.supports_tools and caps.supports_tool_calls:
+            features.append("tools")
+        if caps.supports_reasoning_effort:
+            features.append("reasoning_effort")
+        if "enable_thinking" in self.chat_template:
+            features.append("reasoning_switch")
+        return tuple(features)
 
 
 class _Models(msgspec.Struct):
@@ -104,9 +95,6 @@ class _Models(msgspec.Struct):
         meta: Meta
 
     data: list[Model]
-
-
-_decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
 class Exchange(asyncio.Protocol):
@@ -169,6 +157,7 @@ class LlamaCpp:
         self._params = params
         self._slots = Slots(slots)
         self._context_length = 0
+        self._marks: tuple[str, str] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         self._dir = ""
         self._server: Any = None
@@ -183,13 +172,14 @@ class LlamaCpp:
         self._server = await asyncio.to_thread(self._load)
         props = msgspec.json.decode(await self._ask("/props"), type=_Props)
         self._context_length = props.default_generation_settings.n_ctx
+        self._marks = marks_in(props.chat_template)
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
         return ModelInfo(
             self._name,
             "llamacpp",
             self._context_length,
             props.total_slots,
-            SUPPORTS,
+            props.supports(),
             model.meta.n_vocab,
         )
 
@@ -255,10 +245,20 @@ class LlamaCpp:
                 sink.fail("queue_full", "Too many requests are waiting. Try again later.")
                 return
             sink.started()
-            await self._generate(request, token_ids, schema, sink)
+            if request.tools is not None:
+                await self._converse(request, len(token_ids), sink)
+            else:
+                sink = await self._splitting(request, prompt_ids, sink)
+                await self._generate(request, token_ids, schema, sink)
         except InvalidSchemaError as error:
             sink.fail("invalid_schema", f"llama.cpp cannot keep to this schema: {error}.")
-        except _RefusedByEngineError as error:
+        except _ToolsRefusedError:
+            sink.fail(
+                "invalid_tools",
+                "llama.cpp cannot put these tools and turns into the model's template, or keep to"
+                " these parameters. Simplify them.",
+            )
+        except RefusedByEngineError as error:
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp gave up on the request ({type(error).__name__}).")
@@ -266,14 +266,23 @@ class LlamaCpp:
     async def _tokenise(self, request: Request) -> list[int]:
         prompt = request.prompt
         if request.messages is not None:
-            body = msgspec.json.encode({"messages": request.messages})
-            answer = await self._ask("/apply-template", body)
+            body = msgspec.json.encode(chat_body(request))
+            try:
+                answer = await self._ask("/apply-template", body)
+            except RefusedByEngineError:
+                if request.tools is None:
+                    raise
+                raise _ToolsRefusedError from None
             prompt = msgspec.json.decode(answer, type=_Prompt).prompt
         return await self._ids_of_text(prompt or "", add_special=True)
 
     async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
         body = msgspec.json.encode({"content": text, "add_special": add_special})
         return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
+
+    async def _text_of(self, ids: list[int]) -> str:
+        body = msgspec.json.encode({"tokens": ids})
+        return msgspec.json.decode(await self._ask("/detokenize", body), type=_Content).content
 
     async def _ids_of(self, generated: tuple[int | UnnamedTokens, ...]) -> list[int]:
         ids: list[int] = []
@@ -305,7 +314,7 @@ class LlamaCpp:
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        reader = _CompletionReader(sink, request.top_logprobs or 0, schema is not None)
+        reader = CompletionReader(sink, request.top_logprobs or 0, schema is not None)
         body = {
             "prompt": token_ids,
             "n_predict": min(request.max_tokens, room),
@@ -317,6 +326,8 @@ class LlamaCpp:
         }
         if request.top_logprobs is not None:
             body["n_probs"] = max(1, request.top_logprobs)
+        if self._marks is not None and request.tells_reasoning:
+            body["preserved_tokens"] = self._marks  # they may be tokens that are not text
         if schema is not None:
             body["json_schema"] = msgspec.Raw(schema.encode())
         exchange = await self._exchange("/completion", msgspec.json.encode(body), reader.feed)
@@ -326,6 +337,44 @@ class LlamaCpp:
             exchange.abort()
         reader.end(status)
 
+    async def _splitting(self, request: Request, prompt_ids: tuple[int, ...], sink: Sink) -> Sink:
+        """The sink that tells reasoning apart, where that is asked for and the model has some."""
+        if self._marks is None or not request.tells_reasoning:
+            return sink
+        end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
+        splitter = Splitter(self._marks, is_open=end.rstrip().endswith(self._marks[0]))
+        for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
+            if is_text:
+                text = "".join(each.text for each in run if isinstance(each, UnnamedTokens))
+            else:
+                text = await self._text_of([each for each in run if isinstance(each, int)])
+            splitter.push(text)
+        return SplitSink(sink, splitter)
+
+    async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
+        """Have the model answer or call, from the conversation: not from token ids, so that there
+        is no going on from the middle."""
+        reader = ChatReader(sink, parallel_calls=request.parallel_calls)
+        room = self._context_length - prompt_tokens
+        body = {
+            **chat_body(request),
+            "max_tokens": min(request.max_tokens, room),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "timings_per_token": True,
+            "return_progress": True,
+            "reasoning_format": "deepseek" if request.tells_reasoning else "none",
+            **sampling_params(request.sampling, self._context_length),
+        }
+        exchange = await self._exchange(
+            "/v1/chat/completions", msgspec.json.encode(body), reader.feed
+        )
+        try:
+            await asyncio.wait((exchange.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
+            reader.end(200 if reader.is_over.done() else exchange.done.result())
+        finally:
+            exchange.abort()
+
     async def _ask(self, path: str, body: bytes | None = None) -> bytes:
         answer = bytearray()
         exchange = await self._exchange(path, body, answer.extend)
@@ -334,7 +383,7 @@ class LlamaCpp:
         finally:
             exchange.abort()
         if status != 200:
-            raise _RefusedByEngineError(_refusal_in(bytes(answer)).message)
+            raise RefusedByEngineError(refusal_in(bytes(answer)).message)
         return bytes(answer)
 
     async def _exchange(
@@ -350,6 +399,41 @@ class LlamaCpp:
                 await asyncio.sleep(BACKLOG_PAUSE_S)
             else:
                 return exchange
+
+
+def chat_body(request: Request) -> dict[str, Any]:
+    """What llama.cpp is told of a conversation, to render it and to answer it."""
+    body: dict[str, Any] = {"messages": list(map(turn, request.messages or ()))}
+    if request.tools is not None:
+        body["tools"] = msgspec.Raw(request.tools.encode())
+        body["tool_choice"] = "required" if request.must_call else "auto"
+        body["parallel_tool_calls"] = request.parallel_calls
+    if request.reasoning_effort is not None:
+        body["reasoning_effort"] = request.reasoning_effort
+    return body
+
+
+def turn(message: Message) -> dict[str, Any]:
+    """A turn of a conversation, as llama.cpp takes it."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+class _ToolsRefusedError(Exception):
+    """llama.cpp does not take these tools."""
 
 
 def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
@@ -374,79 +458,6 @@ def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
     if sampling.logit_bias:
         params["logit_bias"] = sampling.logit_bias
     return params
-
-
-class _RefusedByEngineError(Exception):
-    """llama.cpp said no, and why."""
-
-
-class _CompletionReader:
-    """The body of `/completion` as it comes; what it says, told to the sink.
-
-    `num_top`: likeliest tokens that are told with each. `must_be_json`: an answer that ends by
-    itself is checked to be JSON.
-    """
-
-    def __init__(self, sink: Sink, num_top: int, must_be_json: bool) -> None:
-        self._sink = sink
-        self._num_top = num_top
-        self._text: list[str] | None = [] if must_be_json else None
-        self._buffer = b""
-        self._num_tokens = 0
-        self._ended = False
-        self._refusal: Refusal | None = None
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes: events end with an empty line."""
-        *events, self._buffer = (self._buffer + data).split(b"\n\n")
-        for event in events:
-            if event.startswith(b"data: "):
-                self._event(event[6:])
-
-    def _event(self, data: bytes) -> None:
-        chunk = _decode_chunk(data)
-        if chunk.error is not None:
-            self._refusal = chunk.error
-            return
-        if chunk.prompt_progress is not None:
-            self._sink.working()
-        num_tokens = chunk.tokens_predicted - self._num_tokens
-        if chunk.content or num_tokens > 0:
-            # A character may take several tokens, of which llama.cpp names only the last: then
-            # the ids are not known, and none is better than some.
-            known = chunk.tokens if len(chunk.tokens) == num_tokens else ()
-            self._num_tokens = chunk.tokens_predicted
-            if self._text is not None:
-                self._text.append(chunk.content)
-            if chunk.completion_probabilities and chunk.content:
-                logprobs = [each.as_word(self._num_top) for each in chunk.completion_probabilities]
-                self._sink.delta(chunk.content, num_tokens, known, tuple(logprobs))
-            else:
-                self._sink.delta(chunk.content, num_tokens, known)
-        if chunk.stop:
-            self._end(chunk)
-
-    def _end(self, chunk: Chunk) -> None:
-        self._ended = True
-        if chunk.stop_type == "limit":
-            self._sink.finish("length", chunk.tokens_predicted)
-        elif self._text is not None and not is_json("".join(self._text)):
-            # llama.cpp drops a grammar that it cannot follow any more, and only its log says so.
-            self._sink.fail("schema_lost", "llama.cpp left the schema. Simplify it, or try again.")
-        else:
-            self._sink.finish("stop", chunk.tokens_predicted)
-
-    def end(self, status: int) -> None:
-        """The body is over. Raises where that is not a right end."""
-        if status != 200 or not self._ended:
-            raise _RefusedByEngineError((self._refusal or _refusal_in(self._buffer)).message)
-
-
-def _refusal_in(body: bytes) -> Refusal:
-    try:
-        return _decode_chunk(body).error or Refusal()
-    except msgspec.DecodeError:
-        return Refusal()
 
 
 def num_usable_cores() -> int:

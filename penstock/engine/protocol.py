@@ -20,10 +20,18 @@ EngineFinish = Literal["stop", "length"]
 
 
 Feature = Literal[
-    "presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs", "json_schema"
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "top_logprobs",
+    "json_schema",
+    "tools",
+    "reasoning_effort",
+    "reasoning_switch",
 ]
-"""What a request may ask for that not every engine can do: the names are those of the fields of
-`Request` and `Sampling`."""
+"""What a request may ask for that not every engine can do, or not with every model: the names are
+those of the fields of `Request` and `Sampling`. `reasoning_switch` is the effort "none",
+`reasoning_effort` every other one."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -46,9 +54,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
 class Sink(Protocol):
     """Where an engine pushes one request's progress. No method blocks or raises.
 
-    The order is `accepted`, `started`, any number of `delta`s, then exactly one of `finish` and
-    `fail`; `fail` may come at any point, also first, and `working` after `started`. After the
-    request was cancelled the engine may still push what was under way; the sink ignores it.
+    The order is `accepted`, `started`, any number of `delta`s (and, where the request has to do
+    with them, `reasoning`s and `tool_call`s), then exactly one of `finish` and `fail`; `fail` may
+    come at any point, also first, and `working` after `started`. After the request was cancelled
+    the engine may still push what was under way; the sink ignores it.
     """
 
     def accepted(self, prompt_ids: tuple[int, ...]) -> None:
@@ -73,6 +82,15 @@ class Sink(Protocol):
         for those tokens that have text, only where the request asks for them.
         """
 
+    def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        """The same, of what the model thinks: only where the request `tells_reasoning`."""
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        """`num_tokens` more tokens were generated, which begin a call (it has `call_id` and `name`)
+        or add to the `arguments` of the one with this number: only where there are `tools`."""
+
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """The request is done after `completion_tokens` tokens, those before a continuation not
         counted."""
@@ -88,6 +106,7 @@ STATUSES: Mapping[str, int] = {
     "prompt_too_long": 422,
     "answer_too_long": 422,
     "invalid_schema": 422,
+    "invalid_tools": 422,
     "empty_prompt": 422,
     "no_chat_template": 422,
     "queue_full": 429,

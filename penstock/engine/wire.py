@@ -77,6 +77,26 @@ class Delta(_Message, tag="delta"):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Reasoning(_Message, tag="reasoning"):
+    """`Sink.reasoning`."""
+
+    request_id: str
+    text: str
+    num_tokens: int
+    token_ids: tuple[int, ...]
+
+
+class ToolCall(_Message, tag="tool-call"):
+    """`Sink.tool_call`."""
+
+    request_id: str
+    number: int
+    call_id: str
+    name: str
+    arguments: str
+    num_tokens: int
+
+
 class Finish(_Message, tag="finish"):
     """`Sink.finish`."""
 
@@ -100,7 +120,18 @@ class Cancelled(_Message, tag="cancelled"):
 
 
 ToEngine = Start | Submit | Cancel
-Fact = Ready | NotStarted | Accepted | Started | Working | Finish | Fail | Cancelled
+Fact = (
+    Ready
+    | NotStarted
+    | Accepted
+    | Started
+    | Working
+    | Reasoning
+    | ToolCall
+    | Finish
+    | Fail
+    | Cancelled
+)
 FromEngine = Delta | Fact
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024

@@ -92,6 +92,14 @@ class WireSink:
     ) -> None:
         self._push(wire.Delta(self._id, piece, num_tokens, token_ids, logprobs))
 
+    def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self._push(wire.Reasoning(self._id, text, num_tokens, token_ids))
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        self._push(wire.ToolCall(self._id, number, call_id, name, arguments, num_tokens))
+
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         self._push(wire.Finish(self._id, reason, completion_tokens))
 

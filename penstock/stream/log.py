@@ -37,8 +37,8 @@ class Log:
         return self._events[cursor : None if limit is None else cursor + limit]
 
     def text(self) -> str:
-        """The answer so far: all deltas joined."""
-        return "".join([event.text for event in self._events if isinstance(event, Delta)])
+        """The answer so far: all deltas joined, without what was thought and called."""
+        return "".join([event.text for event in self._events if type(event) is Delta])
 
     def num_bytes(self) -> int:
         """About how much memory the log takes."""

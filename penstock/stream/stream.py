@@ -20,9 +20,11 @@ from penstock.events import (
     Failure,
     Finish,
     FinishReason,
+    Reasoning,
     TerminalEvent,
     Timings,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from penstock.observe.meter import Meter
@@ -165,9 +167,10 @@ class Stream:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether another engine could take the generation up where it is. A schema's grammar
-        cannot begin in the middle of an answer."""
-        return self.request.json_schema is None or not self._generated
+        """Whether another engine could take the generation up where it is. The grammar of a
+        schema, or of calls, cannot begin in the middle of an answer."""
+        is_bound = self.request.json_schema is not None or self.request.tools is not None
+        return not is_bound or not self._generated
 
     @property
     def num_readers(self) -> int:
@@ -238,7 +241,7 @@ class Stream:
 
     def release(self) -> None:
         """Forget what only a running stream needs: from now on it is only read."""
-        self.request = msgspec.structs.replace(self.request, prompt=None, messages=None)
+        self.request = msgspec.structs.replace(self.request, prompt=None, messages=None, tools=None)
         self._prompt_ids, self._generated = None, []
 
     def continuation(self) -> Request:
@@ -313,6 +316,31 @@ class Stream:
         if self.phase != "progressed":
             self._note_progress()
 
+    def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        """Log it as it is: stop strings are for the answer."""
+        if self.log.terminal is None:
+            self._count(num_tokens)
+            self._remember(text, num_tokens, token_ids)
+            self._append(text, Reasoning(text, self._pending_tokens))
+            self._note_progress()
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        """Log it as it is, after the text that was held back: no stop string goes on in a call."""
+        if self.log.terminal is not None:
+            return
+        if held := self._text.flush():
+            self._append(held)
+        if self._text.stopped:
+            self._finish("stop", engine_done=False)
+            return
+        self._count(num_tokens)
+        self._generated.append(UnnamedTokens(arguments, num_tokens))
+        call = ToolCall(arguments, self._pending_tokens, (), number, call_id, name)
+        self._append(arguments, call)
+        self._note_progress()
+
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """The engine is done."""
         if self.log.terminal is not None:
@@ -331,6 +359,10 @@ class Stream:
         if self.log.terminal is None:
             self._owner.stream_lost(self)
 
+    def _count(self, num_tokens: int) -> None:
+        self._completion_tokens += num_tokens
+        self._pending_tokens += num_tokens
+
     def _remember(self, piece: str | bytes, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Keep what a continuation begins with."""
         if self._num_textless or not piece:
@@ -346,7 +378,8 @@ class Stream:
             self._generated.append(UnnamedTokens(text, num_tokens))
         self._textless_ids, self._num_textless = (), 0
 
-    def _append(self, text: str) -> None:
+    def _append(self, text: str, event: Delta | None = None) -> None:
+        """Log an event, by default a delta with this text."""
         now = time.monotonic()
         if self._first_delta_at:
             self._note_gap(now - self._last_delta_at)
@@ -355,7 +388,9 @@ class Stream:
             queue_time = (self._started_at or now) - self.admitted_at
             self.meter.first_delta(queue_time, now - self.admitted_at)
         self._last_delta_at = now
-        if self._pending_logprobs:
+        if event is not None:
+            self.log.append(event)
+        elif self._pending_logprobs:
             self.log.append(Delta(text, self._pending_tokens, self._logprobs_of(text)))
             self._pending_logprobs = []
         else:

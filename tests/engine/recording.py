@@ -23,6 +23,8 @@ class RecordingSink:
     completion_tokens: int = -1
     reason: EngineFinish | None = None
     failure: tuple[str, str] | None = None
+    thoughts: list[str] = field(default_factory=list)
+    tool_parts: list[tuple[int, str, str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def accepted(self, prompt_ids: tuple[int, ...]) -> None:
@@ -48,6 +50,19 @@ class RecordingSink:
         self.token_ids += token_ids
         self._note("delta")
         self.on_delta()
+
+    def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self.thoughts.append(text)
+        self.num_tokens += num_tokens
+        self.token_ids += token_ids
+        self._note("reasoning")
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        self.tool_parts.append((number, call_id, name, arguments))
+        self.num_tokens += num_tokens
+        self._note("tool_call")
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         self.reason, self.completion_tokens = reason, completion_tokens

@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from penstock.engine.llamacpp import LlamaCpp, _CompletionReader
+from penstock.engine.llamacpp import LlamaCpp
+from penstock.engine.llamacpp_answers import CompletionReader
 from penstock.engine.schema import InvalidSchemaError, compact_schema
 from penstock.hub import find_model
 from tests.engine.recording import RecordingSink
@@ -42,7 +43,7 @@ async def test_an_answer_that_left_its_schema_is_not_passed_off_as_one(
 ) -> None:
     """llama.cpp drops a grammar that it cannot follow, and says so in its log alone."""
     sink = RecordingSink()
-    reader = _CompletionReader(sink, 0, must_be_json=True)
+    reader = CompletionReader(sink, 0, must_be_json=True)
     for chunk in (
         {"content": text, "tokens": [1], "tokens_predicted": 1},
         {"content": "", "tokens_predicted": 1, "stop": True, "stop_type": stop_type},
@@ -63,7 +64,7 @@ def test_an_impossible_token_has_openai_s_lowest_log_probability() -> None:
         "tokens_predicted": 1,
         "completion_probabilities": [{"id": 1, "bytes": [97], "logprob": -3.4e38}],
     }
-    reader = _CompletionReader(sink, 0, must_be_json=False)
+    reader = CompletionReader(sink, 0, must_be_json=False)
     reader.feed(b"data: %b\n\n" % json.dumps(chunk).encode())
     assert [each.logprob for each in sink.logprobs] == [-9999.0]
 

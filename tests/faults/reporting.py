@@ -59,6 +59,14 @@ class ReportingSink:
             self._report.say("token", self._id)
         self._sink.delta(piece, num_tokens, token_ids, logprobs)
 
+    def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self._sink.reasoning(text, num_tokens, token_ids)
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        self._sink.tool_call(number, call_id, name, arguments, num_tokens)
+
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         self._report.say("finished", self._id)
         self._sink.finish(reason, completion_tokens)
