@@ -28,7 +28,7 @@ from penstock.engine.llamacpp_answers import (
 )
 from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
 from penstock.engine.reasoning import SplitSink, Splitter, marks_in
-from penstock.engine.schema import InvalidSchemaError, compact_schema
+from penstock.engine.schema import InvalidSchemaError, check_tools, compact_schema
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -232,6 +232,8 @@ class LlamaCpp:
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
+            if request.tools is not None:
+                await asyncio.to_thread(check_request_tools, request.tools)
             prompt_ids = request.prompt_ids or tuple(await self._tokenise(request))
             if refused := self._refusal(request, prompt_ids):
                 sink.fail(*refused)
@@ -252,12 +254,8 @@ class LlamaCpp:
                 await self._generate(request, token_ids, schema, sink)
         except InvalidSchemaError as error:
             sink.fail("invalid_schema", f"llama.cpp cannot keep to this schema: {error}.")
-        except _ToolsRefusedError:
-            sink.fail(
-                "invalid_tools",
-                "llama.cpp cannot put these tools and turns into the model's template, or keep to"
-                " these parameters. Simplify them.",
-            )
+        except _ToolsRefusedError as error:
+            sink.fail("invalid_tools", f"llama.cpp cannot take these tools: {error}.")
         except RefusedByEngineError as error:
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
@@ -272,7 +270,9 @@ class LlamaCpp:
             except RefusedByEngineError:
                 if request.tools is None:
                     raise
-                raise _ToolsRefusedError from None
+                raise _ToolsRefusedError(
+                    "the model's template does not, or not these turns"
+                ) from None
             prompt = msgspec.json.decode(answer, type=_Prompt).prompt
         return await self._ids_of_text(prompt or "", add_special=True)
 
@@ -433,7 +433,15 @@ def turn(message: Message) -> dict[str, Any]:
 
 
 class _ToolsRefusedError(Exception):
-    """llama.cpp does not take these tools."""
+    """llama.cpp does not take these tools, and why."""
+
+
+def check_request_tools(tools: str) -> None:
+    """Raises _ToolsRefusedError."""
+    try:
+        check_tools(tools)
+    except InvalidSchemaError as error:
+        raise _ToolsRefusedError(str(error)) from None
 
 
 def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:

@@ -7,10 +7,18 @@ library is asked here, in the engine's process, before the request has a slot.
 
 import json
 import re
+from typing import TypeGuard
 
 from llguidance import LLMatcher, LLTokenizer
 
 MAX_REASON_CHARACTERS = 200
+MAX_REPETITIONS = 1000
+_RANGES = (
+    ("minLength", "maxLength", MAX_REPETITIONS),
+    ("minItems", "maxItems", MAX_REPETITIONS),
+    ("minimum", "maximum", 2**53),
+    ("exclusiveMinimum", "exclusiveMaximum", 2**53),
+)
 _QUOTED = re.compile(r"""(["'`]).*?\1""")
 # What these say after a colon are words and numbers of the JSON schema language.
 _WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
@@ -38,9 +46,40 @@ def compact_schema(schema: str) -> str:
     return compact
 
 
-def _reason(error: str) -> str:
-    """Why, without what the client sent: that stands in quotes there, or after a colon."""
-    first_line = error.partition("\n")[0]
+def check_tools(tools: str) -> None:
+    """Raises InvalidSchemaError where parameters of these tools (JSON, in OpenAI's form) are not
+    understood, or would need too much: llama.cpp has grammars of its own for calls, which spell
+    repetitions out, and it would stand still over some of them."""
+    for tool in json.loads(tools):
+        parameters = tool["function"]["parameters"]
+        _check_repetitions(parameters)
+        compact_schema(json.dumps(parameters))
+
+
+def _check_repetitions(schema: object) -> None:
+    """Looks at every value, wherever it stands: what is refused needlessly is rare."""
+    if isinstance(schema, dict):
+        for least, most, limit in _RANGES:
+            low, high = schema.get(least), schema.get(most)
+            for name, value in ((least, low), (most, high)):
+                if _is_number(value) and abs(value) > limit:
+                    raise InvalidSchemaError(f"{name} is beyond {limit}")
+            if _is_number(low) and _is_number(high) and low > high:
+                raise InvalidSchemaError(f"{least} is above {most}")
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str) and "{" in pattern:
+            raise InvalidSchemaError("a pattern counts repetitions")
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for value in schema:
+            _check_repetitions(value)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_line = error.partition("\n")[0]
     head, _, tail = first_line.partition(": ")
     if head in _WITHOUT_INPUT:
         return f"{head}: {tail}"[:MAX_REASON_CHARACTERS]
