@@ -193,9 +193,9 @@ class Sending(Generic[Taken]):
                 self._waiting.cancel()
 
     def _send_news(self) -> None:
-        if self.is_sending or self._end.done():
-            return  # what is new goes out when what waits was taken
         reader = self._reader
+        if not reader.is_woken or self.is_sending or self._end.done():
+            return  # it went already, or goes when what waits was taken
         if reader.is_closed:
             self._end.set_result(False)
             return
@@ -213,11 +213,14 @@ class Sending(Generic[Taken]):
             self._end.set_exception(error)
             return
         self.since = time.monotonic()
-        if _needs_no_wait[type(sent)]:
-            self._note_taken(events, is_last)
-        else:
+        if not _needs_no_wait[type(sent)]:
             self.is_sending = True
             self._waiting = asyncio.create_task(self._wait_for(sent, events, is_last))
+            return
+        if events:
+            self._delivery.taken(len(events), is_last, reader.taken_since, self.since)
+        if is_last:
+            self._end.set_result(True)
 
     async def _send_in_pieces(self, body: bytes, is_last: bool) -> None:
         for start in range(0, len(body), MAX_SEND_BYTES):
@@ -236,17 +239,11 @@ class Sending(Generic[Taken]):
             return
         self.is_sending = False
         self.since = time.monotonic()
-        self._note_taken(events, is_last)
-        if self._reader.is_woken:
-            self._send_news()
-
-    def _note_taken(self, events: list[Taken], is_last: bool) -> None:
-        reader = self._reader
         if events:
-            has_deltas = not is_last or len(events) > 1
-            self._delivery.taken(len(events), has_deltas, reader.taken_since, self.since)
+            self._delivery.taken(len(events), is_last, self._reader.taken_since, self.since)
         if is_last:
             self._end.set_result(True)
+        self._send_news()
 
     def _sign_of_life(self) -> bytes:
         place = self._reader.stream.place

@@ -79,7 +79,9 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-_line = error.partition("\n")[0]
+def _reason(error: str) -> str:
+    """Why, without what the client sent: that stands in quotes there, or after a colon."""
+    first_line = error.partition("\n")[0]
     head, _, tail = first_line.partition(": ")
     if head in _WITHOUT_INPUT:
         return f"{head}: {tail}"[:MAX_REASON_CHARACTERS]

@@ -1,6 +1,6 @@
 """A reader: a connection's place in a stream's log, or in the logs of several.
 
-In: the stream's wake-ups. Out: a call of `on_news`, once for all that has come in one turn of the
+In: the stream's wake-ups. Out: one call of whoever listens for all that has come in one turn of the
 event loop, and then everything after the cursor, in one list; a reader that falls behind gets more
 at once, so nothing is queued for it. Not known here: bytes, sockets.
 """
@@ -20,7 +20,6 @@ class _Woken:
 
     __slots__ = (
         "_call_soon",
-        "_is_waking",
         "_new_since",
         "_on_news",
         "is_closed",
@@ -31,7 +30,6 @@ class _Woken:
     def __init__(self) -> None:
         self._call_soon = asyncio.get_running_loop().call_soon
         self._on_news: Callable[[], None] | None = None
-        self._is_waking = False
         self._new_since = 0.0
         self.is_woken = False
         """It was woken, and nothing was taken since."""
@@ -41,25 +39,20 @@ class _Woken:
         where it had been there before the reader."""
 
     def listen(self, on_news: Callable[[], None]) -> None:
-        """Have this called soon after the first `wake` since the last `take`."""
+        """Have this called soon after the first `wake` since the last `take`. Somebody may have
+        taken meanwhile: then `is_woken` does not hold, and there is nothing to do."""
         self._on_news = on_news
         if self.is_woken:
-            self.wake()
+            self._call_soon(on_news)
 
     def wake(self, logged_at: float = 0.0) -> None:
         """There is news; `logged_at` where the log has grown, on the monotonic clock."""
         if not self._new_since:
             self._new_since = logged_at
-        self.is_woken = True
-        # Not at once: more may come in this turn of the loop.
-        if not self._is_waking and self._on_news is not None:
-            self._is_waking = True
-            self._call_soon(self._tell)
-
-    def _tell(self) -> None:
-        self._is_waking = False
-        if self.is_woken and self._on_news is not None:
-            self._on_news()
+        if not self.is_woken:
+            self.is_woken = True
+            if self._on_news is not None:
+                self._call_soon(self._on_news)  # not at once: more may come in this turn
 
 
 class Reader(_Woken):
@@ -68,27 +61,28 @@ class Reader(_Woken):
     A stream knows its readers: what becomes of one that nobody reads is decided in `streams`.
     """
 
-    __slots__ = ("cursor", "stream")
+    __slots__ = ("_log", "cursor", "stream")
 
     def __init__(self, stream: Stream, cursor: int = 0) -> None:
         super().__init__()
         self.stream = stream
         self.cursor = cursor
+        self._log = stream.log
         stream.attach(self)
 
     @property
     def lag(self) -> int:
         """Events that the reader is behind."""
-        return len(self.stream.log) - self.cursor
+        return len(self._log) - self.cursor
 
     @property
     def is_done(self) -> bool:
         """Nothing more will come: the terminal event was taken, or the reader is closed."""
-        return self.is_closed or (self.stream.log.terminal is not None and self.lag <= 0)
+        return self.is_closed or (self._log.terminal is not None and self.lag <= 0)
 
     def take(self) -> list[Event]:
         """The events that are new, the oldest 256 at most; where there are more, it wakes again."""
-        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+        events = self._log.after(self.cursor, MAX_EVENTS_AT_ONCE)
         num = len(events)
         self.is_woken = False
         self.cursor += num

@@ -133,7 +133,8 @@ class Stream:
         self.meter = meter or Meter()
         self._note_gap = self.meter.engine_gap.add
         self._owner = owner
-        self._text = Text(request.stop)
+        # None as long as every piece is text as it comes: no stop strings, no bytes.
+        self._text = Text(request.stop) if request.stop else None
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
         self._progress_waiter: asyncio.Future[None] | None = None
@@ -308,11 +309,11 @@ class Stream:
             self._num_textless_logprobs = (
                 0 if piece else self._num_textless_logprobs + len(logprobs)
             )
-        text = self._text
-        if certain := text.push(piece):
-            self._append(certain)
-        if text.stopped:
-            self._finish("stop", engine_done=False)
+        if self._text is None and isinstance(piece, str):
+            if piece:
+                self._append(piece)
+        else:
+            self._append_certain(piece)
         if self.phase != "progressed":
             self._note_progress()
 
@@ -330,11 +331,12 @@ class Stream:
         """Log it as it is, after the text that was held back: no stop string goes on in a call."""
         if self.log.terminal is not None:
             return
-        if held := self._text.flush():
-            self._append(held)
-        if self._text.stopped:
-            self._finish("stop", engine_done=False)
-            return
+        if self._text is not None:
+            if held := self._text.flush():
+                self._append(held)
+            if self._text.stopped:
+                self._finish("stop", engine_done=False)
+                return
         self._count(num_tokens)
         self._generated.append(UnnamedTokens(arguments, num_tokens))
         call = ToolCall(arguments, self._pending_tokens, (), number, call_id, name)
@@ -346,7 +348,7 @@ class Stream:
         if self.log.terminal is not None:
             return
         self._completion_tokens = self._continued_from + completion_tokens
-        if rest := self._text.flush():
+        if self._text is not None and (rest := self._text.flush()):
             self._append(rest)
         self._finish(reason, engine_done=True)
 
@@ -378,6 +380,15 @@ class Stream:
             self._generated.append(UnnamedTokens(text, num_tokens))
         self._textless_ids, self._num_textless = (), 0
 
+    def _append_certain(self, piece: str | bytes) -> None:
+        """Log what is text for certain: half a character is not, nor what may become a stop."""
+        if self._text is None:
+            self._text = Text()
+        if text := self._text.push(piece):
+            self._append(text)
+        if self._text.stopped:
+            self._finish("stop", engine_done=False)
+
     def _append(self, text: str, event: Delta | None = None) -> None:
         """Log an event, by default a delta with this text."""
         now = time.monotonic()
@@ -402,7 +413,7 @@ class Stream:
     def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
         """Those that go with this text: all that have come, unless a stop string has cut it."""
         logprobs = self._pending_logprobs
-        if self._text.stopped:
+        if self._text is not None and self._text.stopped:
             left = len(text.encode())
             for index, each in enumerate(logprobs):
                 if left <= 0:
@@ -426,7 +437,7 @@ class Stream:
         self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
-        self.log.append(event)
+        self.log.end(event)
         self.place = None
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)
