@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -35,6 +35,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 MAX_DISCARDED_BYTES = 256 * 1024
 DISCARD_TIMEOUT_S = 1.0
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_WORST_FIRST = ("error", "cancelled", "deadline", "length", "stop")
 # Asked every few seconds by machines: where all is well, not worth a line each.
 _PROBES = ("/health", "/metrics")
 
@@ -47,7 +48,9 @@ class Exchange:
     """What is known of one request. `id` is the client's own `X-Request-ID`, where well-formed."""
 
     __slots__ = (
+        "_choices",
         "_keeps_prompt",
+        "_num_per_prompt",
         "_resumed",
         "began",
         "has_begun_body",
@@ -75,6 +78,8 @@ class Exchange:
         """The request's body is being read, or was."""
         self.problem_code = ""
         self.stream: Stream | None = None
+        self._choices: tuple[Stream, ...] = ()
+        self._num_per_prompt = 1
         self._resumed = False
         self._keeps_prompt = keeps_prompt
         self.prompt = ""
@@ -85,6 +90,11 @@ class Exchange:
         self._resumed = resumed
         if self._keeps_prompt and not resumed:
             self.prompt = _prompt_of(stream.request)
+
+    def carries_choices(self, streams: Sequence[Stream], num_per_prompt: int) -> None:
+        """The response is that of all of these, so many of them for each prompt."""
+        self.carries(streams[0])
+        self._choices, self._num_per_prompt = tuple(streams), num_per_prompt
 
     @property
     def is_refusal(self) -> bool:
@@ -145,19 +155,29 @@ class Exchange:
         fields["stream_id"] = stream.id
         fields["resumed"] = self._resumed
         fields["readers"] = stream.num_readers_ever
-        fields["prompt_tokens"] = stream.usage.prompt_tokens
-        fields["completion_tokens"] = stream.usage.completion_tokens
-        if (end := stream.ended) is None:
+        return {**fields, **self._outcome(self._choices or (stream,))}
+
+    def _outcome(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """What came of the choices together: all their tokens, each prompt's once; of their ends
+        the worst; of the times that of the first text, and else the longest."""
+        fields: dict[str, Any] = {"choices": len(streams)} if len(streams) > 1 else {}
+        prompts = streams[:: self._num_per_prompt]
+        fields["prompt_tokens"] = sum(stream.usage.prompt_tokens for stream in prompts)
+        fields["completion_tokens"] = sum(stream.usage.completion_tokens for stream in streams)
+        ends = [stream.ended for stream in streams if stream.ended is not None]
+        if len(ends) < len(streams):
             fields["finish_reason"] = None  # resumable: it goes on
             return fields
-        fields["finish_reason"] = ended_as(end)
-        if stream.client_gone:
+        worst = min(ends, key=lambda end: _WORST_FIRST.index(ended_as(end)))
+        fields["finish_reason"] = ended_as(worst)
+        if any(stream.client_gone for stream in streams):
             fields["client_gone"] = True
-        if isinstance(end, Failure):
-            fields["error_code"] = end.code
-        fields["queue_s"] = end.timings.queue_time
-        fields["ttft_s"] = end.timings.time_to_first_token
-        fields["total_s"] = end.timings.total_time
+        if isinstance(worst, Failure):
+            fields["error_code"] = worst.code
+        firsts = [end.timings.time_to_first_token for end in ends]
+        fields["queue_s"] = max(end.timings.queue_time for end in ends)
+        fields["ttft_s"] = min((each for each in firsts if each is not None), default=None)
+        fields["total_s"] = max(end.timings.total_time for end in ends)
         return fields
 
 

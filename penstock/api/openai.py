@@ -124,7 +124,7 @@ def openai_routes(
             for each in opened:
                 each.cancel()
             raise
-        exchange_of(http.scope).carries(opened[0])
+        exchange_of(http.scope).carries_choices(opened, asked.num_choices)
         reader = MergedReader(opened)
         watch = watch_client(reader, http.receive)
         try:

@@ -425,7 +425,7 @@ def _parse(model: type[Asked], body: dict[str, Any], refused: frozenset[str]) ->
         errors = error.errors(include_input=False, include_url=False, include_context=True)
         for each in errors:
             if (field := each.get("ctx", {}).get("field")) is not None:
-                each["loc"] = (*each["loc"], field)
+                each["loc"] = (*each["loc"], *field.split("."))
         raise invalid_fields(errors) from None
 
 

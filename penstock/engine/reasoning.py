@@ -43,6 +43,11 @@ class Splitter:
         starts = "|".join(re.escape(self._closes[:n]) for n in range(len(self._closes) - 1, 0, -1))
         self._hold = re.compile(rf"\s*(?:{starts})?\Z")
 
+    @property
+    def has_begun(self) -> bool:
+        """It is known whether there is reasoning."""
+        return self._state != "begin"
+
     def push(self, text: str) -> list[Part]:
         """The parts that are certain now, none of them empty."""
         if self._state == "answer" and not self._is_blank:
@@ -117,7 +122,8 @@ class SplitSink:
     ) -> None:
         """Tell what is certain. The log probabilities are the answer's."""
         assert isinstance(piece, str)
-        self._logprobs += logprobs
+        # Those of white space at the beginning are kept; marks and what is around them have none.
+        self._logprobs = logprobs if self._splitter.has_begun else self._logprobs + logprobs
         parts = self._splitter.push(piece)
         if not parts:
             self._sink.delta("", num_tokens, token_ids)

@@ -1,6 +1,7 @@
 """What may be asked of OpenAI's API, and that everything else is refused by name."""
 
 import contextlib
+import json
 import time
 from typing import Any
 
@@ -18,7 +19,7 @@ from penstock.api.openai_fields import (
 )
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import InvalidFields
-from penstock.request import Message
+from penstock.request import Message, ToolUse
 
 MARK = "zqxj"
 """Stands in what is wrong, and must stand in no message."""
@@ -29,7 +30,15 @@ INFO = ModelInfo(
     "llamacpp",
     1024,
     4,
-    ("presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs", "json_schema"),
+    (
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "top_logprobs",
+        "json_schema",
+        "tools",
+        "reasoning_switch",
+    ),
     2048,
 )
 
@@ -46,6 +55,18 @@ def rows(name: str, code: str, *values: object) -> list[Any]:
 
 def format_of(schema: object, **fields: object) -> dict[str, object]:
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, **fields}}
+
+
+def tool(name: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def call_of(arguments: str) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": "a", "arguments": arguments}}
+
+
+def calling(arguments: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [call_of(arguments)]}
 
 
 COMMON_ROWS = [
@@ -100,10 +121,26 @@ def test_a_wrong_value_is_refused_by_name(parse: Any, name: str, value: object, 
         *rows("messages", "too_few_items", []),
         *rows("messages", "too_many_items", [TURN] * 1025, [TURN] * 100_000),
         *rows("messages", "invalid_type", None, MARK, TURN, [MARK], [{**TURN, "content": 1}]),
-        *rows("messages", "invalid_value", [{**TURN, "role": "root"}], [{**TURN, "role": "tool"}]),
+        *rows("messages", "invalid_value", [{**TURN, "role": "root"}]),
+        *rows("messages", "missing_field", [{**TURN, "role": "tool"}]),
+        *rows("messages", "invalid_value", [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}]),
+        *rows("messages", "invalid_value", [{**TURN, "tool_call_id": MARK}]),
+        *rows("messages", "invalid_value", [{**TURN, "tool_calls": [call_of("{}")]}]),
+        *rows("messages", "invalid_value", [{**TURN, "reasoning_content": MARK}]),
+        *rows("messages", "invalid_type", [{"role": "assistant", "content": None}]),
+        *rows("messages", "invalid_value", [calling(MARK)], [calling("[]")], [calling("{")]),
+        *rows("tools", "invalid_type", MARK, {}),
+        *rows("tools", "too_few_items", []),
+        *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(129)]),
+        *rows("tools", "invalid_value", [tool("a"), tool("a")], [tool("a b")], [{"type": MARK}]),
+        *rows("tools", "invalid_schema", [tool("a", {"enum": ["a" * 65_536]})]),
+        *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
+        *rows("parallel_tool_calls", "invalid_value", False),  # without tools
+        *rows("reasoning_effort", "invalid_value", MARK),
+        *rows("reasoning_effort", "unsupported_field", "low", "high"),  # the model has no degrees
         *rows("messages", "missing_field", [{"content": MARK}], [{"role": "user"}]),
         *rows("messages", "unknown_field", [{**TURN, "name": MARK}]),
-        *rows("messages", "invalid_value", [{**TURN, "tool_calls": [MARK]}]),
+        *rows("messages", "invalid_type", [{**TURN, "tool_calls": [MARK]}]),
         *rows(
             "messages",
             "invalid_value",
@@ -235,6 +272,66 @@ def test_what_is_asked_reaches_the_engine_in_its_own_words() -> None:
     assert sampling.logit_bias == ((5, -100.0),)
     assert (sampling.seed, second.sampling.seed) == (2**63 - 1, 0)
     assert first.id != second.id
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "must_call", "parallel"),
+    [
+        (None, ["a", "b"], False, True),
+        ("auto", ["a", "b"], False, True),
+        ("required", ["a", "b"], True, True),
+        (named("b"), ["b"], True, False),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [named("a")]},
+            },
+            ["a"],
+            True,
+            True,
+        ),
+        ("none", None, False, True),
+    ],
+    ids=str,
+)
+def test_the_model_is_shown_the_tools_that_it_may_call(
+    choice: object, names: list[str] | None, must_call: bool, parallel: bool
+) -> None:
+    body = {"messages": [TURN], "tools": [tool("a"), tool("b")], "tool_choice": choice}
+    (request,) = parse_chat(body).requests(INFO)
+    shown = [each["function"]["name"] for each in json.loads(request.tools or "[]")]
+    assert (shown or None) == names
+    assert (request.must_call, request.parallel_calls) == (must_call, parallel)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": named("c")}, "tool_choice"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_tools_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    body = {"messages": [TURN], "tools": [tool("a")], **fields}
+    assert param_of(refusal_of(parse_chat, body)) == param
+
+
+def test_a_conversation_with_calls_reaches_the_engine_in_its_own_words() -> None:
+    result = {"role": "tool", "tool_call_id": "c", "content": "5"}
+    asked = parse_chat({"messages": [TURN, {**calling('{"x": 1}'), "reasoning": "Hm"}, result]})
+    (request,) = asked.requests(INFO)
+    assert request.messages is not None
+    assert request.messages[1:] == (
+        Message("assistant", "", "Hm", (ToolUse("c", "a", '{"x": 1}'),)),
+        Message("tool", "5", tool_call_id="c"),
+    )
+    assert asked.features() == {"messages": "tools"}
 
 
 def test_without_a_limit_the_answer_may_take_what_there_is() -> None:

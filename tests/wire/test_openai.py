@@ -429,3 +429,26 @@ def test_the_bodies_are_described_for_machines(server: RunningServer) -> None:
         assert {"model", "stream", "n", "seed", "logit_bias"} <= set(body["properties"])
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(page)))
     assert names <= set(page["components"]["schemas"])
+
+
+def test_the_log_tells_of_all_choices() -> None:
+    with serve(
+        engine="mock", mock_interval=0, log_format="json", engine_arg=["length=12"]
+    ) as server:
+        for fields in ({"n": 3, "max_tokens": 20}, {"prompt": ["a", "b c"], "n": 2}):
+            ask(server.port, complete(**fields))
+        ask(server.port, complete(n=2, stream=False, max_tokens=5))
+        ask(server.port, complete())
+
+        def lines() -> list[dict[str, Any]]:
+            ended = [line for line in server.output if '"request ended"' in line]
+            return [json.loads(line) for line in ended]
+
+        assert eventually(lambda: len(lines()) == 4)
+        told = [
+            [line.get(name) for name in ("choices", "prompt_tokens", "completion_tokens")]
+            for line in lines()
+        ]
+        assert told == [[3, 1, 36], [2 * 2, 3, 48], [2, 1, 10], [None, 1, 12]]
+        assert [line["finish_reason"] for line in lines()] == ["stop", "stop", "length", "stop"]
+        assert all(line["total_s"] >= line["ttft_s"] > 0 for line in lines())
