@@ -10,6 +10,7 @@ with a kind that is the same for all of its sort and a sentence of the server's 
 """
 
 from array import array
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -110,9 +111,7 @@ class Answer:
     @property
     def gaps_s(self) -> list[float]:
         """Between one event with text and the next; 0 where both came in one piece."""
-        return [
-            after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)
-        ]
+        return [after - before for before, after in pairwise(self.arrivals)]
 
     @property
     def tpot_s(self) -> float | None:

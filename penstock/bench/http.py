@@ -75,6 +75,7 @@ class Server:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address: str | None = None
         self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
         self._clock = clock
         self._headers = f"Host: {host}\r\nUser-Agent: penstock-bench/{__version__}\r\n"
         if api_key:
@@ -141,12 +142,16 @@ class Server:
             ssl=self._tls,
             server_hostname=self._name if self._tls else None,
         )
+        self._open.add(connection)
+        connection.lost.add_done_callback(lambda _: self._open.discard(connection))
         return connection
 
-    def close(self) -> None:
-        """Close the connections that are kept."""
-        while self._idle:
-            self._idle.pop().close()
+    async def close(self) -> None:
+        """Close every connection, and return when they are closed."""
+        lost = [connection.lost for connection in self._open]
+        for connection in list(self._open):
+            connection.abort()
+        await asyncio.gather(*lost)
 
 
 class _Connection(asyncio.Protocol):
@@ -158,6 +163,7 @@ class _Connection(asyncio.Protocol):
         self._is_open = False
         self._is_new = True
         self._done: asyncio.Future[bool] | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def exchange(self, request: bytes, receiver: Receiver) -> bool:
         """Send, and wait for the body's end. Can the connection be used again?"""
@@ -179,8 +185,8 @@ class _Connection(asyncio.Protocol):
             self._done = None
             self._is_new = False
 
-    def close(self) -> None:
-        self._transport.close()
+    def abort(self) -> None:
+        self._transport.abort()
 
     # The event loop calls these.
 
@@ -202,6 +208,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_open = False
+        self.lost.set_result(None)
         done = self._done
         if done is None or done.done():
             return

@@ -105,7 +105,7 @@ async def bench(options: Options, on_progress: OnProgress) -> tuple[Result, Run]
     except BenchError as error:
         raise BenchError(hidden(str(error), options.api_key), error.hint) from None
     finally:
-        server.close()
+        await server.close()
 
 
 class _Bench:
