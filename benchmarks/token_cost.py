@@ -1,31 +1,35 @@
-"""What a token costs the server's Python, from the engine's message to `send`, without sockets.
+"""What a token costs the server's Python, from the engine's word to `send`, without sockets.
 
-    .venv/bin/python -m benchmarks.token_cost [--tokens 200000]
+    python -m benchmarks.token_cost [--tokens 200000] [--route openai]
 
 Some streams run at once, each with a reader; in each turn of the event loop each gets one delta,
 as one step of an engine gives them. `send` does nothing. The least processor time of thirty rounds
 is told, in microseconds per token. Compare two commits on one quiet machine, alternating.
+
+`tests/test_token_cost.py` counts the calls of the same work, which no machine's noise can change.
 """
 
 import argparse
 import asyncio
 import time
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Generator, MutableMapping
+from typing import Any, Literal
 
 import uvloop
 from starlette.types import Message
 
 from penstock.api.exchange import KEY, Exchange
 from penstock.api.frames import NativeFrames
+from penstock.api.openai_frames import ChunkForm, ChunkFrames
 from penstock.api.pulse import Pulse
 from penstock.api.response import StreamResponse
 from penstock.request import Request
-from penstock.stream.reader import Reader
+from penstock.stream.reader import MergedReader, Reader
 from penstock.stream.stream import Stream
 from penstock.stream.streams import Streams
 
 ROUNDS = 30
+Route = Literal["native", "openai"]
 
 
 class Engine:
@@ -41,8 +45,20 @@ class Engine:
         """It is."""
 
 
-async def send(message: Message) -> None:
+class Taken:
+    """What a server's `send` returns where it need not wait."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return
+        yield
+
+
+TAKEN = Taken()
+
+
+def send(message: Message) -> Awaitable[None]:
     """Take it."""
+    return TAKEN
 
 
 async def receive() -> Message:
@@ -51,41 +67,72 @@ async def receive() -> Message:
     return {}
 
 
-async def measure(num_streams: int, num_tokens: int) -> float:
-    """Seconds per token."""
-    streams = Streams(Engine())
-    pulse = Pulse(15, 30)
-    running, responses = [], []
-    for number in range(num_streams):
-        stream = streams.open(Request(id=str(number), max_tokens=num_tokens, prompt="x"))
-        stream.accepted((1, 2, 3))
-        stream.started()
-        running.append(stream)
+class Load:
+    """So many streams that are being sent; made in a running loop."""
+
+    def __init__(self, num_streams: int, route: Route) -> None:
+        self._streams = Streams(Engine())
+        self._pulse = Pulse(15, 30)
+        self._running: list[Stream] = []
+        self._responses: list[asyncio.Task[None]] = []
+        for number in range(num_streams):
+            request = Request(id=str(number), max_tokens=1_000_000, prompt="x")
+            stream = self._streams.open(request)
+            stream.accepted((1, 2, 3))
+            stream.started()
+            self._running.append(stream)
+            self._responses.append(asyncio.create_task(self._respond(stream, route)))
+
+    async def _respond(self, stream: Stream, route: Route) -> None:
         watch = asyncio.create_task(asyncio.sleep(3600))
-        response = StreamResponse(Reader(stream), NativeFrames(), watch, pulse)
+        response: StreamResponse[Any]
+        if route == "native":
+            response = StreamResponse(Reader(stream), NativeFrames(), watch, self._pulse)
+        else:
+            form = ChunkForm(is_chat=True, id="chatcmpl-x", created=1, model="rill")
+            frames = ChunkFrames(form, [stream])
+            response = StreamResponse(MergedReader([stream]), frames, watch, self._pulse)
         scope: MutableMapping[str, Any] = {"type": "http", "headers": []}
-        scope[KEY] = Exchange(scope)
-        responses.append(asyncio.create_task(response(scope, receive, send)))
-    await asyncio.sleep(0)
+        scope[KEY] = Exchange(scope, send)
+        await response(scope, receive, send)
+
+    async def steps(self, number: int) -> None:
+        """So many steps of the engine: each gives each stream a token."""
+        for step in range(number):
+            for stream in self._running:
+                stream.delta(" token", 1, (step,))
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        """The engine is done with all of them."""
+        for stream in self._running:
+            stream.finish("stop", 1)
+        await asyncio.gather(*self._responses)
+
+
+async def measure(num_streams: int, num_tokens: int, route: Route) -> float:
+    """Seconds per token."""
+    load = Load(num_streams, route)
+    await load.steps(1)
     num_steps = num_tokens // num_streams
     began = time.process_time()
-    for step in range(num_steps):
-        for stream in running:
-            stream.delta(" token", 1, (step,))
-        await asyncio.sleep(0)
-    for stream in running:
-        stream.finish("stop", num_steps)
-    await asyncio.gather(*responses)
-    return (time.process_time() - began) / (num_steps * num_streams)
+    await load.steps(num_steps)
+    took = time.process_time() - began
+    await load.end()
+    return took / (num_steps * num_streams)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=20_000)
-    num_tokens = parser.parse_args().tokens
+    parser.add_argument("--route", choices=("native", "openai"), default="native")
+    arguments = parser.parse_args()
     for num_streams in (1, 64):
-        best = min(uvloop.run(measure(num_streams, num_tokens)) for _ in range(ROUNDS))
+        best = min(
+            uvloop.run(measure(num_streams, arguments.tokens, arguments.route))
+            for _ in range(ROUNDS)
+        )
         print(f"{num_streams:3} streams: {1e6 * best:.2f} µs per token")
 
 

@@ -3,6 +3,9 @@
 In: nothing; these are words. Out: frozen values that every layer passes on unchanged. Not known
 here: HTTP, engines, text rules. A log is any number of `Delta`s and then exactly one terminal
 event, a `Finish` or a `Failure`.
+
+They hold only plain values, so they cannot be part of a cycle: the garbage collector need not look
+at them (`gc=False`), however many a server keeps.
 """
 
 from typing import Literal
@@ -14,7 +17,7 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 asked for it to end; the time that it was given was up."""
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens, counted by the engine itself, never estimated from words."""
 
     prompt_tokens: int
@@ -26,7 +29,7 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Timings(msgspec.Struct, frozen=True):
+class Timings(msgspec.Struct, frozen=True, gc=False):
     """Where a stream's time went, in seconds of the server's monotonic clock.
 
     `queue_time`: from admission to a slot. `time_to_first_token`: from admission to the first
@@ -40,7 +43,7 @@ class Timings(msgspec.Struct, frozen=True):
     tokens_per_second: float | None
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How likely a token was when it was chosen: its UTF-8 bytes, its log probability, and those
     of the likeliest tokens in its place."""
 
@@ -49,7 +52,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[bytes, float], ...] = ()
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """Text added by one step: whole characters only, at least one of them.
 
     `num_tokens` counts the tokens generated since the last delta. `logprobs` is empty where they
@@ -61,7 +64,7 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class Finish(msgspec.Struct, frozen=True):
+class Finish(msgspec.Struct, frozen=True, gc=False):
     """The terminal event of a stream that ended as it should, or as it was asked to.
 
     `reproducible` is False where the stream was sampled with a seed and the engine died meanwhile:
@@ -74,7 +77,7 @@ class Finish(msgspec.Struct, frozen=True):
     reproducible: bool = True
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True, gc=False):
     """The terminal event of a stream that could not be brought to its end.
 
     `code` is a short stable label (see `errors`); `message` says what went wrong and what to do;

@@ -6,6 +6,7 @@ In: settings. Out: an exit, clean or with the reason. Not known here: routes, st
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import queue
 import resource
@@ -126,6 +127,10 @@ class Server:
             info = await self._unless_stopped(engine.start())
             if info is not None:
                 admission.num_slots = settings.slots or info.slots
+                # What is here now stays: the garbage collector need not look at it every time,
+                # which would hold up every stream for tens of milliseconds.
+                gc.collect()
+                gc.freeze()
                 self._on_ready(self, info)
                 await self._stopping.wait()
                 await self._drain(streams)

@@ -55,11 +55,14 @@ class Exchange:
         "is_complete",
         "problem_code",
         "prompt",
+        "send",
         "status",
         "stream",
     )
 
-    def __init__(self, scope: Scope, *, keeps_prompt: bool = False) -> None:
+    def __init__(self, scope: Scope, send: Send, *, keeps_prompt: bool = False) -> None:
+        self.send = send
+        """The server's own: past all middleware, none of which does anything to a body."""
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         is_good = len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) is not None
         self.id = given[0].decode("ascii") if is_good else secrets.token_hex(16)
@@ -173,7 +176,7 @@ class Exchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[KEY] = Exchange(scope, keeps_prompt=self._log_prompts)
+        exchange = scope[KEY] = Exchange(scope, send, keeps_prompt=self._log_prompts)
 
         # Not a coroutine of its own: that would cost every send something.
         def send_on(message: Message) -> Awaitable[None]:

@@ -17,8 +17,7 @@ from penstock.stream.streams import ended_as
 
 _encode = msgspec.json.encode
 _ID = b"id: %d\n"
-_BEFORE_TEXT = b'data: {"token":'
-_AFTER_TEXT = b',"index":%d,"finished":false}\n\n'
+_DELTA = b'data: {"token":%b,"index":%d,"finished":false}\n\n'
 
 
 class Form(Protocol):
@@ -64,7 +63,7 @@ class NativeFrames:
             if self._with_ids:
                 parts.append(_ID % index)
             if isinstance(event, Delta):
-                parts += (_BEFORE_TEXT, _encode(event.text), _AFTER_TEXT % index)
+                parts.append(_DELTA % (_encode(event.text), index))
             else:
                 end = {"token": "", "index": index, "finished": True, **ending(event)}
                 if self._with_ids and isinstance(event, Failure) and index:

@@ -31,7 +31,7 @@ from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Pro
 from penstock.events import Delta
 from penstock.request import MAX_TIMEOUT_S
 from penstock.settings import Settings
-from penstock.stream.reader import MergedReader
+from penstock.stream.reader import MergedReader, news
 from penstock.stream.stream import Stream
 from penstock.stream.streams import Streams
 
@@ -150,7 +150,8 @@ async def _whole(form: ChunkForm, opened: list[Stream], reader: MergedReader) ->
     """The answer in one piece. Raises the problem for which there is none."""
     headers = {"X-Stream-ID": opened[0].id}
     while not reader.is_done:
-        for _, event in await reader.take():
+        await news(reader)
+        for _, event in reader.take():
             if not isinstance(event, Delta) and (problem := problem_of(event)):
                 problem.headers |= headers
                 raise problem

@@ -16,46 +16,26 @@ TICK_S = 1.0
 
 
 class Watched(Protocol):
-    """What the pulse needs of a reader."""
+    """What the pulse knows of a response (see `response.Sending`)."""
+
+    is_sending: bool
+    """A send waits for the client."""
+    since: float
+    """When the last send began (while it waits) or was taken, on the monotonic clock."""
 
     @property
-    def lag(self) -> int: ...
-    def wake(self) -> None: ...
+    def lag(self) -> int:
+        """Events that its reader is behind."""
+
+    def send_sign_of_life(self) -> None:
+        """It has been silent for long."""
+
+    def stop(self) -> None:
+        """Its client is stalled: end it."""
 
 
 # A send that waits for longer has a client that does not keep up.
 BLOCKED_AFTER_S = 1.0
-
-
-class Sending:
-    """What the pulse knows of one response; made in the task that sends it."""
-
-    __slots__ = ("_task", "is_sending", "is_stalled", "reader", "since")
-
-    def __init__(self, reader: Watched) -> None:
-        self._task = asyncio.current_task()
-        self.reader = reader
-        self.is_sending = False
-        self.is_stalled = False
-        """It was ended because its client did not read."""
-        self.since = time.monotonic()
-        """When the last send began (while it lasts) or ended, on the monotonic clock."""
-
-    def begin(self) -> None:
-        """A send begins."""
-        self.since = time.monotonic()
-        self.is_sending = True
-
-    def end(self) -> None:
-        """The server has taken what was sent."""
-        self.since = time.monotonic()
-        self.is_sending = False
-
-    def stop(self) -> None:
-        """End the response: its client is stalled."""
-        self.is_stalled = True
-        if self._task is not None:
-            self._task.cancel()
 
 
 class Pulse:
@@ -65,7 +45,7 @@ class Pulse:
     def __init__(self, heartbeat: float, stall_timeout: float) -> None:
         self._heartbeat = heartbeat
         self._stall_timeout = stall_timeout
-        self._sendings: set[Sending] = set()
+        self._sendings: set[Watched] = set()
         self.num_stalled = 0
         """Responses that were ended because their clients did not read."""
 
@@ -74,18 +54,18 @@ class Pulse:
 
     def lags(self) -> list[int]:
         """For each response, how many events its reader is behind."""
-        return [sending.reader.lag for sending in self._sendings]
+        return [sending.lag for sending in self._sendings]
 
     def num_blocked(self) -> int:
         """Responses whose clients have not taken what was sent for a second or longer."""
         latest = time.monotonic() - BLOCKED_AFTER_S
         return sum(sending.is_sending and sending.since < latest for sending in self._sendings)
 
-    def add(self, sending: Sending) -> None:
+    def add(self, sending: Watched) -> None:
         """Look after this response."""
         self._sendings.add(sending)
 
-    def remove(self, sending: Sending) -> None:
+    def remove(self, sending: Watched) -> None:
         """It has ended."""
         self._sendings.discard(sending)
 
@@ -105,4 +85,4 @@ class Pulse:
                 log.info("ended a reader that took nothing for %.0f s", waited)
                 sending.stop()
             elif not sending.is_sending and waited > self._heartbeat:
-                sending.reader.wake()
+                sending.send_sign_of_life()

@@ -1,12 +1,16 @@
 """A stream as an HTTP response: the last step of a token's way.
 
 In: a reader and a framer. Out: one `send` for everything that is new, each time the log grows.
-Meanwhile the client is watched, and when it goes, the reader is closed at once; and the pulse,
-which sees to it that a reader is neither silent nor stuck for ever.
+Meanwhile the client is watched, and when it goes, the reader is closed at once; and the pulse sees
+to it that a reader is neither silent nor stuck for ever.
+
+A response waits in one `await` for its end. What comes meanwhile is sent by plain calls, without a
+task being woken: that would cost more than everything else that a token needs.
 """
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -14,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.api.exchange import exchange_of
-from penstock.api.pulse import Pulse, Sending
+from penstock.api.pulse import Pulse
 from penstock.observe.meter import Delivery
 from penstock.stream.admission import Place
 from penstock.stream.stream import Stream
@@ -49,7 +53,10 @@ class Readable(Protocol[Taken]):
     def lag(self) -> int: ...
     @property
     def taken_since(self) -> float: ...
-    async def take(self) -> list[Taken]: ...
+    @property
+    def is_woken(self) -> bool: ...
+    def listen(self, on_news: Callable[[], None]) -> None: ...
+    def take(self) -> list[Taken]: ...
     def wake(self) -> None: ...
     def close(self) -> None: ...
 
@@ -89,56 +96,173 @@ class StreamResponse(Response, Generic[Taken]):
         self._preface = preface
         self._resumed = resumed
         self._tell = tell or queue_comment
-        stream = reader.stream
-        self._delivery = Delivery(stream.meter, 0.0 if resumed else stream.admitted_at)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._reader.is_closed and not self._resumed:
+        reader = self._reader
+        if reader.is_closed and not self._resumed:
             # Its client went before it could learn the stream's id: nobody will ever read it.
-            self._reader.stream.cancel()
-        sending = Sending(self._reader)
-        exchange_of(scope).carries(self._reader.stream, resumed=self._resumed)
+            reader.stream.cancel()
+        exchange = exchange_of(scope)
+        exchange.carries(reader.stream, resumed=self._resumed)
+        stream = reader.stream
+        delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)
+        sending = Sending(reader, self._frames, exchange.send, delivery, self._tell)
         self._pulse.add(sending)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             # The head goes out now: the client may want to stop what has not yet begun.
             await send({"type": "http.response.body", "body": self._preface, "more_body": True})
-            await self._send_events(send, sending)
+            exchange.is_complete = await sending.until_end()
         except asyncio.CancelledError:
             if not sending.is_stalled:
                 raise
         finally:
             self._watch.cancel()
             self._pulse.remove(sending)
-            self._reader.close()
+            reader.close()
 
-    async def _send_events(self, send: Send, sending: Sending) -> None:
+
+class Sending(Generic[Taken]):
+    """The body of one response on its way out; made in the task that responds.
+
+    `send` is ASGI's. What it returns is mostly done at once; where it is not, the client does not
+    keep up, and what comes meanwhile is sent together when it has taken that.
+    """
+
+    __slots__ = (
+        "_delivery",
+        "_end",
+        "_frames",
+        "_reader",
+        "_send",
+        "_task",
+        "_tell",
+        "_waiting",
+        "is_sending",
+        "is_stalled",
+        "since",
+    )
+
+    def __init__(
+        self,
+        reader: Readable[Taken],
+        frames: Framer[Taken],
+        send: Send,
+        delivery: Delivery,
+        tell: Callable[[Place], bytes],
+    ) -> None:
+        self._reader = reader
+        self._frames = frames
+        self._send = send
+        self._delivery = delivery
+        self._tell = tell
+        self._task = asyncio.current_task()
+        self._end: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting: asyncio.Task[None] | None = None
+        self.is_sending = False
+        self.is_stalled = False
+        """It was ended because its client did not read."""
+        self.since = time.monotonic()
+
+    @property
+    def lag(self) -> int:
+        """Events that the reader is behind."""
+        return self._reader.lag
+
+    def send_sign_of_life(self) -> None:
+        """Send something, soon."""
+        self._reader.wake()
+
+    def stop(self) -> None:
+        """End the response: its client is stalled."""
+        self.is_stalled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def until_end(self) -> bool:
+        """Send what comes until the reader is done. Returns whether that was all: False where it
+        was closed before."""
         reader = self._reader
-        taken = self._delivery.taken
-        while not reader.is_closed:
-            events = await reader.take()
-            more = not reader.is_done
+        reader.listen(self._send_news)
+        if reader.lag > 0 or reader.is_done:  # it was in the log before
+            reader.wake()
+        try:
+            return await self._end
+        finally:
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    def _send_news(self) -> None:
+        reader = self._reader
+        if not reader.is_woken or self.is_sending or self._end.done():
+            return  # it went already, or goes when what waits was taken
+        if reader.is_closed:
+            self._end.set_result(False)
+            return
+        try:
+            events = reader.take()
+            is_last = reader.is_done
             body = self._frames.frame(events) if events else self._sign_of_life()
-            for start in range(0, max(1, len(body)), MAX_SEND_BYTES):
-                end = start + MAX_SEND_BYTES
-                sending.begin()
-                await send(
-                    {
-                        "type": "http.response.body",
-                        "body": body[start:end],
-                        "more_body": more or end < len(body),
-                    }
+            if len(body) > MAX_SEND_BYTES:
+                sent: Awaitable[None] = self._send_in_pieces(body, is_last)
+            else:
+                sent = self._send(
+                    {"type": "http.response.body", "body": body, "more_body": not is_last}
                 )
-                sending.end()
-            if events:
-                has_deltas = more or len(events) > 1
-                taken(len(events), has_deltas, reader.taken_since, sending.since)
-            if not more:
-                return
+        except Exception as error:
+            self._end.set_exception(error)
+            return
+        self.since = time.monotonic()
+        if not _needs_no_wait[type(sent)]:
+            self.is_sending = True
+            self._waiting = asyncio.create_task(self._wait_for(sent, events, is_last))
+            return
+        if events:
+            self._delivery.taken(len(events), is_last, reader.taken_since, self.since)
+        if is_last:
+            self._end.set_result(True)
+
+    async def _send_in_pieces(self, body: bytes, is_last: bool) -> None:
+        for start in range(0, len(body), MAX_SEND_BYTES):
+            end = start + MAX_SEND_BYTES
+            more = not is_last or end < len(body)
+            self.since = time.monotonic()
+            await self._send(
+                {"type": "http.response.body", "body": body[start:end], "more_body": more}
+            )
+
+    async def _wait_for(self, sent: Awaitable[None], events: list[Taken], is_last: bool) -> None:
+        try:
+            await sent
+        except Exception as error:
+            self._end.set_exception(error)
+            return
+        self.is_sending = False
+        self.since = time.monotonic()
+        if events:
+            self._delivery.taken(len(events), is_last, self._reader.taken_since, self.since)
+        if is_last:
+            self._end.set_result(True)
+        self._send_news()
 
     def _sign_of_life(self) -> bytes:
         place = self._reader.stream.place
         return HEARTBEAT if place is None else self._tell(place)
+
+
+class _NeedsNoWait(dict[type, bool]):
+    """Of the kinds of awaitables that `send` returns, whether there is nothing to wait for.
+
+    Granian returns a future only if it has to wait for the client; a coroutine has not even begun.
+    """
+
+    def __missing__(self, kind: type) -> bool:
+        is_future = hasattr(kind, "_asyncio_future_blocking")  # as asyncio itself knows one
+        self[kind] = not (is_future or issubclass(kind, Coroutine))
+        return self[kind]
+
+
+_needs_no_wait = _NeedsNoWait()
 
 
 def queue_comment(place: Place) -> bytes:

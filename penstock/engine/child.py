@@ -170,14 +170,18 @@ class ChildEngine:
 
     def _receive(self, messages: list[wire.FromEngine]) -> None:
         self._heard_at = asyncio.get_running_loop().time()
+        sinks = self._sinks
         for message in messages:
-            self._tell(message)
+            if isinstance(message, wire.Delta):  # nearly all of them
+                if sink := sinks.get(message.request_id):
+                    sink.delta(
+                        message.piece, message.num_tokens, message.token_ids, message.logprobs
+                    )
+            else:
+                self._tell(message)
 
-    def _tell(self, message: wire.FromEngine) -> None:
+    def _tell(self, message: wire.Fact) -> None:
         match message:
-            case wire.Delta(request_id, piece, num_tokens, token_ids, logprobs):
-                if sink := self._sinks.get(request_id):
-                    sink.delta(piece, num_tokens, token_ids, logprobs)
             case wire.Finish(request_id, reason, completion_tokens):
                 if sink := self._pop(request_id):
                     sink.finish(reason, completion_tokens)

@@ -100,7 +100,8 @@ class Cancelled(_Message, tag="cancelled"):
 
 
 ToEngine = Start | Submit | Cancel
-FromEngine = Ready | NotStarted | Accepted | Started | Working | Delta | Finish | Fail | Cancelled
+Fact = Ready | NotStarted | Accepted | Started | Working | Finish | Fail | Cancelled
+FromEngine = Delta | Fact
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 _HEAD = 4

@@ -8,6 +8,7 @@ engine it is, and why.
 import asyncio
 import contextlib
 import ctypes
+import gc
 import importlib
 import inspect
 import os
@@ -132,6 +133,8 @@ async def relay(outbox: Outbox) -> None:
         outbox.push(wire.NotStarted(str(error), error.hint))
         outbox.flush()
         return
+    gc.collect()
+    gc.freeze()  # the model and the modules stay: nothing that the collector need look at again
     outbox.push(wire.Ready(info))
     try:
         while (message := await outbox.inbox.get()) is not None:

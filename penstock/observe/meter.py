@@ -173,8 +173,8 @@ class Delivery:
         self._began = began
         self._last = 0.0
 
-    def taken(self, num_events: int, has_deltas: bool, logged_at: float, now: float) -> None:
-        """The send that carried these was taken.
+    def taken(self, num_events: int, has_end: bool, logged_at: float, now: float) -> None:
+        """The send that carried these was taken; `has_end`: one of them is the terminal event.
 
         `logged_at` is when the first of them came into the log; 0.0 where they had been there
         before the reader, so that their delay says nothing.
@@ -184,7 +184,7 @@ class Delivery:
             self._meter.num_replays += 1
             return
         self._add_delivery(now - logged_at)
-        if has_deltas:
+        if num_events > has_end:  # there are deltas
             if self._last:
                 self._add_gap(now - self._last)
             elif self._began:

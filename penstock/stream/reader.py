@@ -1,70 +1,97 @@
 """A reader: a connection's place in a stream's log, or in the logs of several.
 
-In: the stream's wake-ups. Out: everything after the cursor, in one list; a reader that falls
-behind gets more at once, so nothing is queued for it. Not known here: bytes, sockets.
+In: the stream's wake-ups. Out: one call of whoever listens for all that has come in one turn of the
+event loop, and then everything after the cursor, in one list; a reader that falls behind gets more
+at once, so nothing is queued for it. Not known here: bytes, sockets.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from penstock.events import Event, Failure, Finish
+from penstock.events import Delta, Event, Failure
 from penstock.stream.stream import Stream
 
 # One send should not grow without bound for a reader that is far behind.
 MAX_EVENTS_AT_ONCE = 256
 
 
-class Reader:
+class _Woken:
+    """What both readers are woken by."""
+
+    __slots__ = (
+        "_call_soon",
+        "_new_since",
+        "_on_news",
+        "is_closed",
+        "is_woken",
+        "taken_since",
+    )
+
+    def __init__(self) -> None:
+        self._call_soon = asyncio.get_running_loop().call_soon
+        self._on_news: Callable[[], None] | None = None
+        self._new_since = 0.0
+        self.is_woken = False
+        """It was woken, and nothing was taken since."""
+        self.is_closed = False
+        self.taken_since = 0.0
+        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
+        where it had been there before the reader."""
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        """Have this called soon after the first `wake` since the last `take`. Somebody may have
+        taken meanwhile: then `is_woken` does not hold, and there is nothing to do."""
+        self._on_news = on_news
+        if self.is_woken:
+            self._call_soon(on_news)
+
+    def wake(self, logged_at: float = 0.0) -> None:
+        """There is news; `logged_at` where the log has grown, on the monotonic clock."""
+        if not self._new_since:
+            self._new_since = logged_at
+        if not self.is_woken:
+            self.is_woken = True
+            if self._on_news is not None:
+                self._call_soon(self._on_news)  # not at once: more may come in this turn
+
+
+class Reader(_Woken):
     """Reads one stream from `cursor` (the index of the next event) until its end, or `close`.
 
     A stream knows its readers: what becomes of one that nobody reads is decided in `streams`.
     """
 
-    __slots__ = ("_new_since", "_waiter", "cursor", "is_closed", "stream", "taken_since")
+    __slots__ = ("_log", "cursor", "stream")
 
     def __init__(self, stream: Stream, cursor: int = 0) -> None:
+        super().__init__()
         self.stream = stream
         self.cursor = cursor
-        self.is_closed = False
-        self.taken_since = 0.0
-        """When the oldest event that was taken last came into the log, on the monotonic clock; 0.0
-        where it had been there before the reader."""
-        self._new_since = 0.0
-        self._waiter: asyncio.Future[None] | None = None
+        self._log = stream.log
         stream.attach(self)
 
     @property
     def lag(self) -> int:
         """Events that the reader is behind."""
-        return len(self.stream.log) - self.cursor
+        return len(self._log) - self.cursor
 
     @property
     def is_done(self) -> bool:
         """Nothing more will come: the terminal event was taken, or the reader is closed."""
-        return self.is_closed or (self.stream.log.terminal is not None and self.lag <= 0)
+        return self.is_closed or (self._log.terminal is not None and self.lag <= 0)
 
-    async def take(self) -> list[Event]:
-        """Wait for events and take them, the oldest 256 at most. Empty after `wake` and `close`."""
-        events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
-        if not events and not self.is_done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-            events = self.stream.log.after(self.cursor, MAX_EVENTS_AT_ONCE)
-        self.cursor += len(events)
+    def take(self) -> list[Event]:
+        """The events that are new, the oldest 256 at most; where there are more, it wakes again."""
+        events = self._log.after(self.cursor, MAX_EVENTS_AT_ONCE)
+        num = len(events)
+        self.is_woken = False
+        self.cursor += num
         self.taken_since = self._new_since
-        if len(events) < MAX_EVENTS_AT_ONCE:
+        if num < MAX_EVENTS_AT_ONCE:
             self._new_since = 0.0
+        elif self.lag > 0:
+            self.wake()
         return events
-
-    def wake(self, logged_at: float = 0.0) -> None:
-        """End the wait in `take`, if there is one; `logged_at` where the log has grown."""
-        if not self._new_since:
-            self._new_since = logged_at
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Read no more. Does nothing the second time."""
@@ -74,32 +101,23 @@ class Reader:
             self.stream.detach(self)
 
 
-class MergedReader:
+class MergedReader(_Woken):
     """Reads several streams, the choices of one answer, as one: each event with the number of its
     stream.
 
     They end together: where one is cancelled or fails, so are the others.
     """
 
-    __slots__ = (
-        "_cursors",
-        "_is_ending",
-        "_new_since",
-        "_streams",
-        "_waiter",
-        "is_closed",
-        "taken_since",
-    )
+    __slots__ = ("_cursors", "_num_untold", "_streams")
 
     def __init__(self, streams: Sequence[Stream], cursor: int = 0) -> None:
+        super().__init__()
         self._streams = tuple(streams)
         self._cursors = [cursor] * len(streams)
-        self._waiter: asyncio.Future[None] | None = None
-        self._is_ending = False
-        self._new_since = 0.0
-        self.is_closed = False
-        self.taken_since = 0.0
-        """As that of `Reader`."""
+        # Those whose terminal events were not taken yet.
+        self._num_untold = sum(
+            stream.log.terminal is None or len(stream.log) > cursor for stream in streams
+        )
         for stream in streams:
             stream.attach(self)
 
@@ -116,35 +134,28 @@ class MergedReader:
     @property
     def is_done(self) -> bool:
         """Nothing more will come: all terminal events were taken, or the reader is closed."""
-        return self.is_closed or (
-            all(stream.log.terminal is not None for stream in self._streams) and self.lag <= 0
-        )
+        return self.is_closed or not self._num_untold
 
-    async def take(self) -> list[tuple[int, Event]]:
-        """Wait for events and take them, the oldest 256 of each stream at most. Empty after `wake`
-        and `close`."""
-        if self.lag <= 0 and not self.is_done:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    def take(self) -> list[tuple[int, Event]]:
+        """The events that are new, the oldest 256 of each stream at most; where there are more, it
+        wakes again."""
+        self.is_woken = False
         self.taken_since, self._new_since = self._new_since, 0.0
         taken: list[tuple[int, Event]] = []
         for number, stream in enumerate(self._streams):
             events = stream.log.after(self._cursors[number], MAX_EVENTS_AT_ONCE)
+            if not events:
+                continue
             self._cursors[number] += len(events)
             taken += [(number, event) for event in events]
-            if events and _ends_all(events[-1]):
-                self._end_others()
+            last = events[-1]
+            if not isinstance(last, Delta):
+                self._num_untold -= 1
+                if isinstance(last, Failure) or last.reason == "cancelled":
+                    self._end_all()
+            elif len(events) == MAX_EVENTS_AT_ONCE:
+                self.wake()
         return taken
-
-    def wake(self, logged_at: float = 0.0) -> None:
-        """End the wait in `take`, if there is one; `logged_at` where a log has grown."""
-        if not self._new_since:
-            self._new_since = logged_at
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Read no more. Does nothing the second time."""
@@ -154,12 +165,15 @@ class MergedReader:
             for stream in self._streams:
                 stream.detach(self)
 
-    def _end_others(self) -> None:
-        if not self._is_ending:
-            self._is_ending = True
-            for stream in self._streams:
-                stream.cancel()
+    def _end_all(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
 
 
-def _ends_all(event: Event) -> bool:
-    return isinstance(event, Failure) or (isinstance(event, Finish) and event.reason == "cancelled")
+async def news(reader: Reader | MergedReader) -> None:
+    """Wait until the reader has something to take, is woken, or is done; for those that have
+    nothing else to do meanwhile."""
+    if not (reader.is_woken or reader.is_done or reader.lag > 0):
+        waiter = asyncio.get_running_loop().create_future()
+        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
+        await waiter

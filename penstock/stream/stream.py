@@ -131,7 +131,8 @@ class Stream:
         self.meter = meter or Meter()
         self._note_gap = self.meter.engine_gap.add
         self._owner = owner
-        self._text = Text(request.stop)
+        # None as long as every piece is text as it comes: no stop strings, no bytes.
+        self._text = Text(request.stop) if request.stop else None
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
         self._progress_waiter: asyncio.Future[None] | None = None
@@ -296,16 +297,20 @@ class Stream:
             return
         self._completion_tokens += num_tokens
         self._pending_tokens += num_tokens
-        self._remember(piece, num_tokens, token_ids)
+        if piece and len(token_ids) == num_tokens and not self._num_textless:
+            self._generated += token_ids
+        else:
+            self._remember(piece, num_tokens, token_ids)
         if logprobs:
             self._pending_logprobs += logprobs
             self._num_textless_logprobs = (
                 0 if piece else self._num_textless_logprobs + len(logprobs)
             )
-        if text := self._text.push(piece):
-            self._append(text)
-        if self._text.stopped:
-            self._finish("stop", engine_done=False)
+        if self._text is None and isinstance(piece, str):
+            if piece:
+                self._append(piece)
+        else:
+            self._append_certain(piece)
         if self.phase != "progressed":
             self._note_progress()
 
@@ -314,7 +319,7 @@ class Stream:
         if self.log.terminal is not None:
             return
         self._completion_tokens = self._continued_from + completion_tokens
-        if rest := self._text.flush():
+        if self._text is not None and (rest := self._text.flush()):
             self._append(rest)
         self._finish(reason, engine_done=True)
 
@@ -342,6 +347,15 @@ class Stream:
             self._generated.append(UnnamedTokens(text, num_tokens))
         self._textless_ids, self._num_textless = (), 0
 
+    def _append_certain(self, piece: str | bytes) -> None:
+        """Log what is text for certain: half a character is not, nor what may become a stop."""
+        if self._text is None:
+            self._text = Text()
+        if text := self._text.push(piece):
+            self._append(text)
+        if self._text.stopped:
+            self._finish("stop", engine_done=False)
+
     def _append(self, text: str) -> None:
         now = time.monotonic()
         if self._first_delta_at:
@@ -357,12 +371,13 @@ class Stream:
         else:
             self.log.append(Delta(text, self._pending_tokens))
         self._pending_tokens = 0
-        self._wake(now)
+        for reader in self._readers:
+            reader.wake(now)
 
     def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
         """Those that go with this text: all that have come, unless a stop string has cut it."""
         logprobs = self._pending_logprobs
-        if self._text.stopped:
+        if self._text is not None and self._text.stopped:
             left = len(text.encode())
             for index, each in enumerate(logprobs):
                 if left <= 0:
@@ -386,7 +401,7 @@ class Stream:
         self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
-        self.log.append(event)
+        self.log.end(event)
         self.place = None
         if not self.was_accepted.done():
             self.was_accepted.set_result(problem)
@@ -395,17 +410,15 @@ class Stream:
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
         self._note_progress()
-        self._wake(time.monotonic())
+        now = time.monotonic()
+        for reader in self._readers:
+            reader.wake(now)
         self._owner.stream_ended(self, engine_done=engine_done)
 
     def _note_progress(self) -> None:
         self.phase = "progressed"
         if self._progress_waiter is not None and not self._progress_waiter.done():
             self._progress_waiter.set_result(None)
-
-    def _wake(self, logged_at: float) -> None:
-        for reader in self._readers:
-            reader.wake(logged_at)
 
     def _timings(self) -> Timings:
         now = time.monotonic()

@@ -1,66 +1,63 @@
-import asyncio
+from dataclasses import dataclass
 
-from penstock.api.pulse import Pulse, Sending
-from penstock.request import Request
-from penstock.stream.reader import Reader
-from penstock.stream.streams import Streams
-from tests.stream.scripted import ScriptedEngine
+from penstock.api.pulse import Pulse
 
 HEARTBEAT_S, STALL_S = 15.0, 30.0
 
 
-def reader() -> Reader:
-    return Reader(Streams(ScriptedEngine()).open(Request(id="a", max_tokens=5, prompt="x")))
+@dataclass(eq=False)
+class Response:
+    """What the pulse sees of one."""
+
+    is_sending: bool = False
+    since: float = 100.0
+    lag: int = 0
+    num_signs: int = 0
+    num_stops: int = 0
+
+    def send_sign_of_life(self) -> None:
+        self.num_signs += 1
+
+    def stop(self) -> None:
+        self.num_stops += 1
 
 
-async def test_a_silent_reader_is_woken_in_time_and_not_before() -> None:
+def pulse_of(response: Response) -> Pulse:
     pulse = Pulse(HEARTBEAT_S, STALL_S)
-    silent = reader()
-    sending = Sending(silent)
-    pulse.add(sending)
-    take = asyncio.create_task(silent.take())
-    await asyncio.sleep(0)
-    pulse.beat(sending.since + HEARTBEAT_S - 1)
-    await asyncio.sleep(0)
-    assert not take.done()
-    pulse.beat(sending.since + HEARTBEAT_S + 1)
-    async with asyncio.timeout(1):
-        assert await take == []
-    assert not sending.is_stalled
+    pulse.add(response)
+    return pulse
 
 
-async def test_a_send_that_waits_too_long_ends_its_task_and_not_before() -> None:
-    pulse = Pulse(HEARTBEAT_S, STALL_S)
-    began = asyncio.Event()
-    found: list[Sending] = []
+def test_a_silent_response_sends_a_sign_of_life_in_time_and_not_before() -> None:
+    response = Response()
+    pulse = pulse_of(response)
+    pulse.beat(response.since + HEARTBEAT_S - 1)
+    assert response.num_signs == 0
+    pulse.beat(response.since + HEARTBEAT_S + 1)
+    assert response.num_signs == 1
 
-    async def respond() -> None:
-        sending = Sending(reader())
-        found.append(sending)
-        pulse.add(sending)
-        sending.begin()
-        began.set()
-        await asyncio.Event().wait()  # a client that does not read
 
-    task = asyncio.create_task(respond())
-    await began.wait()
-    pulse.beat(found[0].since + STALL_S - 1)
-    await asyncio.sleep(0)
-    assert not task.done()
-    pulse.beat(found[0].since + STALL_S + 1)
-    await asyncio.wait({task}, timeout=1)
-    assert task.cancelled()
-    assert found[0].is_stalled
+def test_a_send_that_waits_too_long_is_ended_and_not_before() -> None:
+    response = Response(is_sending=True)
+    pulse = pulse_of(response)
+    pulse.beat(response.since + STALL_S - 1)
+    assert response.num_stops == 0
+    pulse.beat(response.since + STALL_S + 1)
+    assert response.num_stops == 1
+    assert response.num_signs == 0
     assert pulse.num_stalled == 1
 
 
-async def test_a_send_that_was_taken_is_not_stalled_however_long_ago() -> None:
-    pulse = Pulse(HEARTBEAT_S, STALL_S)
-    sending = Sending(reader())
-    pulse.add(sending)
-    sending.begin()
-    sending.end()
-    pulse.beat(sending.since + 10 * STALL_S)
-    assert not sending.is_stalled
-    pulse.remove(sending)
+def test_a_send_that_was_taken_is_not_stalled_however_long_ago() -> None:
+    response = Response()
+    pulse = pulse_of(response)
+    pulse.beat(response.since + 10 * STALL_S)
+    assert response.num_stops == 0
+    pulse.remove(response)
     assert len(pulse) == 0
+
+
+def test_lags_are_those_of_all_responses() -> None:
+    pulse = pulse_of(Response(lag=3))
+    pulse.add(Response(lag=0))
+    assert sorted(pulse.lags()) == [0, 3]

@@ -40,6 +40,7 @@ from tests.faults.history import (
     Told,
     numbered,
 )
+from tests.stream.scripted import taken
 
 LINGER_S, RETAIN_S, RESTART_S = 5, 9, 30
 MAX_TOKENS = 50
@@ -226,7 +227,7 @@ class Races(RuleBasedStateMachine):
         async def work() -> None:
             if connection.is_open and connection.task is None:
                 while connection.reader.lag > 0:
-                    self._record(connection, await connection.reader.take())
+                    self._record(connection, await taken(connection.reader))
 
         self.run(work())
 
@@ -385,7 +386,7 @@ class Races(RuleBasedStateMachine):
                 await connection.task
             else:
                 while connection.reader.lag > 0:
-                    self._record(connection, await connection.reader.take())
+                    self._record(connection, await taken(connection.reader))
             assert connection.is_told, "a reader has not been told of the end"
             self._disconnect(connection)
 
@@ -414,7 +415,7 @@ class Races(RuleBasedStateMachine):
 
     async def _read_on(self, connection: Connection) -> None:
         while not connection.reader.is_done:
-            self._record(connection, await connection.reader.take())
+            self._record(connection, await taken(connection.reader))
 
     def _record(self, connection: Connection, events: list[Any]) -> None:
         for event in events:

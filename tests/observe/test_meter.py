@@ -26,7 +26,7 @@ def test_a_tally_counts_each_value_once_at_the_first_bound_that_holds_it(
 def test_the_first_send_with_a_delta_is_the_time_to_the_first_token_and_no_gap() -> None:
     meter = Meter()
     delivery = Delivery(meter, began=100.0)
-    delivery.taken(1, True, logged_at=100.5, now=100.75)
+    delivery.taken(1, False, logged_at=100.5, now=100.75)
     assert (meter.first_token.count, meter.first_token.sum) == (1, 0.75)
     assert (meter.delivery.count, meter.delivery.sum) == (1, 0.25)
     assert meter.gap.count == 0
@@ -35,9 +35,9 @@ def test_the_first_send_with_a_delta_is_the_time_to_the_first_token_and_no_gap()
 def test_a_send_of_many_deltas_is_one_gap_and_the_terminal_event_alone_is_none() -> None:
     meter = Meter()
     delivery = Delivery(meter, began=100.0)
-    delivery.taken(1, True, 101.0, now=101.0)
-    delivery.taken(7, True, 101.5, now=103.0)
-    delivery.taken(1, False, 104.0, now=104.0)
+    delivery.taken(1, False, 101.0, now=101.0)
+    delivery.taken(7, False, 101.5, now=103.0)
+    delivery.taken(1, True, 104.0, now=104.0)
     assert (meter.gap.count, meter.gap.sum) == (1, 2.0)
     assert (meter.delivery.count, meter.delivery.sum) == (3, 1.5)
     assert (meter.num_sends, meter.num_events_sent) == (3, 9)
@@ -46,8 +46,8 @@ def test_a_send_of_many_deltas_is_one_gap_and_the_terminal_event_alone_is_none()
 def test_what_is_replayed_to_a_later_reader_is_sent_but_says_nothing_of_time() -> None:
     meter = Meter()
     delivery = Delivery(meter, began=0.0)
-    delivery.taken(256, True, 0.0, now=500.0)
-    delivery.taken(1, True, 500.5, now=501.0)
+    delivery.taken(256, False, 0.0, now=500.0)
+    delivery.taken(1, False, 500.5, now=501.0)
     assert (meter.num_sends, meter.num_events_sent) == (2, 257)
     assert (meter.gap.count, meter.first_token.count) == (0, 0)
     assert meter.delivery.sum == 0.5

@@ -1,9 +1,11 @@
 """An engine for streams that does nothing by itself: the test is the engine."""
 
 import asyncio
+from typing import Any
 
 from penstock.errors import Unavailable
 from penstock.request import Request
+from penstock.stream.reader import MergedReader, Reader, news
 from penstock.stream.stream import Stream
 
 
@@ -54,3 +56,9 @@ async def settle() -> None:
     """Let every task that can go on do so."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def taken(reader: Reader | MergedReader) -> list[Any]:
+    """What the reader takes as soon as there is news."""
+    await news(reader)
+    return list(reader.take())

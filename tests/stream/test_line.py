@@ -11,7 +11,7 @@ from penstock.stream.owners import Owner, OwnerLimits
 from penstock.stream.reader import Reader
 from penstock.stream.stream import Stream
 from penstock.stream.streams import Limits, Streams
-from tests.stream.scripted import ScriptedEngine, ask, settle
+from tests.stream.scripted import ScriptedEngine, ask, settle, taken
 
 
 def one_slot(limits: Limits | None = None, max_queue: int = 10) -> tuple[ScriptedEngine, Streams]:
@@ -86,13 +86,13 @@ async def test_those_that_wait_are_told_their_places_and_their_readers_are_woken
     waiting = [streams.open(ask(name)) for name in "bc"]
     reader = Reader(waiting[1])
     async with asyncio.timeout(5):
-        assert await reader.take() == []
+        assert await taken(reader) == []
     places = [stream.place.position for stream in waiting if stream.place]
     assert places == [1, 2]
     end(engine, "a")
     assert waiting[0].place is None
     async with asyncio.timeout(5):
-        assert await reader.take() == []
+        assert await taken(reader) == []
     assert waiting[1].place is not None
     assert waiting[1].place.position == 1
     assert waiting[1].place.eta is not None

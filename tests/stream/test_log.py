@@ -17,17 +17,17 @@ def log_of(texts: list[str]) -> Log:
 
 def test_a_log_refuses_an_event_after_its_terminal_event() -> None:
     log = log_of(["a"])
-    log.append(END)
+    log.end(END)
     with pytest.raises(RuntimeError, match="terminal"):
         log.append(Delta("b", 1))
     with pytest.raises(RuntimeError, match="terminal"):
-        log.append(END)
+        log.end(END)
     assert len(log) == 2
 
 
 def test_the_terminal_event_is_the_last_one() -> None:
     log = log_of(["a", "b"])
-    log.append(END)
+    log.end(END)
     assert log.terminal is END
     assert log.after(2) == [END]
 

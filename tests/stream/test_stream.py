@@ -9,6 +9,7 @@ from penstock.events import Delta, Failure, Finish, TokenLogprob
 from penstock.request import Request, Sampling, UnnamedTokens
 from penstock.stream.reader import MAX_EVENTS_AT_ONCE, MergedReader, Reader
 from penstock.stream.stream import Stream
+from tests.stream.scripted import taken
 
 
 class Owner:
@@ -121,13 +122,13 @@ async def test_a_reader_that_falls_behind_takes_everything_at_once() -> None:
     for n in range(5):
         stream.delta(str(n), 1, ())
     assert reader.lag == 5
-    assert len(await reader.take()) == 5
+    assert len(await taken(reader)) == 5
     assert reader.lag == 0
 
 
 async def test_a_waiting_reader_wakes_with_the_first_delta() -> None:
     stream, _ = stream_of()
-    take = asyncio.create_task(Reader(stream).take())
+    take = asyncio.create_task(taken(Reader(stream)))
     await asyncio.sleep(0)  # let it begin to wait
     assert not take.done()
     stream.delta("x", 1, ())
@@ -141,7 +142,7 @@ async def test_every_reader_gets_every_event_and_then_nothing() -> None:
     async def read() -> list[object]:
         reader, events = Reader(stream), []
         while not reader.is_done:
-            events += await reader.take()
+            events += await taken(reader)
         return list(events)
 
     readers = [asyncio.create_task(read()) for _ in range(20)]
@@ -158,7 +159,7 @@ async def test_every_reader_gets_every_event_and_then_nothing() -> None:
 async def test_a_closed_reader_leaves_nothing_behind_and_waits_no_more() -> None:
     stream, owner = stream_of()
     reader = Reader(stream)
-    take = asyncio.create_task(reader.take())
+    take = asyncio.create_task(taken(reader))
     await asyncio.sleep(0)
     reader.close()
     reader.close()
@@ -172,13 +173,13 @@ async def test_a_closed_reader_leaves_nothing_behind_and_waits_no_more() -> None
 async def test_a_woken_reader_has_nothing_to_take_and_goes_on() -> None:
     stream, _ = stream_of()
     reader = Reader(stream)
-    take = asyncio.create_task(reader.take())
+    take = asyncio.create_task(taken(reader))
     await asyncio.sleep(0)
     reader.wake()
     assert await take == []
     assert not reader.is_done
     stream.delta("x", 1, ())
-    assert await reader.take() == [Delta("x", 1)]
+    assert await taken(reader) == [Delta("x", 1)]
 
 
 async def test_a_reader_far_behind_takes_a_bounded_number_of_events() -> None:
@@ -187,9 +188,9 @@ async def test_a_reader_far_behind_takes_a_bounded_number_of_events() -> None:
     for _ in range(MAX_EVENTS_AT_ONCE + 1):
         stream.delta("x", 1, ())
     stream.finish("stop", MAX_EVENTS_AT_ONCE + 1)
-    assert len(await reader.take()) == MAX_EVENTS_AT_ONCE
+    assert len(await taken(reader)) == MAX_EVENTS_AT_ONCE
     assert not reader.is_done
-    assert len(await reader.take()) == 2
+    assert len(await taken(reader)) == 2
     assert reader.is_done
 
 
@@ -350,7 +351,7 @@ async def test_log_probabilities_of_tokens_that_are_generated_again_come_once() 
 async def test_several_streams_are_read_as_one_and_in_one_piece() -> None:
     streams = [stream_of()[0] for _ in range(3)]
     reader = MergedReader(streams)
-    take = asyncio.create_task(reader.take())
+    take = asyncio.create_task(taken(reader))
     await asyncio.sleep(0)
     assert not take.done()
     for number in (2, 0, 2):
@@ -360,7 +361,7 @@ async def test_several_streams_are_read_as_one_and_in_one_piece() -> None:
     for stream in streams:
         stream.finish("stop", 1)
     assert not reader.is_done
-    assert len(await reader.take()) == 3
+    assert len(await taken(reader)) == 3
     assert reader.is_done
 
 
@@ -372,8 +373,8 @@ async def test_where_one_choice_is_cancelled_or_fails_the_others_end(end: str) -
         streams[1].cancel()
     else:
         streams[1].fail("engine_error", "It gave up.")
-    ends = await reader.take()
-    ends += await reader.take() if not reader.is_done else []
+    ends = await taken(reader)
+    ends += await taken(reader) if not reader.is_done else []
     assert sorted(number for number, _ in ends) == [0, 1, 2]
     assert reader.is_done
     assert all(stream.ended is not None for stream in streams)
@@ -382,7 +383,7 @@ async def test_where_one_choice_is_cancelled_or_fails_the_others_end(end: str) -
 async def test_closing_leaves_every_stream() -> None:
     pairs = [stream_of() for _ in range(3)]
     reader = MergedReader([stream for stream, _ in pairs])
-    take = asyncio.create_task(reader.take())
+    take = asyncio.create_task(taken(reader))
     await asyncio.sleep(0)
     reader.close()
     reader.close()

@@ -303,7 +303,7 @@ def test_what_was_asked_for_survives_the_engine() -> None:
         "logprobs": 1,
         "frequency_penalty": 0.1,
         "presence_penalty": 0.1,
-        "logit_bias": {"4": -100, "16": 1},  # of the end, which so does not come
+        "logit_bias": {"0": -100, "4": -100, "16": 1},  # of both ends, which so do not come
         "stream_options": USAGE,
     }
     with serve() as server:

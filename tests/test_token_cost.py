@@ -1,0 +1,61 @@
+"""What a token costs, as counts that no machine's noise can change.
+
+A bound that is crossed says that something is done per token that was not before. If it has to be,
+raise the bound, and say in docs/performance.md what it buys.
+"""
+
+import gc
+import sys
+from types import FrameType
+from typing import Any
+
+import pytest
+import uvloop
+
+from benchmarks.token_cost import Load, Route
+
+NUM_STREAMS = 16
+NUM_STEPS = 50
+
+# Calls of Python's functions and of C's, from the engine's word to `send`.
+MAX_CALLS = {"native": 34.0, "openai": 38.0}
+# Objects that stay: the event and its text.
+MAX_OBJECTS = 2.1
+
+
+@pytest.mark.parametrize("route", ["native", "openai"])
+def test_a_token_takes_no_more_calls_than_it_did(route: Route) -> None:
+    num_calls = 0
+
+    def count(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal num_calls
+        num_calls += event in ("call", "c_call")
+
+    async def run() -> None:
+        load = Load(NUM_STREAMS, route)
+        await load.steps(2)
+        sys.setprofile(count)
+        await load.steps(NUM_STEPS)
+        sys.setprofile(None)
+        await load.end()
+
+    uvloop.run(run())
+    calls = num_calls / (NUM_STREAMS * NUM_STEPS)
+    assert MAX_CALLS[route] / 2 < calls <= MAX_CALLS[route]
+
+
+@pytest.mark.parametrize("route", ["native", "openai"])
+def test_a_token_leaves_no_more_objects_than_its_event(route: Route) -> None:
+    async def run() -> int:
+        load = Load(NUM_STREAMS, route)
+        await load.steps(2)
+        gc.collect()
+        before = sys.getallocatedblocks()
+        await load.steps(NUM_STEPS)
+        gc.collect()
+        left = sys.getallocatedblocks() - before
+        await load.end()
+        return left
+
+    objects = uvloop.run(run()) / (NUM_STREAMS * NUM_STEPS)
+    assert 0.9 < objects <= MAX_OBJECTS
