@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -171,7 +171,7 @@ def idle(num_streams: int) -> Figures:
     return {"kib_per_stream": (after - before) / num_streams / 1024}
 
 
-RUNS = {
+RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
     "lockstep": [
         ("lockstep, 64 streams", lambda: lockstep(64)),
         ("lockstep, 256 streams", lambda: lockstep(256)),

@@ -1,16 +1,16 @@
-"""Penstock beside the usual FastAPI way, vLLM's own server and a bare socket: the same work, one run.
+"""Penstock beside the usual FastAPI way, vLLM's own server and a bare socket, on the same tokens.
 
     python -m benchmarks.peers [--streams 64,256,1024] [--repeats 3] [--json FILE] [--plot FILE]
 
-Lockstep: every stream gets exactly one token per step, and the next step begins when the client has
-received all of them: one event and one write per token, nothing can be merged. All have engines that
-cost nothing. Each server runs alone on core 0, the client (and Penstock's engine, which is a process
-of its own) on core 1. They take turns, so that all see the same machine.
+Lockstep: every stream gets exactly one token per step, and the next step begins when the client
+has received all of them: one event and one write per token, nothing can be merged. All have engines
+that cost nothing. Each server runs alone on core 0, the client (and Penstock's engine, which is a
+process of its own) on core 1. They take turns, so that all see the same machine.
 
-CPU is the operating system's count for the server's process; that of its children is told beside it.
-Memory is what the process grows by for each open stream that is silent. Medians of the repeats, with
-the ratios first. vLLM's server (its app and serving classes around a costless engine) needs the
-environment of `make test-vllm`; where there is none it is left out, and that is said.
+CPU is the operating system's count for the server's process; that of its children is told beside
+it. Memory is what the process grows by for each open stream that is silent. Medians of the repeats,
+with the ratios first. vLLM's server (its app and serving classes around a costless engine) needs
+the environment of `make test-vllm`; where there is none it is left out, and that is said.
 """
 
 import argparse

@@ -6,7 +6,9 @@ This is the best case for a server whose engine is in its process: no batch to r
 
 import asyncio
 import json
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 
 TOKEN = " token"
@@ -28,8 +30,13 @@ class Steps:
 
     async def next(self) -> None:
         """Until the next step: one future, the least that a coroutine can wait for."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(lambda: future.done() or future.set_result(None))
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not future.done():  # its stream has not been left
+                future.set_result(None)
+
+        self._waiting.append(wake)
         await future
 
     async def tokens(self, max_tokens: int) -> AsyncIterator[str]:
@@ -55,5 +62,6 @@ def listener() -> socket.socket:
 
 
 def announce(port: int, **versions: str) -> None:
-    """Tell whoever started this process that it listens."""
+    """Tell whoever started this process that it listens, and nothing more: nobody reads on."""
     print(json.dumps({"port": port, "versions": versions}), flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

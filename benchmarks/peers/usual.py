@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.usual STEP_SOCKET
 
-What tutorials show: an async generator over the engine's tokens, each one put into a model and dumped
-as JSON, an `EventSourceResponse` around it, uvicorn (on uvloop and httptools) in front.
+What tutorials show: an async generator over the engine's tokens, each one put into a model and
+dumped as JSON, an `EventSourceResponse` around it, uvicorn (on uvloop and httptools) in front.
 """
 
 import sys

