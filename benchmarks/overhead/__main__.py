@@ -98,12 +98,12 @@ def penstock(engine: str, **engine_args: object) -> Iterator[Server]:
             process.wait()
 
 
-def lockstep(num_streams: int) -> Figures:
+def lockstep(num_streams: int, path: str = PATH) -> Figures:
     """Tokens per second and CPU per token, nothing merged."""
     with penstock("Stepped") as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as step:
         step.connect(server.step)
         fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
-        streams = Streams(server.port, num_streams, request(PATH, fields))
+        streams = Streams(server.port, num_streams, request(path, fields))
         num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
         cpu, began = server.cpu_s(), time.perf_counter()
         for _ in range(num_steps):
@@ -176,6 +176,7 @@ RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
         ("lockstep, 64 streams", lambda: lockstep(64)),
         ("lockstep, 256 streams", lambda: lockstep(256)),
         ("lockstep, 1,024 streams", lambda: lockstep(1024)),
+        ("lockstep, 256, /v1", lambda: lockstep(256, "/v1/completions")),
     ],
     "paced": [
         ("paced, 64 streams x 50/s", lambda: paced(64, 50)),
