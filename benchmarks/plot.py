@@ -15,6 +15,11 @@ def check(path: Path) -> None:
         raise SystemExit(f"--plot: {error}") from None
 
 
+def shown(value: float) -> str:
+    """A figure with the digits that mean something."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def bars(
     panels: dict[str, dict[str, dict[str, float]]], path: Path, title: str, caption: str
 ) -> None:
@@ -36,8 +41,8 @@ def bars(
             offset = (number - (len(by_series) - 1) / 2) * width
             places = [loads.index(load) + offset for load in figures]
             drawn = axes.bar(places, list(figures.values()), width, label=name)
-            axes.bar_label(drawn, fmt="{:,.4g}", fontsize=7)
+            axes.bar_label(drawn, fmt=shown, fontsize=7)
         axes.set_xticks(range(len(loads)), loads)
         axes.set_ylabel(unit)
-        axes.legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8)
     plot.save(figure, path, title)

@@ -34,6 +34,7 @@ from benchmarks.overhead.__main__ import LOCKSTEP_TOKENS, OTHER_CORE
 from benchmarks.overhead.client import Streams, request
 from benchmarks.peers.servers import Peer, Running, find_vllm, peers, vllm_model
 from benchmarks.plot import bars, check
+from benchmarks.plot import shown as shown_value
 
 WARM_STREAMS = 200
 IDLE_STREAMS = 2000
@@ -96,7 +97,7 @@ def measure(found: list[Peer], counts: list[int], repeats: int) -> tuple[Any, di
                     if not is_ours:
                         versions[f"{package} ({peer.name})"] = each
                 rows.setdefault(name, {}).setdefault(peer.name, []).append(shown)
-                values = "  ".join(f"{FIGURES[k]} {v:,.4g}" for k, v in shown.items())
+                values = "  ".join(f"{FIGURES[k]} {shown_value(v)}" for k, v in shown.items())
                 print(f"{name:14}  {peer.name:34}{values}", file=sys.stderr, flush=True)
     medians = {
         name: {
@@ -118,7 +119,7 @@ def table(medians: dict[str, dict[str, Figures]]) -> str:
             for peer, figures in by_peer.items():
                 if key in figures:
                     ratio = f"{figures[key] / first[key]:.2f}" if first[key] else ""
-                    lines.append(f"| {title} | {peer} | {ratio} | {figures[key]:,.4g} |")
+                    lines.append(f"| {title} | {peer} | {ratio} | {shown_value(figures[key])} |")
                     title = ""
     return "\n".join(lines)
 
