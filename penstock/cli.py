@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print.
 
 `serve` has a flag for every setting (see `settings`), made from that one model; `generate` and
-`chat` stand in `terminal`.
+`chat` stand in `terminal`, `bench` in `bench.command`.
 """
 
 import importlib.metadata
@@ -16,6 +16,7 @@ from rich.markup import escape
 from setproctitle import setproctitle
 
 from penstock import __version__
+from penstock.bench.command import commands as bench_commands
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.loading import LoadingDisplay
@@ -149,6 +150,7 @@ app.command(
     "Each flag may also be a variable (PENSTOCK_PORT=9000) or a line of penstock.toml.",
 )(_serve)
 app.add_typer(commands)
+app.add_typer(bench_commands)
 
 
 @app.command("key")

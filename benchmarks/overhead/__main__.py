@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,12 +98,12 @@ def penstock(engine: str, **engine_args: object) -> Iterator[Server]:
             process.wait()
 
 
-def lockstep(num_streams: int) -> Figures:
+def lockstep(num_streams: int, path: str = PATH) -> Figures:
     """Tokens per second and CPU per token, nothing merged."""
     with penstock("Stepped") as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as step:
         step.connect(server.step)
         fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
-        streams = Streams(server.port, num_streams, request(PATH, fields))
+        streams = Streams(server.port, num_streams, request(path, fields))
         num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
         cpu, began = server.cpu_s(), time.perf_counter()
         for _ in range(num_steps):
@@ -171,11 +171,12 @@ def idle(num_streams: int) -> Figures:
     return {"kib_per_stream": (after - before) / num_streams / 1024}
 
 
-RUNS = {
+RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
     "lockstep": [
         ("lockstep, 64 streams", lambda: lockstep(64)),
         ("lockstep, 256 streams", lambda: lockstep(256)),
         ("lockstep, 1,024 streams", lambda: lockstep(1024)),
+        ("lockstep, 256, /v1", lambda: lockstep(256, "/v1/completions")),
     ],
     "paced": [
         ("paced, 64 streams x 50/s", lambda: paced(64, 50)),

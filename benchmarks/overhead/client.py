@@ -26,9 +26,13 @@ def request(path: str, fields: dict[str, object]) -> bytes:
 
 
 class Streams:
-    """`num` streams, opened and with their heads read; `receive` waits for what comes next."""
+    """`num` streams, opened and with their heads read; `receive` waits for what comes next.
 
-    def __init__(self, port: int, num: int, data: bytes) -> None:
+    `event_end`: what an event ends with, once.
+    """
+
+    def __init__(self, port: int, num: int, data: bytes, event_end: bytes = EVENT_END) -> None:
+        self._event_end = event_end
         self._epoll = select.epoll()
         self._sockets: dict[int, socket.socket] = {}
         for index in range(num):
@@ -62,7 +66,7 @@ class Streams:
         seen = 0
         while seen < num_events:
             for data in self._ready():
-                seen += data.count(EVENT_END)
+                seen += data.count(self._event_end)
 
     def each_piece(self, until: Callable[[], bool], take: Callable[[bytes], None]) -> None:
         """Give `take` whatever comes, in pieces as it comes, until `until`."""

@@ -180,14 +180,15 @@ def test_streams_end_with_one_error_when_the_engine_stays_away(tmp_path: Path) -
     model = tmp_path / "model.gguf"
     model.write_bytes(find_model("rill").read_bytes())
     with serve(model=model, engine_restart_timeout=1.0) as server:
+        engine_pid = server.engine_pid()
+        model.unlink()
         connection, stream_id = open_stream(
             server.port, generate("Once upon a time", max_tokens=1000, resumable=True)
         )
         with connection:
             events = connection.events()
             next(events)
-            model.unlink()
-            os.kill(server.engine_pid(), signal.SIGKILL)
+            os.kill(engine_pid, signal.SIGKILL)  # at once: the answer is not long
             *_, end = events
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True

@@ -1,0 +1,1 @@
+"""Penstock beside others who stream tokens, all given the same costless ones."""

@@ -1,0 +1,363 @@
+"""The command `penstock bench`: what a person writes → `Options`, and what they get for it."""
+
+import asyncio
+import os
+import resource
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+from rich.markup import escape
+
+from penstock.bench import plot
+from penstock.bench.plan import Api, Arrivals, Lengths, Load, Prompts, parse_field, parse_slo
+from penstock.bench.report import Display, clean, report, to_json
+from penstock.bench.run import BenchError, Options, bench
+
+WIDTH_OF_A_FILE = 120
+DEFAULT_REQUESTS = 100
+DEFAULT_CONCURRENCY = 8
+DEFAULT_PROMPT_TOKENS = "128"
+
+commands = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+HOW_MUCH, WHAT, SERVER, OUT = "How much", "What is asked", "The server", "Results"
+
+
+@commands.command(
+    "bench",
+    help="Measure any server that speaks OpenAI's API: Penstock, vLLM, llama.cpp...\n\n"
+    "[bold]penstock bench http://127.0.0.1:8000[/bold]  8 clients, 100 requests\n\n"
+    "[bold]penstock bench URL --concurrency 64 --duration 60[/bold]  closed loop: each client sends"
+    " its next request when it has its answer\n\n"
+    "[bold]penstock bench URL --rate 20 --duration 60[/bold]  open loop: 20 requests a second come"
+    " whatever the server does, as from people; latencies count from when a request was due\n\n"
+    "[bold]penstock bench URL --rate 20 --slo ttft=500ms,itl=50ms[/bold]  how many are good"
+    " enough\n\n"
+    "[bold]penstock bench URL --json run.json --plot run.html[/bold]  to keep and to show\n\n"
+    "Ctrl-C ends it with the results so far. What each figure means: docs/benchmarking.md.",
+)
+def _bench(
+    url: Annotated[
+        str, typer.Argument(help="The server; where its URL has no path, /v1 is added.")
+    ],
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            "-c",
+            min=1,
+            metavar="N",
+            rich_help_panel=HOW_MUCH,
+            help=f"Closed loop with so many clients. [dim]\\[default: {DEFAULT_CONCURRENCY}][/dim]",
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            "-r",
+            metavar="R",
+            rich_help_panel=HOW_MUCH,
+            help="Open loop with so many requests a second.",
+        ),
+    ] = None,
+    arrivals: Annotated[
+        Arrivals,
+        typer.Option(
+            "--arrivals",
+            rich_help_panel=HOW_MUCH,
+            help="Open loop: at random moments, as people come, or evenly.",
+        ),
+    ] = "poisson",
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests",
+            "-n",
+            min=1,
+            metavar="N",
+            rich_help_panel=HOW_MUCH,
+            help="End after so many. [dim]\\[default: 100 without --duration][/dim]",
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            "--duration",
+            "-d",
+            metavar="S",
+            rich_help_panel=HOW_MUCH,
+            help="Send none after so many seconds; those under way are waited for.",
+        ),
+    ] = None,
+    warm_up: Annotated[
+        int,
+        typer.Option(
+            "--warm-up",
+            min=0,
+            metavar="N",
+            rich_help_panel=HOW_MUCH,
+            help="Requests before, which do not count; 0 also leaves out the look at how the"
+            " server counts tokens.",
+        ),
+    ] = 1,
+    api: Annotated[
+        Api, typer.Option("--api", rich_help_panel=WHAT, help="Chats or plain completions.")
+    ] = "chat",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            rich_help_panel=WHAT,
+            help="The model. [dim]\\[default: the first of /v1/models][/dim]",
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt-tokens",
+            metavar="N|N-M",
+            rich_help_panel=WHAT,
+            help="Prompts of random words, of about so many tokens."
+            f" [dim]\\[default: {DEFAULT_PROMPT_TOKENS}][/dim]",
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            rich_help_panel=WHAT,
+            help="The same prompt each time (a server may keep what it read of it).",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            rich_help_panel=WHAT,
+            help='Prompts in turn: a line each, or in a .jsonl file objects with "prompt".',
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        str,
+        typer.Option(
+            "--max-tokens",
+            metavar="N|N-M",
+            rich_help_panel=WHAT,
+            help="Tokens of an answer, at most.",
+        ),
+    ] = "128",
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME=VALUE",
+            rich_help_panel=WHAT,
+            help="A field of the request's body, like temperature=0 or ignore_eos=true; null"
+            " leaves one out. As often as needed.",
+        ),
+    ] = None,
+    usage: Annotated[
+        bool,
+        typer.Option(
+            "--usage/--no-usage",
+            rich_help_panel=WHAT,
+            help="Ask for the server's count of tokens (stream_options.include_usage).",
+        ),
+    ] = True,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            rich_help_panel=WHAT,
+            help="The same seed gives the same prompts and arrivals.",
+        ),
+    ] = 0,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            show_default=False,
+            rich_help_panel=SERVER,
+            help="Better in PENSTOCK_API_KEY, where others on this machine do not see it.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            metavar="S",
+            rich_help_panel=SERVER,
+            help="Seconds after which a request has failed.",
+        ),
+    ] = 300.0,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            "--slo",
+            metavar="LIMITS",
+            rich_help_panel=OUT,
+            help="Count the requests within limits: ttft=500ms,itl=50ms,e2e=10s. itl is the mean"
+            " of an answer.",
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            rich_help_panel=OUT,
+            help="All figures, and a row for each request.",
+        ),
+    ] = None,
+    plot_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            rich_help_panel=OUT,
+            help="A picture: FILE.html, .png or .svg (pip install 'penstock\\[plot]').",
+        ),
+    ] = None,
+) -> None:
+    try:
+        options = Options(
+            url=url,
+            load=_load(concurrency, rate, arrivals, requests, duration),
+            api=api,
+            model=model,
+            prompts=_prompts(prompt_tokens, prompt, prompts),
+            max_tokens=Lengths.parse(max_tokens),
+            warm_up=warm_up,
+            timeout_s=_positive("--timeout", timeout),
+            include_usage=usage,
+            fields=dict(parse_field(each) for each in field or ()),
+            limits_s=None if slo is None else parse_slo(slo),
+            seed=seed,
+            api_key=api_key or _key(),
+        )
+        if plot_to is not None:
+            plot.check(plot_to)
+        if json is not None and not json.absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {json.parent}")
+        _run(options, json, plot_to)
+    except BenchError as error:
+        _fail(str(error), error.hint)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _run(options: Options, json: Path | None, plot_to: Path | None) -> None:
+    _allow_many_sockets()
+    with (
+        Display(options.load, Console(stderr=True, highlight=False)) as display,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        result, run = runner.run(bench(options, display.update))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_FILE
+    console.print(report(result))
+    if json is not None:
+        json.write_bytes(to_json(result))
+    if plot_to is not None:
+        figure = plot.draw(result, run.answers, run.began)
+        plot.save(figure, plot_to, f"{result.model} at {result.url}", plot.page_body(result))
+    if result.was_interrupted:
+        raise typer.Exit(130)
+    if not result.figures.num_finished:
+        raise typer.Exit(1)
+
+
+def _load(
+    concurrency: int | None,
+    rate: float | None,
+    arrivals: Arrivals,
+    requests: int | None,
+    duration: float | None,
+) -> Load:
+    if rate is not None and concurrency is not None:
+        raise ValueError(
+            "--rate is an open loop, --concurrency a closed one: requests that wait for a place"
+            " do not come at a rate. Take one"
+        )
+    if rate is None and concurrency is None:
+        concurrency = DEFAULT_CONCURRENCY
+    if requests is None and duration is None:
+        requests = DEFAULT_REQUESTS
+    return Load(
+        concurrency,
+        None if rate is None else _positive("--rate", rate),
+        arrivals,
+        requests,
+        None if duration is None else _positive("--duration", duration),
+    )
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is a number above 0")
+    return value
+
+
+def _prompts(lengths: str | None, prompt: str | None, file: Path | None) -> Prompts:
+    if sum(each is not None for each in (lengths, prompt, file)) > 1:
+        raise ValueError("--prompt-tokens, --prompt and --prompts: take one of them")
+    if prompt is not None:
+        return Prompts([prompt])
+    if file is not None:
+        return Prompts(_read_prompts(file))
+    return Prompts(lengths=Lengths.parse(lengths or DEFAULT_PROMPT_TOKENS))
+
+
+class _Line(msgspec.Struct):
+    prompt: str
+
+
+def _read_prompts(file: Path) -> list[str]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if file.suffix == ".jsonl":
+            lines = [msgspec.json.decode(line, type=_Line).prompt for line in lines]
+    except OSError as error:
+        raise ValueError(f"--prompts {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"--prompts {file}: it is not UTF-8 text") from None
+    except msgspec.DecodeError as error:
+        raise ValueError(
+            f'--prompts {file}: each line is an object with "prompt" ({error})'
+        ) from None
+    if not lines:
+        raise ValueError(f"--prompts {file}: it has no prompt")
+    return lines
+
+
+def _key() -> str | None:
+    """The key for a server: the first where this machine's own server is told of several."""
+    return os.environ.get("PENSTOCK_API_KEY", "").partition(",")[0].strip() or None
+
+
+def _allow_many_sockets() -> None:
+    """As many open files as the system lets this process have: each stream is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _fail(sentence: str, hint: str = "") -> NoReturn:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold red]Error:[/bold red] {escape(clean(sentence))}", soft_wrap=True)
+    if hint:
+        console.print(f"  {escape(hint)}", soft_wrap=True)
+    raise typer.Exit(1)
