@@ -82,7 +82,10 @@ class _Props(msgspec.Struct):
             features.append("tools")
         if caps.supports_reasoning_effort:
             features.append("reasoning_effort")
-        if "enable_thinking" in self.chat_template:
+        does_not_reason = (
+            not caps.supports_reasoning_effort and marks_in(self.chat_template) is None
+        )
+        if does_not_reason or "enable_thinking" in self.chat_template:
             features.append("reasoning_switch")
         return tuple(features)
 

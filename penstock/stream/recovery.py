@@ -8,8 +8,8 @@ that came to no new token, is under suspicion: it is tried before the others and
 engine dies again while nothing has come of it, it is given up. Those that wait in line, and those
 that came to new tokens, have done nothing wrong.
 
-An answer under a schema cannot be taken up in its middle, for no engine's grammar can: it is given
-up at once, and may simply be asked for again.
+An answer under a schema or with tools cannot be taken up in its middle, for no engine's grammar
+can: it is given up at once, and may simply be asked for again.
 """
 
 import asyncio
@@ -73,8 +73,8 @@ class Recovery:
         elif not stream.can_go_on:
             stream.give_up(
                 "engine_died",
-                "The engine stopped, and an answer under a schema cannot go on from its middle."
-                " Send the request again.",
+                "The engine stopped, and an answer under a schema or with tools cannot go on from"
+                " its middle. Send the request again.",
             )
         elif stream.phase in ("submitted", "running"):
             self._suspects.append(stream)

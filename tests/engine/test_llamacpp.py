@@ -2,6 +2,7 @@
 
 import json
 import signal
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,11 @@ from penstock.engine.llamacpp import LlamaCpp
 from penstock.engine.llamacpp_answers import CompletionReader
 from penstock.engine.schema import InvalidSchemaError, compact_schema
 from penstock.hub import find_model
+from penstock.request import Message
+from tests.concluding import Concluding
 from tests.engine.recording import RecordingSink
 from tests.engine.test_conformance import ask
+from tests.templates import REASONING
 
 
 async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> None:
@@ -75,3 +79,33 @@ def test_nothing_of_a_bad_schema_is_repeated() -> None:
             compact_schema(json.dumps(bad))
         assert "zqxj" not in str(refused.value)
         assert 10 < len(str(refused.value)) <= 200
+
+
+async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
+    engine = Concluding(
+        model=str(find_model("rill")), name="rill", slots=1, chat_template=REASONING
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    await engine.start()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        whole, in_thought, in_answer = RecordingSink(), RecordingSink(), RecordingSink()
+        fields: dict[str, Any] = {"prompt": None, "messages": (Message("user", "Hi"),), "tells_reasoning": True}
+        engine.submit(ask("a", 22, **fields), whole)
+        await whole.end()
+        fields["prompt_ids"] = whole.prompt_ids
+        # The grammar begins anew: more thoughts, as after an opened mark, and after an answer text.
+        engine.submit(ask("b", 3, **fields, generated=tuple(whole.token_ids[:3])), in_thought)
+        await in_thought.end()
+        engine.submit(ask("c", 3, **fields, generated=tuple(whole.token_ids)), in_answer)
+        await in_answer.end()
+    finally:
+        await engine.stop()
+    assert "".join(whole.thoughts).islower()
+    assert whole.text().isupper()
+    assert len(whole.token_ids) == whole.num_tokens == whole.completion_tokens == 22
+    assert in_thought.thoughts
+    assert not in_thought.text()
+    assert in_answer.text()
+    assert not in_answer.thoughts

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.events import Delta, Failure, Finish, TokenLogprob
+from penstock.events import Delta, Failure, Finish, Reasoning, TokenLogprob, ToolCall
 from penstock.request import Request, Sampling, UnnamedTokens
 from penstock.stream.reader import MAX_EVENTS_AT_ONCE, MergedReader, Reader
 from penstock.stream.stream import Stream
@@ -391,3 +391,50 @@ async def test_closing_leaves_every_stream() -> None:
         assert await take == []
     assert reader.is_done
     assert all(owner.said == ["read", "unread"] for _, owner in pairs)
+
+
+async def test_text_that_was_held_back_comes_before_a_call() -> None:
+    stream, _ = stream_of(stop=("abc",), tools="[]")
+    stream.delta("x ab", 2, ())
+    stream.tool_call(0, "c1", "f", "{", 3)
+    stream.tool_call(0, "", "", "}", 1)
+    stream.delta("abcd", 1, ())
+    assert stream.log.after(0)[:-1] == [
+        Delta("x ", 2),
+        Delta("ab", 0),
+        ToolCall("{", 3, (), 0, "c1", "f"),
+        ToolCall("}", 1),
+    ]
+    assert isinstance(stream.ended, Finish)
+    assert stream.ended.reason == "stop"
+    assert stream.usage.completion_tokens == 7
+    assert stream.log.text() == "x ab"
+
+
+async def test_a_stop_string_that_is_there_ends_the_answer_before_a_call() -> None:
+    stream, _ = stream_of(stop=("ab", "abcd"), tools="[]")
+    stream.delta("x abc", 2, ())
+    stream.tool_call(0, "c1", "f", "", 3)
+    assert stream.log.text() == "x "
+    assert not any(isinstance(event, ToolCall) for event in stream.log.after(0))
+    assert isinstance(stream.ended, Finish)
+
+
+async def test_what_was_thought_is_part_of_what_goes_on_but_not_of_the_answer() -> None:
+    stream, _ = stream_of(stop=("stop",), tells_reasoning=True)
+    stream.accepted((1,))
+    stream.reasoning("stop", 1, (5,))
+    stream.delta("", 1, (6,))  # the mark
+    stream.delta("Yeah", 1, (7,))
+    assert stream.can_go_on
+    assert stream.continuation().generated == (5, 6, 7)
+    assert stream.log.after(0) == [Reasoning("stop", 1), Delta("Yeah", 2)]
+    assert stream.log.text() == "Yeah"
+
+
+async def test_what_may_call_does_not_go_on_once_anything_came() -> None:
+    stream, _ = stream_of(tools="[]")
+    stream.accepted((1,))
+    assert stream.can_go_on
+    stream.delta("a", 1, ())
+    assert not stream.can_go_on
