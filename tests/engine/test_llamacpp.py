@@ -91,7 +91,11 @@ async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
         signal.signal(number, handler)
     try:
         whole, in_thought, in_answer = RecordingSink(), RecordingSink(), RecordingSink()
-        fields: dict[str, Any] = {"prompt": None, "messages": (Message("user", "Hi"),), "tells_reasoning": True}
+        fields: dict[str, Any] = {
+            "prompt": None,
+            "messages": (Message("user", "Hi"),),
+            "tells_reasoning": True,
+        }
         engine.submit(ask("a", 22, **fields), whole)
         await whole.end()
         fields["prompt_ids"] = whole.prompt_ids
