@@ -1,6 +1,6 @@
 """Penstock's embedded engine beside llama.cpp's own server: same model, threads, slots, one run.
 
-    python -m benchmarks.embedded --streams 1,16 --repeats 3
+    python -m benchmarks.embedded --streams 1,16 --repeats 3 [--plot FILE]
 
 Both serve the built-in model from a process of their own. A client reads N streams at once for a
 while: tokens per second over all of them, time to first token, and the gaps between reads. The two
@@ -23,8 +23,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+from benchmarks.plot import bars, check
 from penstock.hub import find_model
 
 SLOTS = 16
@@ -196,7 +198,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0, help="each measurement lasts this")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--plot", type=Path, help="a picture: .html, .png or .svg")
     arguments = parser.parse_args()
+    if arguments.plot:
+        check(arguments.plot)
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -228,6 +233,16 @@ def main() -> None:
             }
             print(f"{num_streams} streams: ratio {ratio:.3f}", json.dumps(medians, indent=1))
     print(json.dumps(result))
+    if arguments.plot:
+        panels: dict[str, dict[str, dict[str, float]]] = {}
+        for streams, run in result["runs"].items():
+            for server, figures in run["medians"].items():
+                for figure, value in figures.items():
+                    panels.setdefault(figure, {}).setdefault(server, {})[f"{streams} streams"] = (
+                        value
+                    )
+        caption = f"{result['date']}, {result['machine']}; medians of {arguments.repeats}"
+        bars(panels, arguments.plot, "The built-in model: Penstock and llama.cpp's server", caption)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What Penstock costs between an engine and a socket: CPU per token, added latency, memory.
 
-    python -m benchmarks.overhead [--repeats 3] [--only lockstep] [--out results.json]
+    python -m benchmarks.overhead [--repeats 3] [--only lockstep] [--out results.json] [--plot FILE]
 
 The server runs alone on core 0. An engine that costs nothing (see `engine`) and a client that costs
 little share core 1. CPU is the operating system's count for the server's process.
@@ -37,6 +37,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.overhead.client import Streams, first_token, request
+from benchmarks.plot import bars, check
 
 SERVER_CORE, OTHER_CORE = 0, 1
 LOCKSTEP_TOKENS = 256
@@ -198,7 +199,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=RUNS)
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--plot", type=Path, help="a picture: .html, .png or .svg")
     arguments = parser.parse_args()
+    if arguments.plot:
+        check(arguments.plot)
     os.sched_setaffinity(0, {OTHER_CORE})
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -224,6 +228,13 @@ def main() -> None:
     }
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.plot:
+        panels: dict[str, dict[str, dict[str, float]]] = {}
+        for name, figures in results.items():
+            for figure, value in figures.items():
+                panels.setdefault(figure, {"Penstock": {}})["Penstock"][name] = value
+        caption = f"{report['date']}, {report['machine']}; medians of {arguments.repeats}"
+        bars(panels, arguments.plot, "What Penstock costs between an engine and a socket", caption)
 
 
 if __name__ == "__main__":
