@@ -18,7 +18,6 @@ import psutil
 import pytest
 import requests
 
-from penstock.hub import find_model
 from tests.servers import RunningServer, serve
 from tests.wire.raw import ask, generate, open_stream
 
@@ -177,18 +176,18 @@ def test_a_request_that_always_takes_the_engine_down_ends_with_one_error(fault: 
 
 
 def test_streams_end_with_one_error_when_the_engine_stays_away(tmp_path: Path) -> None:
-    model = tmp_path / "model.gguf"
-    model.write_bytes(find_model("rill").read_bytes())
-    with serve(model=model, engine_restart_timeout=1.0) as server:
-        engine_pid = server.engine_pid()
-        model.unlink()
+    model = tmp_path / "model"
+    model.touch()
+    engine = "tests.engine.withheld:Withheld"
+    with serve(engine=engine, engine_arg=[f"file={model}"], engine_restart_timeout=1.0) as server:
         connection, stream_id = open_stream(
             server.port, generate("Once upon a time", max_tokens=1000, resumable=True)
         )
         with connection:
             events = connection.events()
             next(events)
-            os.kill(engine_pid, signal.SIGKILL)  # at once: the answer is not long
+            model.unlink()
+            os.kill(server.engine_pid(), signal.SIGKILL)
             *_, end = events
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
