@@ -175,7 +175,9 @@ async def test_a_continuation_says_what_the_uninterrupted_request_would_have_sai
                 ),
             ).end()
             assert rest.prompt_ids == whole.prompt_ids
-            assert rest.pieces == whole.pieces[at:]
+            # By their tokens: a busy engine may say two in one piece.
+            assert rest.token_ids == whole.token_ids[at:]
+            assert whole.text().endswith(rest.text())
             assert (rest.reason, rest.completion_tokens) == (whole.reason, 40 - at)
 
 
