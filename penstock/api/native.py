@@ -194,6 +194,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
             raise _bad_event_id("beyond the last event that there is")
         if stream.ended is not None and first == form.num_events(stream):
             return Response(status_code=204)  # an EventSource then stops connecting again
+        exchange_of(http.scope).carries(stream, resumed=True)
         streams.meter.resumed("running" if stream.ended is None else "ended")
         reader, frames = form.read_on(stream, first)
         return StreamResponse(

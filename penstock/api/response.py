@@ -103,7 +103,6 @@ class StreamResponse(Response, Generic[Taken]):
             # Its client went before it could learn the stream's id: nobody will ever read it.
             reader.stream.cancel()
         exchange = exchange_of(scope)
-        exchange.carries(reader.stream, resumed=self._resumed)
         stream = reader.stream
         delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)
         sending = Sending(reader, self._frames, exchange.send, delivery, self._tell)

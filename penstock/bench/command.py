@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from penstock.bench import plot
 from penstock.bench.plan import Api, Arrivals, Lengths, Load, Prompts, parse_field, parse_slo
-from penstock.bench.report import Display, clean, report, to_json
+from penstock.bench.report import clean, display, report, to_json
 from penstock.bench.run import BenchError, Options, bench
 
 WIDTH_OF_A_FILE = 120
@@ -261,10 +261,10 @@ def _bench(
 def _run(options: Options, json: Path | None, plot_to: Path | None) -> None:
     _allow_many_sockets()
     with (
-        Display(options.load, Console(stderr=True, highlight=False)) as display,
+        display(options.load, Console(stderr=True, highlight=False)) as on_progress,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        result, run = runner.run(bench(options, display.update))
+        result, run = runner.run(bench(options, on_progress))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE

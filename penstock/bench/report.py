@@ -1,18 +1,19 @@
 """What a person sees: a bar while the load runs, and the figures after it."""
 
-from types import TracebackType
+import contextlib
+from collections.abc import Iterator
 
 import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from penstock.bench.figures import Figures, Percentiles
 from penstock.bench.load import Run
 from penstock.bench.plan import Load
-from penstock.bench.run import Result
+from penstock.bench.run import OnProgress, Result
 
 COLUMNS = ("p50", "p90", "p95", "p99", "max")
 LATENCIES = (
@@ -23,52 +24,40 @@ LATENCIES = (
 )
 
 
-class Display:
-    """A progress bar on standard error, where that is a terminal; else nothing."""
+@contextlib.contextmanager
+def display(load: Load, console: Console) -> Iterator[OnProgress]:
+    """A progress bar on standard error, where that is a terminal; else nothing. Yields what tells
+    it what is being done, or how far the run is."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # its thread would take the interpreter from the measurement
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=None, figures="")
 
-    def __init__(self, load: Load, console: Console) -> None:
-        self._load = load
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            auto_refresh=False,  # its thread would take the interpreter from the measurement
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID = self._progress.add_task("", total=None, figures="")
+        def update(doing: str, run: Run | None) -> None:
+            if progress.disable:
+                return
+            if run is None:
+                progress.update(task, description=doing)
+            else:
+                num_failed = sum(answer.failure is not None for answer in run.answers)
+                failed = f", [red]{num_failed:,} failed[/red]" if num_failed else ""
+                progress.update(
+                    task,
+                    description=f"{len(run.in_flight):,} running",
+                    total=load.num_requests,
+                    completed=len(run.answers),
+                    figures=f"{len(run.answers):,} answers{failed}",
+                )
+            progress.refresh()
 
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, doing: str, run: Run | None) -> None:
-        """What is being done, or how far the run is."""
-        if self._progress.disable:
-            return
-        if run is None:
-            self._progress.update(self._task, description=doing)
-        else:
-            num_failed = sum(answer.failure is not None for answer in run.answers)
-            failed = f", [red]{num_failed:,} failed[/red]" if num_failed else ""
-            self._progress.update(
-                self._task,
-                description=f"{len(run.in_flight):,} running",
-                total=self._load.num_requests,
-                completed=len(run.answers),
-                figures=f"{len(run.answers):,} answers{failed}",
-            )
-        self._progress.refresh()
+        yield update
 
 
 def report(result: Result) -> RenderableType:
