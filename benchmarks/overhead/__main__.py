@@ -23,7 +23,6 @@ import os
 import platform
 import re
 import resource
-import socket
 import statistics
 import subprocess
 import sys
@@ -36,11 +35,13 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.overhead.client import Streams, first_token, request
+from benchmarks.hold.report import quantile
+from benchmarks.overhead.client import EVENT_END, Streams, first_token, request
 from benchmarks.plot import bars, check
 
 SERVER_CORE, OTHER_CORE = 0, 1
 LOCKSTEP_TOKENS = 256
+WARM_STREAMS = 200
 PACED_SECONDS = 8
 PATH = "/generate"
 Figures = dict[str, float]
@@ -101,16 +102,13 @@ def penstock(engine: str, **engine_args: object) -> Iterator[Server]:
 
 def lockstep(num_streams: int, path: str = PATH) -> Figures:
     """Tokens per second and CPU per token, nothing merged."""
-    with penstock("Stepped") as server, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as step:
-        step.connect(server.step)
+    with penstock("Stepped") as server:
         fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
         streams = Streams(server.port, num_streams, request(path, fields))
         num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
-        cpu, began = server.cpu_s(), time.perf_counter()
-        for _ in range(num_steps):
-            step.send(b"step")
-            streams.receive(num_streams)
-        seconds, cpu = time.perf_counter() - began, server.cpu_s() - cpu
+        cpu = server.cpu_s()
+        seconds = streams.lockstep(server.step, num_steps)
+        cpu = server.cpu_s() - cpu
         streams.close()
     tokens = num_streams * num_steps
     return {
@@ -163,13 +161,20 @@ def idle(num_streams: int) -> Figures:
     """Memory of the server's process for each open stream."""
     with penstock("Stepped") as server:
         data = request(PATH, {"max_tokens": 1024})
-        warm = Streams(server.port, 200, data)
-        before = server.rss()
-        streams = Streams(server.port, num_streams, data)
-        after = server.rss()
-        streams.close()
-        warm.close()
-    return {"kib_per_stream": (after - before) / num_streams / 1024}
+        return {"kib_per_stream": kib_per_stream(server.port, server.rss, data, num_streams)}
+
+
+def kib_per_stream(
+    port: int, rss: Callable[[], int], data: bytes, num_streams: int, event_end: bytes = EVENT_END
+) -> float:
+    """How much `rss` (bytes) grows for each silent stream, beside some that are open already."""
+    warm = Streams(port, WARM_STREAMS, data, event_end)
+    before = rss()
+    streams = Streams(port, num_streams, data, event_end)
+    after = rss()
+    streams.close()
+    warm.close()
+    return (after - before) / num_streams / 1024
 
 
 RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
@@ -186,11 +191,6 @@ RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
     "first": [("first token, 64 streams", lambda: first(64))],
     "idle": [("idle, 8,000 streams", lambda: idle(8000))],
 }
-
-
-def quantile(ordered: list[int] | list[float], q: float) -> float:
-    """Of a sorted list."""
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
 def main() -> None:

@@ -68,6 +68,17 @@ class Streams:
             for data in self._ready():
                 seen += data.count(self._event_end)
 
+    def lockstep(self, step: str, num_steps: int) -> float:
+        """Have the engine that listens at `step` make so many steps, each when all have the tokens
+        of the one before. Returns the seconds that they took."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stepper:
+            stepper.connect(step)
+            began = time.perf_counter()
+            for _ in range(num_steps):
+                stepper.send(b"step")
+                self.receive(len(self._sockets))
+            return time.perf_counter() - began
+
     def each_piece(self, until: Callable[[], bool], take: Callable[[bytes], None]) -> None:
         """Give `take` whatever comes, in pieces as it comes, until `until`."""
         while not until():

@@ -21,22 +21,19 @@ import os
 import platform
 import resource
 import shlex
-import socket
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.overhead.__main__ import LOCKSTEP_TOKENS, OTHER_CORE
+from benchmarks.overhead.__main__ import LOCKSTEP_TOKENS, OTHER_CORE, kib_per_stream
 from benchmarks.overhead.client import Streams, request
 from benchmarks.peers.servers import Peer, Running, find_vllm, peers, vllm_model
 from benchmarks.plot import bars, check
 from benchmarks.plot import shown as shown_value
 
-WARM_STREAMS = 200
 IDLE_STREAMS = 2000
 FIGURES = {
     "tokens_per_second": "tokens/s",
@@ -50,17 +47,12 @@ Figures = dict[str, float]
 def lockstep(peer: Peer, server: Running, num_streams: int) -> Figures:
     """Tokens per second and CPU per token, nothing merged."""
     data = request(peer.path, {"max_tokens": LOCKSTEP_TOKENS, **peer.fields})
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as step:
-        step.connect(server.step)
-        streams = Streams(server.port, num_streams, data, peer.event_end)
-        num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
-        (ours, others), began = server.cpu_s(), time.perf_counter()
-        for _ in range(num_steps):
-            step.send(b"step")
-            streams.receive(num_streams)
-        seconds = time.perf_counter() - began
-        ours_now, others_now = server.cpu_s()
-        streams.close()
+    streams = Streams(server.port, num_streams, data, peer.event_end)
+    num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
+    ours, others = server.cpu_s()
+    seconds = streams.lockstep(server.step, num_steps)
+    ours_now, others_now = server.cpu_s()
+    streams.close()
     tokens = num_streams * num_steps
     return {
         "tokens_per_second": tokens / seconds,
@@ -72,13 +64,8 @@ def lockstep(peer: Peer, server: Running, num_streams: int) -> Figures:
 def idle(peer: Peer, server: Running) -> Figures:
     """Memory of the server's process for each open stream."""
     data = request(peer.path, {"max_tokens": 1024, **peer.fields})
-    warm = Streams(server.port, WARM_STREAMS, data, peer.event_end)
-    before = server.rss()
-    streams = Streams(server.port, IDLE_STREAMS, data, peer.event_end)
-    after = server.rss()
-    streams.close()
-    warm.close()
-    return {"kib_per_stream": (after - before) / IDLE_STREAMS / 1024}
+    kib = kib_per_stream(server.port, server.rss, data, IDLE_STREAMS, peer.event_end)
+    return {"kib_per_stream": kib}
 
 
 def measure(found: list[Peer], counts: list[int], repeats: int) -> tuple[Any, dict[str, str]]:
