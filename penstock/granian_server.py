@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 logging.getLogger("_granian").setLevel(logging.WARNING)
 
 HEADER_TIMEOUT_S = 10
-# Rust's HTTP library keeps no less than 8 KiB; past this a request's head is answered 431.
+# Past this a request's head is answered 431, at the library's next read: some of 100 KiB pass. Less
+# than 8 KiB it does not take.
 MAX_HEAD_BYTES = 64 * 1024
 # The kernel takes so much for a client that does not read, and then twice that. Its own choice is
 # megabytes: minutes of tokens, before anybody could notice.
