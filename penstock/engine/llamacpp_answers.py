@@ -7,7 +7,7 @@ known here: sockets.
 """
 
 import asyncio
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 
 import msgspec
 
@@ -100,7 +100,7 @@ class RefusedByEngineError(Exception):
     """llama.cpp said no, and why."""
 
 
-class _EventReader:
+class _EventReader(ABC):
     """A body of Server-Sent Events: `feed` it, and `end` it."""
 
     def __init__(self) -> None:
