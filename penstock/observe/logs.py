@@ -122,7 +122,11 @@ class LineWriter(logging.Handler):
         super().__init__()
         self._stream = stream
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES_WAITING)
-        self._num_lost = 0
+        # One thread's each, so that none is counted twice or forgotten: the loggers' (under the
+        # handler's lock) and the writer's.
+        self._num_refused = 0
+        self._num_unwritten = 0
+        self._num_told = 0
         self._thread = threading.Thread(target=self._run, name="penstock-log", daemon=True)
         self._thread.start()
 
@@ -131,26 +135,33 @@ class LineWriter(logging.Handler):
         try:
             self._lines.put_nowait(self.format(record))
         except queue.Full:
-            self._num_lost += 1
+            self._num_refused += 1
         except Exception:
             self.handleError(record)
 
     # Not `close`: whoever configures Python's logging (Granian does) closes all handlers there are.
     def stop(self) -> None:
         """Write what waits, as far as it can be written soon, and no more."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(None)
-        self._thread.join(CLOSE_TIMEOUT_S)
+            self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
+        self._thread.join(max(0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
             self._write(line)
-            if self._num_lost and self._lines.empty():
-                lost, self._num_lost = self._num_lost, 0
-                record = logging.LogRecord(
-                    __name__, logging.WARNING, "", 0, "%d lines of the log were lost", (lost,), None
-                )
-                self._write(self.format(record))
+            if self._lines.empty():
+                self._tell_losses()
+        self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        lost = self._num_refused + self._num_unwritten - self._num_told
+        if lost:
+            self._num_told += lost
+            record = logging.LogRecord(
+                __name__, logging.WARNING, "", 0, "%d lines of the log were lost", (lost,), None
+            )
+            self._write(self.format(record))
 
     def _write(self, line: str) -> None:
         data = line.encode("utf-8", "backslashreplace") + b"\n"
@@ -158,7 +169,7 @@ class LineWriter(logging.Handler):
             while data:
                 data = data[self._stream.write(data) :]
         except (OSError, ValueError):  # a full disk, a reader that has gone, a closed file
-            self._num_lost += 1
+            self._num_unwritten += 1
 
 
 @contextlib.contextmanager
