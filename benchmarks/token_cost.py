@@ -93,8 +93,10 @@ class Load:
             frames = ChunkFrames(form, [stream])
             response = StreamResponse(MergedReader([stream]), frames, watch, self._pulse)
         scope: MutableMapping[str, Any] = {"type": "http", "headers": []}
-        scope[KEY] = Exchange(scope, send)
+        exchange = scope[KEY] = Exchange(scope, send)
         await response(scope, receive, send)
+        assert exchange.rest is not None
+        await exchange.rest()
 
     async def steps(self, number: int) -> None:
         """So many steps of the engine: each gives each stream a token."""

@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -30,6 +30,8 @@ log = logging.getLogger("penstock.request")
 KEY = "penstock.exchange"
 OWNER = "penstock.owner"
 """Where in a request's scope its owner stands, once that is known (see `auth`)."""
+# What of a scope is needed once the routes are done with it.
+_TOLD = frozenset({"type", "method", "client", "http_version", "route", KEY, OWNER})
 # What an id of the client's may be, to be passed on: safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 MAX_DISCARDED_BYTES = 256 * 1024
@@ -58,6 +60,7 @@ class Exchange:
         "is_complete",
         "problem_code",
         "prompt",
+        "rest",
         "send",
         "status",
         "stream",
@@ -76,6 +79,9 @@ class Exchange:
         """The last piece of the response's body was sent."""
         self.has_begun_body = False
         """The request's body is being read, or was."""
+        self.rest: Callable[[], Awaitable[bool]] | None = None
+        """Sends what a route leaves to send when all middleware is done, and says whether that was
+        the whole body."""
         self.problem_code = ""
         self.stream: Stream | None = None
         self._choices: tuple[Stream, ...] = ()
@@ -209,6 +215,9 @@ class Exchanges:
 
         try:
             await self._app(scope, receive, send_on)
+            if exchange.rest is not None:
+                _forget_what_served(scope)
+                exchange.is_complete = await exchange.rest()
         except Exception as error:
             fields = {"request_id": exchange.id, "route": route_of(scope)}
             log.error("a request failed", exc_info=error, extra={"fields": fields})
@@ -234,6 +243,12 @@ class Exchanges:
             if owner is not None and owner.is_closed:
                 fields["owner"] = owner.name
             log.log(level, "request ended", extra={"fields": fields})
+
+
+def _forget_what_served(scope: Scope) -> None:
+    """Let go of what FastAPI and Starlette leave in a scope, but for what is told at the end."""
+    for name in scope.keys() - _TOLD:
+        del scope[name]
 
 
 class ProblemResponse(JSONResponse):

@@ -11,6 +11,7 @@ task being woken: that would cost more than everything else that a token needs.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -98,27 +99,46 @@ class StreamResponse(Response, Generic[Taken]):
         self._tell = tell or queue_comment
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the head, and leave the body to the exchange: what stands around a route would else
+        be held in memory, and wait, as long as the stream does."""
         reader = self._reader
         if reader.is_closed and not self._resumed:
             # Its client went before it could learn the stream's id: nobody will ever read it.
             reader.stream.cancel()
         exchange = exchange_of(scope)
         stream = reader.stream
+        exchange.carries(stream, resumed=self._resumed)
         delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)
         sending = Sending(reader, self._frames, exchange.send, delivery, self._tell)
-        self._pulse.add(sending)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             # The head goes out now: the client may want to stop what has not yet begun.
             await send({"type": "http.response.body", "body": self._preface, "more_body": True})
-            exchange.is_complete = await sending.until_end()
-        except asyncio.CancelledError:
-            if not sending.is_stalled:
-                raise
-        finally:
+        except BaseException:
             self._watch.cancel()
-            self._pulse.remove(sending)
             reader.close()
+            raise
+        exchange.rest = partial(_send_rest, sending, reader, self._watch, self._pulse)
+
+
+async def _send_rest(
+    sending: "Sending[Taken]",
+    reader: Readable[Taken],
+    watch: asyncio.Task[None],
+    pulse: Pulse,
+) -> bool:
+    """Whether all of it was sent."""
+    pulse.add(sending)
+    try:
+        return await sending.until_end()
+    except asyncio.CancelledError:
+        if not sending.is_stalled:
+            raise
+        return False
+    finally:
+        watch.cancel()
+        pulse.remove(sending)
+        reader.close()
 
 
 class Sending(Generic[Taken]):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Scope
 
-from penstock.api.exchange import KEY, Exchange
+from penstock.api.exchange import KEY, Exchange, exchange_of
 from penstock.api.frames import NativeFrames
 from penstock.api.pulse import Pulse
 from penstock.api.response import HEARTBEAT, MAX_SEND_BYTES, StreamResponse, watch_client
@@ -69,7 +69,14 @@ async def responding(
     frames = NativeFrames(with_ids=stream.resumable)
     pulse = Pulse(15, 30) if pulse is None else pulse
     response = StreamResponse(reader, frames, watch, pulse, resumed=resumed)
-    task = asyncio.ensure_future(response(scope, socket.receive, socket.send))
+
+    async def respond() -> None:
+        await response(scope, socket.receive, socket.send)
+        rest = exchange_of(scope).rest
+        assert rest is not None
+        await rest()
+
+    task = asyncio.ensure_future(respond())
     await settle()
     try:
         yield task
