@@ -38,6 +38,8 @@ DEFAULT_CONTEXT = 4096
 NUM_LAST_TOKENS = 16
 SPARE_HTTP_THREADS = 4
 BACKLOG_PAUSE_S = 0.01
+# The server reads what llama.cpp logs, to know what it may die of; the rest is ten lines a request.
+LOG_ERRORS = 1
 # llama.cpp reads this one as "draw a seed".
 RANDOM_SEED = 0xFFFFFFFF
 SUPPORTS: tuple[Feature, ...] = (
@@ -197,6 +199,7 @@ class LlamaCpp:
         params.n_threads_http = self._num_slots + SPARE_HTTP_THREADS
         params.cache_ram_mib = 0  # else the states of idle slots grow up to 8 GiB
         params.ui = False
+        params.verbosity = LOG_ERRORS
         params.sse_ping_interval = -1
         for name, value in self._params.items():
             set_param(params, name, value)
