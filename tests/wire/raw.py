@@ -122,6 +122,13 @@ class Connection:
                 yield _data_of(frame)
         assert rest == b"", "the stream ended within a frame"
 
+    def until_closed(self) -> bytes:
+        """All that comes until the server closes by FIN."""
+        with contextlib.suppress(EOFError):
+            while True:
+                self._more()
+        return self._buffer
+
     def is_closed(self) -> bool:
         """Wait until the server closes, by FIN or RST; what it sends until then is dropped."""
         with contextlib.suppress(EOFError, ConnectionError):
