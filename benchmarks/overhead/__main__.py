@@ -7,6 +7,8 @@ little share core 1. CPU is the operating system's count for the server's proces
 
 - lockstep: every stream gets exactly one token per step, and the next step begins when the client
   has received all of them: one event, one write per token; nothing can be merged.
+- free: the engine gives every stream a token as fast as it can; what comes together is sent
+  together.
 - paced: every stream gets its tokens at a steady rate; each token is the time at which the engine
   pushed it, so what the client adds to is the latency that Penstock added.
 - first: the time from sending a request to its first token, while others are open.
@@ -41,6 +43,7 @@ from benchmarks.plot import bars, check
 
 SERVER_CORE, OTHER_CORE = 0, 1
 LOCKSTEP_TOKENS = 256
+FREE_TOKENS = 1024
 WARM_STREAMS = 200
 PACED_SECONDS = 8
 PATH = "/generate"
@@ -71,7 +74,7 @@ def penstock(engine: str, **engine_args: object) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         step = f"{folder}/step"
         engine_args = {"core": OTHER_CORE, **engine_args}
-        if engine == "Stepped":
+        if engine in ("Stepped", "Free"):
             engine_args["socket"] = step
         command = [sys.executable, "-m", "penstock", "serve", "--port", "0"]
         command += ["--engine", f"benchmarks.overhead.engine:{engine}"]
@@ -111,6 +114,22 @@ def lockstep(num_streams: int, path: str = PATH) -> Figures:
         cpu = server.cpu_s() - cpu
         streams.close()
     tokens = num_streams * num_steps
+    return {
+        "tokens_per_second": tokens / seconds,
+        "cpu_us_per_token": 1e6 * cpu / tokens,
+    }
+
+
+def free(num_streams: int) -> Figures:
+    """Tokens per second and CPU per token, as many as there can be in one write."""
+    with penstock("Free") as server:
+        data = request(PATH, {"max_tokens": FREE_TOKENS}, connection="close")
+        streams = Streams(server.port, num_streams, data)
+        cpu = server.cpu_s()
+        seconds = streams.free(server.step)
+        cpu = server.cpu_s() - cpu
+        streams.close()
+    tokens = num_streams * FREE_TOKENS
     return {
         "tokens_per_second": tokens / seconds,
         "cpu_us_per_token": 1e6 * cpu / tokens,
@@ -183,7 +202,9 @@ RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
         ("lockstep, 256 streams", lambda: lockstep(256)),
         ("lockstep, 1,024 streams", lambda: lockstep(1024)),
         ("lockstep, 256, /v1", lambda: lockstep(256, "/v1/completions")),
+        ("lockstep, 1,024, /v1", lambda: lockstep(1024, "/v1/completions")),
     ],
+    "free": [("free, 256 streams", lambda: free(256))],
     "paced": [
         ("paced, 64 streams x 50/s", lambda: paced(64, 50)),
         ("paced, 1,000 streams x 20/s", lambda: paced(1000, 20)),

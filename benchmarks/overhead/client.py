@@ -15,12 +15,12 @@ EVENT_END = b"\n\n"
 PATIENCE_S = 60.0
 
 
-def request(path: str, fields: dict[str, object]) -> bytes:
+def request(path: str, fields: dict[str, object], connection: str = "keep-alive") -> bytes:
     """A POST of JSON."""
     body = json.dumps({"prompt": "x", "stream": True, **fields}).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Connection: {connection}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
@@ -77,6 +77,18 @@ class Streams:
             for _ in range(num_steps):
                 stepper.send(b"step")
                 self.receive(len(self._sockets))
+            return time.perf_counter() - began
+
+    def free(self, step: str) -> float:
+        """Have the engine that listens at `step` begin, and read until every connection is closed.
+        Returns the seconds that it took."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stepper:
+            stepper.connect(step)
+            began = time.perf_counter()
+            stepper.send(b"step")
+            num_open = len(self._sockets)
+            while num_open:
+                num_open -= sum(not data for data in self._ready())
             return time.perf_counter() - began
 
     def each_piece(self, until: Callable[[], bool], take: Callable[[bytes], None]) -> None:

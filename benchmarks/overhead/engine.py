@@ -2,8 +2,9 @@
 
 They compute nothing and keep a core of their own, the client's. `Stepped` gives every stream one
 token when it is told to, by a datagram on `socket`: the client sends one when it has received all
-of the step before. `Paced` gives every stream `rate` tokens a second, each of which is the time at
-which it was pushed (`time.monotonic_ns`), all streams out of phase; the first one at once if it is
+of the step before. `Free` gives every stream a token in each turn of its loop, from the first
+datagram on. `Paced` gives every stream `rate` tokens a second, each of which is the time at which
+it was pushed (`time.monotonic_ns`), all streams out of phase; the first one at once if it is
 `eager`.
 """
 
@@ -57,6 +58,9 @@ class Stepped(_Costless):
 
     def _step(self) -> None:
         self._socket.recv(16)
+        self._give()
+
+    def _give(self) -> None:
         self._token += 1
         token = self._token
         for request_id, (sink, left) in list(self._sinks.items()):
@@ -66,6 +70,19 @@ class Stepped(_Costless):
                 sink.finish("length", 1)
             else:
                 self._sinks[request_id] = (sink, left - 1)
+
+
+class Free(Stepped):
+    """As many tokens as it can make, from the first datagram on."""
+
+    def _step(self) -> None:
+        super()._step()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._sinks:
+            self._give()
+            asyncio.get_running_loop().call_soon(self._go_on)
 
 
 class Paced(_Costless):
