@@ -113,9 +113,11 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         await ask(page, "Quiet", 60)
         await expect(answer(page)).to_have_text(words(5))
         await page.clock.fast_forward(46_000)
+        await status(page).to_contain_text("Resumed once.")
+        # Chromium may have opened two connections, and have gone on with the one that swallows.
+        await proxy.drop()
         await state_is(page, "finished")
         assert await text_of(page) == numbered("Quiet", 60)
-        await status(page).to_contain_text("Resumed once.")
 
 
 async def test_while_it_resumes_the_page_says_so_and_can_be_stopped(
