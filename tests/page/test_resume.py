@@ -89,7 +89,8 @@ async def test_a_stream_cut_over_and_over_at_any_byte_is_whole(
         await ask(page, "Often", 120)
         await expect(answer(page)).to_have_text(words(1))
         proxy.faults_of = lambda chance: Faults(
-            down=[cut(chance.randint(1200, 3000), chance.choice(["FIN", "RST"]))]
+            # Fewer bytes, and a reset takes them all with it: no progress, and ever longer waits.
+            down=[cut(chance.randint(3000, 6000), chance.choice(["FIN", "RST"]))]
         )
         await proxy.drop()
         # Each wait is as long as the server asks for with `retry:`.
