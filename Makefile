@@ -16,8 +16,9 @@ install: $(READY) ## make the environment in .venv
 serve: $(READY) ## serve the built-in model at http://127.0.0.1:8000
 	@$(BIN)/penstock serve $(ARGS)
 
+# Each worker takes whole files, as far as it goes: what a file's tests share is started once.
 test: $(DEV_READY) ## run the tests
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
