@@ -75,14 +75,15 @@ class Server:
 
     def reload(self) -> None:
         """Read the file of keys again. Streams that are open go on."""
-        if self._keys is None:
+        if self._keys is None or self._keys.is_open:
             return
         try:
             self._keys.reload()
         except StartError as error:
             log.error("the keys stay as they were. %s", error)
         else:
-            log.info("the server has %d keys", len(self._keys))
+            level = logging.INFO if self._keys else logging.WARNING  # now nobody comes in
+            log.log(level, "the server has %d keys", len(self._keys))
 
     @property
     def num_streams(self) -> int:
@@ -223,7 +224,7 @@ def engine_options(settings: Settings) -> dict[str, Any]:
 
 def check_door(settings: Settings, keys: KeyRing) -> None:
     """Raises StartError where strangers could come in without a key."""
-    if keys or settings.insecure or is_loopback(settings.host):
+    if not keys.is_open or settings.insecure or is_loopback(settings.host):
         return
     raise StartError(
         f"Whoever reaches {settings.host} could use this server: it has no key.",

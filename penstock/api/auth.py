@@ -48,10 +48,15 @@ class Key:
 
 
 class KeyRing:
-    """The keys there are. `read` reads them again: those of a file may have changed."""
+    """The keys there are. `read` reads them again: those of a file may have changed.
 
-    def __init__(self, read: Callable[[], Iterable[Key]] = tuple) -> None:
-        self._read = read
+    Without `read` there is no door (`is_open`). With it there is one, though it may give no keys:
+    then nobody comes in.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Key]] | None = None) -> None:
+        self.is_open = read is None
+        self._read = read or tuple
         self._owners: dict[bytes, Owner] = {}
         self.reload()
 
@@ -89,7 +94,7 @@ class KeyCheck:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> Owner | Problem:
-        if not self._keys:
+        if self._keys.is_open:
             return _owner_at_address(scope)
         # Never the URL that a client may have dressed up: what the routes are matched with.
         path = scope["path"]
@@ -180,14 +185,23 @@ def key_table(name: str, key: str, *, is_admin: bool) -> str:
 
 def key_ring(api_keys: Iterable[str], admin_keys: Iterable[str], path: str) -> KeyRing:
     """The keys given as settings and those in a file of keys. Raises StartError."""
+    # No name in a file has a "#": these are nobody else's.
     given = [
-        *(_given_key(key, f"{number}", is_admin=False) for number, key in enumerate(api_keys, 1)),
+        *(_given_key(key, f"#{number}", is_admin=False) for number, key in enumerate(api_keys, 1)),
         *(
-            _given_key(key, f"admin {number}", is_admin=True)
+            _given_key(key, f"#admin-{number}", is_admin=True)
             for number, key in enumerate(admin_keys, 1)
         ),
     ]
-    return KeyRing(lambda: [*given, *(read_keys(Path(path)) if path else ())])
+    if not given and not path:
+        return KeyRing()
+    ring = KeyRing(lambda: [*given, *(read_keys(Path(path)) if path else ())])
+    if not ring:
+        raise StartError(
+            "There is no key in the file of keys: nobody could come in.",
+            "`penstock key NAME` prints what belongs in it.",
+        )
+    return ring
 
 
 def _given_key(key: str, name: str, *, is_admin: bool) -> Key:

@@ -202,6 +202,8 @@ class Exchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            send = _without_body(send)
         exchange = scope[KEY] = Exchange(scope, send, keeps_prompt=self._log_prompts)
 
         # Not a coroutine of its own: that would cost every send something.
@@ -243,6 +245,15 @@ class Exchanges:
             if owner is not None and owner.is_closed:
                 fields["owner"] = owner.name
             log.log(level, "request ended", extra={"fields": fields})
+
+
+def _without_body(send: Send) -> Send:
+    """For HEAD: over HTTP/2 Granian would send a body that is given to it."""
+
+    def send_head(message: Message) -> Awaitable[None]:
+        return send({**message, "body": b""} if "body" in message else message)
+
+    return send_head
 
 
 def _forget_what_served(scope: Scope) -> None:

@@ -113,11 +113,17 @@ def openai_routes(
         )
         timeout = _timeout_of(http)
         owner = owner_of(http.scope)
+        streams.check(owner, resumable=resumable, num_streams=len(requests))
         opened: list[Stream] = []
         try:
             for request in requests:
                 stream = streams.open(
-                    request, resumable=resumable, opened_as=form, owner=owner, timeout=timeout
+                    request,
+                    resumable=resumable,
+                    opened_as=form,
+                    owner=owner,
+                    timeout=timeout,
+                    first=opened[0] if opened else None,
                 )
                 opened.append(stream)
         except Problem:  # all of them, or none

@@ -172,13 +172,16 @@ class ChildEngine:
         self._heard_at = asyncio.get_running_loop().time()
         sinks = self._sinks
         for message in messages:
-            if isinstance(message, wire.Delta):  # nearly all of them
-                if sink := sinks.get(message.request_id):
-                    sink.delta(
-                        message.piece, message.num_tokens, message.token_ids, message.logprobs
-                    )
-            else:
-                self._tell(message)
+            try:
+                if isinstance(message, wire.Delta):  # nearly all of them
+                    if sink := sinks.get(message.request_id):
+                        sink.delta(
+                            message.piece, message.num_tokens, message.token_ids, message.logprobs
+                        )
+                else:
+                    self._tell(message)
+            except Exception:  # a fault of ours with one request: the others know nothing of it
+                log.exception("what the engine said of a request could not be taken")
 
     def _tell(self, message: wire.Fact) -> None:
         match message:

@@ -8,7 +8,7 @@ import collections
 import math
 from dataclasses import dataclass
 
-from penstock.errors import Unavailable
+from penstock.errors import BadRequest, Problem, Unavailable
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,22 @@ class Accounts:
         self._budgets: dict[tuple[str, int], Budget] = {}
 
     def refusal(
-        self, owner: Owner, *, resumable: bool, num_under_way: int, now: float
-    ) -> Unavailable | None:
-        """Why this owner may not open a stream now. `num_under_way`: tokens of its open ones."""
+        self, owner: Owner, *, resumable: bool, num_streams: int, num_under_way: int, now: float
+    ) -> Problem | None:
+        """Why this owner may not open so many streams now. `num_under_way`: tokens of its open
+        ones."""
         limits = owner.limits
-        if limits.max_streams is not None and self._num_open[owner.name] >= limits.max_streams:
+        max_streams = math.inf if limits.max_streams is None else limits.max_streams
+        if num_streams > max_streams:
+            return BadRequest(
+                "too_many_choices",
+                f"Each choice is a stream, and this key may have {max_streams} at once.",
+            )
+        if self._num_open[owner.name] + num_streams > max_streams:
             return _refusal(
                 "too_many_streams",
-                f"This key may have {limits.max_streams} streams at once, and has them."
-                " Wait until one ends, or end one.",
+                f"This key may have {max_streams} streams at once, and has"
+                f" {self._num_open[owner.name]}. Wait until one ends, or end one.",
                 1,
             )
         if (

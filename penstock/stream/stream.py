@@ -70,8 +70,9 @@ class Stream:
     engine has taken the request, to None, or to the problem where it refused it; and to None where
     the request must wait in line: what the engine says later then comes as the terminal event.
 
-    `belongs_to` is whose it is. `opened_as` is for whoever opened it, to know how to show it to a
-    reader that comes later. `meter` is told of what happens.
+    `belongs_to` is whose it is. `first_id`: of several that are one answer, the id of the first.
+    `opened_as` is for whoever opened it, to know how to show it to a reader that comes later.
+    `meter` is told of what happens.
     """
 
     __slots__ = (
@@ -97,6 +98,7 @@ class Stream:
         "admitted_at",
         "belongs_to",
         "client_gone",
+        "first_id",
         "log",
         "meter",
         "num_readers_ever",
@@ -117,12 +119,14 @@ class Stream:
         resumable: bool = False,
         opened_as: object = None,
         belongs_to: Owner = ANYBODY,
+        first_id: str | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.request = request
         self.resumable = resumable
         self.opened_as = opened_as
         self.belongs_to = belongs_to
+        self.first_id = first_id
         self.place: Place | None = None
         """Where in the line it stood when its readers were last told."""
         self.log = Log()

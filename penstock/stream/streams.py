@@ -130,9 +130,12 @@ class Streams:
         """Streams wait to go on after the engine's death."""
         return self._recovery.is_under_way
 
-    def check(self, owner: Owner = ANYBODY, *, resumable: bool = False) -> None:
-        """Raises Unavailable where `open` would, whatever is asked for. It costs next to nothing,
-        so ask before anything else is done for a request."""
+    def check(
+        self, owner: Owner = ANYBODY, *, resumable: bool = False, num_streams: int = 1
+    ) -> None:
+        """Raises Unavailable where `open` would, called so often, whatever is asked for; BadRequest
+        where that is more than the owner may ever have. It costs next to nothing, so ask before
+        anything else is done for a request."""
         if self.draining:
             raise Unavailable(
                 "draining",
@@ -151,7 +154,11 @@ class Streams:
             theirs = [each for each in self._open.values() if each.belongs_to.name == owner.name]
             num_under_way = sum(stream.usage.total_tokens for stream in theirs)
         refusal = self._accounts.refusal(
-            owner, resumable=resumable, num_under_way=num_under_way, now=time.monotonic()
+            owner,
+            resumable=resumable,
+            num_streams=num_streams,
+            num_under_way=num_under_way,
+            now=time.monotonic(),
         )
         if refusal is not None:
             raise refusal
@@ -164,10 +171,12 @@ class Streams:
         opened_as: object = None,
         owner: Owner = ANYBODY,
         timeout: float | None = None,
+        first: Stream | None = None,
     ) -> Stream:
         """Begin a generation (see `Stream`), or have it wait for its turn. Raises Unavailable.
 
-        `timeout`: seconds after which the stream is ended, wherever it is.
+        `timeout`: seconds after which the stream is ended, wherever it is. `first`: of several that
+        are one answer, the one after which all are named: who cancels it cancels this one, too.
         """
         self.check(owner, resumable=resumable)
         num_bytes = num_bytes_of(request)
@@ -180,6 +189,7 @@ class Streams:
             resumable=resumable,
             opened_as=opened_as,
             belongs_to=owner,
+            first_id=None if first is None else first.id,
         )
         ticket = Ticket(
             stream.id,
@@ -227,17 +237,24 @@ class Streams:
     def cancel(self, stream_id: str, owner: Owner = ANYBODY) -> str:
         """Cancel a stream that `owner` may end, in any phase, any number of times.
 
-        Returns how it ended: "cancelled", or the reason for which it had ended before. Raises
-        NotFound for an id that was never given, or so long ago that it is forgotten.
+        With it end those that are one answer with it, though it may have ended itself. Returns how
+        it ended: "cancelled", or the reason for which all had ended before. Raises NotFound for an
+        id that was never given, or so long ago that it is forgotten.
         """
         self._check_may_see(owner, stream_id)
-        if stream := self._open.get(stream_id):
+        running = [each for each in self._open.values() if stream_id in (each.id, each.first_id)]
+        for stream in running:
             stream.cancel()
+        if running:
+            return "cancelled"
+        if kept := self._kept.get(stream_id):
+            return ended_as(kept.end)
         return self._ended[stream_id].reason
 
     def _check_may_see(self, owner: Owner, stream_id: str) -> None:
         """Raises NotFound: to an owner, what is another's is what there never was."""
-        known = self._open.get(stream_id) or self._ended.get(stream_id)
+        kept = self._kept.get(stream_id)
+        known = kept.stream if kept else self._open.get(stream_id) or self._ended.get(stream_id)
         if known is None or not owner.may_see(known.belongs_to):
             raise NotFound(
                 "stream_not_found", "There is no such stream. It may have ended long ago."
@@ -386,7 +403,8 @@ class Streams:
         owner = stream.belongs_to
         self._accounts.kept(owner, num_bytes)
         while self._accounts.keeps_too_much(owner):
-            theirs = (i for i, each in self._kept.items() if each.stream.belongs_to == owner)
+            # By name: what it may have can change while it is kept.
+            theirs = (i for i, each in self._kept.items() if each.owner_name == owner.name)
             self._drop(next(theirs))
         while self._kept_bytes > self._limits.retain_bytes:
             self._drop(next(iter(self._kept)))
@@ -451,6 +469,17 @@ class _Kept:
     stream: Stream
     num_bytes: int
     expiry: asyncio.TimerHandle
+
+    @property
+    def owner_name(self) -> str:
+        """Whose it is."""
+        return self.stream.belongs_to.name
+
+    @property
+    def end(self) -> TerminalEvent:
+        """How it ended."""
+        assert self.stream.ended is not None
+        return self.stream.ended
 
 
 def _not_resumable() -> BadRequest:

@@ -120,6 +120,28 @@ def test_keys_are_read_again_and_stay_where_the_file_is_broken(tmp_path: Path) -
     assert ring.owner_of(KEY[::-1].encode()) is not None
 
 
+def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+    path = write(tmp_path / "keys.toml", "")
+    with pytest.raises(StartError):
+        key_ring([], [], str(path))
+    write(path, key_table("alice", KEY, is_admin=False))
+    ring = key_ring([], [], str(path))
+    write(path, "")
+    ring.reload()
+    assert ring.owner_of(KEY.encode()) is None
+    assert not ring.is_open
+    assert key_ring([], [], "").is_open
+
+
+def test_a_key_of_the_settings_is_nobody_s_in_the_file(tmp_path: Path) -> None:
+    tables = [key_table(name, name + KEY, is_admin=False) for name in ("1", "admin-1")]
+    path = write(tmp_path / "keys.toml", "\n".join(tables))
+    ring = key_ring([KEY], [KEY[::-1]], str(path))
+    keys = (KEY, KEY[::-1], "1" + KEY, "admin-1" + KEY)
+    owners = [ring.owner_of(key.encode()) for key in keys]
+    assert len({owner.name for owner in owners if owner is not None}) == 4
+
+
 @pytest.mark.parametrize(
     "key", ["short", "a" * 513, "with a space in its midst", "\u00e4" * 20, ""]
 )

@@ -1,5 +1,6 @@
-"""What the server makes of what an engine's process writes before it gives up."""
+"""What the server makes of an engine's last words, and of a fault of its own."""
 
+import logging
 import sys
 from typing import NoReturn
 
@@ -7,6 +8,8 @@ import pytest
 
 from penstock.engine.child import ChildEngine
 from penstock.errors import StartError
+from penstock.request import Request
+from tests.engine.recording import RecordingSink
 
 
 class Complaining:
@@ -47,3 +50,23 @@ async def test_the_first_error_that_it_wrote_is_the_reason(lines: str, complaint
         "" if complaint else " It says: "
     )
     assert caught.value.hint == "Do something else."
+
+
+async def test_a_fault_over_one_request_is_no_other_s(caplog: pytest.LogCaptureFixture) -> None:
+    def break_down() -> None:
+        raise StopIteration
+
+    engine = ChildEngine("penstock.engine.mock:Mock", {"interval": 0.001, "length": 20})
+    await engine.start()
+    try:
+        broken, sound = RecordingSink(on_delta=break_down), RecordingSink()
+        for name, sink in (("broken", broken), ("sound", sound)):
+            engine.submit(Request(id=name, prompt="Hello", max_tokens=20), sink)
+        await sound.end()
+        await broken.end()
+        assert sound.calls == ["accepted", "started", *["delta"] * 20, "finish"]
+        assert engine.num_restarts == 0
+        assert engine.num_requests == 0
+    finally:
+        await engine.stop()
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from penstock.errors import NotFound, Unavailable
+from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure, Finish
 from penstock.stream.admission import Admission
 from penstock.stream.owners import Owner, OwnerLimits
@@ -316,6 +316,31 @@ async def test_what_is_kept_for_an_owner_is_bounded_and_nobody_else_pays() -> No
     assert streams.num_kept == 3
     assert streams.find("bob", BOB).id == "bob"
     assert streams.find("d", owner).id == "d"
+
+
+async def test_an_owner_whose_limits_were_lowered_meanwhile_keeps_what_is_within_them() -> None:
+    streams = Streams(ScriptedEngine())
+    for name in "ab":
+        owner = limited(max_retained_bytes=10_000)
+        speak(streams.open(ask(name), owner=owner, resumable=True), "x" * 4000)
+    speak(streams.open(ask("c"), owner=limited(max_retained_bytes=100), resumable=True), "x")
+    assert streams.num_kept == 0
+    assert len(streams) == 0
+
+
+async def test_several_choices_are_several_streams() -> None:
+    engine, streams = one_slot()
+    owner = limited(max_streams=2)
+    with pytest.raises(BadRequest) as never:
+        streams.check(owner, num_streams=3)
+    assert never.value.code == "too_many_choices"
+    streams.check(owner, num_streams=2)
+    streams.open(ask("a"), owner=owner)
+    with pytest.raises(Unavailable) as later:
+        streams.check(owner, num_streams=2)
+    assert later.value.code == "too_many_streams"
+    end(engine, "a")
+    streams.check(owner, num_streams=2)
 
 
 async def test_an_owner_that_has_used_its_tokens_waits_until_there_are_more() -> None:

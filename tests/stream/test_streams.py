@@ -5,7 +5,7 @@ import pytest
 from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure
 from penstock.stream.reader import Reader
-from penstock.stream.streams import Limits, Streams, new_stream_id
+from penstock.stream.streams import Limits, Streams, ended_as, new_stream_id
 from tests.stream.scripted import ScriptedEngine, ask
 
 
@@ -173,3 +173,33 @@ def test_stream_ids_cannot_be_guessed_or_break_a_url() -> None:
     assert set("".join(ids)) <= set(
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     )
+
+
+async def test_who_cancels_the_first_choice_cancels_all_though_it_has_ended() -> None:
+    engine = ScriptedEngine()
+    streams = Streams(engine)
+    first = streams.open(ask("a"))
+    others = [streams.open(ask(name), first=first) for name in ("b", "c")]
+    streams.open(ask("d"))
+    first.finish("stop", 1)
+    assert streams.cancel("a") == "cancelled"
+    assert engine.cancelled == ["b", "c"]
+    assert {ended_as(each.ended) for each in others if each.ended} == {"cancelled"}
+    assert streams.cancel("a") == "stop"
+    assert len(streams) == 1
+
+
+async def test_what_is_kept_is_found_however_many_have_ended_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.stream.streams.MAX_ENDED_KNOWN", 3)
+    streams = Streams(ScriptedEngine())
+    stream = streams.open(ask("kept"), resumable=True)
+    stream.accepted((1,))
+    stream.finish("length", 1)
+    for number in range(5):
+        streams.open(ask(f"{number}")).finish("stop", 1)
+    assert streams.find("kept") is stream
+    assert streams.cancel("kept") == "length"
+    with pytest.raises(NotFound):
+        streams.cancel("0")

@@ -76,6 +76,16 @@ def serial(server: RunningServer) -> str:
 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+@pytest.mark.parametrize("path", ["/health", "/generate", "/nope"])
+def test_an_answer_to_head_has_no_body(server: RunningServer, path: str, http2: bool) -> None:
+    with httpx.Client(verify=context(), http1=not http2, http2=http2) as client:
+        for _ in range(2):  # the connection goes on
+            answer = client.head(server.url + path)
+            assert answer.content == b""
+            assert int(answer.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
 def test_a_stream_over_tls(server: RunningServer, http2: bool) -> None:
     with httpx.Client(verify=context(), http1=not http2, http2=http2) as client:
         sent = {"prompt": "x", "max_tokens": 3}
