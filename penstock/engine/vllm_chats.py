@@ -36,7 +36,8 @@ from penstock.request import Message, Request
 
 # What a template puts after the last turn is shorter than so many tokens.
 NUM_LAST_TOKENS = 16
-# A request of every kind that `Chats.takes_tools` asks the template for.
+MAX_WHITE_SPACE = 1
+# What the template is tried with.
 PROBE = (Message("user", "Hello"),)
 PROBE_TOOLS = (
     '[{"type": "function", "function": {"name": "probe", "description": "", "parameters":'
@@ -194,6 +195,9 @@ class Chats:
         )
         chat = make().adjust_request(chat)
         structure = chat.extract_structured_outputs()
+        if structure is not None and structure.structural_tag is not None:
+            tag = json.dumps(with_little_space(json.loads(structure.structural_tag)))
+            structure = StructuredOutputsParams(structural_tag=tag)
         if request.must_call and structure is None:
             raise InvalidSchemaError("its parser cannot make the model call; leave it the choice")
         shows_special_tokens = not chat.skip_special_tokens or (
@@ -222,6 +226,18 @@ def template_kwargs(request: Request) -> dict[str, Any]:
     if request.reasoning_effort == "none":
         return {"enable_thinking": False}
     return {"enable_thinking": True, "reasoning_effort": request.reasoning_effort}
+
+
+def with_little_space(tag: Any) -> Any:
+    """A structural tag whose JSON has one white space at most in a place: a small model would lose
+    itself in more."""
+    if isinstance(tag, list):
+        return [with_little_space(each) for each in tag]
+    if not isinstance(tag, dict):
+        return tag
+    if tag.get("type") == "json_schema" and tag.get("style", "json") == "json":
+        return {**tag, "max_whitespace_cnt": MAX_WHITE_SPACE}
+    return {name: with_little_space(each) for name, each in tag.items()}
 
 
 def text_of(token_ids: list[int], tokenizer: Any, shows_special_tokens: bool) -> str:

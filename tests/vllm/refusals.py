@@ -17,7 +17,8 @@ def main() -> None:
     for line in sys.stdin:
         answer: list[str] = []
         try:
-            configure(json.loads(line))
+            engine_args = json.loads(line)
+            configure(engine_args, engine_args.pop("tool_call_parser", None))
         except StartError as error:
             answer = [str(error), error.hint]
         print(json.dumps(answer), file=answers)
