@@ -49,6 +49,17 @@ def refusal_of(parse: Any, body: dict[str, Any]) -> InvalidFields:
     return refused.value
 
 
+def test_what_an_engine_could_do_is_said_where_it_is_refused() -> None:
+    advice = {"tools": "It needs a parser."}
+    body = {"messages": [TURN], "tools": [tool("look")], "reasoning_effort": "low"}
+    with pytest.raises(InvalidFields) as refused:
+        parse_chat(body).check(ModelInfo("rill", "vllm", 1024, 4, (), 2048, advice))
+    assert [each.message for each in refused.value.errors] == [
+        "tools: It needs a parser.",
+        "reasoning_effort: The vllm engine does not have it with this model.",
+    ]
+
+
 def rows(name: str, code: str, *values: object) -> list[Any]:
     return [pytest.param(name, value, code, id=f"{name}={value!r}"[:60]) for value in values]
 
