@@ -335,27 +335,32 @@ def test_who_must_call_may_think_first_where_a_parser_knows_thoughts(
 
 
 def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
-    thinker: RunningServer,
+    thinker: RunningServer, parsed: RunningServer
 ) -> None:
-    """The last one with its server, whose core it kills."""
+    """The last one with these servers, whose cores it kills."""
     no_end = {str(token_id): -100 for token_id in (END_OF_TEXT_ID, END_OF_TURN_ID)}
     endless = {"messages": HELLO, "temperature": 0, "max_tokens": 300, "stream": True}
     thinking = post(json.dumps({**endless, "logit_bias": no_end}).encode(), path=CHAT)
     several = {**CALLS_AT_ONCE, "stream": True, "parallel_tool_calls": True}
-    expected = chunks_of(ask(thinker.port, thinking).body)
-    one, _ = begin(thinker, thinking)
-    other, _ = begin(thinker, post(json.dumps(several).encode(), path=CHAT))
-    with one, other:
-        os.kill(core_of(thinker.engine_pid()).pid, signal.SIGKILL)
-        for connection in (one, other):
-            connection.socket.settimeout(RESTART_LIMIT_S)
-        *_, refused = chunks_of(b"data: {}\n\n" + rest_of(other))
-        rest = rest_of(one).replace(b": ping\n", b"")  # it waits for the engine
-        *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
-    assert (refused["error"]["code"], refused["error"]["retry_safe"]) == ("engine_died", True)
-    assert end["choices"][0]["finish_reason"] == "length"
-    assert len(thoughts_of(chunks)) > 100
-    assert thoughts_of(expected[:-1]).endswith(thoughts_of(chunks))
+    calling = post(json.dumps(several).encode(), path=CHAT)
+    servers = (thinker, parsed)
+    expected = [chunks_of(ask(server.port, thinking).body)[:-1] for server in servers]
+    with contextlib.ExitStack() as stack:
+        thoughts, calls = [], []
+        for server in servers:
+            for begun, asked in ((thoughts, thinking), (calls, calling)):
+                begun.append(stack.enter_context(begin(server, asked)[0]))
+                begun[-1].socket.settimeout(RESTART_LIMIT_S)
+            os.kill(core_of(server.engine_pid()).pid, signal.SIGKILL)
+        for connection in calls:
+            *_, end = chunks_of(b"data: {}\n\n" + rest_of(connection))
+            assert (end["error"]["code"], end["error"]["retry_safe"]) == ("engine_died", True)
+        for connection, whole in zip(thoughts, expected, strict=True):
+            rest = rest_of(connection).replace(b": ping\n", b"")  # it waits for the engine
+            *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
+            assert end["choices"][0]["finish_reason"] == "length"
+            assert len(thoughts_of(chunks)) > 100
+            assert thoughts_of(whole).endswith(thoughts_of(chunks))
 
 
 def thoughts_of(chunks: list[dict[str, Any]]) -> str:
