@@ -20,7 +20,7 @@ from tests.servers import RunningServer, serve
 from tests.templates import CALL_ID
 from tests.vllm.engines import CONCLUDED_TOKENS, RESTART_LIMIT_S, SLOTS, core_of, engine_args
 from tests.vllm.models import END_OF_THOUGHT_ID
-from tests.wire.raw import ask, post
+from tests.wire.raw import Connection, ask, post
 from tests.wire.test_openai import CHAT, begin, chunks_of, rest_of
 from tests.wire.test_openai_tools import (
     BOTH,
@@ -253,6 +253,8 @@ def test_reasoning_is_told_apart_streamed_and_whole(thinker: RunningServer) -> N
     assert message["reasoning_content"].islower()
     assert message["content"].isupper()
     assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
+    thought = whole.usage.completion_tokens_details.reasoning_tokens
+    assert 10 < thought < whole.usage.completion_tokens - 10
     kinds = ["reasoning_content" in chunk.choices[0].delta.to_dict() for chunk in chunks[:-2]]
     assert kinds == sorted(kinds, reverse=True)  # first the one, then the other
 
@@ -346,7 +348,8 @@ def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
     servers = (thinker, parsed)
     expected = [chunks_of(ask(server.port, thinking).body)[:-1] for server in servers]
     with contextlib.ExitStack() as stack:
-        thoughts, calls = [], []
+        thoughts: list[Connection] = []
+        calls: list[Connection] = []
         for server in servers:
             for begun, asked in ((thoughts, thinking), (calls, calling)):
                 begun.append(stack.enter_context(begin(server, asked)[0]))
