@@ -1,6 +1,6 @@
 """Calls after reasoning are found in what a model could say, however vLLM cuts it: by parsers of
 vLLM's two kinds, one of which goes by text and one by tokens, and with reasoning told apart by the
-template's marks and by a parser."""
+template's marks and by a parser. And wherever the engine dies, reasoning goes on."""
 
 import itertools
 import json
@@ -23,19 +23,24 @@ CALLS = {
     ),
 }
 CASES = list(itertools.product(CALLS, ["", "deepseek_r1", "qwen3"], [1, 3, 1000]))
+DEATHS = list(itertools.product(["", "deepseek_r1", "qwen3"], range(1, 9)))
 
 
 @pytest.fixture(scope="module")
 def readings(models: Path) -> list[Any]:
-    """What is made of each of CASES."""
+    """What is made of each of CASES, and then of DEATHS."""
     tools = [Tool.model_validate(tool).shown() for tool in BOTH]
+    text = "Hm.\n</think>\n\nYes.\n"
     lines = [
-        json.dumps([parser, thoughts, tools, f"Hm.\n</think>\n\nYes.\n{CALLS[parser]}", step])
-        for parser, thoughts, step in CASES
+        *(
+            [calls, thoughts, tools, text + CALLS[calls], step, None]
+            for calls, thoughts, step in CASES
+        ),
+        *(["hermes", thoughts, None, text, 1, death] for thoughts, death in DEATHS),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "tests.vllm.readings", str(models / "thinker")],
-        input="\n".join(lines),
+        input="\n".join(map(json.dumps, lines)),
         check=True,
         capture_output=True,
         text=True,
@@ -50,3 +55,9 @@ def test_a_call_after_reasoning_is_found_however_it_is_cut(readings: list[Any], 
     assert (thought.strip(), said.strip()) == ("Hm.", "Yes.")
     ((name, arguments),) = calls
     assert (name, json.loads(arguments)) == ("get_time", {"zone": "UTC"})
+
+
+@pytest.mark.parametrize("index", range(len(DEATHS)), ids=map(str, DEATHS))
+def test_thoughts_go_on_wherever_the_engine_dies(readings: list[Any], index: int) -> None:
+    thought, said, calls = readings[len(CASES) + index]
+    assert (thought.strip(), said.strip(), calls) == ("Hm.", "Yes.", [])
