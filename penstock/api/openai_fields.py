@@ -171,12 +171,9 @@ class Common(Strict):
 
     def check(self, info: ModelInfo) -> None:
         """Raises InvalidFields for what this model's engine cannot do."""
+        unknown = f"The {info.engine} engine does not have it with this model."
         lacking = [
-            FieldError(
-                name,
-                "unsupported_field",
-                f"{name}: The {info.engine} engine does not have it with this model.",
-            )
+            FieldError(name, "unsupported_field", f"{name}: {info.advice.get(feature, unknown)}")
             for name, feature in self.features().items()
             if feature not in info.supports
         ]

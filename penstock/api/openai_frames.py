@@ -12,7 +12,7 @@ a chunk. A choice that calls tools ends with `tool_calls`, where it would have w
 the model thinks is `reasoning_content`, beside the `content`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class ChunkForm:
 
     # Objects.
 
-    def chunk(self, choices: list[Any], usage: Usage | None = None) -> dict[str, Any]:
+    def chunk(self, choices: list[Any], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         """One chunk; `usage` is left out where nobody asked for any."""
         chunk: dict[str, Any] = {
             "id": self.id,
@@ -90,7 +90,7 @@ class ChunkForm:
             "choices": choices,
         }
         if self.include_usage:
-            chunk["usage"] = None if usage is None else usage_object(usage)
+            chunk["usage"] = usage
         return chunk
 
     def choice(
@@ -108,15 +108,30 @@ class ChunkForm:
             "created": self.created,
             "model": self.model,
             "choices": [self._whole_choice(n, stream) for n, stream in enumerate(streams)],
-            "usage": usage_object(self.usage([_end_of(stream).usage for stream in streams])),
+            "usage": self.usage(streams),
         }
 
-    def usage(self, usages: Sequence[Usage]) -> Usage:
-        """That of all choices: each answer, and each prompt once."""
-        return Usage(
+    def usage(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """That of all choices, which have ended: each answer, and each prompt once."""
+        usages = [_end_of(stream).usage for stream in streams]
+        usage = Usage(
             sum(usage.prompt_tokens for usage in usages[:: self.num_per_prompt]),
             sum(usage.completion_tokens for usage in usages),
         )
+        return self.usage_object(
+            usage, sum(reasoning_tokens(each.log.after(0)) for each in streams)
+        )
+
+    def usage_object(self, usage: Usage, num_reasoning: int) -> dict[str, Any]:
+        """Tokens, under OpenAI's names; those of reasoning only in a chat."""
+        tokens: dict[str, Any] = {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        }
+        if self.is_chat:
+            tokens["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+        return tokens
 
     def _whole_choice(self, number: int, stream: Stream) -> dict[str, Any]:
         end = _end_of(stream)
@@ -192,8 +207,7 @@ class ChunkFrames:
         self._is_over = not self._num_open or isinstance(end, Failure)
         if self._is_over:
             if self._form.ends_with_usage(end):
-                usages = [_end_of(stream).usage for stream in self._streams]
-                frames.append(_encode(self._form.chunk([], self._form.usage(usages))))
+                frames.append(_encode(self._form.chunk([], self._form.usage(self._streams))))
             frames.append(DONE)
         parts: list[bytes] = []
         for count, frame in enumerate(frames):
@@ -216,6 +230,7 @@ class _ChoiceFrames:
         sent = [event for event in stream.log.after(0, cursor) if isinstance(event, Delta)]
         self._has_called = any(isinstance(delta, ToolCall) for delta in sent)
         self._num_tokens = sum(delta.num_tokens for delta in sent)
+        self._num_reasoning = reasoning_tokens(sent)
         self._num_characters = len(self._echo) + sum(len(delta.text) for delta in sent)
         # What stands around the text in every frame but the first, unless more than it varies.
         text: Any = {"content": _PLACE} if form.is_chat else _PLACE
@@ -240,7 +255,9 @@ class _ChoiceFrames:
         self._num_characters += len(delta.text)
         self._num_tokens += delta.num_tokens
         if self._form.continuous_usage:
-            usage = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
+            self._num_reasoning += reasoning_tokens([delta])
+            so_far = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
+            usage = self._form.usage_object(so_far, self._num_reasoning)
         choice = self._form.choice(self._number, text, logprobs)
         return (_FRAME % _encode(self._form.chunk([choice], usage)),)
 
@@ -250,7 +267,10 @@ class _ChoiceFrames:
         if self._form.is_chat:
             text = {} if self._has_begun else {"role": "assistant", "content": text}
         choice = {**self._form.choice(self._number, text), **ending(end, self._has_called)}
-        return self._form.chunk([choice], end.usage if self._form.continuous_usage else None)
+        usage = None
+        if self._form.continuous_usage:
+            usage = self._form.usage_object(end.usage, self._num_reasoning)
+        return self._form.chunk([choice], usage)
 
 
 def delta_fields(delta: Delta) -> dict[str, Any]:
@@ -297,13 +317,9 @@ def ending(end: Finish, has_called: bool = False) -> dict[str, str]:
     return {"finish_reason": end.reason}
 
 
-def usage_object(usage: Usage) -> dict[str, int]:
-    """Tokens, under OpenAI's names."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
+def reasoning_tokens(events: Iterable[Event]) -> int:
+    """Tokens of what the model thought; a mark counts with what follows it."""
+    return sum(event.num_tokens for event in events if isinstance(event, Reasoning))
 
 
 def chat_logprob(logprob: TokenLogprob) -> dict[str, Any]:

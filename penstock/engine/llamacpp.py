@@ -20,6 +20,7 @@ from typing import Any, cast
 import httptools
 import msgspec
 
+from penstock.engine.conversation import turn
 from penstock.engine.llamacpp_answers import (
     ChatReader,
     CompletionReader,
@@ -31,7 +32,7 @@ from penstock.engine.reasoning import SplitSink, Splitter, marks_in
 from penstock.engine.schema import InvalidSchemaError, check_tools, compact_schema
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
-from penstock.request import Message, Request, Sampling, UnnamedTokens
+from penstock.request import Request, Sampling, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
 # What a template puts after the last turn is shorter than so many tokens.
@@ -409,7 +410,8 @@ class LlamaCpp:
 
 def chat_body(request: Request) -> dict[str, Any]:
     """What llama.cpp is told of a conversation, to render it and to answer it."""
-    body: dict[str, Any] = {"messages": list(map(turn, request.messages or ()))}
+    turns = [turn(each, reasoning_as="reasoning_content") for each in request.messages or ()]
+    body: dict[str, Any] = {"messages": turns}
     if request.tools is not None:
         body["tools"] = msgspec.Raw(request.tools.encode())
         body["tool_choice"] = "required" if request.must_call else "auto"
@@ -417,25 +419,6 @@ def chat_body(request: Request) -> dict[str, Any]:
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort
     return body
-
-
-def turn(message: Message) -> dict[str, Any]:
-    """A turn of a conversation, as llama.cpp takes it."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id:
-        turn["tool_call_id"] = message.tool_call_id
-    return turn
 
 
 class _ToolsRefusedError(Exception):

@@ -40,7 +40,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     `context_length` bounds prompt and answer of one request together, in tokens. `slots` is how
     many requests run at once (further ones wait in order), 0 where there is no bound. `supports`
     is what it can do beyond what every engine must; it is never asked for the rest.
-    `vocabulary_size` bounds the ids of tokens; 0 means that every id is one.
+    `vocabulary_size` bounds the ids of tokens; 0 means that every id is one. `advice` says, of what
+    it cannot do as it was started, how it could: a sentence.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     slots: int
     supports: tuple[Feature, ...] = ()
     vocabulary_size: int = 0
+    advice: Mapping[Feature, str] = msgspec.field(default_factory=dict)
 
 
 class Sink(Protocol):

@@ -20,11 +20,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from penstock.engine import group
 from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
+from penstock.engine.schema import InvalidSchemaError
 from penstock.engine.slots import Slots
+from penstock.engine.vllm_answers import SecondCallError, pass_on
 from penstock.errors import StartError
-from penstock.events import TokenLogprob
 from penstock.request import Request, Sampling
 
 # vLLM reads these when it is imported; what the user has set stays.
@@ -36,14 +39,11 @@ try:
     from vllm.exceptions import VLLMClientError
     from vllm.platforms import current_platform
     from vllm.renderers.chat_utils import ChatTemplateResolutionError
-    from vllm.renderers.params import ChatParams
-    from vllm.sampling_params import (
-        RequestOutputKind,
-        SamplingParams,
-        StructuredOutputsParams,
-    )
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
+
+    from penstock.engine.vllm_chats import PROBE, PROBE_TOOLS, Answer, Chats, check_names
 except ImportError as error:
     there = error.name != "vllm"
     raise StartError(
@@ -70,13 +70,24 @@ SUPPORTS: tuple[Feature, ...] = (
 class Vllm:
     """Serves `model` (a folder, or a name on the Hugging Face hub) under the name `name`.
 
-    Everything else is an engine argument of vLLM by its own name (`dtype`, `max_model_len`,
-    `tensor_parallel_size`...). Three defaults are ours: `max_num_seqs` is `slots`, statistics are
-    off, and the seed of requests that bring none is drawn anew at each start.
+    `tool_call_parser` names the parser of vLLM's that finds the model's calls, as its server's flag
+    of this name does; without one there are no tools. Everything else is an engine argument of vLLM
+    by its own name (`dtype`, `max_model_len`, `reasoning_parser`...). Three defaults are ours:
+    `max_num_seqs` is `slots`, statistics are off, and the seed of requests that bring none is drawn
+    anew at each start.
     """
 
-    def __init__(self, *, model: str, name: str, slots: int, **engine_args: Any) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        name: str,
+        slots: int,
+        tool_call_parser: str | None = None,
+        **engine_args: Any,
+    ) -> None:
         self._name = name
+        self._tool_call_parser = tool_call_parser
         self._engine_args: dict[str, Any] = {
             "model": model,
             "max_num_seqs": slots,
@@ -88,6 +99,7 @@ class Vllm:
         self._context_length = 0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._llm: Any = None
+        self._chats: Chats  # from `start` on
         self._stopping = False
 
     async def start(self) -> ModelInfo:
@@ -95,7 +107,8 @@ class Vllm:
         folder = tempfile.mkdtemp(prefix="penstock-")
         os.environ["VLLM_RPC_BASE_PATH"] = folder  # for the sockets between vLLM's processes
         group.end_with_me(folder)
-        args, config = configure(self._engine_args)
+        args, config = configure(self._engine_args, self._tool_call_parser)
+        self._chats = Chats(config, self._tool_call_parser)
         if current_platform.is_cpu():
             give_way()
         try:
@@ -117,15 +130,31 @@ class Vllm:
         self._context_length = self._llm.model_config.max_model_len
         num_slots = config.scheduler_config.max_num_seqs
         self._slots = Slots(num_slots)
-        vocabulary_size = self._llm.model_config.get_vocab_size()
+        takes_tools = await self._takes_tools()
         return ModelInfo(
-            self._name, "vllm", self._context_length, num_slots, SUPPORTS, vocabulary_size
+            self._name,
+            "vllm",
+            self._context_length,
+            num_slots,
+            (*SUPPORTS, *self._chats.features(takes_tools=takes_tools)),
+            self._llm.model_config.get_vocab_size(),
+            self._chats.advice(takes_tools=takes_tools),
         )
+
+    async def _takes_tools(self) -> bool:
+        """Whether the model's template shows it tools."""
+        plain = Request(id="", max_tokens=1, messages=PROBE)
+        try:
+            with_tools = await self._tokenise(msgspec.structs.replace(plain, tools=PROBE_TOOLS))
+            without = await self._tokenise(plain)
+        except Exception:  # of many kinds: templates may raise what they like
+            return False
+        return bool(with_tools["prompt_token_ids"] != without["prompt_token_ids"])
 
     async def _warm_up(self) -> None:
         """Sample two tokens: what vLLM compiles at the first request is then not the client's to
         wait for, and where it cannot be compiled the model is not said to be ready."""
-        params = sampling_params(Sampling(), 2, top_logprobs=1)
+        params = sampling_params(Sampling(), 2, Answer(), top_logprobs=1)
         async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
             pass
 
@@ -158,9 +187,7 @@ class Vllm:
             if refused := self._refusal(request, len(prompt_ids)):
                 sink.fail(*refused)
                 return
-            if request.json_schema is not None and not self._takes_schema(request.json_schema):
-                sink.fail("invalid_schema", "vLLM cannot keep to this schema.")
-                return
+            answer = await self._answer(request)
             sink.accepted(prompt_ids)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
@@ -168,7 +195,14 @@ class Vllm:
                 sink.fail("queue_full", "Too many requests are waiting. Try again later.")
                 return
             sink.started()
-            await self._generate(request, prompt, sink)
+            await self._generate(request, prompt_ids, prompt, answer, sink)
+        except SecondCallError as error:
+            sink.finish("stop", error.completion_tokens)
+        except InvalidSchemaError as error:
+            if request.tools is None:
+                sink.fail("invalid_schema", f"vLLM cannot keep to this schema: {error}.")
+            else:
+                sink.fail("invalid_tools", f"vLLM cannot take these tools: {error}.")
         except EngineDeadError:
             self._died()
         except ChatTemplateResolutionError:
@@ -189,10 +223,15 @@ class Vllm:
         if request.prompt_ids is not None:
             return await self._render_ids(list(request.prompt_ids))
         if request.messages is not None:
-            messages = [{"role": m.role, "content": m.content} for m in request.messages]
-            chat = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+            turns, chat = self._chats.turns(request), self._chats.params(request)
             unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
-            _, (prompt,) = await renderer.render_chat_async([messages], chat, unbounded)
+            try:
+                _, (prompt,) = await renderer.render_chat_async([turns], chat, unbounded)
+            except VLLMClientError:
+                if request.tools is None:
+                    raise
+                why = "the model's template does not, or not these turns"
+                raise InvalidSchemaError(why) from None
             return prompt
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
         (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)
@@ -212,20 +251,26 @@ class Vllm:
             return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
         return refusal(request, num_tokens, self._context_length)
 
-    def _takes_schema(self, schema: str) -> bool:
-        """Whether vLLM would take a request under this schema, asked before there is one."""
+    async def _answer(self, request: Request) -> Answer:
+        """How the answer is bound and read. Raises InvalidSchemaError."""
+        if request.json_schema is None and request.tools is None:
+            return self._chats.answer(request)
+        return await asyncio.to_thread(self._bound_answer, request)
+
+    def _bound_answer(self, request: Request) -> Answer:
+        """The same, and vLLM is asked whether it takes such a structure, before it is given it."""
         processor = self._llm.input_processor
-        params = sampling_params(Sampling(), 1, json_schema=schema)
         try:
-            params.verify(
+            answer = self._chats.answer(request)
+            sampling_params(Sampling(), 1, answer).verify(
                 processor.model_config,
                 processor.speculative_config,
                 processor.structured_outputs_config,
                 processor.tokenizer,
             )
-        except (VLLMClientError, ValueError):  # its own checks raise the one, its grammar the other
-            return False
-        return True
+        except (VLLMClientError, ValueError, TypeError):  # its parts raise one or another
+            raise InvalidSchemaError("none of its grammars can") from None
+        return answer
 
     async def _slot(self, request_id: str) -> bool:
         turn = asyncio.Event()
@@ -234,18 +279,20 @@ class Vllm:
         await turn.wait()
         return True
 
-    async def _generate(self, request: Request, prompt: Any, sink: Sink) -> None:
+    async def _generate(
+        self, request: Request, prompt_ids: tuple[int, ...], prompt: Any, answer: Answer, sink: Sink
+    ) -> None:
         room = self._context_length - len(prompt["prompt_token_ids"])
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        params = sampling_params(
-            request.sampling,
-            min(request.max_tokens, room),
-            top_logprobs=request.top_logprobs,
-            json_schema=request.json_schema,
+        max_tokens = min(request.max_tokens, room)
+        params = sampling_params(request.sampling, max_tokens, answer, request.top_logprobs)
+        said = [each for each in request.generated if isinstance(each, int)]  # it names them all
+        sink = answer.sink(sink, prompt_ids, said, self._chats.tokenizer)
+        adding = asyncio.create_task(
+            self._llm.add_request(request.id, prompt, params, **answer.begin(prompt_ids))
         )
-        adding = asyncio.create_task(self._llm.add_request(request.id, prompt, params))
         try:
             await pass_on(await asyncio.shield(adding), sink, request.top_logprobs or 0)
         except BaseException:
@@ -274,8 +321,9 @@ def give_way() -> None:
         Path("/proc/self/autogroup").write_text(f"{NICENESS}", encoding="ascii")
 
 
-def configure(engine_args: dict[str, Any]) -> tuple[Any, Any]:
+def configure(engine_args: dict[str, Any], tool_call_parser: str | None = None) -> tuple[Any, Any]:
     """vLLM's arguments and its configuration, checked by vLLM. Raises StartError; loads nothing."""
+    check_names(tool_call_parser, engine_args.get("reasoning_parser"))
     names = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
     for name in engine_args:
         if name not in names:
@@ -306,16 +354,9 @@ def reason_of(error: Exception) -> str:
 
 
 def sampling_params(
-    sampling: Sampling,
-    max_tokens: int,
-    *,
-    top_logprobs: int | None = None,
-    json_schema: str | None = None,
+    sampling: Sampling, max_tokens: int, answer: Answer, top_logprobs: int | None = None
 ) -> Any:
     """What vLLM is told about choosing tokens."""
-    structure = None
-    if json_schema is not None:
-        structure = StructuredOutputsParams(json=json_schema, disable_any_whitespace=True)
     top_k, top_p = sampling.top_k, sampling.top_p
     if top_p == 0:  # only the likeliest token is left; vLLM wants a top_p above 0
         top_k, top_p = 1, 1.0
@@ -328,43 +369,8 @@ def sampling_params(
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=top_logprobs,
-        structured_outputs=structure,
+        structured_outputs=answer.structure,
+        skip_special_tokens=not answer.shows_special_tokens,
         max_tokens=max_tokens,
         output_kind=RequestOutputKind.DELTA,
     )
-
-
-async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
-    """Tell `sink` what vLLM puts into `outputs`, to the end. Raises what vLLM raises."""
-    num_tokens = 0
-    while True:
-        output = outputs.get_nowait() or await outputs.get()
-        (answer,) = output.outputs
-        if answer.token_ids or answer.text:
-            num_tokens += len(answer.token_ids)
-            ids = tuple(answer.token_ids)
-            logprobs = logprobs_of(ids, answer.logprobs, num_top) if answer.logprobs else ()
-            sink.delta(answer.text, len(ids), ids, logprobs)
-        if not output.finished:
-            continue
-        reason = answer.finish_reason
-        if reason in ("stop", "length"):
-            sink.finish(reason, num_tokens)
-        else:
-            sink.fail("engine_error", f"vLLM gave up on the request ({reason}).")
-        return
-
-
-def logprobs_of(
-    token_ids: tuple[int, ...], positions: Any, num_top: int
-) -> tuple[TokenLogprob, ...]:
-    """vLLM's log probabilities in our words. It tells tokens as text: the parts of a character
-    that several tokens make up are not whole there."""
-    words = []
-    for token_id, position in zip(token_ids, positions, strict=True):
-        chosen = position[token_id]
-        likeliest = sorted(position.values(), key=lambda each: each.rank)[:num_top]
-        top = tuple(((each.decoded_token or "").encode(), each.logprob) for each in likeliest)
-        if chosen.decoded_token:  # the token that ends the text has none
-            words.append(TokenLogprob(chosen.decoded_token.encode(), chosen.logprob, top))
-    return tuple(words)

@@ -17,7 +17,7 @@ from penstock.api.openai_fields import (
     parse_chat,
     parse_completion,
 )
-from penstock.engine.protocol import ModelInfo
+from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import InvalidFields
 from penstock.request import Message, ToolUse
 
@@ -47,6 +47,17 @@ def refusal_of(parse: Any, body: dict[str, Any]) -> InvalidFields:
     with pytest.raises(InvalidFields) as refused:
         parse(body).check(INFO)
     return refused.value
+
+
+def test_what_an_engine_could_do_is_said_where_it_is_refused() -> None:
+    advice: dict[Feature, str] = {"tools": "It needs a parser."}
+    body = {"messages": [TURN], "tools": [tool("look")], "reasoning_effort": "low"}
+    with pytest.raises(InvalidFields) as refused:
+        parse_chat(body).check(ModelInfo("rill", "vllm", 1024, 4, (), 2048, advice))
+    assert [each.message for each in refused.value.errors] == [
+        "tools: It needs a parser.",
+        "reasoning_effort: The vllm engine does not have it with this model.",
+    ]
 
 
 def rows(name: str, code: str, *values: object) -> list[Any]:

@@ -1,6 +1,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,8 +77,29 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
     made[0].finish("stop", 0)
     last, usage, done = data_of(frames.frame([(0, event) for event in made[0].log.after(0)]))
     assert last["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+    counts = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+    assert usage["usage"] == counts | {"completion_tokens_details": {"reasoning_tokens": 0}}
     assert done == DONE
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("cursor", [0, 2])
+async def test_tokens_of_reasoning_are_counted_apart(continuous: bool, cursor: int) -> None:
+    made = streams()
+    made[0].delta("", 1, ())  # the mark
+    made[0].reasoning("Is", 1, ())
+    made[0].reasoning(" it?", 2, ())
+    made[0].delta("Yes", 1, ())
+    made[0].finish("stop", 5)
+    shape = form(is_chat=True, include_usage=True, continuous_usage=continuous)
+    events = all_events(made)[cursor:]
+    *chunks, done = data_of(ChunkFrames(shape, made, cursor).frame(events))
+    assert done == DONE
+    usages = [chunk["usage"] for chunk in chunks if chunk["usage"] is not None]
+    counts = [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages]
+    expected = [2, 4, 4, 4, 4][cursor:] if continuous else [4]
+    assert counts == expected
+    assert shape.whole(made)["usage"] == usages[-1]
 
 
 async def test_after_a_failure_nothing_more_is_said() -> None:

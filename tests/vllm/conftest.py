@@ -1,6 +1,7 @@
 """vLLM's tests: `make test-vllm` runs them, in an environment that has it; `make test` does not.
 
-Two models, each loaded once: pytest runs everything that asks for one before it turns to the other.
+Two models for most, each loaded once: pytest runs everything that asks for one before it turns to
+the other.
 """
 
 import os
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the folders `opt` and `rill`."""
+    """The folder of the folders `opt`, `rill` and `thinker`."""
     return make_models(tmp_path_factory.mktemp("models"))
 
 

@@ -17,6 +17,8 @@ from tests.engine.test_conformance import Case, resubmit
 TARGET = "tests.vllm.probed:ProbedVllm"
 SLOTS = 4
 RESTART_LIMIT_S = 300.0
+CONCLUDED_TOKENS = 60
+"""What the engine of tests/vllm/concluding.py brings to a conclusion has so many at most."""
 
 
 def engine_args() -> dict[str, Any]:

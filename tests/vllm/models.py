@@ -1,21 +1,29 @@
-"""Two models in Hugging Face form, made here: nothing is downloaded.
+"""Three models in Hugging Face form, made here: nothing is downloaded.
 
 `python -m tests.vllm.models FOLDER` makes them in a process of its own: transformers and torch say
 much, and pytest takes every warning for an error.
 """
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.templates import CALL, REASONING
+
 CONTEXT = 2048
+THINKER_TOKENS = {CALL: "<tool_call>", "`": "</tool_call>", "^": "<think>", "@": "</think>"}
+"""Tokens of rill's that it hardly needs → what they are in `thinker`."""
+END_OF_THOUGHT_ID = 36
 
 
 def make_models(folder: Path) -> Path:
-    """The folders `rill`, from the GGUF that Penstock ships, and `opt`."""
+    """The folders `rill`, from the GGUF that Penstock ships, `opt` and `thinker`."""
     export = ["training.export", "hf", "--out", str(folder / "rill")]
     for arguments in (export, ["tests.vllm.models", str(folder)]):
         subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True)
+    make_thinker(folder / "thinker", folder / "rill")
     return folder
 
 
@@ -48,6 +56,24 @@ def make_opt(folder: Path, tokenizer_from: Path) -> None:
         model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def make_thinker(folder: Path, rill: Path) -> None:
+    """rill, as a model that reasons and calls: with a template for both, and with marks that are
+    special tokens, as many a model has them. It has learnt neither, so it must be brought to it."""
+    shutil.copytree(rill, folder)
+    tokenizer = json.loads((rill / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    for before, mark in THINKER_TOKENS.items():
+        vocabulary[mark] = vocabulary.pop(before)
+        special = {**tokenizer["added_tokens"][0], "id": vocabulary[mark], "content": mark}
+        tokenizer["added_tokens"].append(special)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = json.loads((rill / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["additional_special_tokens"] += THINKER_TOKENS.values()
+    template = REASONING.replace(CALL, "<tool_call>").replace("`", "</tool_call>")
+    config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 if __name__ == "__main__":

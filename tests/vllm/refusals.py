@@ -8,16 +8,20 @@ import sys
 
 
 def main() -> None:
-    """Write for each [what is wrong, what to do], or [] where nothing is wrong."""
+    """Write for each [what is wrong, what to do]; where nothing is wrong, what is advised to have
+    tools, if anything."""
     from penstock.engine.vllm import configure
+    from penstock.engine.vllm_chats import Chats
     from penstock.errors import StartError
 
     answers = sys.stdout
     sys.stdout = sys.stderr  # vLLM may write to it
     for line in sys.stdin:
-        answer: list[str] = []
         try:
-            configure(json.loads(line))
+            engine_args = json.loads(line)
+            tool_parser = engine_args.pop("tool_call_parser", None)
+            _, config = configure(engine_args, tool_parser)
+            answer = list(Chats(config, tool_parser).advice(takes_tools=True).values())
         except StartError as error:
             answer = [str(error), error.hint]
         print(json.dumps(answer), file=answers)

@@ -110,6 +110,23 @@ def test_messages_are_answered_by_a_model_with_a_chat_template(server: RunningSe
     assert answer["finish_reason"] == "stop"
 
 
+@only_rill
+def test_who_knows_no_tools_refuses_them_by_name(server: RunningServer) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    user = {"role": "user", "content": "Hello"}
+    assistant = {"role": "assistant", "content": None, "tool_calls": [call]}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for name, fields in (
+        ("tools", {"messages": [user], "tools": tools}),
+        ("messages", {"messages": [user, assistant]}),
+        ("reasoning_effort", {"messages": [user], "reasoning_effort": "high"}),
+    ):
+        answer = requests.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_field", name)
+
+
 def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch) -> None:
     since = time.monotonic()
     ends: list[dict[str, Any]] = []

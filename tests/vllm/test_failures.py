@@ -25,6 +25,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (MODEL | {"tensor_parallel_size": "two"}, "tensor_parallel_size: Input should be a valid int"),
     (MODEL | {"max_model_len": 100_000}, "max_model_len (100000) is greater than"),
     (MODEL | {"distributed_executor_backend": "ray"}, "Please install Ray"),
+    (MODEL | {"tool_call_parser": "hermez"}, "no tool_call_parser 'hermez'. Did you mean hermes?"),
+    (MODEL | {"tool_call_parser": "?"}, "no tool_call_parser '?'. It has apertus, cohere_command3"),
+    (MODEL | {"reasoning_parser": "qwen4"}, "no reasoning_parser 'qwen4'. Did you mean qwen3"),
+    (MODEL | {"reasoning_parser": "deepseek_r1"}, "could not locate think start/end tokens"),
     ({"model": "empty"}, "'config.json'"),
     ({"model": "unknown"}, "model type `nothing`"),
     ({"model": "example/none-such"}, "--model is a folder or a name on the Hugging Face hub"),
@@ -33,13 +37,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.fixture(scope="module")
 def answers(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """What is said of each of REFUSED, in order; then of what is right."""
+    """What is said of each of REFUSED, in order; then of what is right, without a parser for calls
+    and with one."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "opt").symlink_to(models / "opt")
     (folder / "empty").mkdir()
     (folder / "unknown").mkdir()
     (folder / "unknown" / "config.json").write_text('{"model_type": "nothing"}')
-    lines = [json.dumps(engine_args) for engine_args, _ in REFUSED] + [json.dumps(MODEL)]
+    right = [MODEL, MODEL | {"tool_call_parser": "hermes"}]
+    lines = [json.dumps(each) for each in [*(wrong for wrong, _ in REFUSED), *right]]
     root = str(Path(__file__).parent.parent.parent)
     done = subprocess.run(
         [sys.executable, "-m", "tests.vllm.refusals"],
@@ -62,8 +68,13 @@ def test_what_vllm_cannot_be_told_is_refused_with_its_reason(
     assert "\n" not in said
 
 
-def test_what_is_right_is_not_refused(answers: list[list[str]]) -> None:
-    assert answers[len(REFUSED) :] == [[]]
+def test_what_is_right_is_not_refused_and_a_parser_for_calls_is_advised(
+    answers: list[list[str]],
+) -> None:
+    without, with_parser = answers[len(REFUSED) :]
+    (advice,) = without
+    assert "--engine-arg tool_call_parser=NAME" in advice
+    assert with_parser == []
 
 
 def test_a_model_for_which_there_is_no_memory_is_said(models: Path) -> None:

@@ -323,6 +323,7 @@ def test_reasoning_is_told_apart_streamed_and_whole(concluding: RunningServer) -
     assert not message["content"][0].isspace()
     assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
     assert whole.usage.completion_tokens == 40
+    assert 0 < whole.usage.completion_tokens_details.reasoning_tokens < 40
     kinds = ["reasoning_content" in chunk.choices[0].delta.to_dict() for chunk in chunks[:-2]]
     assert kinds == sorted(kinds, reverse=True)  # first the one, then the other
 

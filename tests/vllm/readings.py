@@ -1,0 +1,84 @@
+"""What is made of answers that a model could give: each a line of JSON on standard input.
+
+`python -m tests.vllm.readings MODEL`: all in one process, as importing vLLM takes ten seconds. A
+line has the names of the parsers, for calls and for reasoning; the tools, if any; the text, which
+follows a prompt that has opened the reasoning; how many tokens of it come at a time; and how many
+have come when the engine dies, if it does.
+"""
+
+import functools
+import json
+import sys
+from typing import Any
+
+from penstock.request import Request
+from tests.engine.recording import RecordingSink
+
+PROMPT = "<|assistant|><think>\n"
+
+
+def main() -> None:
+    """Write for each [what was thought, what was said, what was called with what]."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # vLLM may write to it
+    for line in sys.stdin:
+        sink = reading_of(*json.loads(line))
+        calls = [
+            [name, "".join(part[3] for part in sink.tool_parts if part[0] == number)]
+            for number, call_id, name, _ in sink.tool_parts
+            if call_id
+        ]
+        print(json.dumps(["".join(sink.thoughts), sink.text(), calls]), file=answers)
+
+
+def reading_of(
+    tool_parser: str, reasoning_parser: str, tools: Any, text: str, step: int, death: int | None
+) -> RecordingSink:
+    """What the answer's sink is told; every token must be counted once."""
+    chats = chats_of(tool_parser, reasoning_parser)
+    request = Request(
+        id="",
+        max_tokens=1,
+        messages=(),
+        tools=None if tools is None else json.dumps(tools),
+        tells_reasoning=True,
+    )
+    prompt_ids, ids = (
+        chats.tokenizer.encode(each, add_special_tokens=False) for each in (PROMPT, text)
+    )
+    told = RecordingSink()
+    sink = chats.answer(request).sink(told, tuple(prompt_ids), [], chats.tokenizer)
+    num_with_text = 0
+    start = 0
+    while start < len(ids):
+        if start == death:
+            # What has come without text comes again, as a stream sees to it.
+            death, start = None, num_with_text
+            said = ids[:num_with_text]
+            del told.token_ids[num_with_text:]
+            told.num_tokens = num_with_text
+            sink = chats.answer(request).sink(told, tuple(prompt_ids), said, chats.tokenizer)
+        part = ids[start : start + step]
+        before = told.text() + "".join(told.thoughts)
+        sink.delta(chats.tokenizer.decode(part), len(part), tuple(part))
+        start += len(part)
+        if told.text() + "".join(told.thoughts) != before:
+            num_with_text = start
+    sink.finish("stop", len(ids))
+    assert told.num_tokens == len(ids)
+    return told
+
+
+@functools.cache
+def chats_of(tool_parser: str, reasoning_parser: str) -> Any:
+    """What the engine makes of the model's chats with these parsers."""
+    from penstock.engine.vllm import configure
+    from penstock.engine.vllm_chats import Chats
+
+    engine_args = {"model": sys.argv[1], "reasoning_parser": reasoning_parser}
+    _, config = configure(engine_args, tool_parser)
+    return Chats(config, tool_parser)
+
+
+if __name__ == "__main__":
+    main()

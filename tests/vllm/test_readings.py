@@ -1,0 +1,63 @@
+"""Calls after reasoning are found in what a model could say, however vLLM cuts it: by parsers of
+vLLM's two kinds, one of which goes by text and one by tokens, and with reasoning told apart by the
+template's marks and by a parser. And wherever the engine dies, reasoning goes on."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.api.openai_tools import Tool
+from tests.wire.test_openai_tools import BOTH
+
+CALLS = {
+    "hermes": '<tool_call>\n{"name": "get_time", "arguments": {"zone": "UTC"}}\n</tool_call>',
+    "qwen3_coder": (
+        "<tool_call>\n<function=get_time>\n<parameter=zone>\nUTC\n</parameter>\n</function>\n"
+        "</tool_call>"
+    ),
+}
+CASES = list(itertools.product(CALLS, ["", "deepseek_r1", "qwen3"], [1, 3, 1000]))
+DEATHS = list(itertools.product(["", "deepseek_r1", "qwen3"], range(1, 9)))
+
+
+@pytest.fixture(scope="module")
+def readings(models: Path) -> list[Any]:
+    """What is made of each of CASES, and then of DEATHS."""
+    tools = [Tool.model_validate(tool).shown() for tool in BOTH]
+    text = "Hm.\n</think>\n\nYes.\n"
+    lines = [
+        *(
+            [calls, thoughts, tools, text + CALLS[calls], step, None]
+            for calls, thoughts, step in CASES
+        ),
+        *(["hermes", thoughts, None, text, 1, death] for thoughts, death in DEATHS),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vllm.readings", str(models / "thinker")],
+        input="\n".join(map(json.dumps, lines)),
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=map(str, CASES))
+def test_a_call_after_reasoning_is_found_however_it_is_cut(readings: list[Any], index: int) -> None:
+    thought, said, calls = readings[index]
+    assert (thought.strip(), said.strip()) == ("Hm.", "Yes.")
+    ((name, arguments),) = calls
+    assert (name, json.loads(arguments)) == ("get_time", {"zone": "UTC"})
+
+
+@pytest.mark.parametrize("index", range(len(DEATHS)), ids=map(str, DEATHS))
+def test_thoughts_go_on_wherever_the_engine_dies(readings: list[Any], index: int) -> None:
+    thought, said, calls = readings[len(CASES) + index]
+    assert (thought.strip(), said.strip(), calls) == ("Hm.", "Yes.", [])

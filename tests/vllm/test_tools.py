@@ -1,0 +1,365 @@
+"""Tools and reasoning over vLLM itself, as OpenAI's own client sees them.
+
+The model is rill with a template that has both (see `models.make_thinker`), in two servers: one
+that has a parser for calls alone, and tells reasoning apart by the template's marks; and one with a
+parser for either. What ends an engine stands last.
+"""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.servers import RunningServer, serve
+from tests.templates import CALL_ID
+from tests.vllm.engines import CONCLUDED_TOKENS, RESTART_LIMIT_S, SLOTS, core_of, engine_args
+from tests.vllm.models import END_OF_THOUGHT_ID
+from tests.wire.raw import ask, post
+from tests.wire.test_openai import CHAT, begin, chunks_of, rest_of
+from tests.wire.test_openai_tools import (
+    BOTH,
+    HELLO,
+    NAMED,
+    ZONES,
+    create,
+    ends_of,
+    joined,
+)
+
+
+@pytest.fixture(scope="module")
+def thinker(models: Path) -> Iterator[RunningServer]:
+    arguments = {**engine_args(), "tool_call_parser": "hermes"}
+    arguments |= {"model": str(models / "thinker"), "slots": SLOTS}
+    with serve(
+        engine="tests.vllm.concluding:Concluding",
+        model_name="thinker",
+        engine_arg=[f"{name}={json.dumps(value)}" for name, value in arguments.items()],
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def parsed(models: Path) -> Iterator[RunningServer]:
+    arguments = {**engine_args(), "tool_call_parser": "hermes", "reasoning_parser": "deepseek_r1"}
+    with serve(
+        engine="vllm",
+        model=models / "thinker",
+        slots=SLOTS,
+        engine_arg=[f"{name}={json.dumps(value)}" for name, value in arguments.items()],
+    ) as server:
+        yield server
+
+
+ROW = {"type": "array", "minItems": 1000}
+THOUSANDS = {"type": "array", "minItems": 1000, "items": {**ROW, "items": ROW}}
+NUM_TRIES = 10
+CALLS: dict[str, Any] = {
+    "messages": HELLO,
+    "tools": BOTH,
+    "temperature": 0,
+    "logit_bias": {str(CALL_ID): 100},  # it begins a call wherever it may
+    "parallel_tool_calls": False,
+}
+NOTHING = {"$ref": "#/$defs/n"}
+CALLS_AT_ONCE = {**CALLS, "reasoning_effort": "none"}
+THINKS: dict[str, Any] = {"messages": HELLO, "temperature": 0, "max_tokens": CONCLUDED_TOKENS}
+END_OF_TEXT_ID, END_OF_TURN_ID = 0, 4
+
+
+# Tools.
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", NAMED], ids=str)
+def test_a_call_is_the_same_streamed_and_whole(thinker: RunningServer, choice: Any) -> None:
+    fields = {**CALLS_AT_ONCE, "tool_choice": choice}
+    whole = create(thinker, **fields)
+    chunks = create(thinker, **fields, stream=True, stream_options={"include_usage": True})
+    (call,) = whole.choices[0].message.tool_calls
+    assert whole.choices[0].message.content is None
+    assert whole.choices[0].finish_reason == "tool_calls"
+    message = joined(chunks)
+    assert [each[1:] for each in message["calls"]] == [
+        [call.function.name, call.function.arguments]
+    ]
+    assert (message["content"], message["reasoning_content"]) == ("", "")
+    assert ends_of(chunks) == [(0, "tool_calls")]
+    assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
+    arguments = json.loads(call.function.arguments)
+    if choice == NAMED:
+        assert call.function.name == "get_weather"
+        assert set(arguments) == {"city", "days"}
+    else:
+        assert call.function.name == "get_time"
+        assert arguments["zone"] in ZONES
+
+
+def test_who_must_call_does_not_think_first_where_no_parser_knows_thoughts(
+    thinker: RunningServer,
+) -> None:
+    answer = create(thinker, **CALLS, tool_choice="required").choices[0]
+    assert not hasattr(answer.message, "reasoning_content")
+    assert json.loads(answer.message.tool_calls[0].function.arguments)["zone"] in ZONES
+
+
+def test_a_call_that_is_only_thought_of_is_none(thinker: RunningServer) -> None:
+    answer = create(thinker, **CALLS, max_tokens=100).choices[0]
+    assert answer.message.tool_calls is None
+    assert "get_time" in answer.message.reasoning_content
+
+
+def test_a_call_comes_as_it_is_generated(thinker: RunningServer) -> None:
+    """vLLM merges what our process was too late to take, and on a busy machine it may be late."""
+    for _ in range(NUM_TRIES):
+        chunks = create(thinker, **CALLS_AT_ONCE, tool_choice=NAMED, stream=True)
+        parts = [chunk for chunk in chunks if chunk.choices[0].delta.tool_calls]
+        if len(parts) > 10:
+            return
+    raise AssertionError(f"calls came in lumps, {NUM_TRIES} times")
+
+
+def test_every_token_is_counted(thinker: RunningServer) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = create(thinker, **CALLS_AT_ONCE, stream=True, stream_options=options)
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+    assert counts == sorted(counts)
+    assert counts[0] > 5  # the mark, the name: they have no chunk of their own
+    assert counts[-1] >= counts[-3]
+
+
+def test_the_model_may_answer_instead(thinker: RunningServer) -> None:
+    fields: dict[str, Any] = {"messages": HELLO, "tools": BOTH, "temperature": 0, "max_tokens": 9}
+    fields["reasoning_effort"] = "none"
+    for choice in ("auto", "none"):
+        whole = create(thinker, **fields, tool_choice=choice)
+        chunks = create(thinker, **fields, tool_choice=choice, stream=True)
+        assert whole.choices[0].message.tool_calls is None
+        assert whole.choices[0].message.content == joined(chunks)["content"] != ""
+        assert whole.choices[0].finish_reason == "length"
+        assert whole.usage.completion_tokens == 9
+
+
+def test_the_model_is_shown_the_tools_that_it_may_call(thinker: RunningServer) -> None:
+    fields: dict[str, Any] = {"messages": HELLO, "max_tokens": 1}
+    allowed = {"mode": "auto", "tools": [NAMED]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+
+    def prompt_tokens(**more: Any) -> int:
+        return int(create(thinker, **fields, **more).usage.prompt_tokens)
+
+    none = prompt_tokens()
+    assert prompt_tokens(tools=BOTH, tool_choice="none") == none
+    one = prompt_tokens(tools=BOTH, tool_choice=choice)
+    assert none + 50 < one == prompt_tokens(tools=BOTH[:1]) < prompt_tokens(tools=BOTH)
+
+
+def test_several_calls_and_only_one(thinker: RunningServer) -> None:
+    """The bias makes the model begin a call whenever it may."""
+    fields = {**CALLS_AT_ONCE, "max_tokens": 200, "parallel_tool_calls": None}
+    answer = create(thinker, **fields).choices[0]
+    assert answer.finish_reason == "length"
+    assert len(answer.message.tool_calls) >= 2
+    assert len({call.id for call in answer.message.tool_calls}) == len(answer.message.tool_calls)
+    message = joined(create(thinker, **fields, stream=True))
+    assert [call[1:] for call in message["calls"]] == [
+        [call.function.name, call.function.arguments] for call in answer.message.tool_calls
+    ]
+    (_,) = create(thinker, **CALLS_AT_ONCE, max_tokens=200).choices[0].message.tool_calls
+
+
+def test_a_call_that_is_cut_says_so(thinker: RunningServer) -> None:
+    answer = create(thinker, **CALLS_AT_ONCE, max_tokens=45)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 45
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.arguments.startswith("{")
+
+
+def test_a_conversation_goes_on_with_what_the_tool_said(thinker: RunningServer) -> None:
+    asked = create(thinker, **CALLS_AT_ONCE).choices[0].message
+    result = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "It is noon."}
+    fields: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "reasoning_effort": "none"}
+    before = create(thinker, **fields, tools=BOTH, messages=HELLO)
+    turns = [*HELLO, asked.to_dict(), result]
+    after = create(thinker, **fields, tools=BOTH, messages=turns)
+    assert after.usage.prompt_tokens > before.usage.prompt_tokens + 10
+    assert after.choices[0].message.content
+    assert create(thinker, **fields, messages=turns).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": 5},
+        {"$ref": "http://zqxj.example/schema.json"},
+        {"properties": {"a": {"minLength": 5, "maxLength": 2}}},
+        {"properties": {"a": {"enum": []}}},
+        {"properties": {"a": {"type": "string", "pattern": "^((zqxj{1,100}){1,100}){1,100}$"}}},
+        {"properties": {"a": THOUSANDS}, "required": ["a"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_parameters_that_cannot_be_kept_to_are_refused(
+    thinker: RunningServer, schema: dict[str, Any], choice: Any
+) -> None:
+    function = {"name": "f", "parameters": {"type": "object", **schema}}
+    tools: Any = [{"type": "function", "function": function}]
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(thinker, messages=HELLO, tools=tools, tool_choice=choice)
+    assert (refused.value.code, refused.value.param) == ("invalid_tools", "tools")
+    assert "zqxj" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"n": {"anyOf": [{"$ref": "#/$defs/n"}]}}, "properties": {"x": NOTHING}},
+        {"properties": {"a": {"type": "string", "pattern": "((((((((a|b)*)*)*)*)*)*)*)*"}}},
+        {"properties": {"a": {"type": "number", "minimum": 1e-300, "maximum": 1e-299}}},
+        {"properties": {"a\0b": {"enum": ["\0"]}}, "required": ["a\0b"]},
+        {"allOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"a": {"const": 2}}}]},
+    ],
+    ids=str,
+)
+def test_odd_parameters_harm_nobody(thinker: RunningServer, schema: dict[str, Any]) -> None:
+    engine = core_of(thinker.engine_pid()).pid
+    function = {"name": "f", "parameters": {"type": "object", **schema}}
+    tools: Any = [{"type": "function", "function": function}]
+    fields = {**CALLS_AT_ONCE, "tools": tools, "tool_choice": "required", "max_tokens": 30}
+    with contextlib.suppress(openai.BadRequestError):  # it may be refused, and never fail
+        assert create(thinker, **fields).usage.completion_tokens > 0
+    assert create(thinker, messages=HELLO, max_tokens=1).usage.completion_tokens == 1
+    assert core_of(thinker.engine_pid()).pid == engine
+
+
+# Reasoning.
+
+
+def test_reasoning_is_told_apart_streamed_and_whole(thinker: RunningServer) -> None:
+    whole = create(thinker, **THINKS)
+    usage = {"include_usage": True}
+    chunks = create(thinker, **THINKS, stream=True, stream_options=usage)
+    message = joined(chunks)
+    assert whole.choices[0].message.reasoning_content == message["reasoning_content"] != ""
+    assert whole.choices[0].message.content == message["content"] != ""
+    assert "think" not in message["reasoning_content"] + message["content"]
+    assert message["reasoning_content"].islower()
+    assert message["content"].isupper()
+    assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
+    thought = whole.usage.completion_tokens_details.reasoning_tokens
+    assert 5 < thought < whole.usage.completion_tokens - 5
+    kinds = ["reasoning_content" in chunk.choices[0].delta.to_dict() for chunk in chunks[:-2]]
+    assert kinds == sorted(kinds, reverse=True)  # first the one, then the other
+
+
+def test_log_probabilities_are_the_answer_s_alone(thinker: RunningServer) -> None:
+    answer = create(thinker, **THINKS, logprobs=True).choices[0]
+    tokens = "".join(each.token for each in answer.logprobs.content)
+    assert tokens.strip() == answer.message.content.strip()
+
+
+def test_a_model_is_told_not_to_think(thinker: RunningServer) -> None:
+    message = create(thinker, **THINKS, reasoning_effort="none").choices[0].message
+    assert message.content
+    assert not hasattr(message, "reasoning_content")
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(thinker, **THINKS, reasoning_effort="low")  # its template knows no degrees
+    assert refused.value.param == "reasoning_effort"
+
+
+def test_what_was_thought_before_is_shown_to_the_template(thinker: RunningServer) -> None:
+    turn = {"role": "assistant", "content": "Yes.", "reasoning_content": "Is it?"}
+    longer = create(thinker, messages=[*HELLO, turn, *HELLO], max_tokens=1).usage.prompt_tokens
+    turn["reasoning_content"] = ""
+    shorter = create(thinker, messages=[*HELLO, turn, *HELLO], max_tokens=1).usage.prompt_tokens
+    assert longer > shorter
+
+
+@pytest.mark.parametrize("name", ["thinker", "parsed"])
+def test_what_is_said_under_a_schema_is_the_answer(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    server: RunningServer = request.getfixturevalue(name)
+    schema = {"name": "a", "schema": {"enum": [{"lake": 5}]}}
+    asked: Any = {"type": "json_schema", "json_schema": schema}
+    message = create(server, **THINKS, response_format=asked).choices[0].message
+    assert json.loads(message.content) == {"lake": 5}
+    assert not hasattr(message, "reasoning_content")
+
+
+# With a parser for reasoning.
+
+
+def thoughtful(server: RunningServer, **fields: Any) -> dict[str, Any]:
+    """What to ask for to have thoughts that end: with some bias towards their end, which neither
+    keeps them from beginning nor is too little."""
+    for bias in range(3, 40):
+        asked = {**fields, "logit_bias": {str(END_OF_THOUGHT_ID): bias}}
+        message = create(server, **asked).choices[0].message
+        if getattr(message, "reasoning_content", "") and (message.content or message.tool_calls):
+            return asked
+    raise AssertionError("no bias makes it think and then answer")
+
+
+def test_vllm_s_parser_tells_reasoning_apart(parsed: RunningServer) -> None:
+    fields = thoughtful(parsed, **THINKS)
+    message = create(parsed, **fields).choices[0].message
+    streamed = joined(create(parsed, **fields, stream=True))
+    assert streamed["reasoning_content"] == message.reasoning_content
+    assert streamed["content"] == message.content
+    assert "</think>" not in message.reasoning_content
+
+
+def test_who_must_call_may_think_first_where_a_parser_knows_thoughts(
+    parsed: RunningServer,
+) -> None:
+    fields = {**CALLS, "tool_choice": "required", "max_tokens": 150}
+    fields = thoughtful(parsed, **fields)
+    answer = create(parsed, **fields).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    (call,) = answer.message.tool_calls
+    json.loads(call.function.arguments)
+    streamed = joined(create(parsed, **fields, stream=True))
+    assert streamed["reasoning_content"] == answer.message.reasoning_content
+    assert [each[1:] for each in streamed["calls"]] == [
+        [call.function.name, call.function.arguments]
+    ]
+
+
+# When the engine dies.
+
+
+def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
+    thinker: RunningServer,
+) -> None:
+    """The last one with its server, whose core it kills."""
+    no_end = {str(token_id): -100 for token_id in (END_OF_TEXT_ID, END_OF_TURN_ID)}
+    endless = {"messages": HELLO, "temperature": 0, "max_tokens": 300, "stream": True}
+    thinking = post(json.dumps({**endless, "logit_bias": no_end}).encode(), path=CHAT)
+    several = {**CALLS_AT_ONCE, "stream": True, "parallel_tool_calls": True}
+    calling = post(json.dumps(several).encode(), path=CHAT)
+    whole = chunks_of(ask(thinker.port, thinking).body)[:-1]
+    thoughts, calls = begin(thinker, thinking)[0], begin(thinker, calling)[0]
+    with thoughts, calls:
+        os.kill(core_of(thinker.engine_pid()).pid, signal.SIGKILL)
+        for connection in (thoughts, calls):
+            connection.socket.settimeout(RESTART_LIMIT_S)
+        *_, end = chunks_of(b"data: {}\n\n" + rest_of(calls))
+        assert (end["error"]["code"], end["error"]["retry_safe"]) == ("engine_died", True)
+        rest = rest_of(thoughts).replace(b": ping\n", b"")  # it waits for the engine
+    *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
+    assert end["choices"][0]["finish_reason"] == "length"
+    assert len(thoughts_of(chunks)) > 100
+    assert thoughts_of(whole).endswith(thoughts_of(chunks))
+
+
+def thoughts_of(chunks: list[dict[str, Any]]) -> str:
+    """Of a stream that comes to nothing else."""
+    return "".join(chunk["choices"][0]["delta"]["reasoning_content"] for chunk in chunks)
