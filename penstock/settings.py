@@ -235,8 +235,9 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise StartError(f"There is no setting {name!r}.", _nearest(name)) from None
         description = " ".join((Settings.model_fields[name].description or "").split())
+        reason = first["msg"].removeprefix("Value error, ")  # pydantic's own words
         raise StartError(
-            f"The setting {name!r} is not valid: {first['msg']}.", f"{name}: {description}"
+            f"The setting {name!r} is not valid: {reason}.", f"{name}: {description}"
         ) from None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from starlette.responses import Response
 
 from penstock.api.exchange import ProblemResponse
+from penstock.engine.protocol import STATUSES
 from penstock.errors import InvalidFields, Problem
 from penstock.events import Failure
 
@@ -21,6 +22,7 @@ _CODES = {
 _PARAMS = {
     "answer_too_long": "max_tokens",
     "invalid_schema": "response_format",
+    "schema_lost": "response_format",
     "invalid_tools": "tools",
     "no_chat_template": "messages",
     "model_not_found": "model",
@@ -47,7 +49,7 @@ def error_object(code: str, message: str, status: int, param: str | None = None)
 
 def failure_object(failure: Failure) -> dict[str, Any]:
     """The same for a stream that failed on the way; `retry_safe` says whether to send it again."""
-    error = error_object(failure.code, failure.message, 500)
+    error = error_object(failure.code, failure.message, STATUSES.get(failure.code, 500))
     return {**error, "retry_safe": failure.retry_safe}
 
 

@@ -16,9 +16,9 @@ from starlette.types import Scope
 
 from penstock.api.exchange import ProblemResponse
 from penstock.api.openai_errors import PREFIX, error_response
-from penstock.engine.protocol import STATUSES
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
 from penstock.events import Failure, TerminalEvent
+from penstock.stream.stream import problem_with
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
 _NAME = re.compile(r"\w{1,64}", re.ASCII)
@@ -65,8 +65,7 @@ def problem_for(scope: Scope, problem: Problem) -> Response:
 def problem_of(end: TerminalEvent) -> Problem | None:
     """Why there is no whole answer that ends so, if there is none."""
     if isinstance(end, Failure):
-        status = STATUSES.get(end.code, 500)
-        return Problem(end.code, end.message, status=status)
+        return problem_with(end.code, end.message)
     if end.reason == "deadline" and not end.usage.completion_tokens:
         return Unavailable(
             "deadline_passed",

@@ -168,7 +168,7 @@ class CompletionReader(_EventReader):
             self._sink.finish("length", chunk.tokens_predicted)
         elif self._text is not None and not is_json("".join(self._text)):
             # llama.cpp drops a grammar that it cannot follow any more, and only its log says so.
-            self._sink.fail("schema_lost", "llama.cpp left the schema. Simplify it, or try again.")
+            self._sink.fail("schema_lost", "llama.cpp left the schema. Simplify it.")
         else:
             self._sink.finish("stop", chunk.tokens_predicted)
 

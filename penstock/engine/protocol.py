@@ -108,6 +108,7 @@ STATUSES: Mapping[str, int] = {
     "prompt_too_long": 422,
     "answer_too_long": 422,
     "invalid_schema": 422,
+    "schema_lost": 422,
     "invalid_tools": 422,
     "empty_prompt": 422,
     "no_chat_template": 422,

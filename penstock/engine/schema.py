@@ -13,6 +13,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 MAX_REASON_CHARACTERS = 200
 MAX_REPETITIONS = 1000
+# Of one object. With twice as many, grammars take seconds, or are lost on the way.
+MAX_PROPERTIES = 400
 _RANGES = (
     ("minLength", "maxLength", MAX_REPETITIONS),
     ("minItems", "maxItems", MAX_REPETITIONS),
@@ -35,6 +37,7 @@ def compact_schema(schema: str) -> str:
     which a small model would lose itself. Raises InvalidSchemaError where llguidance does not
     understand it, or would need too much for it."""
     value = json.loads(schema)
+    _check_properties(value)
     if isinstance(value, dict):
         value["x-guidance"] = {"whitespace_flexible": False}
     compact = json.dumps(value)
@@ -54,6 +57,18 @@ def check_tools(tools: str) -> None:
         parameters = tool["function"]["parameters"]
         _check_repetitions(parameters)
         compact_schema(json.dumps(parameters))
+
+
+def _check_properties(schema: object) -> None:
+    """Looks at every value, as the next one does."""
+    if isinstance(schema, dict):
+        properties = schema.get("properties")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for value in schema:
+            _check_properties(value)
 
 
 def _check_repetitions(schema: object) -> None:

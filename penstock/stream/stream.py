@@ -39,6 +39,13 @@ Phase = Literal["queued", "submitted", "in line", "running", "progressed"]
 last submitted: nothing yet, accepted, given a slot, something generated (or the request ended)."""
 
 
+def problem_with(code: str, message: str) -> Problem:
+    """The problem that an engine's failure is for a client."""
+    status = STATUSES.get(code, 500)
+    kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
+    return kind(code, message, status=status)
+
+
 class StreamReader(Protocol):
     """What a stream knows of its readers (see `reader`)."""
 
@@ -433,9 +440,7 @@ class Stream:
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
         if self.log.terminal is not None:
             return
-        status = STATUSES.get(code, 500)
-        kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
-        problem = kind(code, message, status=status)
+        problem = problem_with(code, message)
         retry_safe = retry_safe and problem.retry_safe
         end = Failure(code, message, retry_safe, self.usage, self._timings())
         self._end(end, engine_done, problem)

@@ -81,6 +81,17 @@ def test_nothing_of_a_bad_schema_is_repeated() -> None:
         assert 10 < len(str(refused.value)) <= 200
 
 
+def test_an_object_has_so_many_properties_and_no_more() -> None:
+    for place in ("properties", "items"):
+        many = {f"p{number}": {"type": "string"} for number in range(400)}
+        schema: dict[str, Any] = {"type": "object", "properties": many}
+        whole = schema if place == "properties" else {"type": "array", "items": schema}
+        compact_schema(json.dumps(whole))
+        many["one"] = {}
+        with pytest.raises(InvalidSchemaError, match="more than 400 properties"):
+            compact_schema(json.dumps(whole))
+
+
 async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
     engine = Concluding(
         model=str(find_model("rill")), name="rill", slots=1, chat_template=REASONING

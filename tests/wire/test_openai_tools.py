@@ -374,13 +374,15 @@ def test_what_is_said_under_a_schema_is_the_answer(thinker: RunningServer) -> No
 
 
 def test_thoughts_go_on_after_the_engine_s_death() -> None:
-    fields = {**THINKS, "stream": True, "max_tokens": 400}
+    never_ends = {"0": -100, "4": -100}
+    fields = {**THINKS, "stream": True, "max_tokens": 400, "logit_bias": never_ends}
     body = post(json.dumps(fields).encode(), path=CHAT)
     with serve(engine_arg=[f"chat_template={REASONING}"]) as server:
         expected = chunks_of(ask(server.port, body).body)
+        engine = server.engine_pid()  # it takes a while to find
         connection, _ = begin(server, body)
         with connection:
-            os.kill(server.engine_pid(), signal.SIGKILL)
+            os.kill(engine, signal.SIGKILL)
             chunks = chunks_of(b"data: {}\n\n" + rest_of(connection))[1:]
         assert "restarting" in "".join(server.output)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
