@@ -30,8 +30,8 @@ log = logging.getLogger("penstock.request")
 KEY = "penstock.exchange"
 OWNER = "penstock.owner"
 """Where in a request's scope its owner stands, once that is known (see `auth`)."""
-# What of a scope is needed once the routes are done with it.
-_TOLD = frozenset({"type", "method", "client", "http_version", "route", KEY, OWNER})
+# What of a scope is told at the end: nothing else is needed once the routes are done with it.
+_TOLD = frozenset({"method", "client", "route", OWNER})
 # What an id of the client's may be, to be passed on: safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 MAX_DISCARDED_BYTES = 256 * 1024
@@ -257,7 +257,7 @@ def _without_body(send: Send) -> Send:
 
 
 def _forget_what_served(scope: Scope) -> None:
-    """Let go of what FastAPI and Starlette leave in a scope, but for what is told at the end."""
+    """Let go of what the server, FastAPI and Starlette leave in a scope."""
     for name in scope.keys() - _TOLD:
         del scope[name]
 

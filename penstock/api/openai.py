@@ -113,7 +113,8 @@ def openai_routes(
         )
         timeout = _timeout_of(http)
         owner = owner_of(http.scope)
-        streams.check(owner, resumable=resumable, num_streams=len(requests))
+        if len(requests) > 1:
+            streams.check(owner, num_streams=len(requests))
         opened: list[Stream] = []
         try:
             for request in requests:

@@ -107,7 +107,6 @@ class StreamResponse(Response, Generic[Taken]):
             reader.stream.cancel()
         exchange = exchange_of(scope)
         stream = reader.stream
-        exchange.carries(stream, resumed=self._resumed)
         delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)
         sending = Sending(reader, self._frames, exchange.send, delivery, self._tell)
         try:

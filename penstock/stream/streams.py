@@ -247,18 +247,22 @@ class Streams:
             stream.cancel()
         if running:
             return "cancelled"
-        if kept := self._kept.get(stream_id):
-            return ended_as(kept.end)
-        return self._ended[stream_id].reason
+        ended = self._end_of(stream_id)
+        assert ended is not None
+        return ended.reason
 
     def _check_may_see(self, owner: Owner, stream_id: str) -> None:
         """Raises NotFound: to an owner, what is another's is what there never was."""
-        kept = self._kept.get(stream_id)
-        known = kept.stream if kept else self._open.get(stream_id) or self._ended.get(stream_id)
+        known = self._open.get(stream_id) or self._end_of(stream_id)
         if known is None or not owner.may_see(known.belongs_to):
             raise NotFound(
                 "stream_not_found", "There is no such stream. It may have ended long ago."
             )
+
+    def _end_of(self, stream_id: str) -> _Ended | None:
+        """What is known of one that has ended; of one that is kept, however long ago it was."""
+        kept = self._kept.get(stream_id)
+        return kept.ended if kept is not None else self._ended.get(stream_id)
 
     async def drain(self, timeout: float) -> None:
         """Take no new streams, wait up to `timeout` seconds for the open ones, end the rest."""
@@ -294,11 +298,12 @@ class Streams:
         now = time.monotonic()
         self._tell_meter(stream, stream.ended)
         self._accounts.ended(stream.belongs_to, stream.usage.total_tokens, now)
-        self._ended[stream.id] = _Ended(ended_as(stream.ended), stream.resumable, stream.belongs_to)
+        ended = _Ended(ended_as(stream.ended), stream.resumable, stream.belongs_to)
+        self._ended[stream.id] = ended
         if len(self._ended) > MAX_ENDED_KNOWN:
             self._ended.popitem(last=False)
         if stream.resumable and stream.was_accepted.result() is None:
-            self._keep(stream)
+            self._keep(stream, ended)
         elif stream.resumable:
             self._accounts.dropped(stream.belongs_to, 0)
         self.admission.leave(stream.id, now)
@@ -394,17 +399,17 @@ class Streams:
         if timer := self._lingering.pop(stream.id, None):
             timer.cancel()
 
-    def _keep(self, stream: Stream) -> None:
+    def _keep(self, stream: Stream, ended: _Ended) -> None:
         stream.release()
         num_bytes = stream.log.num_bytes()
         expiry = asyncio.get_running_loop().call_later(self._limits.retain, self._drop, stream.id)
-        self._kept[stream.id] = _Kept(stream, num_bytes, expiry)
+        self._kept[stream.id] = _Kept(stream, ended, num_bytes, expiry)
         self._kept_bytes += num_bytes
-        owner = stream.belongs_to
+        owner = ended.belongs_to
         self._accounts.kept(owner, num_bytes)
         while self._accounts.keeps_too_much(owner):
             # By name: what it may have can change while it is kept.
-            theirs = (i for i, each in self._kept.items() if each.owner_name == owner.name)
+            theirs = (i for i, k in self._kept.items() if k.ended.belongs_to.name == owner.name)
             self._drop(next(theirs))
         while self._kept_bytes > self._limits.retain_bytes:
             self._drop(next(iter(self._kept)))
@@ -413,7 +418,7 @@ class Streams:
         kept = self._kept.pop(stream_id)
         kept.expiry.cancel()
         self._kept_bytes -= kept.num_bytes
-        self._accounts.dropped(kept.stream.belongs_to, kept.num_bytes)
+        self._accounts.dropped(kept.ended.belongs_to, kept.num_bytes)
 
 
 class _Telling:
@@ -467,19 +472,9 @@ class _Kept:
     """A stream that has ended and can still be read."""
 
     stream: Stream
+    ended: _Ended
     num_bytes: int
     expiry: asyncio.TimerHandle
-
-    @property
-    def owner_name(self) -> str:
-        """Whose it is."""
-        return self.stream.belongs_to.name
-
-    @property
-    def end(self) -> TerminalEvent:
-        """How it ended."""
-        assert self.stream.ended is not None
-        return self.stream.ended
 
 
 def _not_resumable() -> BadRequest:
