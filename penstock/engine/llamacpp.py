@@ -28,15 +28,19 @@ from penstock.engine.llamacpp_answers import (
     refusal_in,
 )
 from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
-from penstock.engine.reasoning import SplitSink, Splitter, marks_in
+from penstock.engine.reasoning import (
+    NUM_LAST_TOKENS,
+    SplitSink,
+    Splitter,
+    marks_in,
+    reasoning_features,
+)
 from penstock.engine.schema import InvalidSchemaError, check_tools, compact_schema
 from penstock.engine.slots import Slots
 from penstock.errors import StartError
 from penstock.request import Request, Sampling, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
-# What a template puts after the last turn is shorter than so many tokens.
-NUM_LAST_TOKENS = 16
 SPARE_HTTP_THREADS = 4
 BACKLOG_PAUSE_S = 0.01
 # The server reads what llama.cpp logs, to know what it may die of; the rest is ten lines a request.
@@ -80,17 +84,11 @@ class _Props(msgspec.Struct):
 
     def supports(self) -> tuple[Feature, ...]:
         """What the model's template makes possible."""
-        caps, features = self.chat_template_caps, list(SUPPORTS)
-        if caps.supports_tools and caps.supports_tool_calls:
-            features.append("tools")
-        if caps.supports_reasoning_effort:
-            features.append("reasoning_effort")
-        does_not_reason = (
-            not caps.supports_reasoning_effort and marks_in(self.chat_template) is None
-        )
-        if does_not_reason or "enable_thinking" in self.chat_template:
-            features.append("reasoning_switch")
-        return tuple(features)
+        caps = self.chat_template_caps
+        tools: tuple[Feature, ...] = ("tools",)
+        has_tools = caps.supports_tools and caps.supports_tool_calls
+        effort = reasoning_features(self.chat_template, has_effort=caps.supports_reasoning_effort)
+        return SUPPORTS + (tools if has_tools else ()) + effort
 
 
 class _Models(msgspec.Struct):
@@ -349,14 +347,13 @@ class LlamaCpp:
         if self._marks is None or not request.tells_reasoning:
             return sink
         end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
-        splitter = Splitter(self._marks, is_open=end.rstrip().endswith(self._marks[0]))
+        said = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
             if is_text:
-                text = "".join(each.text for each in run if isinstance(each, UnnamedTokens))
+                said += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
-                text = await self._text_of([each for each in run if isinstance(each, int)])
-            splitter.push(text)
-        return SplitSink(sink, splitter)
+                said += await self._text_of([each for each in run if isinstance(each, int)])
+        return SplitSink(sink, Splitter.after(self._marks, end, said))
 
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
         """Have the model answer or call, from the conversation: not from token ids, so that there

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from penstock.engine.protocol import EngineFinish, Sink
+from penstock.engine.protocol import EngineFinish, Feature, Sink
 from penstock.events import TokenLogprob
 
 # What opens and closes a model's reasoning. A template that has the second has the first, too, or
@@ -20,12 +20,27 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
+# What a template puts after the last turn is shorter than so many tokens.
+NUM_LAST_TOKENS = 16
+
 Part = tuple[Literal["thought", "answer"], str]
 
 
 def marks_in(template: str) -> tuple[str, str] | None:
     """The marks that this chat template has."""
     return next((marks for marks in MARKS if marks[1] in template), None)
+
+
+def reasoning_features(
+    template: str, *, has_effort: bool, has_parser: bool = False
+) -> tuple[Feature, ...]:
+    """What of a request's effort a model with this chat template can heed. `has_effort`: the
+    template takes degrees of it; `has_parser`: the model reasons, whatever its marks."""
+    features: tuple[Feature, ...] = ("reasoning_effort",) if has_effort else ()
+    reasons = has_effort or has_parser or marks_in(template) is not None
+    if not reasons or "enable_thinking" in template:
+        features += ("reasoning_switch",)
+    return features
 
 
 class Splitter:
@@ -42,6 +57,14 @@ class Splitter:
         self._held = ""
         starts = "|".join(re.escape(self._closes[:n]) for n in range(len(self._closes) - 1, 0, -1))
         self._hold = re.compile(rf"\s*(?:{starts})?\Z")
+
+    @classmethod
+    def after(cls, marks: tuple[str, str], prompt_end: str, said: str) -> "Splitter":
+        """One that goes on where this much was `said` to a prompt that ends so (its last
+        `NUM_LAST_TOKENS` tokens will do)."""
+        splitter = cls(marks, is_open=prompt_end.rstrip().endswith(marks[0]))
+        splitter.push(said)
+        return splitter
 
     @property
     def has_begun(self) -> bool:

@@ -7,7 +7,8 @@ library is asked here, in the engine's process, before the request has a slot.
 
 import json
 import re
-from typing import TypeGuard
+from collections.abc import Iterator
+from typing import Any, TypeGuard
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -60,34 +61,34 @@ def check_tools(tools: str) -> None:
 
 
 def _check_properties(schema: object) -> None:
-    """Looks at every value, as the next one does."""
-    if isinstance(schema, dict):
-        properties = schema.get("properties")
+    for each in _objects_in(schema):
+        properties = each.get("properties")
         if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
             raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
-        schema = list(schema.values())
-    if isinstance(schema, list):
-        for value in schema:
-            _check_properties(value)
 
 
 def _check_repetitions(schema: object) -> None:
-    """Looks at every value, wherever it stands: what is refused needlessly is rare."""
-    if isinstance(schema, dict):
+    for each in _objects_in(schema):
         for least, most, limit in _RANGES:
-            low, high = schema.get(least), schema.get(most)
+            low, high = each.get(least), each.get(most)
             for name, value in ((least, low), (most, high)):
                 if _is_number(value) and abs(value) > limit:
                     raise InvalidSchemaError(f"{name} is beyond {limit}")
             if _is_number(low) and _is_number(high) and low > high:
                 raise InvalidSchemaError(f"{least} is above {most}")
-        pattern = schema.get("pattern")
+        pattern = each.get("pattern")
         if isinstance(pattern, str) and "{" in pattern:
             raise InvalidSchemaError("a pattern counts repetitions")
-        schema = list(schema.values())
-    if isinstance(schema, list):
-        for value in schema:
-            _check_repetitions(value)
+
+
+def _objects_in(value: object) -> Iterator[dict[str, Any]]:
+    """Every object, wherever it stands: what is refused needlessly for that is rare."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _objects_in(each)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -28,14 +28,18 @@ from vllm.tool_parsers import ToolParserManager
 
 from penstock.engine.conversation import turn
 from penstock.engine.protocol import Feature, Sink
-from penstock.engine.reasoning import SplitSink, Splitter, marks_in
+from penstock.engine.reasoning import (
+    NUM_LAST_TOKENS,
+    SplitSink,
+    Splitter,
+    marks_in,
+    reasoning_features,
+)
 from penstock.engine.schema import InvalidSchemaError, check_tools
 from penstock.engine.vllm_answers import Parsed, ParsingSink
 from penstock.errors import StartError
 from penstock.request import Message, Request
 
-# What a template puts after the last turn is shorter than so many tokens.
-NUM_LAST_TOKENS = 16
 MAX_WHITE_SPACE = 1
 # What the template is tried with.
 PROBE = (Message("user", "Hello"),)
@@ -86,9 +90,7 @@ class Answer:
             sink = ParsingSink(sink, parse, parallel_calls=self.parallel_calls)
         if self.marks is not None:
             end = text_of(list(prompt_ids[-NUM_LAST_TOKENS:]), tokenizer, True)
-            splitter = Splitter(self.marks, is_open=end.rstrip().endswith(self.marks[0]))
-            splitter.push(said_text)
-            sink = SplitSink(sink, splitter)
+            sink = SplitSink(sink, Splitter.after(self.marks, end, said_text))
         return sink
 
     def _parse(self, prompt_ids: tuple[int, ...], tokenizer: Any) -> Any:
@@ -126,14 +128,13 @@ class Chats:
 
     def features(self, *, takes_tools: bool) -> tuple[Feature, ...]:
         """What the template and the parsers make possible."""
-        features: list[Feature] = ["tools"] if takes_tools and self._has_tool_parser else []
-        has_effort = "reasoning_effort" in self._template
-        if has_effort:
-            features.append("reasoning_effort")
-        reasons = has_effort or self._marks is not None or bool(self._reasoning_parser)
-        if not reasons or "enable_thinking" in self._template:
-            features.append("reasoning_switch")
-        return tuple(features)
+        tools: tuple[Feature, ...] = ("tools",)
+        effort = reasoning_features(
+            self._template,
+            has_effort="reasoning_effort" in self._template,
+            has_parser=bool(self._reasoning_parser),
+        )
+        return (tools if takes_tools and self._has_tool_parser else ()) + effort
 
     def advice(self, *, takes_tools: bool) -> dict[Feature, str]:
         """How to have what could be had with this model."""
