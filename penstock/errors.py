@@ -110,6 +110,11 @@ class EngineFailure(Problem):
     retry_safe = True
 
 
+def words_of_pydantic(message: str) -> str:
+    """What an error of pydantic's says is wrong, without the frame around our own words."""
+    return message.removeprefix("Value error, ")
+
+
 class StartError(Exception):
     """The server cannot start. The message says why, `hint` what to do next."""
 

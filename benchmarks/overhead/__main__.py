@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -109,15 +110,10 @@ def lockstep(num_streams: int, path: str = PATH) -> Figures:
         fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
         streams = Streams(server.port, num_streams, request(path, fields))
         num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
-        cpu = server.cpu_s()
-        seconds = streams.lockstep(server.step, num_steps)
-        cpu = server.cpu_s() - cpu
+        run = partial(streams.lockstep, server.step, num_steps)
+        figures = throughput(server, run, num_streams * num_steps)
         streams.close()
-    tokens = num_streams * num_steps
-    return {
-        "tokens_per_second": tokens / seconds,
-        "cpu_us_per_token": 1e6 * cpu / tokens,
-    }
+    return figures
 
 
 def free(num_streams: int) -> Figures:
@@ -125,15 +121,18 @@ def free(num_streams: int) -> Figures:
     with penstock("Free") as server:
         data = request(PATH, {"max_tokens": FREE_TOKENS}, connection="close")
         streams = Streams(server.port, num_streams, data)
-        cpu = server.cpu_s()
-        seconds = streams.free(server.step)
-        cpu = server.cpu_s() - cpu
+        run = partial(streams.free, server.step)
+        figures = throughput(server, run, num_streams * FREE_TOKENS)
         streams.close()
-    tokens = num_streams * FREE_TOKENS
-    return {
-        "tokens_per_second": tokens / seconds,
-        "cpu_us_per_token": 1e6 * cpu / tokens,
-    }
+    return figures
+
+
+def throughput(server: Server, run: Callable[[], float], num_tokens: int) -> Figures:
+    """Of a `run` that brings so many tokens and tells how many seconds that took."""
+    cpu = server.cpu_s()
+    seconds = run()
+    cpu = server.cpu_s() - cpu
+    return {"tokens_per_second": num_tokens / seconds, "cpu_us_per_token": 1e6 * cpu / num_tokens}
 
 
 def paced(num_streams: int, rate: int) -> Figures:

@@ -16,7 +16,15 @@ from starlette.types import Scope
 
 from penstock.api.exchange import ProblemResponse
 from penstock.api.openai_errors import PREFIX, error_response
-from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
+from penstock.errors import (
+    BadRequest,
+    FieldError,
+    InvalidFields,
+    NotFound,
+    Problem,
+    Unavailable,
+    words_of_pydantic,
+)
 from penstock.events import Failure, TerminalEvent
 from penstock.stream.stream import problem_with
 
@@ -87,7 +95,7 @@ def _field_error(error: ErrorDetails) -> FieldError:
     field = ".".join(part if _NAME.fullmatch(part) else "?" for part in place)
     kind = error["type"]
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
-    message = error["msg"].removeprefix("Value error, ")
+    message = words_of_pydantic(error["msg"])
     if kind == "extra_forbidden":
         message = "There is no such field."
     return FieldError(field or "body", code, f"{field}: {message}" if field else message)
