@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.api.openai_tools import Tool
-from tests.wire.test_openai_tools import BOTH
+from tests.calling import BOTH
 
 CALLS = {
     "hermes": '<tool_call>\n{"name": "get_time", "arguments": {"zone": "UTC"}}\n</tool_call>',

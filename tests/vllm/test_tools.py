@@ -16,21 +16,29 @@ from typing import Any
 import openai
 import pytest
 
+from tests.calling import (
+    BOTH,
+    CALLS,
+    HELLO,
+    NAMED,
+    ZONES,
+    call_is_the_same_streamed_and_whole,
+    call_that_is_cut_says_so,
+    conversation_goes_on_with_what_the_tool_said,
+    create,
+    every_token_is_counted,
+    joined,
+    model_is_told_not_to_think,
+    model_may_answer_instead,
+    parameters_are_refused,
+    reasoning_is_told_apart_streamed_and_whole,
+    several_calls_and_only_one,
+)
 from tests.servers import RunningServer, serve
-from tests.templates import CALL_ID
 from tests.vllm.engines import CONCLUDED_TOKENS, RESTART_LIMIT_S, SLOTS, core_of, engine_args
 from tests.vllm.models import END_OF_THOUGHT_ID
 from tests.wire.raw import ask, post
 from tests.wire.test_openai import CHAT, begin, chunks_of, rest_of
-from tests.wire.test_openai_tools import (
-    BOTH,
-    HELLO,
-    NAMED,
-    ZONES,
-    create,
-    ends_of,
-    joined,
-)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +68,6 @@ def parsed(models: Path) -> Iterator[RunningServer]:
 ROW = {"type": "array", "minItems": 1000}
 THOUSANDS = {"type": "array", "minItems": 1000, "items": {**ROW, "items": ROW}}
 NUM_TRIES = 10
-CALLS: dict[str, Any] = {
-    "messages": HELLO,
-    "tools": BOTH,
-    "temperature": 0,
-    "logit_bias": {str(CALL_ID): 100},  # it begins a call wherever it may
-    "parallel_tool_calls": False,
-}
 NOTHING = {"$ref": "#/$defs/n"}
 CALLS_AT_ONCE = {**CALLS, "reasoning_effort": "none"}
 THINKS: dict[str, Any] = {"messages": HELLO, "temperature": 0, "max_tokens": CONCLUDED_TOKENS}
@@ -78,26 +79,8 @@ END_OF_TEXT_ID, END_OF_TURN_ID = 0, 4
 
 @pytest.mark.parametrize("choice", ["auto", "required", NAMED], ids=str)
 def test_a_call_is_the_same_streamed_and_whole(thinker: RunningServer, choice: Any) -> None:
-    fields = {**CALLS_AT_ONCE, "tool_choice": choice}
-    whole = create(thinker, **fields)
-    chunks = create(thinker, **fields, stream=True, stream_options={"include_usage": True})
-    (call,) = whole.choices[0].message.tool_calls
-    assert whole.choices[0].message.content is None
-    assert whole.choices[0].finish_reason == "tool_calls"
-    message = joined(chunks)
-    assert [each[1:] for each in message["calls"]] == [
-        [call.function.name, call.function.arguments]
-    ]
-    assert (message["content"], message["reasoning_content"]) == ("", "")
-    assert ends_of(chunks) == [(0, "tool_calls")]
-    assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
-    arguments = json.loads(call.function.arguments)
-    if choice == NAMED:
-        assert call.function.name == "get_weather"
-        assert set(arguments) == {"city", "days"}
-    else:
-        assert call.function.name == "get_time"
-        assert arguments["zone"] in ZONES
+    chunks = call_is_the_same_streamed_and_whole(thinker, CALLS_AT_ONCE, choice)
+    assert joined(chunks)["reasoning_content"] == ""
 
 
 def test_who_must_call_does_not_think_first_where_no_parser_knows_thoughts(
@@ -125,24 +108,11 @@ def test_a_call_comes_as_it_is_generated(thinker: RunningServer) -> None:
 
 
 def test_every_token_is_counted(thinker: RunningServer) -> None:
-    options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = create(thinker, **CALLS_AT_ONCE, stream=True, stream_options=options)
-    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
-    assert counts == sorted(counts)
-    assert counts[0] > 5  # the mark, the name: they have no chunk of their own
-    assert counts[-1] >= counts[-3]
+    every_token_is_counted(thinker, CALLS_AT_ONCE)
 
 
 def test_the_model_may_answer_instead(thinker: RunningServer) -> None:
-    fields: dict[str, Any] = {"messages": HELLO, "tools": BOTH, "temperature": 0, "max_tokens": 9}
-    fields["reasoning_effort"] = "none"
-    for choice in ("auto", "none"):
-        whole = create(thinker, **fields, tool_choice=choice)
-        chunks = create(thinker, **fields, tool_choice=choice, stream=True)
-        assert whole.choices[0].message.tool_calls is None
-        assert whole.choices[0].message.content == joined(chunks)["content"] != ""
-        assert whole.choices[0].finish_reason == "length"
-        assert whole.usage.completion_tokens == 9
+    model_may_answer_instead(thinker, reasoning_effort="none")
 
 
 def test_the_model_is_shown_the_tools_that_it_may_call(thinker: RunningServer) -> None:
@@ -160,37 +130,15 @@ def test_the_model_is_shown_the_tools_that_it_may_call(thinker: RunningServer) -
 
 
 def test_several_calls_and_only_one(thinker: RunningServer) -> None:
-    """The bias makes the model begin a call whenever it may."""
-    fields = {**CALLS_AT_ONCE, "max_tokens": 200, "parallel_tool_calls": None}
-    answer = create(thinker, **fields).choices[0]
-    assert answer.finish_reason == "length"
-    assert len(answer.message.tool_calls) >= 2
-    assert len({call.id for call in answer.message.tool_calls}) == len(answer.message.tool_calls)
-    message = joined(create(thinker, **fields, stream=True))
-    assert [call[1:] for call in message["calls"]] == [
-        [call.function.name, call.function.arguments] for call in answer.message.tool_calls
-    ]
-    (_,) = create(thinker, **CALLS_AT_ONCE, max_tokens=200).choices[0].message.tool_calls
+    several_calls_and_only_one(thinker, {**CALLS_AT_ONCE, "max_tokens": 200})
 
 
 def test_a_call_that_is_cut_says_so(thinker: RunningServer) -> None:
-    answer = create(thinker, **CALLS_AT_ONCE, max_tokens=45)
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 45
-    (call,) = answer.choices[0].message.tool_calls
-    assert call.function.arguments.startswith("{")
+    call_that_is_cut_says_so(thinker, CALLS_AT_ONCE, 45)
 
 
 def test_a_conversation_goes_on_with_what_the_tool_said(thinker: RunningServer) -> None:
-    asked = create(thinker, **CALLS_AT_ONCE).choices[0].message
-    result = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "It is noon."}
-    fields: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "reasoning_effort": "none"}
-    before = create(thinker, **fields, tools=BOTH, messages=HELLO)
-    turns = [*HELLO, asked.to_dict(), result]
-    after = create(thinker, **fields, tools=BOTH, messages=turns)
-    assert after.usage.prompt_tokens > before.usage.prompt_tokens + 10
-    assert after.choices[0].message.content
-    assert create(thinker, **fields, messages=turns).choices[0].message.content
+    conversation_goes_on_with_what_the_tool_said(thinker, CALLS_AT_ONCE, reasoning_effort="none")
 
 
 @pytest.mark.parametrize(
@@ -209,12 +157,7 @@ def test_a_conversation_goes_on_with_what_the_tool_said(thinker: RunningServer) 
 def test_parameters_that_cannot_be_kept_to_are_refused(
     thinker: RunningServer, schema: dict[str, Any], choice: Any
 ) -> None:
-    function = {"name": "f", "parameters": {"type": "object", **schema}}
-    tools: Any = [{"type": "function", "function": function}]
-    with pytest.raises(openai.BadRequestError) as refused:
-        create(thinker, messages=HELLO, tools=tools, tool_choice=choice)
-    assert (refused.value.code, refused.value.param) == ("invalid_tools", "tools")
-    assert "zqxj" not in refused.value.message
+    parameters_are_refused(thinker, schema, tool_choice=choice)
 
 
 @pytest.mark.parametrize(
@@ -243,20 +186,11 @@ def test_odd_parameters_harm_nobody(thinker: RunningServer, schema: dict[str, An
 
 
 def test_reasoning_is_told_apart_streamed_and_whole(thinker: RunningServer) -> None:
-    whole = create(thinker, **THINKS)
-    usage = {"include_usage": True}
-    chunks = create(thinker, **THINKS, stream=True, stream_options=usage)
-    message = joined(chunks)
-    assert whole.choices[0].message.reasoning_content == message["reasoning_content"] != ""
-    assert whole.choices[0].message.content == message["content"] != ""
-    assert "think" not in message["reasoning_content"] + message["content"]
-    assert message["reasoning_content"].islower()
-    assert message["content"].isupper()
-    assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
-    thought = whole.usage.completion_tokens_details.reasoning_tokens
-    assert 5 < thought < whole.usage.completion_tokens - 5
-    kinds = ["reasoning_content" in chunk.choices[0].delta.to_dict() for chunk in chunks[:-2]]
-    assert kinds == sorted(kinds, reverse=True)  # first the one, then the other
+    usage = reasoning_is_told_apart_streamed_and_whole(thinker, THINKS).usage
+    assert usage is not None
+    assert usage.completion_tokens_details is not None
+    thought = usage.completion_tokens_details.reasoning_tokens or 0
+    assert 5 < thought < usage.completion_tokens - 5
 
 
 def test_log_probabilities_are_the_answer_s_alone(thinker: RunningServer) -> None:
@@ -266,12 +200,7 @@ def test_log_probabilities_are_the_answer_s_alone(thinker: RunningServer) -> Non
 
 
 def test_a_model_is_told_not_to_think(thinker: RunningServer) -> None:
-    message = create(thinker, **THINKS, reasoning_effort="none").choices[0].message
-    assert message.content
-    assert not hasattr(message, "reasoning_content")
-    with pytest.raises(openai.BadRequestError) as refused:
-        create(thinker, **THINKS, reasoning_effort="low")  # its template knows no degrees
-    assert refused.value.param == "reasoning_effort"
+    model_is_told_not_to_think(thinker, THINKS)
 
 
 def test_what_was_thought_before_is_shown_to_the_template(thinker: RunningServer) -> None:

@@ -13,42 +13,34 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.chat import ChatCompletionChunk
 
 from penstock.hub import find_model
+from tests.calling import (
+    BOTH,
+    CALLS,
+    HELLO,
+    NAMED,
+    ZONES,
+    call_is_the_same_streamed_and_whole,
+    call_that_is_cut_says_so,
+    conversation_goes_on_with_what_the_tool_said,
+    create,
+    ends_of,
+    every_token_is_counted,
+    joined,
+    model_is_told_not_to_think,
+    model_may_answer_instead,
+    name_of,
+    parameters_are_refused,
+    reasoning_is_told_apart_streamed_and_whole,
+    several_calls_and_only_one,
+)
 from tests.servers import RunningServer, serve
-from tests.templates import CALL_ID, REASONING, TOOLS
+from tests.templates import REASONING, TOOLS
 from tests.wire.raw import ask, post, request
 from tests.wire.test_disconnect import eventually
 from tests.wire.test_openai import CHAT, RESUMABLE, begin, chunks_of, delete, rest_of
 from tests.wire.test_resume import frames_of
-
-HELLO: Any = [{"role": "user", "content": "Hello"}]
-NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
-
-
-def tool(name: str, properties: dict[str, Any]) -> dict[str, Any]:
-    parameters = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    return {"type": "function", "function": {"name": name, "parameters": parameters}}
-
-
-ZONES = ["UTC", "CET"]
-BOTH = [
-    tool("get_weather", {"city": {"enum": ["Bonn", "Ulm"]}, "days": {"enum": [1, 2]}}),
-    tool("get_time", {"zone": {"enum": ZONES}}),
-]
-CALLS: dict[str, Any] = {
-    "messages": HELLO,
-    "tools": BOTH,
-    "temperature": 0,
-    "logit_bias": {str(CALL_ID): 100},
-    "parallel_tool_calls": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -72,94 +64,21 @@ def concluding() -> Iterator[RunningServer]:
         yield server
 
 
-def client_of(server: RunningServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-
-def name_of(server: RunningServer) -> str:
-    (model,) = client_of(server).models.list()
-    return model.id
-
-
-def create(server: RunningServer, **fields: Any) -> Any:
-    with client_of(server) as client:
-        answer = client.chat.completions.create(model=name_of(server), **fields)
-        return list(answer) if fields.get("stream") else answer
-
-
-def joined(chunks: list[ChatCompletionChunk], index: int = 0) -> dict[str, Any]:
-    """What the deltas of a choice come to."""
-    message: dict[str, Any] = {"content": "", "reasoning_content": "", "calls": []}
-    for chunk in chunks:
-        for choice in chunk.choices:
-            if choice.index != index:
-                continue
-            delta = choice.delta
-            message["content"] += delta.content or ""
-            message["reasoning_content"] += getattr(delta, "reasoning_content", "")
-            for part in delta.tool_calls or []:
-                assert part.function is not None
-                if part.id is not None:
-                    assert part.index == len(message["calls"])
-                    assert part.type == "function"
-                    message["calls"].append([part.id, part.function.name, ""])
-                else:
-                    assert part.function.name is None
-                message["calls"][part.index][2] += part.function.arguments or ""
-    return message
-
-
-def ends_of(chunks: list[ChatCompletionChunk]) -> list[tuple[int, str]]:
-    choices = [choice for chunk in chunks for choice in chunk.choices]
-    return sorted((c.index, c.finish_reason) for c in choices if c.finish_reason is not None)
-
-
 # Tools.
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", NAMED], ids=str)
 def test_a_call_is_the_same_streamed_and_whole(caller: RunningServer, choice: Any) -> None:
-    fields = {**CALLS, "tool_choice": choice}
-    whole = create(caller, **fields)
-    chunks = create(caller, **fields, stream=True, stream_options={"include_usage": True})
-    (call,) = whole.choices[0].message.tool_calls
-    assert whole.choices[0].message.content is None
-    assert whole.choices[0].finish_reason == "tool_calls"
-    message = joined(chunks)
-    assert [each[1:] for each in message["calls"]] == [
-        [call.function.name, call.function.arguments]
-    ]
-    assert message["content"] == ""
-    assert ends_of(chunks) == [(0, "tool_calls")]
-    assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
+    chunks = call_is_the_same_streamed_and_whole(caller, CALLS, choice)
     assert len(chunks) > 5  # it comes as it is generated
-    arguments = json.loads(call.function.arguments)
-    if choice == NAMED:
-        assert call.function.name == "get_weather"
-        assert set(arguments) == {"city", "days"}
-    else:
-        assert call.function.name == "get_time"
-        assert arguments["zone"] in ZONES
 
 
 def test_every_token_is_counted(caller: RunningServer) -> None:
-    options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = create(caller, **CALLS, max_tokens=200, stream=True, stream_options=options)
-    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
-    assert counts == sorted(counts)
-    assert counts[0] > 5  # the mark, the name: tokens without a chunk of their own
-    assert counts[-1] >= counts[-3]
+    every_token_is_counted(caller, {**CALLS, "max_tokens": 200})
 
 
 def test_the_model_may_answer_instead(caller: RunningServer) -> None:
-    fields: dict[str, Any] = {"messages": HELLO, "tools": BOTH, "temperature": 0, "max_tokens": 9}
-    for choice in ("auto", "none"):
-        whole = create(caller, **fields, tool_choice=choice)
-        chunks = create(caller, **fields, tool_choice=choice, stream=True)
-        assert whole.choices[0].message.tool_calls is None
-        assert whole.choices[0].message.content == joined(chunks)["content"] != ""
-        assert whole.choices[0].finish_reason == "length"
-        assert whole.usage.completion_tokens == 9
+    model_may_answer_instead(caller)
 
 
 def test_a_model_that_may_not_call_is_shown_no_tools(caller: RunningServer) -> None:
@@ -170,37 +89,15 @@ def test_a_model_that_may_not_call_is_shown_no_tools(caller: RunningServer) -> N
 
 
 def test_several_calls_and_only_one(caller: RunningServer) -> None:
-    """The bias makes the model begin a call whenever it may."""
-    fields = {**CALLS, "max_tokens": 300, "parallel_tool_calls": None}
-    answer = create(caller, **fields).choices[0]
-    assert answer.finish_reason == "length"
-    assert len(answer.message.tool_calls) >= 2
-    assert len({call.id for call in answer.message.tool_calls}) == len(answer.message.tool_calls)
-    message = joined(create(caller, **fields, stream=True))
-    assert [call[1:] for call in message["calls"]] == [
-        [call.function.name, call.function.arguments] for call in answer.message.tool_calls
-    ]
-    (_,) = create(caller, **CALLS, max_tokens=300).choices[0].message.tool_calls
+    several_calls_and_only_one(caller, {**CALLS, "max_tokens": 300})
 
 
 def test_a_call_that_is_cut_says_so(caller: RunningServer) -> None:
-    answer = create(caller, **CALLS, max_tokens=60)
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage.completion_tokens == 60
-    (call,) = answer.choices[0].message.tool_calls
-    assert call.function.arguments.startswith("{")
+    call_that_is_cut_says_so(caller, CALLS, 60)
 
 
 def test_a_conversation_goes_on_with_what_the_tool_said(caller: RunningServer) -> None:
-    asked = create(caller, **CALLS).choices[0].message
-    result = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "It is noon."}
-    fields: dict[str, Any] = {"tools": BOTH, "max_tokens": 8, "temperature": 0}
-    before = create(caller, **fields, messages=HELLO)
-    turns = [*HELLO, asked.to_dict(), result]
-    after = create(caller, **fields, messages=turns)
-    assert after.usage.prompt_tokens > before.usage.prompt_tokens + 10
-    assert after.choices[0].message.content
-    assert create(caller, messages=turns, max_tokens=3).choices[0].message.content
+    conversation_goes_on_with_what_the_tool_said(caller, CALLS)
 
 
 def test_stop_strings_end_the_text_and_no_call(caller: RunningServer) -> None:
@@ -283,11 +180,7 @@ def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_a
 def test_parameters_that_cannot_be_kept_to_are_refused(
     caller: RunningServer, schema: dict[str, Any]
 ) -> None:
-    function = {"name": "f", "parameters": {"type": "object", **schema}}
-    with pytest.raises(openai.BadRequestError) as refused:
-        create(caller, messages=HELLO, tools=[{"type": "function", "function": function}])
-    assert (refused.value.code, refused.value.param) == ("invalid_tools", "tools")
-    assert "zqxj" not in refused.value.message
+    parameters_are_refused(caller, schema)
 
 
 @pytest.mark.parametrize("flags", [{}, {"engine": "mock"}], ids=["rill", "mock"])
@@ -311,21 +204,13 @@ THINKS: dict[str, Any] = {"messages": HELLO, "temperature": 0, "max_tokens": 40}
 
 
 def test_reasoning_is_told_apart_streamed_and_whole(concluding: RunningServer) -> None:
-    whole = create(concluding, **THINKS)
-    usage = {"include_usage": True}
-    chunks = create(concluding, **THINKS, stream=True, stream_options=usage)
-    message = joined(chunks)
-    assert whole.choices[0].message.reasoning_content == message["reasoning_content"] != ""
-    assert whole.choices[0].message.content == message["content"] != ""
-    assert "think" not in message["reasoning_content"] + message["content"]
-    assert message["reasoning_content"].islower()
-    assert message["content"].isupper()
-    assert not message["content"][0].isspace()
-    assert chunks[-1].usage.to_dict() == whole.usage.to_dict()
+    whole = reasoning_is_told_apart_streamed_and_whole(concluding, THINKS)
+    assert whole.usage is not None
     assert whole.usage.completion_tokens == 40
-    assert 0 < whole.usage.completion_tokens_details.reasoning_tokens < 40
-    kinds = ["reasoning_content" in chunk.choices[0].delta.to_dict() for chunk in chunks[:-2]]
-    assert kinds == sorted(kinds, reverse=True)  # first the one, then the other
+    details = whole.usage.completion_tokens_details
+    assert details is not None
+    assert 0 < (details.reasoning_tokens or 0) < 40
+    assert not (whole.choices[0].message.content or " ")[0].isspace()
 
 
 def test_log_probabilities_are_the_answer_s_alone(concluding: RunningServer) -> None:
@@ -358,12 +243,7 @@ def test_reasoning_comes_before_a_call(thinker: RunningServer) -> None:
 
 
 def test_a_model_is_told_not_to_think(thinker: RunningServer) -> None:
-    message = create(thinker, **THINKS, reasoning_effort="none").choices[0].message
-    assert message.content
-    assert not hasattr(message, "reasoning_content")
-    with pytest.raises(openai.BadRequestError) as refused:
-        create(thinker, **THINKS, reasoning_effort="low")  # its template knows no degrees
-    assert refused.value.param == "reasoning_effort"
+    model_is_told_not_to_think(thinker, THINKS)
 
 
 def test_what_is_said_under_a_schema_is_the_answer(thinker: RunningServer) -> None:
