@@ -22,8 +22,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own word
     """A failure as a client is told of it (RFC 9457).
 
     `status` is the HTTP status for the native API, used when the response has not begun;
-    `retry_safe` says whether the same request may simply be sent again; `headers` go with the
-    response.
+    `retry_safe` says whether the same request may simply be sent again, perhaps later; `headers`
+    go with the response.
     """
 
     status = 500

@@ -27,7 +27,11 @@ AGAIN_S = 3.0
 
 # The terminal it is given becomes the one that Ctrl-C comes from, as in a shell.
 RUN = "from penstock.cli import main; main()"
-RUN_IN_TERMINAL = f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); {RUN}"
+RUN_IN_TERMINAL = (
+    "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    # Tests that a script runs in the background have it ignored, and pass that on.
+    f"signal.signal(signal.SIGINT, signal.default_int_handler); {RUN}"
+)
 
 
 def environment(**more: str) -> dict[str, str]:

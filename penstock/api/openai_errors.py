@@ -34,23 +34,31 @@ _INDEX = re.compile(r"\.(\d+)")
 def error_response(problem: Problem) -> Response:
     """The response that tells a client of a problem: 400 where the native API says 422."""
     status = 400 if problem.status == 422 else problem.status
-    body = {"error": error_object(problem.code, problem.detail, status, param_of(problem))}
+    error = _error_object(problem.code, problem.detail, status, problem.retry_safe)
+    body = {"error": {**error, "param": param_of(problem)}}
     return ProblemResponse(problem, body, status, "application/json")
 
 
-def error_object(code: str, message: str, status: int, param: str | None = None) -> dict[str, Any]:
-    """What stands in `error`. Its `type` says whose fault it is."""
+def failure_object(failure: Failure) -> dict[str, Any]:
+    """The same for a stream that failed on the way."""
+    status = STATUSES.get(failure.code, 500)
+    return _error_object(failure.code, failure.message, status, failure.retry_safe)
+
+
+def _error_object(code: str, message: str, status: int, retry_safe: bool) -> dict[str, Any]:
+    """What stands in `error`. Its `type` says whose fault it is; `retry_safe`, which is not
+    OpenAI's, whether to send the request again."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
         status, kind
     )
-    return {"message": message, "type": kind, "param": param, "code": _CODES.get(code, code)}
-
-
-def failure_object(failure: Failure) -> dict[str, Any]:
-    """The same for a stream that failed on the way; `retry_safe` says whether to send it again."""
-    error = error_object(failure.code, failure.message, STATUSES.get(failure.code, 500))
-    return {**error, "retry_safe": failure.retry_safe}
+    return {
+        "message": message,
+        "type": kind,
+        "param": None,
+        "code": _CODES.get(code, code),
+        "retry_safe": retry_safe,
+    }
 
 
 def param_of(problem: Problem) -> str | None:

@@ -57,6 +57,7 @@ def problem_response(problem: Problem) -> Response:
         "status": problem.status,
         "detail": problem.detail,
         "code": problem.code,
+        "retry_safe": problem.retry_safe,
     }
     if isinstance(problem, InvalidFields):
         body["errors"] = [vars(error) for error in problem.errors]
@@ -73,7 +74,9 @@ def problem_for(scope: Scope, problem: Problem) -> Response:
 def problem_of(end: TerminalEvent) -> Problem | None:
     """Why there is no whole answer that ends so, if there is none."""
     if isinstance(end, Failure):
-        return problem_with(end.code, end.message)
+        problem = problem_with(end.code, end.message)
+        problem.retry_safe = end.retry_safe
+        return problem
     if end.reason == "deadline" and not end.usage.completion_tokens:
         return Unavailable(
             "deadline_passed",

@@ -441,8 +441,8 @@ class Stream:
         if self.log.terminal is not None:
             return
         problem = problem_with(code, message)
-        retry_safe = retry_safe and problem.retry_safe
-        end = Failure(code, message, retry_safe, self.usage, self._timings())
+        problem.retry_safe &= retry_safe
+        end = Failure(code, message, problem.retry_safe, self.usage, self._timings())
         self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:

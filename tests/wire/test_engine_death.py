@@ -165,6 +165,15 @@ def test_a_request_that_always_takes_the_engine_down_ends_with_one_error(fault: 
         assert end["finish_reason"] == "error"
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is False
+        # Who waited for the whole answer is told the same.
+        whole: dict[str, object] = {"prompt": "Hi", "stream": False}
+        assert eventually(lambda: readiness(server) == 200)
+        problem = requests.post(f"{server.url}/generate", json=whole, timeout=PATIENCE_S).json()
+        assert (problem["code"], problem["retry_safe"]) == ("engine_died", False)
+        assert eventually(lambda: readiness(server) == 200)
+        answer = requests.post(f"{server.url}/v1/completions", json=whole, timeout=PATIENCE_S)
+        error = answer.json()["error"]
+        assert (error["code"], error["retry_safe"]) == ("engine_died", False)
         # Others are served again.
         assert eventually(lambda: readiness(server) == 200)
         answer = requests.post(

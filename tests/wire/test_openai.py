@@ -182,7 +182,8 @@ def test_a_choice_that_fails_ends_the_response_with_one_error() -> None:
             }
         answer = ask(server.port, chat(n=2, stream=False))
         assert answer.status == 500
-        assert answer.json()["error"]["code"] == "mock_failure"
+        error = answer.json()["error"]
+        assert (error["code"], error["retry_safe"]) == ("mock_failure", True)
         assert ask(server.port, complete(max_tokens=1, stream=False)).status == 200
 
 
@@ -398,7 +399,8 @@ def test_a_bad_request_gets_openai_s_error_object_and_nothing_of_it_is_echoed(
     assert answer.status == status
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    assert set(error) == {"message", "type", "param", "code", "retry_safe"}
+    assert error["retry_safe"] is False
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
     assert 10 < len(error["message"]) < 500
     if code != "unknown_field":  # the name of the field is what has to be said
@@ -417,6 +419,7 @@ def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> N
         assert "retry-after" in answer.headers
         error = answer.json()["error"]
         assert (error["type"], error["code"]) == ("server_error", "engine_down")
+        assert error["retry_safe"] is True
 
 
 def test_the_bodies_are_described_for_machines(server: RunningServer) -> None:
