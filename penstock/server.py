@@ -22,6 +22,7 @@ import uvloop
 
 from penstock.api.app import create_app
 from penstock.api.auth import KeyRing, key_ring
+from penstock.api.body import Bodies
 from penstock.api.host import is_loopback
 from penstock.api.pulse import Pulse
 from penstock.engine.child import ChildEngine
@@ -34,7 +35,7 @@ from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.meter import Meter
 from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
 from penstock.stream.admission import Admission
-from penstock.stream.streams import Limits, Streams
+from penstock.stream.streams import Limits, Streams, draining
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ class Server:
         admission = Admission(settings.slots, settings.max_queue)
         streams = self._streams = Streams(engine, limits, meter, admission)
         pulse = Pulse(settings.heartbeat, settings.stall_timeout)
-        app = create_app(settings, engine, streams, pulse, keys)
+        bodies = Bodies(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
+        app = create_app(settings, engine, streams, pulse, bodies, keys)
         closing = asyncio.Event()
         web = Web(app, listener, settings.max_connections, http2=settings.http2, tls=tls)
         serving = asyncio.create_task(web.serve_until(closing))
@@ -134,7 +136,8 @@ class Server:
                 gc.freeze()
                 self._on_ready(self, info)
                 await self._stopping.wait()
-                await self._drain(streams)
+            bodies.refuse(draining)
+            await self._drain(streams)
         finally:
             streams.shut_down()
             closing.set()

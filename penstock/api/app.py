@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from penstock import __version__
 from penstock.api.auth import KeyCheck, KeyRing
+from penstock.api.body import Bodies
 from penstock.api.exchange import Exchanges
 from penstock.api.health import health_routes
 from penstock.api.host import HostCheck, is_loopback
@@ -33,7 +34,12 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 
 def create_app(
-    settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse, keys: KeyRing
+    settings: Settings,
+    engine: ChildEngine,
+    streams: Streams,
+    pulse: Pulse,
+    bodies: Bodies,
+    keys: KeyRing,
 ) -> ASGIApp:
     """An application that serves `engine` through `streams` to those that have one of `keys`."""
     app = FastAPI(
@@ -51,8 +57,10 @@ def create_app(
         return "engine down" if streams.is_recovering else _REASONS.get(engine.state)
 
     add_problem_handlers(app)
-    app.include_router(native_routes(streams, pulse, settings))
-    app.include_router(openai_routes(streams, pulse, settings, lambda: engine.info))
+    app.include_router(native_routes(streams, pulse, bodies))
+    app.include_router(
+        openai_routes(streams, pulse, bodies, settings.served_name, lambda: engine.info)
+    )
     app.include_router(health_routes(unready))
     app.include_router(metrics_routes(metrics_registry(settings, engine, streams, pulse)))
     app.include_router(page_routes(settings.served_name))

@@ -8,22 +8,78 @@ here: what the fields mean. No problem ever holds a piece of the input.
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from penstock.api.exchange import exchange_of
-from penstock.errors import BadRequest
+from penstock.errors import BadRequest, Problem
 
 MAX_DEPTH = 64
 MAX_NUMBER_DIGITS = 1000
 
 
-async def read_json_object(request: Request, *, max_bytes: int, timeout: float) -> dict[str, Any]:
-    """The object in the request's body, read within `timeout` seconds. Raises BadRequest."""
-    check_content_type(request.headers.get("content-type"))
-    body = await read_body(request, max_bytes=max_bytes, timeout=timeout)
-    return parse_object(body)
+class Bodies:
+    """Reads bodies of `max_bytes` at most, each within `timeout` seconds, until `refuse` is called:
+    then no more, nor the rest of those that are under way."""
+
+    def __init__(self, *, max_bytes: int, timeout: float) -> None:
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._under_way: set[asyncio.Timeout] = set()
+        self._refusal: Callable[[], Problem] | None = None
+
+    def refuse(self, refusal: Callable[[], Problem]) -> None:
+        """From now on raise this instead."""
+        self._refusal = refusal
+        for limit in self._under_way:
+            if not limit.expired():
+                limit.reschedule(0)
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        """The object in the request's body. Raises Problem."""
+        check_content_type(request.headers.get("content-type"))
+        return parse_object(await self._read(request))
+
+    async def _read(self, request: Request) -> bytes:
+        exchange_of(request.scope).has_begun_body = True
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        limit = asyncio.timeout(0 if self._refusal else self._timeout)
+        try:
+            async with limit:
+                self._under_way.add(limit)
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self._max_bytes:
+                        raise self._too_large()
+        except TimeoutError:
+            problem = self._refusal() if self._refusal else self._too_slow()
+            problem.headers["Connection"] = "close"  # what is left of the body is not a request
+            raise problem from None
+        except ClientDisconnect:
+            raise BadRequest("client_gone", "The body was not sent whole.") from None
+        finally:
+            self._under_way.discard(limit)
+        return bytes(body)
+
+    def _too_large(self) -> BadRequest:
+        return BadRequest(
+            "body_too_large",
+            f"The body is larger than {self._max_bytes} bytes.",
+            status=413,
+            headers={"Connection": "close"},
+        )
+
+    def _too_slow(self) -> BadRequest:
+        return BadRequest(
+            "body_timeout",
+            f"The body did not arrive within {self._timeout:g} seconds.",
+            status=408,
+        )
 
 
 def check_content_type(value: str | None) -> None:
@@ -37,32 +93,6 @@ def check_content_type(value: str | None) -> None:
             "The body must be JSON in UTF-8: send the header Content-Type: application/json.",
             status=415,
         )
-
-
-async def read_body(request: Request, *, max_bytes: int, timeout: float) -> bytes:
-    """The whole body. Raises BadRequest: 413 past `max_bytes` (before reading, where declared),
-    408 past `timeout` seconds."""
-    exchange_of(request.scope).has_begun_body = True
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise _too_large(max_bytes)
-    except TimeoutError:
-        raise BadRequest(
-            "body_timeout",
-            f"The body did not arrive within {timeout:g} seconds.",
-            status=408,
-            headers={"Connection": "close"},
-        ) from None
-    except ClientDisconnect:
-        raise BadRequest("client_gone", "The body was not sent whole.") from None
-    return bytes(body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -83,15 +113,6 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if "\\u" in text:
         _check_unicode(value)
     return value
-
-
-def _too_large(max_bytes: int) -> BadRequest:
-    return BadRequest(
-        "body_too_large",
-        f"The body is larger than {max_bytes} bytes.",
-        status=413,
-        headers={"Connection": "close"},
-    )
 
 
 def _too_deep() -> BadRequest:

@@ -22,7 +22,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from penstock.api.auth import owner_of
-from penstock.api.body import read_json_object
+from penstock.api.body import Bodies
 from penstock.api.exchange import exchange_of
 from penstock.api.frames import Form, NativeForm, NativeFrames, ending
 from penstock.api.problems import invalid_fields, problem_of, problem_response
@@ -31,7 +31,6 @@ from penstock.api.response import StreamResponse, queue_event, watch_client
 from penstock.errors import BadRequest
 from penstock.events import Finish, TerminalEvent
 from penstock.request import MAX_TIMEOUT_S, Message, Request, Sampling
-from penstock.settings import Settings
 from penstock.stream.reader import Reader
 from penstock.stream.stream import Stream
 from penstock.stream.streams import Streams, new_stream_id
@@ -145,7 +144,7 @@ def parse_generate(body: dict[str, Any]) -> GenerateRequest:
         ) from None
 
 
-def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRouter:
+def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> APIRouter:
     """The routes `/generate` and `/streams/{id}`."""
     router = APIRouter()
 
@@ -153,10 +152,7 @@ def native_routes(streams: Streams, pulse: Pulse, settings: Settings) -> APIRout
     async def generate(http: HttpRequest) -> Response:
         owner = owner_of(http.scope)
         streams.check(owner)
-        body = await read_json_object(
-            http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
-        )
-        asked = parse_generate(body)
+        asked = parse_generate(await bodies.read_object(http))
         stream = streams.open(
             asked.to_request(),
             resumable=asked.resumable,

@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from penstock.api.auth import owner_of
-from penstock.api.body import read_json_object
+from penstock.api.body import Bodies
 from penstock.api.exchange import exchange_of
 from penstock.api.openai_fields import (
     ChatRequest,
@@ -30,7 +30,6 @@ from penstock.engine.protocol import ModelInfo
 from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
 from penstock.events import Delta
 from penstock.request import MAX_TIMEOUT_S
-from penstock.settings import Settings
 from penstock.stream.reader import MergedReader, news
 from penstock.stream.stream import Stream
 from penstock.stream.streams import Streams
@@ -40,7 +39,11 @@ TIMEOUT = "x-penstock-timeout"
 
 
 def openai_routes(
-    streams: Streams, pulse: Pulse, settings: Settings, info: Callable[[], ModelInfo | None]
+    streams: Streams,
+    pulse: Pulse,
+    bodies: Bodies,
+    served_name: str,
+    info: Callable[[], ModelInfo | None],
 ) -> APIRouter:
     """The routes under `/v1`. `info` tells of the model, once it is loaded."""
     router = APIRouter(prefix="/v1")
@@ -50,7 +53,7 @@ def openai_routes(
         loaded = info()
         context_length = None if loaded is None else loaded.context_length
         return {
-            "id": settings.served_name,
+            "id": served_name,
             "object": "model",
             "created": created,
             "owned_by": "penstock",
@@ -63,7 +66,7 @@ def openai_routes(
 
     @router.get("/models/{model:path}", summary="The one model")
     async def model(model: str) -> dict[str, object]:
-        _check_model(model, settings)
+        _check_model(model, served_name)
         return model_object()
 
     @router.post("/chat/completions", response_model=None, summary="Answer a conversation")
@@ -78,9 +81,7 @@ def openai_routes(
 
     async def read(http: HttpRequest) -> dict[str, object]:
         streams.check(owner_of(http.scope))
-        return await read_json_object(
-            http, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout
-        )
+        return await bodies.read_object(http)
 
     async def respond(
         http: HttpRequest,
@@ -88,7 +89,7 @@ def openai_routes(
         prefix: str,
         echoes: tuple[str, ...],
     ) -> Response:
-        _check_model(asked.model, settings)
+        _check_model(asked.model, served_name)
         resumable = _is_resumable(http, asked, len(echoes))
         loaded = info()
         if loaded is None:
@@ -104,7 +105,7 @@ def openai_routes(
             is_chat=isinstance(asked, ChatRequest),
             id=prefix + requests[0].id,
             created=int(time.time()),
-            model=settings.served_name,
+            model=served_name,
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
             has_logprobs=asked.top_logprobs_asked is not None,
@@ -167,9 +168,9 @@ async def _whole(form: ChunkForm, opened: list[Stream], reader: MergedReader) ->
     return JSONResponse(form.whole(opened), headers=headers)
 
 
-def _check_model(name: str | None, settings: Settings) -> None:
+def _check_model(name: str | None, served_name: str) -> None:
     """Raises NotFound for any but the one model. A request that names none means that one."""
-    if name is not None and name != settings.served_name:
+    if name is not None and name != served_name:
         raise NotFound(
             "model_not_found", "There is no such model here; GET /v1/models says which there is."
         )

@@ -137,11 +137,7 @@ class Streams:
         where that is more than the owner may ever have. It costs next to nothing, so ask before
         anything else is done for a request."""
         if self.draining:
-            raise Unavailable(
-                "draining",
-                "The server is shutting down and takes no new requests.",
-                headers={"Retry-After": "5"},
-            )
+            raise draining()
         if self.is_recovering:
             raise Unavailable(
                 "engine_down",
@@ -475,6 +471,15 @@ class _Kept:
     ended: _Ended
     num_bytes: int
     expiry: asyncio.TimerHandle
+
+
+def draining() -> Unavailable:
+    """What is told to those that come while the server ends."""
+    return Unavailable(
+        "draining",
+        "The server is shutting down and takes no new requests.",
+        headers={"Retry-After": "5"},
+    )
 
 
 def _not_resumable() -> BadRequest:

@@ -15,7 +15,7 @@ import requests
 
 from penstock.hub import find_model
 from tests.servers import serve, start
-from tests.wire.raw import generate, open_stream
+from tests.wire.raw import Connection, generate, open_stream, post
 
 LONG = {"engine": "mock", "mock_interval": 0.02, "engine_arg": ["length=100000"]}
 PATIENCE_S = 15.0
@@ -105,6 +105,24 @@ def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
         assert end["error"]["code"] == "server_shutdown"
         assert end["error"]["retry_safe"]
         assert server.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_who_is_still_sending_a_request_is_refused_and_holds_nothing_up(path: str) -> None:
+    with serve(engine="mock", drain_timeout=600) as server:
+        with Connection(server.port) as connection:
+            head = post(b"?" * 100, "Expect: 100-continue", path=path).partition(b"?")[0]
+            assert connection.send(head).head().status == 100  # the body is being read
+            connection.send(b'{"prompt": ')
+            server.signal(signal.SIGTERM)
+            refused = connection.response()
+            assert connection.is_closed()
+        problem = refused.json()
+        assert refused.status == 503
+        assert (problem if path == "/generate" else problem["error"])["code"] == "draining"
+        assert "retry-after" in refused.headers
+        assert server.process.wait(PATIENCE_S) == 0
+    assert not [line for line in server.output if "ERROR" in line or "Traceback" in line]
 
 
 def test_a_second_signal_ends_the_server_at_once() -> None:
