@@ -16,7 +16,7 @@ from typing import Any
 import penstock
 
 Figures = dict[str, Any]
-PACKAGES = ("granian", "uvloop", "fastapi", "msgspec", "xllamacpp")
+PACKAGES = ("granian", "uvloop", "starlette", "msgspec", "xllamacpp")
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -7,6 +7,7 @@ there are, and a slow hash as for passwords would only slow down every request.
 Without keys everybody may do everything, and owners are the addresses that requests come from.
 """
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -127,6 +128,7 @@ def _owner_at_address(scope: Scope) -> Owner:
     return Owner("address " + _network(client[0] if client else ""))
 
 
+@functools.lru_cache(maxsize=1024)
 def _network(address: str) -> str:
     """The part of an address that nobody has a thousand of: of IPv6, what one line is given."""
     try:

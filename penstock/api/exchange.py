@@ -257,7 +257,7 @@ def _without_body(send: Send) -> Send:
 
 
 def _forget_what_served(scope: Scope) -> None:
-    """Let go of what the server, FastAPI and Starlette leave in a scope."""
+    """Let go of what the server and Starlette leave in a scope."""
     for name in scope.keys() - _TOLD:
         del scope[name]
 

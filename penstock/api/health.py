@@ -2,29 +2,33 @@
 
 from collections.abc import Callable
 
-from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 
-def health_routes(unready: Callable[[], str | None]) -> APIRouter:
+def health_routes(unready: Callable[[], str | None]) -> list[Route]:
     """The routes under `/health`. `unready` says why requests cannot be served now, or None."""
-    router = APIRouter(prefix="/health")
 
     def answer(status: str, reason: str | None) -> Response:
         if reason is None:
             return JSONResponse({"status": status})
         return JSONResponse({"status": reason}, status_code=503, headers={"Retry-After": "1"})
 
-    @router.api_route("", methods=["GET", "HEAD"], summary="Whether requests can be served")
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
+        """Whether requests can be served."""
         return answer("healthy", unready())
 
-    @router.api_route("/ready", methods=["GET", "HEAD"], summary="The same, for a load balancer")
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
+        """The same, for a load balancer."""
         return answer("ready", unready())
 
-    @router.api_route("/live", methods=["GET", "HEAD"], summary="Whether the process answers")
-    async def live() -> Response:
+    async def live(_: Request) -> Response:
+        """Whether the process answers."""
         return answer("live", None)
 
-    return router
+    return [
+        Route("/health", health),
+        Route("/health/ready", ready),
+        Route("/health/live", live),
+    ]

@@ -90,7 +90,9 @@ def _is_ours(name: str, hosts: Collection[str]) -> bool:
 
 def is_loopback(name: str) -> bool:
     """Whether a name or address means this machine, and none else."""
+    if name in ("127.0.0.1", "localhost"):
+        return True
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
+        return name.endswith(".localhost")

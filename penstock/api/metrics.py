@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from fastapi import APIRouter
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from penstock import __version__
 from penstock.api.pulse import Pulse
@@ -16,16 +16,15 @@ from penstock.settings import Settings
 from penstock.stream.streams import Streams
 
 
-def metrics_routes(registry: CollectorRegistry) -> APIRouter:
+def metrics_routes(registry: CollectorRegistry) -> list[Route]:
     """The route `/metrics`: Prometheus' text, or OpenMetrics where that is asked for."""
-    router = APIRouter()
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics(http: Request) -> Response:
+        """Figures for Prometheus."""
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
         return Response(encode(registry), headers={"Content-Type": content_type})
 
-    return router
+    return [Route("/metrics", metrics)]
 
 
 def metrics_registry(

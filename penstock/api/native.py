@@ -8,7 +8,6 @@ import random
 from typing import Annotated, Any, Literal, Self, cast
 
 import msgspec
-from fastapi import APIRouter
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -20,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from penstock.api.auth import owner_of
 from penstock.api.body import Bodies
@@ -144,12 +144,11 @@ def parse_generate(body: dict[str, Any]) -> GenerateRequest:
         ) from None
 
 
-def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> APIRouter:
+def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> list[Route]:
     """The routes `/generate` and `/streams/{id}`."""
-    router = APIRouter()
 
-    @router.post("/generate", response_model=None, summary="Generate text, streamed or whole")
     async def generate(http: HttpRequest) -> Response:
+        """Generate text, streamed or whole."""
         owner = owner_of(http.scope)
         streams.check(owner)
         asked = parse_generate(await bodies.read_object(http))
@@ -179,11 +178,9 @@ def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> APIRouter:
         reader.close()
         return response
 
-    @router.get(
-        "/streams/{stream_id}", response_model=None, summary="Read a resumable stream, or read on"
-    )
-    async def resume(stream_id: str, http: HttpRequest) -> Response:
-        stream = streams.find(stream_id, owner_of(http.scope))
+    async def resume(http: HttpRequest) -> Response:
+        """Read a resumable stream, or read on."""
+        stream = streams.find(http.path_params["stream_id"], owner_of(http.scope))
         first = first_event_of(http)
         form = cast("Form", stream.opened_as)
         if first > form.num_events(stream):
@@ -202,12 +199,19 @@ def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> APIRouter:
             resumed=True,
         )
 
-    @router.delete("/streams/{stream_id}", summary="Cancel a stream, in any phase")
-    async def cancel(stream_id: str, http: HttpRequest) -> dict[str, str]:
+    async def cancel(http: HttpRequest) -> Response:
+        """Cancel a stream, in any phase."""
+        stream_id = http.path_params["stream_id"]
         reason = streams.cancel(stream_id, owner_of(http.scope))
-        return {"id": stream_id, "finish_reason": reason}
+        return JSONResponse({"id": stream_id, "finish_reason": reason})
 
-    return router
+    read = Route("/streams/{stream_id}", resume, methods=["GET"])
+    read.methods = {"GET"}  # not HEAD, which Starlette adds: a reader that reads nothing
+    return [
+        Route("/generate", generate, methods=["POST"]),
+        read,
+        Route("/streams/{stream_id}", cancel, methods=["DELETE"]),
+    ]
 
 
 def first_event_of(http: HttpRequest) -> int:

@@ -9,9 +9,9 @@ import re
 import time
 from collections.abc import Callable
 
-from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from penstock.api.auth import owner_of
 from penstock.api.body import Bodies
@@ -44,9 +44,8 @@ def openai_routes(
     bodies: Bodies,
     served_name: str,
     info: Callable[[], ModelInfo | None],
-) -> APIRouter:
+) -> list[Route]:
     """The routes under `/v1`. `info` tells of the model, once it is loaded."""
-    router = APIRouter(prefix="/v1")
     created = int(time.time())
 
     def model_object() -> dict[str, object]:
@@ -60,22 +59,22 @@ def openai_routes(
             "context_length": context_length,
         }
 
-    @router.get("/models", summary="The one model, as a list")
-    async def models() -> dict[str, object]:
-        return {"object": "list", "data": [model_object()]}
+    async def models(_: HttpRequest) -> Response:
+        """The one model, as a list."""
+        return JSONResponse({"object": "list", "data": [model_object()]})
 
-    @router.get("/models/{model:path}", summary="The one model")
-    async def model(model: str) -> dict[str, object]:
-        _check_model(model, served_name)
-        return model_object()
+    async def model(http: HttpRequest) -> Response:
+        """The one model."""
+        _check_model(http.path_params["model"], served_name)
+        return JSONResponse(model_object())
 
-    @router.post("/chat/completions", response_model=None, summary="Answer a conversation")
     async def chat(http: HttpRequest) -> Response:
+        """Answer a conversation."""
         asked = parse_chat(await read(http))
         return await respond(http, asked, "chatcmpl-", ("",) * asked.num_choices)
 
-    @router.post("/completions", response_model=None, summary="Continue a text, or several")
     async def completions(http: HttpRequest) -> Response:
+        """Continue a text, or several."""
         asked = parse_completion(await read(http))
         return await respond(http, asked, "cmpl-", tuple(asked.echoes))
 
@@ -151,7 +150,12 @@ def openai_routes(
         reader.close()
         return response
 
-    return router
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{model:path}", model),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+    ]
 
 
 async def _whole(form: ChunkForm, opened: list[Stream], reader: MergedReader) -> Response:

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from penstock.api.native import MAX_MESSAGES, StopStrings
 from penstock.api.openai_tools import Schema, ToolChoice, Tools, check_tools, tool_fields
-from penstock.api.openai_turns import Strict, Turn, check_calls_are_answered_for, misplaced
+from penstock.api.openai_turns import ChatTurn, Strict, check_calls_are_answered_for, misplaced
 from penstock.api.problems import invalid_fields
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import FieldError, InvalidFields
@@ -233,7 +233,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 class ChatRequest(Common):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

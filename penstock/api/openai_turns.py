@@ -73,7 +73,7 @@ class CalledTool(Strict):
     index: int | None = None
 
 
-class Turn(Strict):
+class ChatTurn(Strict):
     """One turn of a conversation. What an assistant's turn has beside its content and its calls is
     taken where it is empty, as clients send back what they were sent."""
 
@@ -96,7 +96,7 @@ class Turn(Strict):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
-    def _fields_fit_the_role(self) -> "Turn":
+    def _fields_fit_the_role(self) -> "ChatTurn":
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             kind = "string_type" if "content" in self.model_fields_set else "missing"
             raise misplaced("content", "Give its text.", kind)
@@ -130,7 +130,7 @@ class Turn(Strict):
         )
 
 
-def check_calls_are_answered_for(turns: list[Turn]) -> None:
+def check_calls_are_answered_for(turns: list[ChatTurn]) -> None:
     """Each result must be that of a call before it. Raises PydanticCustomError."""
     made: set[str] = set()
     for number, turn in enumerate(turns):

@@ -3,9 +3,9 @@
 import mimetypes
 from importlib import resources
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from penstock.errors import NotFound
 
@@ -18,25 +18,22 @@ HEADERS = {
 }
 
 
-def page_routes(model_id: str) -> APIRouter:
+def page_routes(model_id: str) -> list[Route]:
     """`/` (the page for a browser, a JSON greeting for others) and `/page/{file}`."""
-    router = APIRouter(include_in_schema=False)
     files = {
         entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
         for entry in (resources.files("penstock") / "page").iterdir()
         if entry.is_file()
     }
 
-    @router.api_route("/", methods=["GET", "HEAD"])
-    async def root(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
+    async def root(http: Request) -> Response:
+        if "text/html" in http.headers.get("accept", ""):
             return file("index.html")
         greeting = {"message": "Penstock is running", "model": model_id}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
 
-    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
-    async def file_route(name: str) -> Response:
-        return file(name)
+    async def file_route(http: Request) -> Response:
+        return file(http.path_params["name"])
 
     def file(name: str) -> Response:
         if name not in files:
@@ -44,4 +41,7 @@ def page_routes(model_id: str) -> APIRouter:
         content, media_type = files[name]
         return Response(content, media_type=media_type, headers={**HEADERS, "Vary": "Accept"})
 
-    return router
+    return [
+        Route("/", root, include_in_schema=False),
+        Route("/page/{name}", file_route, include_in_schema=False),
+    ]

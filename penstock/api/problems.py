@@ -6,7 +6,6 @@ Under `/v1` every error has OpenAI's form instead (`openai_errors`).
 import re
 from typing import Any
 
-from fastapi import FastAPI
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -116,36 +115,30 @@ def _methods_of(request: Request) -> list[str]:
     ]
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Answer every failure on every route in its API's form."""
+async def _problem(http: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    return problem_for(http.scope, problem)
 
-    def answer(request: Request, problem: Problem) -> Response:
-        return problem_for(request.scope, problem)
 
-    @app.exception_handler(Problem)
-    async def _problem(request: Request, problem: Exception) -> Response:
-        assert isinstance(problem, Problem)
-        return answer(request, problem)
+async def _http_error(http: Request, error: Exception) -> Response:
+    """What Starlette itself refuses."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        problem: Problem = NotFound("no_such_route", "There is nothing at this address.")
+    elif error.status_code == 405:
+        allowed = ", ".join(_methods_of(http))
+        detail = f"This address answers to {allowed} only."
+        problem = BadRequest("method_not_allowed", detail, status=405, headers={"Allow": allowed})
+    else:
+        status = error.status_code
+        problem = BadRequest("bad_request", "The request cannot be read.", status=status)
+    return problem_for(http.scope, problem)
 
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code == 404:
-            problem: Problem = NotFound("no_such_route", "There is nothing at this address.")
-            return answer(request, problem)
-        if error.status_code == 405:
-            allowed = ", ".join(_methods_of(request))
-            detail = f"This address answers to {allowed} only."
-            problem = BadRequest(
-                "method_not_allowed", detail, status=405, headers={"Allow": allowed}
-            )
-            return answer(request, problem)
-        problem = BadRequest("bad_request", "The request cannot be read.", status=error.status_code)
-        return answer(request, problem)
 
-    @app.exception_handler(Exception)
-    async def _bug(request: Request, _: Exception) -> Response:
-        problem = Problem(
-            "internal_error", "Something went wrong in the server; its log says what."
-        )
-        return answer(request, problem)
+async def _bug(http: Request, _: Exception) -> Response:
+    problem = Problem("internal_error", "Something went wrong in the server; its log says what.")
+    return problem_for(http.scope, problem)
+
+
+PROBLEM_HANDLERS = {Problem: _problem, HTTPException: _http_error, Exception: _bug}
+"""For Starlette: answers to every failure on every route, in its API's form."""

@@ -34,7 +34,15 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        return _encoded_within(MAX_LINE_BYTES - 1, _entries(record))
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entries = {
+            "time": f"{moment}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields_of(record),
+        }
+        return _encoded_within(MAX_LINE_BYTES - 1, entries)
 
 
 class TextFormatter(logging.Formatter):
@@ -45,30 +53,21 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        entries = _entries(record)
-        head = f"{record.levelname} {record.name}: {escaped(entries['message'])}"
-        for key in ("time", "level", "logger", "message"):
-            del entries[key]
-        places = entries.pop("places", [])
-        line = " ".join([head, *(f"{name}={_plain(value)}" for name, value in entries.items())])
+        fields = _fields_of(record)
+        places = fields.pop("places", [])
+        head = f"{record.levelname} {record.name}: {escaped(record.getMessage())}"
+        line = " ".join([head, *(f"{name}={_plain(value)}" for name, value in fields.items())])
         line = _cut(line, MAX_LINE_BYTES - 1)
         return "\n".join([line, *(f"    {escaped(place)}" for place in places)])
 
 
-def _entries(record: logging.LogRecord) -> dict[str, Any]:
-    """What there is to say, in order."""
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    entries: dict[str, Any] = {
-        "time": f"{moment}.{int(record.msecs):03}Z",
-        "level": record.levelname.lower(),
-        "logger": record.name,
-        "message": record.getMessage(),
-        **getattr(record, "fields", {}),
-    }
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What there is to say beside the message, in order."""
+    fields: dict[str, Any] = dict(getattr(record, "fields", {}))
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
-        entries |= exception_fields(error)
-    return entries
+        fields |= exception_fields(error)
+    return fields
 
 
 def exception_fields(error: BaseException) -> dict[str, Any]:
@@ -82,9 +81,10 @@ def exception_fields(error: BaseException) -> dict[str, Any]:
 
 def escaped(text: str) -> str:
     """The text in printable ASCII and whatever other letters; all else as JSON escapes it."""
-    return "".join(
-        char if char.isprintable() else json.dumps(char)[1:-1] for char in text[:MAX_LINE_BYTES]
-    )
+    text = text[:MAX_LINE_BYTES]
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _plain(value: object) -> str:
