@@ -422,16 +422,35 @@ def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> N
         assert error["retry_safe"] is True
 
 
-def test_the_bodies_are_described_for_machines(server: RunningServer) -> None:
+def test_the_api_is_described_for_machines(server: RunningServer) -> None:
     page = ask(server.port, request("GET", "/openapi.json")).json()
+    operations = [each for path in page["paths"].values() for each in path.values()]
+    assert len({each["operationId"] for each in operations}) == len(operations)
+    assert all(each["summary"] for each in operations)
+    assert set(page["paths"]["/streams/{stream_id}"]) == {"get", "delete"}
+    for path, name in (("/streams/{stream_id}", "stream_id"), ("/v1/models/{model}", "model")):
+        (parameter,) = page["paths"][path]["get"]["parameters"]
+        assert (parameter["name"], parameter["in"]) == (name, "path")
+    native = page["components"]["schemas"]["GenerateRequest"]
+    turn = page["components"]["schemas"][turn_of(native)]
+    assert set(turn["properties"]) == {"role", "content"}
     for path, required in ((CHAT, "messages"), (COMPLETIONS, "prompt")):
         content = page["paths"][path]["post"]["requestBody"]["content"]
         name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
         body = page["components"]["schemas"][name]
         assert body["required"] == [required]
         assert {"model", "stream", "n", "seed", "logit_bias"} <= set(body["properties"])
+        if path == CHAT:
+            turn = page["components"]["schemas"][turn_of(body)]
+            assert {"role", "content", "tool_calls"} <= set(turn["properties"])
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(page)))
     assert names <= set(page["components"]["schemas"])
+
+
+def turn_of(body: dict[str, Any]) -> str:
+    """The name of the schema of one of its messages."""
+    (name,) = re.findall(r"#/components/schemas/(\w+)", json.dumps(body["properties"]["messages"]))
+    return str(name)
 
 
 def test_the_log_tells_of_all_choices() -> None:
