@@ -12,7 +12,11 @@ little share core 1. CPU is the operating system's count for the server's proces
 - paced: every stream gets its tokens at a steady rate; each token is the time at which the engine
   pushed it, so what the client adds to is the latency that Penstock added.
 - first: the time from sending a request to its first token, while others are open.
+- request: what a request costs that asks for one token: its connection, its answer, its line in the
+  log.
 - idle: memory of the server's process for each open stream that is silent.
+- machine: by how much a sleep of a millisecond overruns on the server's core while nothing else
+  runs. No latency can be measured that is less; read the others beside it.
 
 One line for each run, medians of the repeats, and JSON with the machine and versions.
 """
@@ -46,6 +50,8 @@ SERVER_CORE, OTHER_CORE = 0, 1
 LOCKSTEP_TOKENS = 256
 FREE_TOKENS = 1024
 WARM_STREAMS = 200
+NUM_REQUESTS = 500
+NUM_SLEEPS = 2000
 PACED_SECONDS = 8
 PATH = "/generate"
 Figures = dict[str, float]
@@ -170,9 +176,37 @@ def first(num_streams: int) -> Figures:
     with penstock("Paced", rate=50, eager="true") as server:
         others = Streams(server.port, num_streams - 1, request(PATH, {"max_tokens": 1024}))
         data = request(PATH, {"max_tokens": 1})
-        times = sorted(first_token(server.port, data) for _ in range(500))
+        times = sorted(first_token(server.port, data) for _ in range(NUM_REQUESTS))
         others.close()
     return {"p50_ms": 1e3 * quantile(times, 0.5), "p99_ms": 1e3 * quantile(times, 0.99)}
+
+
+def one_token(path: str) -> Figures:
+    """Requests for one token, one after the other."""
+    with penstock("Paced", rate=50, eager="true") as server:
+        data = request(path, {"max_tokens": 1})
+        first_token(server.port, data)  # what is made once is made now
+        began, cpu = time.monotonic(), server.cpu_s()
+        for _ in range(NUM_REQUESTS):
+            first_token(server.port, data)
+        seconds, cpu = time.monotonic() - began, server.cpu_s() - cpu
+    return {
+        "requests_per_second": NUM_REQUESTS / seconds,
+        "cpu_us_per_request": 1e6 * cpu / NUM_REQUESTS,
+    }
+
+
+def machine() -> Figures:
+    """What the machine itself adds, in milliseconds."""
+    os.sched_setaffinity(0, {SERVER_CORE})
+    overruns = []
+    for _ in range(NUM_SLEEPS):
+        began = time.perf_counter()
+        time.sleep(0.001)
+        overruns.append(1e3 * (time.perf_counter() - began) - 1)
+    os.sched_setaffinity(0, {OTHER_CORE})
+    overruns.sort()
+    return {"p50_ms": quantile(overruns, 0.5), "p99_ms": quantile(overruns, 0.99)}
 
 
 def idle(num_streams: int) -> Figures:
@@ -209,7 +243,12 @@ RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
         ("paced, 1,000 streams x 20/s", lambda: paced(1000, 20)),
     ],
     "first": [("first token, 64 streams", lambda: first(64))],
+    "request": [
+        ("a request for one token", lambda: one_token(PATH)),
+        ("the same, /v1", lambda: one_token("/v1/completions")),
+    ],
     "idle": [("idle, 8,000 streams", lambda: idle(8000))],
+    "machine": [("a sleep's overrun", machine)],
 }
 
 
