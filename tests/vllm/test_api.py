@@ -204,6 +204,7 @@ def test_a_server_that_is_killed_leaves_nothing_of_vllm_behind(server: RunningSe
 
 def open_files(leader: int) -> set[str]:
     """What the processes of a group share: memory that is mapped, sockets that are bound."""
-    maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in group_of(leader)]
-    sockets = Path("/proc/net/unix").read_text()
-    return {line.split()[-1] for line in "\n".join([*maps, sockets]).splitlines() if line}
+    processes = group_of(leader)
+    maps = {mapped.path for process in processes for mapped in process.memory_maps()}
+    sockets = {str(own.laddr) for process in processes for own in process.net_connections("unix")}
+    return maps | sockets
