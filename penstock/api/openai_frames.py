@@ -181,10 +181,16 @@ class ChunkFrames:
         self._num_sent = num_sent
         self._num_open = len(streams)
         self._is_over = False
+        # OpenAI's SDK puts the choices of a chat in the order in which they first come, and fails
+        # where that is not theirs.
+        self._must_open = form.is_chat and len(streams) > 1
 
     def frame(self, events: list[tuple[int, Event]]) -> bytes:
         """The frames of these events, in one piece."""
         parts: list[bytes] = []
+        if self._must_open and events and not isinstance(events[0][1], Failure):
+            self._must_open = False
+            parts += [choice.opening() for choice in self._choices]
         for number, event in events:
             if self._is_over:  # the other choices of a response that has failed say no more
                 break
@@ -260,6 +266,15 @@ class _ChoiceFrames:
             usage = self._form.usage_object(so_far, self._num_reasoning)
         choice = self._form.choice(self._number, text, logprobs)
         return (_FRAME % _encode(self._form.chunk([choice], usage)),)
+
+    def opening(self) -> bytes:
+        """The frame that says whose words come, before there are any."""
+        self._has_begun = True
+        usage = None
+        if self._form.continuous_usage:
+            usage = self._form.usage_object(Usage(self._stream.usage.prompt_tokens, 0), 0)
+        choice = self._form.choice(self._number, {"role": "assistant", "content": ""})
+        return _FRAME % _encode(self._form.chunk([choice], usage))
 
     def last_chunk(self, end: Finish) -> dict[str, Any]:
         """The chunk with the finish reason; the only one of an answer without text."""

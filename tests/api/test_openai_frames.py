@@ -73,10 +73,14 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
     made[1].delta("b", 1, ())
     made[1].finish("length", 1)
     first = data_of(frames.frame([(1, event) for event in made[1].log.after(0)]))
-    assert [chunk["choices"][0]["index"] for chunk in first] == [1, 1]
+    # All begin in order, whichever has something to say first.
+    assert [chunk["choices"][0]["index"] for chunk in first] == [0, 1, 1, 1]
+    for chunk in first[:2]:
+        assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first[2]["choices"][0]["delta"] == {"content": "b"}
     made[0].finish("stop", 0)
     last, usage, done = data_of(frames.frame([(0, event) for event in made[0].log.after(0)]))
-    assert last["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert last["choices"][0]["delta"] == {}
     counts = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
     assert usage["usage"] == counts | {"completion_tokens_details": {"reasoning_tokens": 0}}
     assert done == DONE
@@ -121,7 +125,7 @@ async def test_what_other_choices_had_said_after_a_failure_is_not_said_after_the
     made[1].delta("b", 1, ())
     made[1].finish("stop", 1)
     frames = ChunkFrames(form(echoes=("", ""), num_per_prompt=2), made)
-    text, error, done = data_of(frames.frame(all_events(made)))
+    *_, text, error, done = data_of(frames.frame(all_events(made)))
     assert text["choices"][0]["delta"]["content"] == "a"
     assert error["error"]["code"] == "engine_error"
     assert done == DONE

@@ -577,6 +577,19 @@ def test_the_streaming_helper_of_the_client_reads_a_whole_answer(client: openai.
     assert "".join(deltas) == final.choices[0].message.content
 
 
+def test_the_streaming_helper_reads_choices_that_begin_in_any_order(of_rill: openai.OpenAI) -> None:
+    """What went wrong: choices began in the order of their first tokens, and the SDK, which takes
+    that for their numbers, failed with IndexError. Whom: whoever streamed several choices from a
+    real engine. Why not now: all begin before any has a token."""
+    for seed in range(4):
+        with of_rill.chat.completions.stream(
+            model="rill", messages=HELLO, n=4, seed=seed, max_tokens=20
+        ) as stream:
+            choices = stream.get_final_completion().choices
+        assert [choice.index for choice in choices] == [0, 1, 2, 3]
+        assert all(choice.finish_reason for choice in choices)
+
+
 def test_a_failure_within_the_stream_is_an_error_and_not_an_end() -> None:
     with (
         serve(engine="mock", mock_interval=0, engine_arg=["fail_at=3"]) as server,
