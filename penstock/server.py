@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # What a last response is given to get out, when the time for draining is up.
 CLOSE_GRACE_S = 1.0
+# How long a client that reads slowly has for what was handed over to the HTTP library for it.
+IDLE_GRACE_S = 4.0
 DEFAULT_SLOTS = 8
 
 
@@ -141,7 +143,7 @@ class Server:
         finally:
             streams.shut_down()
             closing.set()
-            await self._close(serving)
+            await self._close(serving, app.idle)
             beating.cancel()
             measuring.cancel()
             await engine.stop()
@@ -155,19 +157,27 @@ class Server:
         hurry.cancel()
         drain.cancel()
 
-    async def _close(self, serving: asyncio.Task[None]) -> None:
+    async def _close(self, serving: asyncio.Task[None], idle: asyncio.Event) -> None:
         """Wait for the last responses as long as draining may take, then cut them: a client that
-        does not read, or does not send what it announced, could hold the server for ever."""
+        does not read could hold the server for ever. So could one that only keeps a connection
+        open, which is all that there is soon after the server is `idle`."""
+
+        async def kept_open() -> None:
+            await idle.wait()
+            await asyncio.sleep(IDLE_GRACE_S)
+
         left = max(0.0, self._drain_until - time.monotonic())
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({serving, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
+        reasons = {asyncio.create_task(kept_open()), asyncio.create_task(self._hurry.wait())}
+        await asyncio.wait({serving, *reasons}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        for reason in reasons:
+            reason.cancel()
         await asyncio.wait({serving}, timeout=CLOSE_GRACE_S)
         if serving.done():
             serving.result()
-        else:
+            return
+        if not idle.is_set():
             log.warning("cut connections whose clients did not take their answers")
-            serving.cancel()
+        serving.cancel()
 
     async def _unless_stopped(self, starting: Any) -> ModelInfo | None:
         """The result of `starting`, or None where the server is stopped first."""

@@ -4,7 +4,6 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
 
 from penstock.api.auth import KeyCheck, KeyRing
 from penstock.api.body import Bodies
@@ -39,7 +38,7 @@ def create_app(
     pulse: Pulse,
     bodies: Bodies,
     keys: KeyRing,
-) -> ASGIApp:
+) -> Exchanges:
     """An application that serves `engine` through `streams` to those that have one of `keys`."""
 
     def unready() -> str | None:

@@ -197,6 +197,10 @@ class Exchanges:
         self._app = app
         self._meter = meter
         self._log_prompts = log_prompts
+        self._num_open = 0
+        self.idle = asyncio.Event()
+        """Set while no request is being answered."""
+        self.idle.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -205,6 +209,8 @@ class Exchanges:
         if scope["method"] == "HEAD":
             send = _without_body(send)
         exchange = scope[KEY] = Exchange(scope, send, keeps_prompt=self._log_prompts)
+        self._num_open += 1
+        self.idle.clear()
 
         # Not a coroutine of its own: that would cost every send something.
         def send_on(message: Message) -> Awaitable[None]:
@@ -226,6 +232,9 @@ class Exchanges:
             # What the error says may hold what the client sent, and others would print it.
             raise RequestError(f"request {exchange.id} failed; the line before says how") from None
         finally:
+            self._num_open -= 1
+            if not self._num_open:
+                self.idle.set()
             self._tell(exchange, scope)
 
     def _tell(self, exchange: Exchange, scope: Scope) -> None:

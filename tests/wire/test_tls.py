@@ -1,6 +1,7 @@
 """HTTPS: both versions of HTTP, a certificate that changes, and what is no TLS."""
 
 import contextlib
+import signal
 import socket
 import ssl
 import time
@@ -166,6 +167,24 @@ def test_the_server_ends_while_connections_of_two_certificates_are_open(
             assert server.process.wait(20) == 0
         with contextlib.suppress(ConnectionError):
             assert old.recv(10) == b""
+
+
+def test_clients_that_only_keep_connections_open_do_not_hold_the_server_up(
+    certificate: Certificate,
+) -> None:
+    """What went wrong: a client of HTTP/2 that has its answer and does not listen any more held the
+    server until the time for draining was up. Whom: whoever restarts a server behind a pool of
+    connections. Why not now: what is open soon after the last answer is closed."""
+    with (
+        serve(engine="mock", drain_timeout=600, **certificate.flags()) as server,
+        httpx.Client(verify=context(), http2=True, timeout=20) as client,
+        connected(server, "http/1.1") as half,
+    ):
+        half.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        assert client.get(f"{server.url}/health").http_version == "HTTP/2"
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(2 * HEADER_TIMEOUT_S) == 0
+    assert not [line for line in server.output if "WARNING" in line or "ERROR" in line]
 
 
 def test_a_handshake_that_never_comes_and_a_head_that_stops_are_given_up(
