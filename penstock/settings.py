@@ -29,6 +29,8 @@ BUILT_IN_MODEL = "rill"
 LISTS = ("engine_arg", "cors_origin", "api_key", "admin_key", "allow_host")
 
 LogFormat = Literal["text", "json"]
+# As a browser sends it: no path, not even a slash.
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
@@ -99,7 +101,7 @@ class Settings(BaseSettings):
     allow_host: Annotated[list[str], NoDecode] = []
     """A name by which the server may be asked for, beside this machine's own; may be repeated. For
     a proxy on this machine that passes on the Host it was asked for."""
-    cors_origin: Annotated[list[str], NoDecode] = []
+    cors_origin: Annotated[list[Origin], NoDecode] = []
     """A web origin whose pages may call this server (https://example.org); may be repeated.
     null is a page opened from a file, * is every page."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024

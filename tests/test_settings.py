@@ -52,6 +52,7 @@ def test_lists_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PENSTOCK_CORS_ORIGIN", "null, https://example.org")
     assert load_settings().cors_origin == ["null", "https://example.org"]
     assert load_settings(cors_origin=["*"]).cors_origin == ["*"]
+    assert load_settings(cors_origin=["http://[::1]:3000"]).cors_origin == ["http://[::1]:3000"]
 
 
 def test_engines_parameters_come_from_its_table_and_flags_win() -> None:
@@ -104,6 +105,8 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
         ("slots = -1", ["'slots' is not valid", "Requests that run at once"]),
         ("drain_timeout = inf", ["'drain_timeout' is not valid"]),
         ("body_timeout = nan", ["'body_timeout' is not valid"]),
+        ('cors_origin = ["https://example.org/"]', ["'cors_origin' is not valid"]),
+        ('cors_origin = ["example.org"]', ["'cors_origin' is not valid"]),
         ("max_connections = 99999999999", ["'max_connections' is not valid"]),
         ('engine = "vlm"', ["'engine' is not valid", "'llamacpp'"]),
         ('engine = "a.b:"', ["'engine' is not valid", "package.module:Class"]),

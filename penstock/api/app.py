@@ -67,14 +67,7 @@ def create_app(
                 CORSMiddleware,
                 allow_origins=settings.cors_origin,
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=[
-                    "Authorization",
-                    "Content-Type",
-                    "Last-Event-ID",
-                    "X-Penstock-Resumable",
-                    "X-Penstock-Timeout",
-                    "X-Request-ID",
-                ],
+                allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
                 expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing", "Retry-After"],
             ),
             Middleware(KeyCheck, keys=keys),

@@ -65,7 +65,7 @@ def problem_response(problem: Problem) -> Response:
 
 def problem_for(scope: Scope, problem: Problem) -> Response:
     """The same in the form of the API that the request is for."""
-    if scope["path"].startswith(PREFIX):
+    if f"{scope['path']}/".startswith(PREFIX):
         return error_response(problem)
     return problem_response(problem)
 

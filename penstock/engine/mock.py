@@ -11,6 +11,9 @@ import re
 import signal
 from collections.abc import Iterator
 from itertools import count, cycle, islice
+from typing import Annotated
+
+from msgspec import Meta
 
 from penstock.engine.protocol import ModelInfo, Sink, refusal
 from penstock.engine.slots import Slots
@@ -22,6 +25,9 @@ TEXT = (
     " whole weight of the lake leans into one long pipe. Nothing is lost on the way: what goes in"
     " at the top comes out at the bottom, in the same order, as fast as the wheel can take it."
 )
+
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
 
 
 class Mock:
@@ -39,12 +45,12 @@ class Mock:
         self,
         *,
         name: str = "mock",
-        interval: float = 0.3,
+        interval: Seconds = 0.3,
         text: str = TEXT,
-        length: int = 0,
-        prefill: float = 0.0,
-        context_length: int = 8192,
-        slots: int = 0,
+        length: Count = 0,
+        prefill: Seconds = 0.0,
+        context_length: Annotated[int, Meta(ge=1)] = 8192,
+        slots: Count = 0,
         numbered: bool = False,
         fail_at: int = -1,
         hang_at: int = -1,

@@ -15,8 +15,9 @@ import os
 import signal
 import socket
 import sys
-from typing import cast
+from typing import cast, get_type_hints
 
+import msgspec
 import uvloop
 from setproctitle import setproctitle
 
@@ -124,8 +125,28 @@ def load(target: str, options: dict[str, object]) -> Engine:
             f"The engine does not take these parameters: {error}.",
             "It takes: " + ", ".join(inspect.signature(engine_class).parameters),
         ) from error
+    check_values(engine_class, options)
     engine: Engine = engine_class(**options)
     return engine
+
+
+def check_values(engine_class: type[Engine], options: dict[str, object]) -> None:
+    """Raises StartError for a value that is not what the constructor's annotation says, where that
+    is something that a flag or a file can hold."""
+    try:
+        kinds = get_type_hints(engine_class.__init__, include_extras=True)
+    except NameError:  # imported for type checkers only
+        return
+    for name, value in options.items():
+        try:
+            msgspec.convert(value, kinds.get(name, object))
+        except msgspec.ValidationError as error:
+            raise StartError(
+                f"The engine does not take this value for {name!r}: {error}.",
+                f"Give another: --engine-arg {name}=VALUE",
+            ) from None
+        except TypeError:  # an annotation of the engine's own
+            continue
 
 
 async def relay(outbox: Outbox) -> None:

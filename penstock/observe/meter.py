@@ -131,7 +131,7 @@ class Meter:
         completion_tokens: int,
         total_time: float,
     ) -> None:
-        """A stream has its terminal event. `error_code` is empty where `cause` is not "error"."""
+        """A stream has its terminal event. `error_code`: why, where it is "error" or "refused"."""
         self.num_ended[_bounded(self.num_ended, (cause, error_code), (cause, "other"))] += 1
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens

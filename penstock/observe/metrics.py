@@ -195,8 +195,8 @@ METRICS: tuple[Distribution | Count | Level, ...] = (
     ),
     Count(
         "penstock_streams_ended_total",
-        "Streams that ended, by cause (stop, length, cancelled, client_gone, deadline, error) and, "
-        "for errors, by code.",
+        "Streams that ended, by cause (stop, length, cancelled, client_gone, deadline, error, "
+        "refused) and, for the last two, by code.",
         lambda meter, _: meter.num_ended,
         ("cause", "code"),
     ),

@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.engine.protocol import STATUSES
 from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure, TerminalEvent
 from penstock.observe.meter import Meter
@@ -378,9 +379,16 @@ class Streams:
             self._open[stream_id].give_up("engine_died", NOT_BACK)
 
     def _tell_meter(self, stream: Stream, end: TerminalEvent) -> None:
+        cause, error_code = ended_as(end), ""
+        if stream.client_gone:
+            cause = "client_gone"
+        elif isinstance(end, Failure):
+            error_code = end.code
+            if STATUSES.get(end.code, 500) < 500:  # the request's own fault: nobody to be woken
+                cause = "refused"
         self.meter.stream_ended(
-            cause="client_gone" if stream.client_gone else ended_as(end),
-            error_code=end.code if isinstance(end, Failure) else "",
+            cause=cause,
+            error_code=error_code,
             prompt_tokens=end.usage.prompt_tokens,
             completion_tokens=end.usage.completion_tokens,
             total_time=end.timings.total_time,

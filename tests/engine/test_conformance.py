@@ -455,6 +455,15 @@ async def test_a_parameter_that_an_engine_does_not_have_is_named() -> None:
         await engine.start()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("length", "x"), ("interval", -1), ("context_length", 0), ("numbered", 1)]
+)
+async def test_a_value_that_an_engine_does_not_take_is_named(name: str, value: object) -> None:
+    engine = ChildEngine("penstock.engine.mock:Mock", {name: value})
+    with pytest.raises(StartError, match=f"value for '{name}'"):
+        await engine.start()
+
+
 async def test_an_engine_that_is_not_there_says_so() -> None:
     engine = ChildEngine("penstock.engine.nothing:Nothing", {})
     with pytest.raises(StartError, match="cannot be imported"):

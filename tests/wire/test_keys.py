@@ -221,11 +221,13 @@ def test_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_admitted_page() 
             headers={
                 **headers,
                 "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization, content-type",
+                # As from OpenAI's own client in a browser.
+                "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
             },
             timeout=5,
         )
         assert preflight.status_code == 200
+        assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
         refused = requests.post(url, json={"prompt": "x"}, headers=headers, timeout=5)
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == "https://example.org"
