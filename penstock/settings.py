@@ -191,7 +191,8 @@ class _File(PydanticBaseSettingsSource):
         except (OSError, ValueError) as error:
             raise StartError(
                 f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.",
-                f"It is a file of settings in TOML; {ENV_PREFIX}CONFIG names another one.",
+                f"It is a file of settings in TOML; {ENV_PREFIX}CONFIG names another one. Beside a"
+                " table [engine.NAME] the engine itself is named in [engine], as name.",
             ) from None
         if "engine_tables" in values:  # our own word for what is written [engine.llamacpp]
             raise StartError("There is no setting 'engine_tables'.", _nearest("engine"))

@@ -114,6 +114,7 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
         ("[engine.llamacp]\nn_ctx = 1", ["no engine 'llamacp'", "llamacpp"]),
         ("[engine]\nmock = 5", ["engine.mock is not a table"]),
         ("port = ", ["penstock.toml cannot be read", "Invalid value"]),
+        ('engine = "mock"\n[engine.mock]\ntext = "hi"', ["cannot be read", "in [engine], as name"]),
     ],
 )
 def test_what_is_wrong_in_the_file_is_said_with_the_next_step(

@@ -43,10 +43,10 @@ class Bodies:
         return parse_object(await self._read(request))
 
     async def _read(self, request: Request) -> bytes:
-        exchange_of(request.scope).has_begun_body = True
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
+        exchange_of(request.scope).has_begun_body = True
         body = bytearray()
         limit = asyncio.timeout(0 if self._refusal else self._timeout)
         try:

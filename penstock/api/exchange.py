@@ -34,7 +34,8 @@ OWNER = "penstock.owner"
 _TOLD = frozenset({"method", "client", "route", OWNER})
 # What an id of the client's may be, to be passed on: safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-MAX_DISCARDED_BYTES = 256 * 1024
+# Twice what a body may be by default: what is somewhat too large is told so, too.
+MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 DISCARD_TIMEOUT_S = 1.0
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _WORST_FIRST = ("error", "cancelled", "deadline", "length", "stop")

@@ -49,6 +49,15 @@ def timing_of(answer: Response) -> dict[str, float]:
     return {name: float(milliseconds) for name, milliseconds in parts}
 
 
+def test_who_sends_a_body_that_is_too_large_learns_it(server: RunningServer) -> None:
+    """What went wrong: the connection was closed while the client was still sending, and the answer
+    lost with it. Whom: clients that send without waiting, most of them. Why not now: what is not
+    far too large is read, and thrown away, first."""
+    for _ in range(10):
+        answer = ask(server.port, post(b"a" * 5_000_000))
+        assert (answer.status, answer.json()["code"]) == (413, "body_too_large")
+
+
 @pytest.mark.parametrize("good", ["a", "trace-1.2_3", "A" * 128])
 def test_a_client_s_own_id_comes_back(server: RunningServer, good: str) -> None:
     answer = ask(server.port, request("GET", "/health", f"X-Request-ID: {good}"))
