@@ -133,12 +133,15 @@ def free(num_streams: int) -> Figures:
     return figures
 
 
-def throughput(server: Server, run: Callable[[], float], num_tokens: int) -> Figures:
-    """Of a `run` that brings so many tokens and tells how many seconds that took."""
+def throughput(
+    server: Server, run: Callable[[], float], number: int, unit: str = "token"
+) -> Figures:
+    """Of a `run` that brings so many tokens (or what `unit` says) and tells how many seconds that
+    took."""
     cpu = server.cpu_s()
     seconds = run()
     cpu = server.cpu_s() - cpu
-    return {"tokens_per_second": num_tokens / seconds, "cpu_us_per_token": 1e6 * cpu / num_tokens}
+    return {f"{unit}s_per_second": number / seconds, f"cpu_us_per_{unit}": 1e6 * cpu / number}
 
 
 def paced(num_streams: int, rate: int) -> Figures:
@@ -186,14 +189,14 @@ def one_token(path: str) -> Figures:
     with penstock("Paced", rate=50, eager="true") as server:
         data = request(path, {"max_tokens": 1})
         first_token(server.port, data)  # what is made once is made now
-        began, cpu = time.monotonic(), server.cpu_s()
-        for _ in range(NUM_REQUESTS):
-            first_token(server.port, data)
-        seconds, cpu = time.monotonic() - began, server.cpu_s() - cpu
-    return {
-        "requests_per_second": NUM_REQUESTS / seconds,
-        "cpu_us_per_request": 1e6 * cpu / NUM_REQUESTS,
-    }
+
+        def run() -> float:
+            began = time.monotonic()
+            for _ in range(NUM_REQUESTS):
+                first_token(server.port, data)
+            return time.monotonic() - began
+
+        return throughput(server, run, NUM_REQUESTS, "request")
 
 
 def machine() -> Figures:

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.responses import Response
 
 from penstock.api.exchange import ProblemResponse
-from penstock.engine.protocol import STATUSES
+from penstock.engine.protocol import status_of
 from penstock.errors import InvalidFields, Problem
 from penstock.events import Failure
 
@@ -41,7 +41,7 @@ def error_response(problem: Problem) -> Response:
 
 def failure_object(failure: Failure) -> dict[str, Any]:
     """The same for a stream that failed on the way."""
-    status = STATUSES.get(failure.code, 500)
+    status = status_of(failure.code)
     return _error_object(failure.code, failure.message, status, failure.retry_safe)
 
 

@@ -255,26 +255,27 @@ class _ChoiceFrames:
             text = {**role, **delta_fields(delta)}
             self._has_called = self._has_called or isinstance(delta, ToolCall)
         self._has_begun = True
-        logprobs = usage = None
+        logprobs = None
         if self._form.has_logprobs and is_text:
             logprobs = self._form.logprobs([delta], self._num_characters)
         self._num_characters += len(delta.text)
         self._num_tokens += delta.num_tokens
         if self._form.continuous_usage:
             self._num_reasoning += reasoning_tokens([delta])
-            so_far = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
-            usage = self._form.usage_object(so_far, self._num_reasoning)
         choice = self._form.choice(self._number, text, logprobs)
-        return (_FRAME % _encode(self._form.chunk([choice], usage)),)
+        return (_FRAME % _encode(self._form.chunk([choice], self._usage_so_far())),)
 
     def opening(self) -> bytes:
         """The frame that says whose words come, before there are any."""
         self._has_begun = True
-        usage = None
-        if self._form.continuous_usage:
-            usage = self._form.usage_object(Usage(self._stream.usage.prompt_tokens, 0), 0)
         choice = self._form.choice(self._number, {"role": "assistant", "content": ""})
-        return _FRAME % _encode(self._form.chunk([choice], usage))
+        return _FRAME % _encode(self._form.chunk([choice], self._usage_so_far()))
+
+    def _usage_so_far(self) -> dict[str, Any] | None:
+        if not self._form.continuous_usage:
+            return None
+        so_far = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
+        return self._form.usage_object(so_far, self._num_reasoning)
 
     def last_chunk(self, end: Finish) -> dict[str, Any]:
         """The chunk with the finish reason; the only one of an answer without text."""

@@ -73,9 +73,7 @@ def problem_for(scope: Scope, problem: Problem) -> Response:
 def problem_of(end: TerminalEvent) -> Problem | None:
     """Why there is no whole answer that ends so, if there is none."""
     if isinstance(end, Failure):
-        problem = problem_with(end.code, end.message)
-        problem.retry_safe = end.retry_safe
-        return problem
+        return problem_with(end.code, end.message, retry_safe=end.retry_safe)
     if end.reason == "deadline" and not end.usage.completion_tokens:
         return Unavailable(
             "deadline_passed",

@@ -119,6 +119,11 @@ STATUSES: Mapping[str, int] = {
 """Codes of failures whose HTTP status is not 500: 429 and 503 say that trying again may help."""
 
 
+def status_of(code: str) -> int:
+    """The HTTP status of a failure with this code."""
+    return STATUSES.get(code, 500)
+
+
 def refusal(request: Request, prompt_tokens: int, context_length: int) -> tuple[str, str] | None:
     """The code and the sentence with which an engine refuses a prompt of this length, if it does:
     every engine in the same words."""

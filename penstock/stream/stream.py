@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from penstock.engine.protocol import STATUSES, EngineFinish
+from penstock.engine.protocol import EngineFinish, status_of
 from penstock.errors import BadRequest, EngineFailure, Problem, Unavailable
 from penstock.events import (
     Delta,
@@ -39,11 +39,14 @@ Phase = Literal["queued", "submitted", "in line", "running", "progressed"]
 last submitted: nothing yet, accepted, given a slot, something generated (or the request ended)."""
 
 
-def problem_with(code: str, message: str) -> Problem:
-    """The problem that an engine's failure is for a client."""
-    status = STATUSES.get(code, 500)
+def problem_with(code: str, message: str, *, retry_safe: bool) -> Problem:
+    """The problem that an engine's failure is for a client; `retry_safe`, unless it is of a kind
+    that never is."""
+    status = status_of(code)
     kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
-    return kind(code, message, status=status)
+    problem = kind(code, message, status=status)
+    problem.retry_safe = problem.retry_safe and retry_safe
+    return problem
 
 
 class StreamReader(Protocol):
@@ -440,8 +443,7 @@ class Stream:
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
         if self.log.terminal is not None:
             return
-        problem = problem_with(code, message)
-        problem.retry_safe &= retry_safe
+        problem = problem_with(code, message, retry_safe=retry_safe)
         end = Failure(code, message, problem.retry_safe, self.usage, self._timings())
         self._end(end, engine_done, problem)
 

@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.engine.protocol import STATUSES
+from penstock.engine.protocol import status_of
 from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure, TerminalEvent
 from penstock.observe.meter import Meter
@@ -384,7 +384,7 @@ class Streams:
             cause = "client_gone"
         elif isinstance(end, Failure):
             error_code = end.code
-            if STATUSES.get(end.code, 500) < 500:  # the request's own fault: nobody to be woken
+            if status_of(end.code) < 500:  # no fault of the server's: nobody to be woken
                 cause = "refused"
         self.meter.stream_ended(
             cause=cause,

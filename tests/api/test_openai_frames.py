@@ -125,7 +125,8 @@ async def test_what_other_choices_had_said_after_a_failure_is_not_said_after_the
     made[1].delta("b", 1, ())
     made[1].finish("stop", 1)
     frames = ChunkFrames(form(echoes=("", ""), num_per_prompt=2), made)
-    *_, text, error, done = data_of(frames.frame(all_events(made)))
+    *opening, text, error, done = data_of(frames.frame(all_events(made)))
+    assert [chunk["choices"][0]["index"] for chunk in opening] == [0, 1]
     assert text["choices"][0]["delta"]["content"] == "a"
     assert error["error"]["code"] == "engine_error"
     assert done == DONE
