@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import bars, check
-from penstock.hub import find_model
+from penstock.engine.llamacpp.hub import find_model
 
 SLOTS = 16
 CONTEXT = 1024

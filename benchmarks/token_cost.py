@@ -18,15 +18,15 @@ from typing import Any, Literal
 import uvloop
 from starlette.types import Message
 
-from penstock.api.exchange import KEY, Exchange
-from penstock.api.frames import NativeFrames
-from penstock.api.openai_frames import ChunkForm, ChunkFrames
-from penstock.api.pulse import Pulse
-from penstock.api.response import StreamResponse
+from penstock.api.native.frames import NativeFrames
+from penstock.api.openai.frames import ChunkForm, ChunkFrames
 from penstock.request import Request
 from penstock.stream.reader import MergedReader, Reader
+from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
-from penstock.stream.streams import Streams
+from penstock.web.access import KEY, Exchange
+from penstock.web.delivery import StreamResponse
+from penstock.web.liveness import Pulse
 
 ROUNDS = 30
 Route = Literal["native", "openai"]

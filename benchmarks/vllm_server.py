@@ -33,17 +33,17 @@ import psutil
 
 import penstock
 from benchmarks.embedded import Measured, Target, free_port, measure, quantile
-from tests.servers import serve
+from tests.support.raw import Connection
+from tests.support.servers import serve
 from tests.vllm.engines import group_of
 from tests.vllm.models import make_models
 from tests.vllm.running import Watch, watched
-from tests.wire.raw import Connection
 
 START_LIMIT_S = 300.0
 ABORT_LIMIT_S = 10.0
 ABORTS_PER_STREAM = 5  # while one other stream goes on, which max_tokens ends at some time
 LONG = 1000
-NICENESS = 5  # penstock.engine.vllm's; not imported, as that imports vLLM into the client
+NICENESS = 5  # penstock.engine.vllm.engine's; not imported, as that imports vLLM into the client
 WARM_UP_S = 4.0  # vLLM compiles its sampler, for one and for several
 ENGINE_ARGS = {
     "dtype": "float32",

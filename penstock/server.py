@@ -20,22 +20,22 @@ from typing import Any
 
 import uvloop
 
-from penstock.api.app import create_app
-from penstock.api.auth import KeyRing, key_ring
-from penstock.api.body import Bodies
-from penstock.api.host import is_loopback
-from penstock.api.pulse import Pulse
-from penstock.engine.child import ChildEngine
+from penstock.app import create_app
+from penstock.engine.llamacpp.hub import find_model
+from penstock.engine.process.supervisor import ChildEngine
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
-from penstock.granian_server import Web, listen, tls_of
-from penstock.hub import find_model
 from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.meter import Meter
 from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
 from penstock.stream.admission import Admission
-from penstock.stream.streams import Limits, Streams, draining
+from penstock.stream.registry import Limits, Streams, draining
+from penstock.web.auth import KeyRing, key_ring
+from penstock.web.body import Bodies
+from penstock.web.granian import Web, listen, tls_of
+from penstock.web.host import is_loopback
+from penstock.web.liveness import Pulse
 
 log = logging.getLogger(__name__)
 

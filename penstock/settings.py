@@ -34,8 +34,8 @@ Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$"
 
 # Implementations by import string: an engine is imported only where it runs.
 ENGINES: dict[str, str] = {
-    "llamacpp": "penstock.engine.llamacpp:LlamaCpp",
-    "vllm": "penstock.engine.vllm:Vllm",
+    "llamacpp": "penstock.engine.llamacpp.engine:LlamaCpp",
+    "vllm": "penstock.engine.vllm.engine:Vllm",
     "mock": "penstock.engine.mock:Mock",
 }
 

@@ -8,4 +8,4 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
-pytest.register_assert_rewrite("tests.calling")
+pytest.register_assert_rewrite("tests.support.calling")

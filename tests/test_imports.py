@@ -20,16 +20,13 @@ ALLOWED: dict[str, set[str]] = {
     "sse": set(),
     "settings": {"errors"},
     "observe": {"observe"},
-    "hub": {"errors", "settings"},
-    "loading": {"settings"},
-    "engine": {"events", "request", "errors", "text", "engine"},
+    "engine": {"events", "request", "errors", "text", "engine", "settings"},
     "stream": WORDS | {"stream", "engine.protocol", "observe.meter"},
-    "api": WORDS
-    | {"api", "stream", "settings", "engine.child", "engine.protocol", "observe", "__init__"},
+    "web": WORDS | {"web", "stream", "observe", "api.openai.errors", "engine.protocol"},
+    "api": WORDS | {"api", "web", "stream", "settings", "engine", "observe", "__init__"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
-    "granian_server": {"errors"},
-    "terminal": {"events", "errors", "client", "settings", "server"},
+    "app": WORDS | {"api", "web", "stream", "engine.process", "settings"},
 }
 
 

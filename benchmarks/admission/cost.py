@@ -7,9 +7,9 @@ server's process (all its threads), and of the engine's beside it.
 import psutil
 
 from benchmarks.hold.report import Figures
-from penstock.api.auth import new_key
-from tests.servers import RunningServer, serve
-from tests.wire.raw import Connection, generate, open_stream, post, request
+from penstock.web.auth import new_key
+from tests.support.raw import Connection, generate, open_stream, post, request
+from tests.support.servers import RunningServer, serve
 
 
 async def measure(number: int) -> Figures:

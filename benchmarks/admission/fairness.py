@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.admission.asking import ask, post
 from benchmarks.hold.report import Figures, spread_ms
-from penstock.api.auth import key_table, new_key
-from tests.servers import serve
+from penstock.web.auth import key_table, new_key
+from tests.support.servers import serve
 
 NUM_SLOTS = 4
 NUM_TOKENS = 10

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.hold.report import Figures
-from tests.scraped import Scrape
-from tests.servers import serve
+from tests.support.scraped import Scrape
+from tests.support.servers import serve
 
 
 async def table() -> Figures:

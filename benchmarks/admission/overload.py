@@ -12,7 +12,7 @@ import psutil
 
 from benchmarks.admission.asking import Answer, ask, post
 from benchmarks.hold.report import Figures, spread_ms
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 NUM_SLOTS = 8
 NUM_TOKENS = 20

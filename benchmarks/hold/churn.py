@@ -14,11 +14,11 @@ from tests.faults.checker import judge_server
 from tests.faults.history import Held, History, numbered
 from tests.faults.processes import held_by, processes_of, settled
 from tests.faults.reading import Reader, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 AT_ONCE = 32
 SAMPLE_EVERY = 1000
-KNOWN = 10_000  # penstock.stream.streams.MAX_ENDED_KNOWN
+KNOWN = 10_000  # penstock.stream.registry.MAX_ENDED_KNOWN
 
 
 async def measure(number: int) -> Figures:

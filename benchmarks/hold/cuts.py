@@ -15,7 +15,7 @@ from tests.faults.checker import Verdict, judge_stream
 from tests.faults.history import History, numbered
 from tests.faults.proxy import Faults, How, Proxy, cut, latency, slices, sometimes
 from tests.faults.reading import Reader, RefusedError, fresh_word
-from tests.servers import serve
+from tests.support.servers import serve
 
 LENGTH = 60
 READERS = 48

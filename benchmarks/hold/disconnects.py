@@ -16,7 +16,7 @@ from tests.faults.checker import judge
 from tests.faults.history import Abort, EngineDid, Entry, History, numbered
 from tests.faults.reading import Reader, ask_how_it_ended, fresh_word
 from tests.faults.reporting import Reports
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 AT_ONCE = 200
 INTERVAL_S = 0.05

@@ -16,7 +16,7 @@ from tests.faults.checker import judge
 from tests.faults.history import History, numbered
 from tests.faults.processes import processes_of, still_there, until_readiness
 from tests.faults.reading import Reader, RefusedError, fresh_word
-from tests.servers import serve
+from tests.support.servers import serve
 
 DRAIN_S = 5.0
 INTERVAL_S = 0.02

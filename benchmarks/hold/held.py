@@ -14,7 +14,7 @@ from tests.faults.checker import judge
 from tests.faults.history import History, numbered
 from tests.faults.processes import held_by, processes_of, readiness, settled
 from tests.faults.reading import Reader, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 INTERVAL_S = 1.0
 OPENERS = 50

@@ -22,7 +22,7 @@ from tests.faults.checker import Verdict, judge_stream
 from tests.faults.history import Got, History, Truth, numbered
 from tests.faults.processes import kill_engine
 from tests.faults.reading import Reader, RefusedError, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 Asked = tuple[Truth, dict[str, Any]]
 MAX_TOKENS = 400

@@ -19,7 +19,7 @@ from tests.faults.checker import Rules, Verdict, judge
 from tests.faults.history import HeldBytes, History, numbered
 from tests.faults.processes import server_sockets
 from tests.faults.reading import Reader, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 STALL_TIMEOUT_S = 3.0
 INTERVAL_S = 0.05

@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock import __version__
-from penstock.api.pulse import Pulse
-from penstock.engine.child import ChildEngine
+from penstock.engine.process.supervisor import ChildEngine
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
-from penstock.stream.streams import Streams
+from penstock.stream.registry import Streams
+from penstock.web.liveness import Pulse
 
 
 def metrics_routes(registry: CollectorRegistry) -> list[Route]:

@@ -31,7 +31,7 @@ from penstock.observe.meter import Meter
 from penstock.request import Request, UnnamedTokens
 from penstock.stream.admission import Place
 from penstock.stream.log import Log
-from penstock.stream.owners import ANYBODY, Owner
+from penstock.stream.quotas import ANYBODY, Owner
 from penstock.text import Text
 
 Phase = Literal["queued", "submitted", "in line", "running", "progressed"]

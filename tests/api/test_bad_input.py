@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from penstock.api.body import MAX_DEPTH, check_content_type, parse_object
 from penstock.errors import BadRequest
-from tests.servers import RunningServer, serve
-from tests.wire.raw import Connection, ask, generate, post, request
+from penstock.web.body import MAX_DEPTH, check_content_type, parse_object
+from tests.support.raw import Connection, ask, generate, post, request
+from tests.support.servers import RunningServer, serve
 
 MARK = "zqxj"
 """Stands in the bad part of every row, and must stand in no answer."""

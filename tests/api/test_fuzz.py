@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.scraped import Scrape
-from tests.servers import serve
+from tests.support.scraped import Scrape
+from tests.support.servers import serve
 
 EXAMPLES = 25
 

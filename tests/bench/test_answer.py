@@ -16,7 +16,7 @@ from penstock.bench.answer import (
     Usage,
     error_message,
 )
-from tests.bench.events import DONE, END, ROLE, SSE, chunk, frame, text, usage
+from tests.support.bench_events import DONE, END, ROLE, SSE, chunk, frame, text, usage
 
 TIMES = st.floats(0, 1000, allow_nan=False)
 

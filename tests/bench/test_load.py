@@ -12,7 +12,7 @@ from penstock.bench.answer import TIMEOUT, UNFINISHED, Answer
 from penstock.bench.figures import client_figures, percentiles
 from penstock.bench.load import Run
 from penstock.bench.plan import Load
-from tests.bench.events import DONE, END, SSE, text
+from tests.support.bench_events import DONE, END, SSE, text
 
 SERVICE_S = 0.005
 PAUSE_S = 1.0

@@ -11,7 +11,7 @@ from penstock.bench.load import Run
 from penstock.bench.plan import Load
 from penstock.bench.run import Result, bench
 from tests.bench.test_servers import GOOD, OPTIONS, cut, models
-from tests.client.scripted_server import Script, scripted_server
+from tests.support.scripted_server import Script, scripted_server
 
 
 def measured(*scripts: Script) -> tuple[Result, Run]:

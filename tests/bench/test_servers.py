@@ -28,9 +28,9 @@ from penstock.bench.answer import (
 from penstock.bench.http import Server
 from penstock.bench.plan import Lengths, Load, Prompts
 from penstock.bench.run import BenchError, Options, Result, bench
-from tests.bench.events import DONE, END, ROLE, frame, text, usage
-from tests.client.scripted_server import END as BODY_END
-from tests.client.scripted_server import (
+from tests.support.bench_events import DONE, END, ROLE, frame, text, usage
+from tests.support.scripted_server import END as BODY_END
+from tests.support.scripted_server import (
     HEAD,
     PATIENCE_S,
     Peer,
@@ -39,7 +39,7 @@ from tests.client.scripted_server import (
     scripted_server,
     whole,
 )
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 KEY = "sk-very-secret-indeed"
 MODELS = whole(b'{"object": "list", "data": [{"id": "first"}, {"id": "second"}]}')

@@ -28,8 +28,8 @@ from penstock.client import (
     UnexpectedAnswerError,
 )
 from penstock.events import Timings, Usage
-from tests.client.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 from tests.client.test_answer import FINISH, delta, frame
+from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 
 TERMINAL = frame(**FINISH)
 FRAMES = [delta(0, "Hé"), delta(1, "llo"), TERMINAL]

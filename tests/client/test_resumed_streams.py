@@ -28,11 +28,11 @@ from penstock.client import (
     Stream,
     http,
 )
-from tests.client.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 from tests.client.test_answer import FINISH
 from tests.client.test_resume import event, log_of
 from tests.faults.proxy import Faults, black_hole, cut, proxy_in_a_thread
-from tests.servers import RunningServer, serve
+from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
+from tests.support.servers import RunningServer, serve
 
 TEXTS = ["Hé", "llo", " 👋"]
 LOG = log_of(*TEXTS)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from penstock.observe.metrics import METRICS
-from tests.deploy.prometheus import DEPLOY, Prometheus, scraping
-from tests.scraped import Scrape
-from tests.servers import RunningServer, serve
-from tests.wire.raw import ask, generate, open_stream, request
+from tests.support.prometheus import DEPLOY, Prometheus, scraping
+from tests.support.raw import ask, generate, open_stream, request
+from tests.support.scraped import Scrape
+from tests.support.servers import RunningServer, serve
 
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = DEPLOY / "grafana" / "penstock.json"

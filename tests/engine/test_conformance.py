@@ -17,13 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from penstock.engine.child import ChildEngine
+from penstock.engine.llamacpp.hub import find_model
+from penstock.engine.process.supervisor import ChildEngine
 from penstock.engine.protocol import EngineFinish
 from penstock.errors import StartError, Unavailable
-from penstock.hub import find_model
 from penstock.request import Message, Request, Sampling, UnnamedTokens
 from penstock.settings import ENGINES
-from tests.engine.recording import RecordingSink
+from tests.support.recording import RecordingSink
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -13,7 +13,7 @@ import psutil
 
 from tests.faults.exchange import fetch, request_bytes
 from tests.faults.proxy import Address
-from tests.servers import RunningServer
+from tests.support.servers import RunningServer
 
 PATIENCE_S = 60.0
 PROBE_S = 0.005

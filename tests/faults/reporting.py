@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.cli import main
+from penstock.cli.main import main
 from penstock.engine.mock import Mock
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob

@@ -44,7 +44,7 @@ from tests.faults.proxy import (
     slices,
 )
 from tests.faults.reading import Reader, RefusedError, ask_how_it_ended, cancel, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 LENGTH = 120
 INTERVAL_S = 0.01

@@ -12,7 +12,7 @@ from tests.faults.history import Held, History, numbered
 from tests.faults.processes import held_by, settled
 from tests.faults.proxy import Faults, How, Proxy, cut, latency, none, proxied, slices, sometimes
 from tests.faults.reading import Reader, RefusedError, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 LENGTH = 60
 PATIENCE_S = 60.0

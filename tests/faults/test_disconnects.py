@@ -11,7 +11,7 @@ from tests.faults.history import Abort, History, Told, numbered
 from tests.faults.processes import held_by, settled
 from tests.faults.reading import Reader, ask_how_it_ended, cancel, fresh_word
 from tests.faults.reporting import Reports
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 PATIENCE_S = 60.0
 LINGER_S = 0.5

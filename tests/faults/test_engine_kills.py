@@ -10,7 +10,7 @@ from tests.faults.checker import judge
 from tests.faults.history import Got, History, Truth, numbered
 from tests.faults.processes import PROBE_S, kill_engine, signal_engine, until_readiness
 from tests.faults.reading import Reader, RefusedError, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 LENGTH = 150
 PATIENCE_S = 60.0

@@ -10,7 +10,7 @@ from tests.faults.history import HeldBytes, History, numbered
 from tests.faults.processes import server_sockets
 from tests.faults.proxy import bandwidth, proxied
 from tests.faults.reading import Reader, fresh_word
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 STALL_TIMEOUT_S = 1.0
 LENGTH = 400

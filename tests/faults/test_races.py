@@ -27,8 +27,8 @@ from penstock.errors import Problem, Unavailable
 from penstock.events import Delta, Failure
 from penstock.request import Request
 from penstock.stream.reader import Reader
+from penstock.stream.registry import Limits, Streams, ended_as
 from penstock.stream.stream import Stream
-from penstock.stream.streams import Limits, Streams, ended_as
 from tests.faults.checker import judge
 from tests.faults.history import (
     Abort,
@@ -40,7 +40,7 @@ from tests.faults.history import (
     Told,
     numbered,
 )
-from tests.stream.scripted import taken
+from tests.support.scripted import taken
 
 LINGER_S, RETAIN_S, RESTART_S = 5, 9, 30
 MAX_TOKENS = 50

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 NAMES = (
     "chromium",

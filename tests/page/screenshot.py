@@ -8,7 +8,7 @@ import sys
 from playwright.sync_api import expect, sync_playwright
 
 from tests.page.conftest import ARGS, MISSING, find_chromium
-from tests.servers import serve
+from tests.support.servers import serve
 
 
 def main(path: str, seed: str) -> None:

@@ -7,7 +7,7 @@ from playwright.async_api import expect
 
 from penstock.engine.mock import TEXT
 from tests.page.conftest import OpenPage
-from tests.servers import serve
+from tests.support.servers import serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from playwright.async_api import Locator, Page, Route, expect
 
-from penstock.api.auth import new_key
 from penstock.engine.mock import TEXT, split_words
+from penstock.web.auth import new_key
 from tests.page.conftest import OpenPage
-from tests.servers import RunningServer, serve
-from tests.wire.raw import ask, generate, open_stream, request
+from tests.support.raw import ask, generate, open_stream, request
+from tests.support.servers import RunningServer, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

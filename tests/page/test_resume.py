@@ -13,7 +13,7 @@ from playwright.async_api import Page, Route, expect
 from tests.faults.proxy import Faults, Proxy, black_hole, cut
 from tests.page.conftest import OpenPage
 from tests.page.test_page import MARKUP, RECORD, answer, state_is, text_of, words
-from tests.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Route
 
 from tests.page.conftest import OpenPage
-from tests.servers import RunningServer
+from tests.support.servers import RunningServer
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

@@ -5,9 +5,9 @@ import pytest
 
 from penstock.errors import Unavailable
 from penstock.events import Failure, Finish
+from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
-from penstock.stream.streams import Limits, Streams
-from tests.stream.scripted import ScriptedEngine, ask, settle
+from tests.support.scripted import ScriptedEngine, ask, settle
 
 
 def begin(streams: Streams, name: str) -> Stream:

@@ -9,7 +9,7 @@ from penstock.events import Delta, Failure, Finish, Reasoning, TokenLogprob, Too
 from penstock.request import Request, Sampling, UnnamedTokens
 from penstock.stream.reader import MAX_EVENTS_AT_ONCE, MergedReader, Reader
 from penstock.stream.stream import Stream
-from tests.stream.scripted import taken
+from tests.support.scripted import taken
 
 
 class Owner:

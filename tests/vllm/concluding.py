@@ -6,8 +6,8 @@ import json
 
 from vllm.sampling_params import StructuredOutputsParams
 
-from penstock.engine.vllm import Vllm
-from penstock.engine.vllm_chats import Answer
+from penstock.engine.vllm.chats import Answer
+from penstock.engine.vllm.engine import Vllm
 from penstock.request import Request
 from tests.vllm.engines import CONCLUDED_TOKENS
 from tests.vllm.models import END_OF_THOUGHT_ID

@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 
-from penstock.engine.child import ChildEngine
+from penstock.engine.process.supervisor import ChildEngine
 from penstock.request import Request
-from tests.engine.recording import RecordingSink
 from tests.engine.test_conformance import Case, resubmit
+from tests.support.recording import RecordingSink
 
 TARGET = "tests.vllm.probed:ProbedVllm"
 SLOTS = 4

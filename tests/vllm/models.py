@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.templates import CALL, REASONING
+from tests.support.templates import CALL, REASONING
 
 CONTEXT = 2048
 THINKER_TOKENS = {CALL: "<tool_call>", "`": "</tool_call>", "^": "<think>", "@": "</think>"}

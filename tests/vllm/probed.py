@@ -6,7 +6,7 @@ scheduler has any request, and "free" with whether every KV block is free.
 
 from penstock.engine.protocol import Sink
 from penstock.engine.slots import Slots
-from penstock.engine.vllm import Vllm
+from penstock.engine.vllm.engine import Vllm
 from penstock.request import Request
 
 

@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from penstock.request import Request
-from tests.engine.recording import RecordingSink
+from tests.support.recording import RecordingSink
 
 PROMPT = "<|assistant|><think>\n"
 
@@ -72,8 +72,8 @@ def reading_of(
 @functools.cache
 def chats_of(tool_parser: str, reasoning_parser: str) -> Any:
     """What the engine makes of the model's chats with these parsers."""
-    from penstock.engine.vllm import configure
-    from penstock.engine.vllm_chats import Chats
+    from penstock.engine.vllm.chats import Chats
+    from penstock.engine.vllm.engine import configure
 
     engine_args = {"model": sys.argv[1], "reasoning_parser": reasoning_parser}
     _, config = configure(engine_args, tool_parser)

@@ -10,8 +10,8 @@ import sys
 def main() -> None:
     """Write for each [what is wrong, what to do]; where nothing is wrong, what is advised to have
     tools, if anything."""
-    from penstock.engine.vllm import configure
-    from penstock.engine.vllm_chats import Chats
+    from penstock.engine.vllm.chats import Chats
+    from penstock.engine.vllm.engine import configure
     from penstock.errors import StartError
 
     answers = sys.stdout

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engine.child import ChildEngine
-from penstock.hub import find_model
+from penstock.engine.llamacpp.hub import find_model
+from penstock.engine.process.supervisor import ChildEngine
 from penstock.settings import ENGINES
-from tests.engine.recording import RecordingSink
 from tests.engine.test_conformance import ask
+from tests.support.recording import RecordingSink
 from tests.vllm.engines import SLOTS, SharedCase, end_of
 
 NUM_TOKENS = 64

@@ -19,11 +19,11 @@ import pytest
 import requests
 import sseclient
 
-from tests.servers import RunningServer, serve
+from tests.server.test_processes import eventually, readiness
+from tests.support.raw import Connection, generate, open_stream
+from tests.support.servers import RunningServer, serve
 from tests.vllm.engines import RESTART_LIMIT_S, SLOTS, core_of, engine_args, group_of
 from tests.vllm.running import Watch, watched
-from tests.wire.raw import Connection, generate, open_stream
-from tests.wire.test_processes import eventually, readiness
 
 GONE_WITHIN_S = 5.0  # it takes milliseconds; a machine may be busy
 

@@ -1,6 +1,6 @@
 """Every way in which vLLM cannot serve: said in one line with the next step, and exit code 1.
 
-Where vLLM is not installed, see tests/wire/test_processes.py.
+Where vLLM is not installed, see tests/server/test_processes.py.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers import start
+from tests.support.servers import start
 from tests.vllm.engines import engine_args
 
 START_LIMIT_S = 300

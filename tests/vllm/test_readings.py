@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from penstock.api.openai_tools import Tool
-from tests.calling import BOTH
+from penstock.api.openai.tools import Tool
+from tests.support.calling import BOTH
 
 CALLS = {
     "hermes": '<tool_call>\n{"name": "get_time", "arguments": {"zone": "UTC"}}\n</tool_call>',

@@ -16,7 +16,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.calling import (
+from tests.server.test_openai import CHAT, begin, chunks_of, rest_of
+from tests.support.calling import (
     BOTH,
     CALLS,
     HELLO,
@@ -34,11 +35,10 @@ from tests.calling import (
     reasoning_is_told_apart_streamed_and_whole,
     several_calls_and_only_one,
 )
-from tests.servers import RunningServer, serve
+from tests.support.raw import ask, post
+from tests.support.servers import RunningServer, serve
 from tests.vllm.engines import CONCLUDED_TOKENS, RESTART_LIMIT_S, SLOTS, core_of, engine_args
 from tests.vllm.models import END_OF_THOUGHT_ID
-from tests.wire.raw import ask, post
-from tests.wire.test_openai import CHAT, begin, chunks_of, rest_of
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,373 @@
+"""An engine in a process of its own, as the server sees it.
+
+In: requests and their sinks. Out: what the engine's process says, told to the sinks; if that
+process dies or hangs, every open request is lost exactly once and a new process is started. Not
+known here: which engine runs in there, streams, HTTP.
+"""
+
+import asyncio
+import collections
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, assert_never, cast
+
+from penstock.engine.process import messages
+from penstock.engine.protocol import ModelInfo, Sink
+from penstock.errors import StartError, Unavailable
+from penstock.request import Request
+
+log = logging.getLogger(__name__)
+
+# The first is for an engine that had worked: its streams wait.
+RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+STOP_TIMEOUT_S = 3.0
+# What a dead process still had to say is in the socket, unless something else holds its end open.
+LAST_WORDS_TIMEOUT_S = 1.0
+STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
+
+
+class LosableSink(Sink, Protocol):
+    """A sink outside the engine's process, which the request may outlive."""
+
+    def lost(self) -> None:
+        """The engine's process died with the request in it: nothing more will come of it, but it
+        may be submitted again. Comes instead of `finish` and `fail`."""
+
+
+class _Channel(asyncio.Protocol):
+    """The server's end of the socket to the engine's process."""
+
+    def __init__(self, receive: Callable[[list[messages.FromEngine]], None]) -> None:
+        self._receive = receive
+        self._deframer = messages.Deframer()
+        self._decoder = messages.from_engine_decoder()
+        self._transport: asyncio.Transport | None = None
+        self._lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._lost.set()
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._deframer.feed(data):
+            self._receive(self._decoder.decode(body))
+
+    def send(self, message: messages.ToEngine) -> None:
+        if self._transport is not None:
+            self._transport.write(messages.frame([message]))
+
+    async def read_to_end(self) -> None:
+        """Receive what is still in the socket of a process that has ended."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lost.wait(), LAST_WORDS_TIMEOUT_S)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class ChildEngine:
+    """Runs the engine that `target` ("module:Class") names, constructed with `options`.
+
+    `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told
+    the id of each new process, before the model is loaded in it. A process that has requests and
+    says nothing for `hang_timeout` seconds is taken for hung and killed. `on_cancelled` is told how
+    many seconds the engine took to stop a request.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        options: dict[str, Any],
+        on_spawn: Callable[[int], None] = lambda pid: None,
+        hang_timeout: float = 300.0,
+        on_cancelled: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self._start_message = messages.Start(target, options)
+        self._on_spawn = on_spawn
+        self._hang_timeout = hang_timeout
+        self._on_cancelled = on_cancelled
+        # When the engine was told to stop these requests, on the monotonic clock.
+        self._cancelling: dict[str, float] = {}
+        self._sinks: dict[str, LosableSink] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: _Channel | None = None
+        self._started: asyncio.Future[ModelInfo] | None = None
+        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES_KEPT)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ready = asyncio.Event()
+        self._has_requests = asyncio.Event()
+        # When the process last said something, or was given something to do, on the loop's clock.
+        self._heard_at = 0.0
+        # The process has worked for a request, so its death is no failure to start.
+        self._has_worked = False
+        self.state = "loading"
+        self.info: ModelInfo | None = None
+        self.num_restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, if there is one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that the engine has and has not ended."""
+        return len(self._sinks)
+
+    async def start(self) -> ModelInfo:
+        """Start the process and load the model. Raises StartError."""
+        self.info = await self._spawn()
+        self._tasks = [
+            asyncio.create_task(self._supervise()),
+            asyncio.create_task(self._kill_when_hung()),
+        ]
+        return self.info
+
+    async def stop(self) -> None:
+        """End the process; whatever still runs in it is dropped."""
+        self.state = "stopped"
+        self._ready.clear()
+        for task in self._tasks:
+            task.cancel()
+        await self._end_process()
+
+    async def until_ready(self) -> None:
+        """Wait until requests can be submitted."""
+        await self._ready.wait()
+
+    def submit(self, request: Request, sink: LosableSink) -> None:
+        """Hand a request to the engine. Raises Unavailable while there is none."""
+        if self.state != "ready" or self._channel is None:
+            raise Unavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
+        if not self._sinks:
+            self._heard_at = asyncio.get_running_loop().time()
+            self._has_requests.set()
+        self._sinks[request.id] = sink
+        self._channel.send(messages.Submit(request))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; its sink hears nothing more of it."""
+        if self._pop(request_id) is not None and self._channel is not None:
+            self._cancelling[request_id] = time.monotonic()
+            self._channel.send(messages.Cancel(request_id))
+
+    def _pop(self, request_id: str) -> LosableSink | None:
+        sink = self._sinks.pop(request_id, None)
+        if not self._sinks:
+            self._has_requests.clear()
+        return sink
+
+    def _receive(self, batch: list[messages.FromEngine]) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        sinks = self._sinks
+        for message in batch:
+            try:
+                if isinstance(message, messages.Delta):  # nearly all of them
+                    if sink := sinks.get(message.request_id):
+                        sink.delta(
+                            message.piece, message.num_tokens, message.token_ids, message.logprobs
+                        )
+                else:
+                    self._tell(message)
+            except Exception:  # a fault of ours with one request: the others know nothing of it
+                log.exception("what the engine said of a request could not be taken")
+
+    def _tell(self, message: messages.Fact) -> None:
+        match message:
+            case messages.Finish(request_id, reason, completion_tokens):
+                if sink := self._pop(request_id):
+                    sink.finish(reason, completion_tokens)
+            case messages.Fail(request_id, code, text):
+                if sink := self._pop(request_id):
+                    sink.fail(code, text)
+            case messages.Accepted(request_id, prompt_ids):
+                self._has_worked = True
+                if sink := self._sinks.get(request_id):
+                    sink.accepted(prompt_ids)
+            case messages.Started(request_id):
+                if sink := self._sinks.get(request_id):
+                    sink.started()
+            case messages.Reasoning(request_id, text, num_tokens, token_ids):
+                if sink := self._sinks.get(request_id):
+                    sink.reasoning(text, num_tokens, token_ids)
+            case messages.ToolCall(request_id, number, call_id, name, arguments, num_tokens):
+                if sink := self._sinks.get(request_id):
+                    sink.tool_call(number, call_id, name, arguments, num_tokens)
+            case messages.Cancelled(request_id):
+                if began := self._cancelling.pop(request_id, None):
+                    self._on_cancelled(time.monotonic() - began)
+            case messages.Working():
+                pass  # it was heard
+            case messages.Ready(info):
+                assert self._started is not None
+                self._started.set_result(info)
+            case messages.NotStarted(text, hint):
+                assert self._started is not None
+                self._started.set_exception(StartError(text, hint))
+            case _:
+                assert_never(message)
+
+    async def _spawn(self) -> ModelInfo:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        self._stderr.clear()
+        self._has_worked = False
+        self._started = loop.create_future()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "penstock.engine.process.worker", str(theirs.fileno()), str(os.getpid())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # a group of its own: killed whole, deaf to the terminal
+            )
+        finally:
+            theirs.close()
+        _, self._channel = await loop.create_connection(lambda: _Channel(self._receive), sock=ours)
+        self._on_spawn(self._process.pid)
+        self._channel.send(self._start_message)
+        drain = asyncio.create_task(self._read_stderr(self._process))
+        gone = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait((self._started, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not self._started.done():
+                await drain
+                raise StartError(
+                    f"The engine's process ended while loading ({self._obituary()}).",
+                    "Is there enough memory for the model?",
+                )
+            try:
+                info = self._started.result()
+            except StartError as error:
+                await drain  # the process ends by itself; the cause is what it wrote first
+                raise StartError(f"{error} {self._first_complaint()}".strip(), error.hint) from None
+        except BaseException:
+            await self._end_process()
+            raise
+        finally:
+            gone.cancel()
+        self.state = "ready"
+        self._ready.set()
+        self._stderr.clear()  # what was said while loading is not what it may die of
+        return info
+
+    async def _supervise(self) -> None:
+        """Wait for the process to die, give up what ran in it, start another: for ever."""
+        num_failures = 0
+        while True:
+            assert self._process is not None
+            assert self._channel is not None
+            await self._process.wait()
+            self.state = "down"
+            self._ready.clear()
+            await self._channel.read_to_end()
+            log.error("the engine's process ended (%s); restarting it", self._obituary())
+            await self._end_process()
+            sinks, self._sinks = self._sinks, {}
+            self._cancelling.clear()
+            self._has_requests.clear()
+            for sink in sinks.values():
+                sink.lost()
+            num_failures = 0 if self._has_worked else num_failures + 1
+            await self._restart(num_failures)
+            self.num_restarts += 1
+            log.warning("the engine is back")
+
+    async def _restart(self, num_failures: int) -> None:
+        """Start a process; the more failures in a row, the longer the wait before the next."""
+        while True:
+            delay = RESTART_DELAYS_S[min(num_failures, len(RESTART_DELAYS_S) - 1)]
+            await asyncio.sleep(delay)
+            try:
+                self.info = await self._spawn()
+            except (StartError, OSError) as error:
+                num_failures += 1
+                log.error("the engine did not come back (attempt %d): %s", num_failures, error)
+            else:
+                return
+
+    async def _kill_when_hung(self) -> None:
+        """Kill the process when it has requests and is silent for too long: for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._has_requests.wait()
+            left = self._heard_at + self._hang_timeout - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
+            # If it was this process that stood still, what the engine said meanwhile comes first.
+            heard_at = self._heard_at
+            await asyncio.sleep(min(1.0, self._hang_timeout / 10))
+            if self._heard_at == heard_at and self._has_requests.is_set() and self._process:
+                log.error("the engine has been silent for %g s; killing it", self._hang_timeout)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                self._heard_at = loop.time()
+
+    async def _end_process(self) -> None:
+        """End the process group, politely first; nothing of it is left afterwards."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        process = self._process
+        if process is None:
+            return
+        try:
+            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            pass
+        finally:
+            # Also what the engine itself may have started: its group outlives its leader.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            self._process = None
+        await process.wait()
+
+    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        tail = ""
+        while data := await process.stderr.read(65536):
+            text = data.decode("utf-8", "replace")
+            *lines, tail = (tail + text).split("\n")
+            for line in lines:
+                self._stderr.append(line)
+                log.debug("engine: %s", line)
+        if tail:
+            self._stderr.append(tail)
+
+    def _obituary(self) -> str:
+        """How the process ended, and why as far as it said."""
+        assert self._process is not None
+        code = self._process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+        return f"{how}. {self._first_complaint()}".strip(". ")
+
+    def _first_complaint(self) -> str:
+        """The first error that the process wrote: those after it mostly follow from it."""
+        for line in self._stderr:
+            if found := _COMPLAINT.search(line):
+                return f"It says: {found[1] or found[2]}"
+        return ""
+
+
+# How llama.cpp's log, Python, and vLLM's log with a traceback in it say what is wrong.
+_COMPLAINT = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
+
+_UNAVAILABLE = {
+    "loading": ("engine_loading", "The model is still loading. Try again in a moment."),
+    "down": ("engine_down", "The engine stopped and is being restarted. Try again in a moment."),
+    "stopped": ("draining", "The server is shutting down."),
+}

@@ -1,0 +1,216 @@
+"""The engine's process: loads one engine and relays between it and the server.
+
+In: `Start`, then `Submit`s and `Cancel`s on the socket whose descriptor is the first argument.
+Out: `Ready` or `NotStarted`, then batches of what the sinks were told. Not known here: which
+engine it is, and why.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import importlib
+import inspect
+import os
+import signal
+import socket
+import sys
+from typing import cast, get_type_hints
+
+import msgspec
+import uvloop
+from setproctitle import setproctitle
+
+from penstock.engine.process import messages
+from penstock.engine.protocol import Engine, EngineFinish
+from penstock.errors import StartError
+from penstock.events import TokenLogprob
+from penstock.request import Request
+
+PR_SET_PDEATHSIG = 1
+
+
+class Outbox(asyncio.Protocol):
+    """Gathers what happens in one turn of the event loop and sends it as one frame."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._pending: list[messages.FromEngine] = []
+        self._deframer = messages.Deframer()
+        self._decoder = messages.to_engine_decoder()
+        self._loop = asyncio.get_running_loop()
+        self.inbox: asyncio.Queue[messages.ToEngine | None] = asyncio.Queue()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._deframer.feed(data):
+            for message in self._decoder.decode(body):
+                self.inbox.put_nowait(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.inbox.put_nowait(None)
+
+    def push(self, message: messages.FromEngine) -> None:
+        """Send `message` with everything else that is pushed in this turn of the loop."""
+        if not self._pending:
+            self._loop.call_soon(self.flush)
+        self._pending.append(message)
+
+    def flush(self) -> None:
+        """Send what is pending now."""
+        if self._pending and self._transport is not None:
+            self._transport.write(messages.frame(self._pending))
+        self._pending = []
+
+
+class WireSink:
+    """A request's sink in this process: names the request and pushes on."""
+
+    __slots__ = ("_id", "_push")
+
+    def __init__(self, request_id: str, outbox: Outbox) -> None:
+        self._id = request_id
+        self._push = outbox.push
+
+    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+        self._push(messages.Accepted(self._id, prompt_ids))
+
+    def started(self) -> None:
+        self._push(messages.Started(self._id))
+
+    def working(self) -> None:
+        self._push(messages.Working())
+
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        self._push(messages.Delta(self._id, piece, num_tokens, token_ids, logprobs))
+
+    def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self._push(messages.Reasoning(self._id, text, num_tokens, token_ids))
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        self._push(messages.ToolCall(self._id, number, call_id, name, arguments, num_tokens))
+
+    def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
+        self._push(messages.Finish(self._id, reason, completion_tokens))
+
+    def fail(self, code: str, message: str) -> None:
+        self._push(messages.Fail(self._id, code, message))
+
+
+def load(target: str, options: dict[str, object]) -> Engine:
+    """The engine that "module:Class" names, constructed. Raises StartError."""
+    module_name, _, class_name = target.partition(":")
+    try:
+        engine_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise StartError(
+            f"The engine {target} cannot be imported: {error}.",
+            "Name an engine that is installed: see `penstock serve --help`.",
+        ) from error
+    try:
+        inspect.signature(engine_class).bind(**options)
+    except TypeError as error:
+        raise StartError(
+            f"The engine does not take these parameters: {error}.",
+            "It takes: " + ", ".join(inspect.signature(engine_class).parameters),
+        ) from error
+    check_values(engine_class, options)
+    engine: Engine = engine_class(**options)
+    return engine
+
+
+def check_values(engine_class: type[Engine], options: dict[str, object]) -> None:
+    """Raises StartError for a value that is not what the constructor's annotation says, where that
+    is something that a flag or a file can hold."""
+    try:
+        kinds = get_type_hints(engine_class.__init__, include_extras=True)
+    except NameError:  # imported for type checkers only
+        return
+    for name, value in options.items():
+        try:
+            msgspec.convert(value, kinds.get(name, object))
+        except msgspec.ValidationError as error:
+            raise StartError(
+                f"The engine does not take this value for {name!r}: {error}.",
+                f"Give another: --engine-arg {name}=VALUE",
+            ) from None
+        except TypeError:  # an annotation of the engine's own
+            continue
+
+
+async def relay(outbox: Outbox) -> None:
+    """Start the engine that the first message names and serve until the server is gone."""
+    message = await outbox.inbox.get()
+    if not isinstance(message, messages.Start):
+        return
+    try:
+        engine = load(message.target, message.options)
+        info = await engine.start()
+        leave_signals_to_server()  # again: llama.cpp installs handlers of its own
+    except StartError as error:
+        outbox.push(messages.NotStarted(str(error), error.hint))
+        outbox.flush()
+        return
+    gc.collect()
+    gc.freeze()  # the model and the modules stay: nothing that the collector need look at again
+    outbox.push(messages.Ready(info))
+    try:
+        while (message := await outbox.inbox.get()) is not None:
+            if isinstance(message, messages.Submit):
+                request: Request = message.request
+                engine.submit(request, WireSink(request.id, outbox))
+            elif isinstance(message, messages.Cancel):
+                engine.cancel(message.request_id)
+                outbox.push(messages.Cancelled(message.request_id))
+    finally:
+        await engine.stop()
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel end this process when the server's ends, however that comes about.
+
+    Linux only; elsewhere the end of the socket does it, as soon as the event loop gets to it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the kernel was told
+        os._exit(1)
+
+
+def leave_signals_to_server() -> None:
+    """Ctrl-C and SIGTERM may reach this process as well; the server decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+async def _main(server_socket: socket.socket) -> None:
+    _, outbox = await asyncio.get_running_loop().create_connection(Outbox, sock=server_socket)
+    with contextlib.suppress(asyncio.CancelledError):
+        await relay(outbox)
+
+
+def main() -> None:
+    """`python -m penstock.engine.process.worker FD PARENT_PID`."""
+    descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
+    die_with_parent(parent_pid)
+    setproctitle("penstock: engine")
+    leave_signals_to_server()
+    uvloop.run(_main(socket.socket(fileno=descriptor)))
+    # Engines leave native threads behind that need not be waited for.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

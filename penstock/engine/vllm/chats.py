@@ -1,0 +1,293 @@
+"""Conversations with the model that vLLM serves: what its chat template has a place for, and how an
+answer is bound and read.
+
+In: requests in the words of the system. Out: vLLM's arguments for them, and the sink through which
+the answer goes. Reasoning is told apart by the marks that stand in the template, unless the
+operator names one of vLLM's parsers for it (`reasoning_parser`): that knows forms that have no such
+marks, and lets vLLM begin with a grammar where the reasoning ends. Calls are found by one of
+vLLM's parsers, which must be named (`tool_call_parser`): nothing in a model's files tells which.
+
+vLLM's parsers: https://docs.vllm.ai/en/stable/features/tool_calling.html
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.parser import ParserManager
+from vllm.reasoning import ReasoningParserManager
+from vllm.renderers.hf import resolve_chat_template
+from vllm.renderers.params import ChatParams
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.tool_parsers import ToolParserManager
+
+from penstock.engine.grammar import InvalidSchemaError, check_tools
+from penstock.engine.protocol import Feature, Sink
+from penstock.engine.reasoning import (
+    NUM_LAST_TOKENS,
+    SplitSink,
+    Splitter,
+    marks_in,
+    reasoning_features,
+)
+from penstock.engine.turns import turn
+from penstock.engine.vllm.answers import Parsed, ParsingSink
+from penstock.errors import StartError
+from penstock.request import Message, Request
+
+MAX_WHITE_SPACE = 1
+# What the template is tried with.
+PROBE = (Message("user", "Hello"),)
+PROBE_TOOLS = (
+    '[{"type": "function", "function": {"name": "probe", "description": "", "parameters":'
+    ' {"type": "object", "properties": {}}}}]'
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How the answer to one request is bound, and read.
+
+    `structure`: what it keeps to. `shows_special_tokens`: its text has those, too. `parser` is
+    vLLM's, made for this answer alone, and `chat` the request as that knows it. `marks` are those
+    of the reasoning, where they tell it apart.
+    """
+
+    structure: StructuredOutputsParams | None = None
+    shows_special_tokens: bool = False
+    parser: Any = None
+    chat: Any = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    marks: tuple[str, str] | None = None
+    parallel_calls: bool = True
+
+    def begin(self, prompt_ids: tuple[int, ...]) -> dict[str, Any]:
+        """Where the structure begins, as vLLM is told: after the reasoning, which only a parser
+        can find; else with the answer."""
+        if self.structure is None:
+            return {}
+        if self.parser is None or self.parser.reasoning_parser is None:
+            return {"reasoning_ended": True}
+        return {
+            "reasoning_ended": self.chat.resolve_reasoning_ended(self.parser, list(prompt_ids)),
+            "reasoning_parser_kwargs": {"chat_template_kwargs": self.template_kwargs},
+        }
+
+    def sink(
+        self, sink: Sink, prompt_ids: tuple[int, ...], said: list[int], tokenizer: Any
+    ) -> Sink:
+        """What the answer is told to. `said`: the tokens that it has already."""
+        said_text = text_of(said, tokenizer, self.shows_special_tokens)
+        if self.parser is not None:
+            parse = self._parse(prompt_ids, tokenizer)
+            if said:
+                parse(said_text, said, finished=False)
+            sink = ParsingSink(sink, parse, parallel_calls=self.parallel_calls)
+        if self.marks is not None:
+            end = text_of(list(prompt_ids[-NUM_LAST_TOKENS:]), tokenizer, True)
+            sink = SplitSink(sink, Splitter.after(self.marks, end, said_text))
+        return sink
+
+    def _parse(self, prompt_ids: tuple[int, ...], tokenizer: Any) -> Any:
+        parse = partial(
+            self.parser.parse_delta, request=self.chat, prompt_token_ids=list(prompt_ids)
+        )
+        if self.marks is None:
+            return parse
+        # Their text is not for the parser, which would wait for it.
+        marks = set(tokenizer.convert_tokens_to_ids(list(self.marks)))
+
+        def parse_rest(text: str, token_ids: list[int], *, finished: bool) -> Parsed | None:
+            rest = [each for each in token_ids if each not in marks]
+            parsed: Parsed | None = parse(text, rest, finished=finished)
+            return parsed
+
+        return parse_rest
+
+
+class Chats:
+    """What vLLM makes of conversations with this model. `config` is vLLM's configuration,
+    `tool_parser` the name of one of its parsers. Raises StartError where the tokenizer lacks what
+    a parser needs."""
+
+    def __init__(self, config: Any, tool_parser: str | None) -> None:
+        self._model_config = config.model_config
+        self._reasoning_parser: str = config.structured_outputs_config.reasoning_parser
+        self._has_tool_parser = tool_parser is not None
+        self.tokenizer: Any = cached_tokenizer_from_config(config.model_config)
+        self._parser = parser_class(config, tool_parser, self._reasoning_parser, self.tokenizer)
+        self._template = template_of(config.model_config, self.tokenizer)
+        self._marks = marks_in(self._template)
+        special = getattr(self.tokenizer, "all_special_tokens", ())
+        self._marks_are_special = any(mark in special for mark in self._marks or ())
+
+    def features(self, *, takes_tools: bool) -> tuple[Feature, ...]:
+        """What the template and the parsers make possible."""
+        tools: tuple[Feature, ...] = ("tools",)
+        effort = reasoning_features(
+            self._template,
+            has_effort="reasoning_effort" in self._template,
+            has_parser=bool(self._reasoning_parser),
+        )
+        return (tools if takes_tools and self._has_tool_parser else ()) + effort
+
+    def advice(self, *, takes_tools: bool) -> dict[Feature, str]:
+        """How to have what could be had with this model."""
+        if not takes_tools or self._has_tool_parser:
+            return {}
+        return {"tools": "It needs --engine-arg tool_call_parser=NAME when the server is started."}
+
+    def turns(self, request: Request) -> list[dict[str, Any]]:
+        """The conversation. vLLM changes what it is given."""
+        return [turn(message, reasoning_as="reasoning") for message in request.messages or ()]
+
+    def params(self, request: Request) -> ChatParams:
+        """How it is rendered."""
+        tools = None if request.tools is None else json.loads(request.tools)
+        kwargs = {"add_generation_prompt": True, "tools": tools, **template_kwargs(request)}
+        return ChatParams(
+            chat_template_kwargs=kwargs, tool_choice=None if tools is None else choice_of(request)
+        )
+
+    def answer(self, request: Request) -> Answer:
+        """How the answer is bound and read. Raises InvalidSchemaError where the model cannot be
+        bound to the tools; it may take a while where there are some."""
+        if request.json_schema is not None:
+            return Answer(
+                StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True)
+            )
+        # Who must call begins with the call, unless vLLM knows where the reasoning ends.
+        must_begin = request.must_call and not self._reasoning_parser
+        marks = None
+        if request.tells_reasoning and not self._reasoning_parser and not must_begin:
+            marks = self._marks
+        is_parsed = request.tools is not None or (
+            request.tells_reasoning and bool(self._reasoning_parser)
+        )
+        if is_parsed:
+            return self._parsed_answer(request, marks)
+        return Answer(
+            shows_special_tokens=marks is not None and self._marks_are_special, marks=marks
+        )
+
+    def _parsed_answer(self, request: Request, marks: tuple[str, str] | None) -> Answer:
+        assert self._parser is not None
+        if request.tools is not None:
+            check_tools(request.tools)
+        kwargs = template_kwargs(request)
+        chat = ChatCompletionRequest(
+            messages=self.turns(request),
+            tools=None if request.tools is None else json.loads(request.tools),
+            tool_choice="none" if request.tools is None else choice_of(request),
+            parallel_tool_calls=request.parallel_calls,
+            reasoning_effort=request.reasoning_effort,
+        )
+        make = partial(
+            self._parser,
+            self.tokenizer,
+            chat.tools,
+            model_config=self._model_config,
+            chat_template_kwargs=kwargs,
+        )
+        chat = make().adjust_request(chat)
+        structure = chat.extract_structured_outputs()
+        if structure is not None and structure.structural_tag is not None:
+            tag = json.dumps(with_little_space(json.loads(structure.structural_tag)))
+            structure = StructuredOutputsParams(structural_tag=tag)
+        if request.must_call and structure is None:
+            raise InvalidSchemaError("its parser cannot make the model call; leave it the choice")
+        shows_special_tokens = not chat.skip_special_tokens or (
+            marks is not None and self._marks_are_special
+        )
+        return Answer(
+            structure,
+            shows_special_tokens,
+            make(),
+            chat,
+            kwargs,
+            marks,
+            request.parallel_calls,
+        )
+
+
+def choice_of(request: Request) -> str:
+    """vLLM's `tool_choice`: a function that is named is the only one that the model is shown."""
+    return "required" if request.must_call else "auto"
+
+
+def template_kwargs(request: Request) -> dict[str, Any]:
+    """What the template is told of the effort, where it asks."""
+    if request.reasoning_effort is None:
+        return {}
+    if request.reasoning_effort == "none":
+        return {"enable_thinking": False}
+    return {"enable_thinking": True, "reasoning_effort": request.reasoning_effort}
+
+
+def with_little_space(tag: Any) -> Any:
+    """A structural tag whose JSON has one white space at most in a place: a small model would lose
+    itself in more."""
+    if isinstance(tag, list):
+        return [with_little_space(each) for each in tag]
+    if not isinstance(tag, dict):
+        return tag
+    if tag.get("type") == "json_schema" and tag.get("style", "json") == "json":
+        return {**tag, "max_whitespace_cnt": MAX_WHITE_SPACE}
+    return {name: with_little_space(each) for name, each in tag.items()}
+
+
+def text_of(token_ids: list[int], tokenizer: Any, shows_special_tokens: bool) -> str:
+    """The tokens' text, as vLLM tells it."""
+    text: str = tokenizer.decode(token_ids, skip_special_tokens=not shows_special_tokens)
+    return text
+
+
+def template_of(model_config: Any, tokenizer: Any) -> str:
+    """The model's chat template, "" where it has none that can be read."""
+    if not hasattr(tokenizer, "get_chat_template"):
+        return ""
+    template = resolve_chat_template(tokenizer, None, None, model_config=model_config)
+    return template or ""
+
+
+def parser_class(
+    config: Any, tool_parser: str | None, reasoning_parser: str, tokenizer: Any
+) -> Any | None:
+    """The class of the parser that does what those two do; None where neither is named."""
+    try:
+        return ParserManager.get_parser(
+            tool_parser_name=tool_parser,
+            reasoning_parser_name=reasoning_parser,
+            enable_auto_tools=tool_parser is not None,
+            model_name=config.model_config.model,
+            is_harmony=config.model_config.hf_config.model_type == "gpt_oss",
+            # Arguments are bound to the schema whether it is `strict` or not.
+            tool_strict_level="parameter",
+            tokenizer=tokenizer,
+        )
+    except Exception as error:  # of many kinds: what it says is what is wrong
+        raise StartError(
+            f"vLLM's parser cannot be used with this model: {error}",
+            "tool_call_parser and reasoning_parser are for the form in which the model itself"
+            " calls and reasons; vLLM's page on tool calling names them for each model.",
+        ) from error
+
+
+def check_names(tool_parser: str | None, reasoning_parser: str | None) -> None:
+    """Raises StartError for parsers that vLLM does not have."""
+    _check_name("tool_call_parser", tool_parser, ToolParserManager.list_registered())
+    _check_name("reasoning_parser", reasoning_parser, ReasoningParserManager.list_registered())
+
+
+def _check_name(argument: str, name: str | None, names: Iterable[str]) -> None:
+    names = list(names)
+    if not name or name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(names)}."
+    raise StartError(f"vLLM has no {argument} {name!r}.", hint)

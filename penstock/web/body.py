@@ -1,0 +1,173 @@
+"""The door for JSON: from a request's bytes to an object, or a problem.
+
+In: an HTTP request. Out: a dict of JSON values, strict beyond RFC 8259: UTF-8 without a byte order
+mark, finite numbers, no repeated names, no lone surrogates, bounded size and depth. Not known
+here: what the fields mean. No problem ever holds a piece of the input.
+"""
+
+import asyncio
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from penstock.errors import BadRequest, Problem
+from penstock.web.access import exchange_of
+
+MAX_DEPTH = 64
+MAX_NUMBER_DIGITS = 1000
+
+
+class Bodies:
+    """Reads bodies of `max_bytes` at most, each within `timeout` seconds, until `refuse` is called:
+    then no more, nor the rest of those that are under way."""
+
+    def __init__(self, *, max_bytes: int, timeout: float) -> None:
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._under_way: set[asyncio.Timeout] = set()
+        self._refusal: Callable[[], Problem] | None = None
+
+    def refuse(self, refusal: Callable[[], Problem]) -> None:
+        """From now on raise this instead."""
+        self._refusal = refusal
+        for limit in self._under_way:
+            if not limit.expired():
+                limit.reschedule(0)
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        """The object in the request's body. Raises Problem."""
+        check_content_type(request.headers.get("content-type"))
+        return parse_object(await self._read(request))
+
+    async def _read(self, request: Request) -> bytes:
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        exchange_of(request.scope).has_begun_body = True
+        body = bytearray()
+        limit = asyncio.timeout(0 if self._refusal else self._timeout)
+        try:
+            async with limit:
+                self._under_way.add(limit)
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self._max_bytes:
+                        raise self._too_large()
+        except TimeoutError:
+            problem = self._refusal() if self._refusal else self._too_slow()
+            problem.headers["Connection"] = "close"  # what is left of the body is not a request
+            raise problem from None
+        except ClientDisconnect:
+            raise BadRequest("client_gone", "The body was not sent whole.") from None
+        finally:
+            self._under_way.discard(limit)
+        return bytes(body)
+
+    def _too_large(self) -> BadRequest:
+        return BadRequest(
+            "body_too_large",
+            f"The body is larger than {self._max_bytes} bytes.",
+            status=413,
+            headers={"Connection": "close"},
+        )
+
+    def _too_slow(self) -> BadRequest:
+        return BadRequest(
+            "body_timeout",
+            f"The body did not arrive within {self._timeout:g} seconds.",
+            status=408,
+        )
+
+
+def check_content_type(value: str | None) -> None:
+    """Raises BadRequest (415) for anything but JSON in UTF-8."""
+    media_type, *parameters = (value or "").lower().split(";")
+    named = [parameter.strip().partition("=") for parameter in parameters]
+    charsets = [charset.strip('"') for name, _, charset in named if name.startswith("charset")]
+    if media_type.strip() != "application/json" or set(charsets) - {"utf-8", "utf8"}:
+        raise BadRequest(
+            "unsupported_media_type",
+            "The body must be JSON in UTF-8: send the header Content-Type: application/json.",
+            status=415,
+        )
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that `body` is. Raises BadRequest."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("invalid_utf8", "The body is not UTF-8.") from None
+    try:
+        value = _decoder.decode(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        raise BadRequest("invalid_json", "The body is not valid JSON.") from None
+    if not isinstance(value, dict):
+        raise BadRequest("not_an_object", "The body must be a JSON object, like {...}.")
+    _check_depth(value)
+    if "\\u" in text:
+        _check_unicode(value)
+    return value
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _check_depth(value: object) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for container in level:
+            children = container.values() if isinstance(container, dict) else container
+            inner += [child for child in children if isinstance(child, dict | list)]  # type: ignore[attr-defined] # only dicts and lists get here
+        if not inner:
+            return
+        level = inner
+    raise _too_deep()
+
+
+def _check_unicode(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRequest(
+            "invalid_unicode", "A string holds half of a surrogate pair.", status=422
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise BadRequest("duplicate_name", "An object has the same name twice.")
+    return result
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise BadRequest("invalid_json", "A number is too large to be one.")
+    return value
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > MAX_NUMBER_DIGITS:
+        raise BadRequest("number_too_long", f"A number has more than {MAX_NUMBER_DIGITS} digits.")
+    return int(digits)
+
+
+def _refuse_constant(_: str) -> None:
+    raise BadRequest("invalid_json", "NaN and Infinity are not JSON.")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_float=_finite,
+    parse_int=_bounded_int,
+    parse_constant=_refuse_constant,
+)

@@ -1,0 +1,63 @@
+"""docs/compatibility.md against OpenAI's own type definitions, our fields and our tests."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params as of_completions
+from openai.types.chat import completion_create_params as of_chats
+
+from penstock.api.openai.fields import (
+    REFUSED_CHAT,
+    REFUSED_COMPLETION,
+    ChatRequest,
+    CompletionRequest,
+)
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|.*\| `(\w+)` \|$", re.MULTILINE)
+OURS = {"top_k"}
+
+
+def table_of(route: str) -> dict[str, tuple[str, str]]:
+    """Each parameter, what becomes of it, and the test that shows it."""
+    section = PAGE.partition(f"## {route}\n")[2].partition("\n## ")[0]
+    rows = ROW.findall(section)
+    assert len(rows) == section.count("\n| `")
+    assert len({name for name, _, _ in rows}) == len(rows)
+    return {name: (verdict, test) for name, verdict, test in rows}
+
+
+def parameters_of(module: Any) -> set[str]:
+    """Every name that OpenAI's client lets be said, streamed or not."""
+    base = set(module.CompletionCreateParamsBase.__annotations__)
+    return base | set(module.CompletionCreateParamsStreaming.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("route", "module", "model", "refused"),
+    [
+        ("/v1/chat/completions", of_chats, ChatRequest, REFUSED_CHAT),
+        ("/v1/completions", of_completions, CompletionRequest, REFUSED_COMPLETION),
+    ],
+    ids=["chat", "completion"],
+)
+def test_every_parameter_of_openai_s_is_listed_as_what_it_is(
+    route: str, module: Any, model: Any, refused: frozenset[str]
+) -> None:
+    table = table_of(route)
+    assert set(table) == parameters_of(module)
+    assert {name for name, (verdict, _) in table.items() if verdict == "refused"} == refused
+    taken = {name for name, (verdict, _) in table.items() if verdict in ("supported", "ignored")}
+    assert taken == set(model.model_fields) - OURS
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    names = {
+        test for route in ("chat/", "") for _, test in table_of(f"/v1/{route}completions").values()
+    }
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = set(re.findall(r"def (test_\w+)\(", "\n".join(files)))
+    assert names - defined == set()

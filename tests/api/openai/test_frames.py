@@ -1,0 +1,192 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.api.openai.frames import ChunkForm, ChunkFrames
+from penstock.events import TokenLogprob
+from penstock.request import Request
+from penstock.stream.registry import Streams
+from penstock.stream.stream import Stream
+from tests.support.scripted import ScriptedEngine
+
+DONE = "[DONE]"
+
+
+def form(**fields: Any) -> ChunkForm:
+    return ChunkForm(**{"is_chat": True, "id": "x", "created": 5, "model": "m", **fields})
+
+
+def streams(number: int = 1, **fields: Any) -> list[Stream]:
+    """As many, each accepted with a prompt of two tokens."""
+    opened = Streams(ScriptedEngine())
+    request = {"max_tokens": 9, "prompt": "x", **fields}
+    made = [opened.open(Request(id=f"{n}", **request), resumable=True) for n in range(number)]
+    for stream in made:
+        stream.accepted((1, 2))
+    return made
+
+
+def data_of(frames: bytes) -> list[Any]:
+    """The data of each frame; `[DONE]` as it is."""
+    lines = [frame.rpartition("\n")[2] for frame in frames.decode().split("\n\n") if frame]
+    texts = [line.removeprefix("data: ") for line in lines]
+    return [text if text == DONE else json.loads(text) for text in texts]
+
+
+def all_events(made: list[Stream]) -> list[Any]:
+    return [(n, event) for n, stream in enumerate(made) for event in stream.log.after(0)]
+
+
+@given(
+    st.lists(st.text(min_size=1), max_size=6),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 8),
+)
+async def test_any_text_survives_framing_in_any_batches(
+    texts: list[str], is_chat: bool, usage: bool, continuous: bool, cut: int
+) -> None:
+    made = streams()
+    for text in texts:
+        made[0].delta(text, 1, ())
+    made[0].finish("stop", len(texts))
+    events = all_events(made)
+    shape = form(is_chat=is_chat, include_usage=usage, continuous_usage=usage and continuous)
+    frames = ChunkFrames(shape, made)
+    *chunks, done = data_of(frames.frame(events[:cut]) + frames.frame(events[cut:]))
+    assert done == DONE
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    pieces = [c["delta"].get("content", "") if is_chat else c["text"] for c in choices]
+    assert pieces == [*texts, ""]
+    assert [c["finish_reason"] for c in choices] == [None] * len(texts) + ["stop"]
+    assert len(chunks) - len(choices) == usage
+
+
+async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_after_all() -> None:
+    made = streams(2)
+    shape = form(echoes=("", ""), num_per_prompt=2, include_usage=True)
+    frames = ChunkFrames(shape, made)
+    made[1].delta("b", 1, ())
+    made[1].finish("length", 1)
+    first = data_of(frames.frame([(1, event) for event in made[1].log.after(0)]))
+    # All begin in order, whichever has something to say first.
+    assert [chunk["choices"][0]["index"] for chunk in first] == [0, 1, 1, 1]
+    for chunk in first[:2]:
+        assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert first[2]["choices"][0]["delta"] == {"content": "b"}
+    made[0].finish("stop", 0)
+    last, usage, done = data_of(frames.frame([(0, event) for event in made[0].log.after(0)]))
+    assert last["choices"][0]["delta"] == {}
+    counts = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+    assert usage["usage"] == counts | {"completion_tokens_details": {"reasoning_tokens": 0}}
+    assert done == DONE
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("cursor", [0, 2])
+async def test_tokens_of_reasoning_are_counted_apart(continuous: bool, cursor: int) -> None:
+    made = streams()
+    made[0].delta("", 1, ())  # the mark
+    made[0].reasoning("Is", 1, ())
+    made[0].reasoning(" it?", 2, ())
+    made[0].delta("Yes", 1, ())
+    made[0].finish("stop", 5)
+    shape = form(is_chat=True, include_usage=True, continuous_usage=continuous)
+    events = all_events(made)[cursor:]
+    *chunks, done = data_of(ChunkFrames(shape, made, cursor).frame(events))
+    assert done == DONE
+    usages = [chunk["usage"] for chunk in chunks if chunk["usage"] is not None]
+    counts = [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages]
+    expected = [2, 4, 4, 4, 4][cursor:] if continuous else [4]
+    assert counts == expected
+    assert shape.whole(made)["usage"] == usages[-1]
+
+
+async def test_after_a_failure_nothing_more_is_said() -> None:
+    made = streams(2)
+    made[0].fail("engine_error", "It gave up.")
+    made[1].cancel()
+    error, done = data_of(ChunkFrames(form(echoes=("", "")), made).frame(all_events(made)))
+    assert error["error"]["code"] == "engine_error"
+    assert done == DONE
+
+
+async def test_what_other_choices_had_said_after_a_failure_is_not_said_after_the_end() -> None:
+    """What went wrong: both choices had come to their ends before the reader had its turn, and the
+    second one's deltas followed `[DONE]`. Whom: clients of a busy server. Why not now: a response
+    that has failed is over, for deltas as well."""
+    made = streams(2)
+    made[0].delta("a", 1, ())
+    made[0].fail("engine_error", "It gave up.")
+    made[1].delta("b", 1, ())
+    made[1].finish("stop", 1)
+    frames = ChunkFrames(form(echoes=("", ""), num_per_prompt=2), made)
+    *opening, text, error, done = data_of(frames.frame(all_events(made)))
+    assert [chunk["choices"][0]["index"] for chunk in opening] == [0, 1]
+    assert text["choices"][0]["delta"]["content"] == "a"
+    assert error["error"]["code"] == "engine_error"
+    assert done == DONE
+
+
+async def test_the_log_probabilities_go_with_their_text() -> None:
+    for is_chat in (True, False):
+        made = streams(top_logprobs=1)
+        made[0].delta("ab", 1, (1,), (TokenLogprob(b"ab", -0.5, ((b"ab", -0.5), (b"c", -2.0))),))
+        made[0].delta("é", 2, (), (TokenLogprob("é".encode(), -1.5),))
+        made[0].finish("stop", 3)
+        shape = form(is_chat=is_chat, has_logprobs=True, echoes=("" if is_chat else "echo",))
+        first, second, _, _ = data_of(ChunkFrames(shape, made).frame(all_events(made)))
+        logprobs = [chunk["choices"][0]["logprobs"] for chunk in (first, second)]
+        if is_chat:
+            assert logprobs[0]["content"] == [
+                {
+                    "token": "ab",
+                    "logprob": -0.5,
+                    "bytes": [97, 98],
+                    "top_logprobs": [
+                        {"token": "ab", "logprob": -0.5, "bytes": [97, 98]},
+                        {"token": "c", "logprob": -2.0, "bytes": [99]},
+                    ],
+                }
+            ]
+            assert logprobs[1]["content"][0]["bytes"] == [195, 169]
+        else:
+            assert first["choices"][0]["text"] == "echoab"
+            assert [each["text_offset"] for each in logprobs] == [[4], [6]]
+            assert logprobs[0]["top_logprobs"] == [{"ab": -0.5, "c": -2.0}]
+            assert logprobs[1]["token_logprobs"] == [-1.5]
+
+
+@given(st.integers(0, 3), st.booleans(), st.booleans())
+async def test_reading_on_gives_the_same_bytes_from_any_frame_on(
+    num_deltas: int, is_chat: bool, fails: bool
+) -> None:
+    (stream,) = streams()
+    shape = form(
+        is_chat=is_chat,
+        include_usage=True,
+        continuous_usage=True,
+        echoes=("" if is_chat else "echo",),
+    )
+    first = ChunkFrames(shape, [stream], with_ids=True)
+    for n in range(num_deltas):
+        stream.delta(f"{n}", n, ())
+    if fails:
+        stream.fail("engine_error", "It gave up.")
+    else:
+        stream.finish("stop", num_deltas)
+    whole = first.frame(all_events([stream])).split(b"\n\n")[:-1]
+    assert len(whole) == shape.num_events(stream) == num_deltas + (2 if fails else 3)
+    ids = [frame.partition(b"\n")[0] for frame in whole]
+    assert ids == [b"id: %d" % number for number in range(len(whole))]
+    for start in range(len(whole)):
+        reader, frames = shape.read_on(stream, start)
+        rest = b""
+        while not reader.is_done:
+            rest += frames.frame(reader.take())
+        reader.close()
+        assert rest.split(b"\n\n")[:-1] == whole[start:]

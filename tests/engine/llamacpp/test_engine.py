@@ -1,0 +1,126 @@
+"""What llama.cpp's engine does beyond what every engine must. It runs in this process here."""
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from penstock.engine.grammar import InvalidSchemaError, compact_schema
+from penstock.engine.llamacpp.answers import CompletionReader
+from penstock.engine.llamacpp.engine import LlamaCpp
+from penstock.engine.llamacpp.hub import find_model
+from penstock.request import Message
+from tests.engine.test_conformance import ask
+from tests.support.concluding import Concluding
+from tests.support.recording import RecordingSink
+from tests.support.templates import REASONING
+
+
+async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> None:
+    engine = LlamaCpp(model=str(find_model("rill")), name="rill", slots=1, n_batch=128)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    await engine.start()
+    for number, handler in handlers.items():  # llama.cpp has put its own
+        signal.signal(number, handler)
+    try:
+        sink = RecordingSink()
+        engine.submit(ask("a", 2, prompt="word " * 700), sink)
+        await sink.end()
+    finally:
+        await engine.stop()
+    before_first_delta = sink.calls[: sink.calls.index("delta")]
+    assert before_first_delta[:2] == ["accepted", "started"]
+    assert before_first_delta.count("working") >= 5
+
+
+@pytest.mark.parametrize(
+    ("text", "stop_type", "ending"),
+    [
+        ('{"a": 1}', "eos", "finish"),
+        (' upon a time {"a": 1}', "eos", "fail"),
+        ('{"a": ', "limit", "finish"),
+    ],
+)
+async def test_an_answer_that_left_its_schema_is_not_passed_off_as_one(
+    text: str, stop_type: str, ending: str
+) -> None:
+    """llama.cpp drops a grammar that it cannot follow, and says so in its log alone."""
+    sink = RecordingSink()
+    reader = CompletionReader(sink, 0, must_be_json=True)
+    for chunk in (
+        {"content": text, "tokens": [1], "tokens_predicted": 1},
+        {"content": "", "tokens_predicted": 1, "stop": True, "stop_type": stop_type},
+    ):
+        reader.feed(b"data: %b\n\n" % json.dumps(chunk).encode())
+    reader.end(200)
+    assert sink.calls == ["delta", ending]
+    if ending == "fail":
+        assert sink.failure is not None
+        assert sink.failure[0] == "schema_lost"
+
+
+def test_an_impossible_token_has_openai_s_lowest_log_probability() -> None:
+    sink = RecordingSink()
+    chunk = {
+        "content": "a",
+        "tokens": [1],
+        "tokens_predicted": 1,
+        "completion_probabilities": [{"id": 1, "bytes": [97], "logprob": -3.4e38}],
+    }
+    reader = CompletionReader(sink, 0, must_be_json=False)
+    reader.feed(b"data: %b\n\n" % json.dumps(chunk).encode())
+    assert [each.logprob for each in sink.logprobs] == [-9999.0]
+
+
+def test_nothing_of_a_bad_schema_is_repeated() -> None:
+    for bad in ({"$ref": "http://zqxj"}, {"type": "string", "pattern": "(zqxj"}, {"type": "zqxj"}):
+        with pytest.raises(InvalidSchemaError) as refused:
+            compact_schema(json.dumps(bad))
+        assert "zqxj" not in str(refused.value)
+        assert 10 < len(str(refused.value)) <= 200
+
+
+def test_an_object_has_so_many_properties_and_no_more() -> None:
+    for place in ("properties", "items"):
+        many = {f"p{number}": {"type": "string"} for number in range(400)}
+        schema: dict[str, Any] = {"type": "object", "properties": many}
+        whole = schema if place == "properties" else {"type": "array", "items": schema}
+        compact_schema(json.dumps(whole))
+        many["one"] = {}
+        with pytest.raises(InvalidSchemaError, match="more than 400 properties"):
+            compact_schema(json.dumps(whole))
+
+
+async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
+    engine = Concluding(
+        model=str(find_model("rill")), name="rill", slots=1, chat_template=REASONING
+    )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    await engine.start()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        whole, in_thought, in_answer = RecordingSink(), RecordingSink(), RecordingSink()
+        fields: dict[str, Any] = {
+            "prompt": None,
+            "messages": (Message("user", "Hi"),),
+            "tells_reasoning": True,
+        }
+        engine.submit(ask("a", 22, **fields), whole)
+        await whole.end()
+        fields["prompt_ids"] = whole.prompt_ids
+        # The grammar begins anew: more thoughts, as after an opened mark, and after an answer text.
+        engine.submit(ask("b", 3, **fields, generated=tuple(whole.token_ids[:3])), in_thought)
+        await in_thought.end()
+        engine.submit(ask("c", 3, **fields, generated=tuple(whole.token_ids)), in_answer)
+        await in_answer.end()
+    finally:
+        await engine.stop()
+    assert "".join(whole.thoughts).islower()
+    assert whole.text().isupper()
+    assert len(whole.token_ids) == whole.num_tokens == whole.completion_tokens == 22
+    assert in_thought.thoughts
+    assert not in_thought.text()
+    assert in_answer.text()
+    assert not in_answer.thoughts

@@ -1,0 +1,72 @@
+"""What the server makes of an engine's last words, and of a fault of its own."""
+
+import logging
+import sys
+from typing import NoReturn
+
+import pytest
+
+from penstock.engine.process.supervisor import ChildEngine
+from penstock.errors import StartError
+from penstock.request import Request
+from tests.support.recording import RecordingSink
+
+
+class Complaining:
+    """An engine that cannot start, and says why on its standard error."""
+
+    def __init__(self, *, lines: str) -> None:
+        self._lines = lines
+
+    async def start(self) -> NoReturn:
+        """See above."""
+        sys.stderr.write(self._lines)
+        raise StartError("It did not start.", "Do something else.")
+
+
+VLLM = "(EngineCore pid=9314) ERROR 11-24 11:13:01 [core.py:1510] "
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("0.00.123 E llama_model_load: no such tensor\n", "no such tensor"),
+        ("Traceback:\nValueError: the first\nRuntimeError: the second\n", "ValueError: the first"),
+        (
+            f"{VLLM}EngineCore failed to start.\n{VLLM}Traceback (most recent call last):\n"
+            + f"{VLLM}  File x, line 1\n" * 100
+            + f"{VLLM}torch.OutOfMemoryError: no memory\nRuntimeError: See root cause above.\n",
+            "torch.OutOfMemoryError: no memory",
+        ),
+        ("INFO: all is well\n", ""),
+    ],
+    ids=["llama.cpp", "Python", "vLLM", "nothing"],
+)
+async def test_the_first_error_that_it_wrote_is_the_reason(lines: str, complaint: str) -> None:
+    engine = ChildEngine("tests.engine.process.test_supervisor:Complaining", {"lines": lines})
+    with pytest.raises(StartError) as caught:
+        await engine.start()
+    assert str(caught.value) == f"It did not start. It says: {complaint}".removesuffix(
+        "" if complaint else " It says: "
+    )
+    assert caught.value.hint == "Do something else."
+
+
+async def test_a_fault_over_one_request_is_no_other_s(caplog: pytest.LogCaptureFixture) -> None:
+    def break_down() -> None:
+        raise StopIteration
+
+    engine = ChildEngine("penstock.engine.mock:Mock", {"interval": 0.001, "length": 20})
+    await engine.start()
+    try:
+        broken, sound = RecordingSink(on_delta=break_down), RecordingSink()
+        for name, sink in (("broken", broken), ("sound", sound)):
+            engine.submit(Request(id=name, prompt="Hello", max_tokens=20), sink)
+        await sound.end()
+        await broken.end()
+        assert sound.calls == ["accepted", "started", *["delta"] * 20, "finish"]
+        assert engine.num_restarts == 0
+        assert engine.num_requests == 0
+    finally:
+        await engine.stop()
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}

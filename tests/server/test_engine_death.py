@@ -1,0 +1,205 @@
+"""The engine's process is killed, stopped or made to crash under real clients: they see a pause.
+
+What the built-in model says greedily must be what it says undisturbed, token for token. (These are
+prompts without a near tie on the way: there, llama.cpp chooses by how many tokens it computes at
+once, with or without an interruption.)
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from tests.support.raw import ask, generate, open_stream
+from tests.support.servers import RunningServer, serve
+
+PATIENCE_S = 15.0
+PROMPTS = ["The old miller", "Tell me a story about a fox", "The river", "A girl named Ada"]
+
+
+def eventually(is_so: Callable[[], bool], within: float = PATIENCE_S) -> bool:
+    deadline = time.monotonic() + within
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def readiness(server: RunningServer) -> int:
+    return requests.get(f"{server.url}/health/ready", timeout=5).status_code
+
+
+def read(server: RunningServer, body: bytes) -> list[dict[str, Any]]:
+    """All events of a stream."""
+    connection, _ = open_stream(server.port, body)
+    with connection:
+        return list(connection.events())
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event["token"] for event in events)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "segfault"])
+def test_the_built_in_model_s_streams_go_on_as_if_nothing_had_been(number: signal.Signals) -> None:
+    with serve(slots=2) as server:  # two run, two wait
+        bodies = [
+            generate(prompt, temperature=0, max_tokens=400, stop=["\N{BLACK STAR}"])
+            for prompt in PROMPTS
+        ]
+        whole = [read(server, body) for body in bodies]
+        connections = [open_stream(server.port, body)[0] for body in bodies]
+        first = connections[0].events()
+        history = [next(first)]
+        for _ in range(3):  # three deaths, each after some more tokens
+            history += [next(first) for _ in range(40)]
+            before = server.engine_pid()
+            os.kill(before, number)
+            assert eventually(lambda before=before: new_engine(server, before))  # type: ignore[misc] # a default binds
+        histories = [history + list(first)]
+        histories += [list(connection.events()) for connection in connections[1:]]
+        for connection in connections:
+            connection.close()
+    for disturbed, undisturbed in zip(histories, whole, strict=True):
+        assert text_of(disturbed) == text_of(undisturbed)
+        assert [event["index"] for event in disturbed] == list(range(len(disturbed)))
+        assert disturbed[-1]["finish_reason"] == undisturbed[-1]["finish_reason"]
+        assert disturbed[-1]["usage"] == undisturbed[-1]["usage"]
+        assert "reproducible" not in disturbed[-1]
+
+
+def new_engine(server: RunningServer, before: int) -> bool:
+    children = psutil.Process(server.pid).children()
+    return any(child.pid != before for child in children)
+
+
+def test_a_seeded_sample_goes_on_and_says_that_its_seed_no_longer_gives_it() -> None:
+    with serve(engine="mock", mock_interval=0.02) as server:
+        connection, _ = open_stream(server.port, generate(max_tokens=30, seed=1))
+        with connection:
+            events = connection.events()
+            next(events)
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            *deltas, end = events
+    assert [event["index"] for event in deltas] == list(range(1, 30))
+    assert end["finish_reason"] == "length"
+    assert end["reproducible"] is False
+
+
+def test_a_client_that_waits_for_the_whole_answer_gets_it() -> None:
+    with serve(engine="mock", mock_interval=0.02) as server:
+        undisturbed = ask(server.port, generate(stream=False)).json()["text"]
+        streamed, _ = open_stream(server.port, generate())
+        with streamed:
+            next(streamed.events())  # so the one after it has begun as well
+            before = server.engine_pid()
+            answer: list[Any] = []
+            whole = Thread(
+                target=lambda: answer.append(ask(server.port, generate(stream=False)).json())
+            )
+            whole.start()
+            time.sleep(0.2)  # ten of its tokens
+            os.kill(before, signal.SIGKILL)
+            whole.join()
+    assert answer[0]["text"] == undisturbed
+
+
+def test_a_hung_engine_is_killed_and_its_streams_go_on() -> None:
+    with serve(engine="mock", mock_interval=0.02, engine_timeout=0.5) as server:
+        undisturbed = read(server, generate())
+        connection, _ = open_stream(server.port, generate())
+        with connection:
+            events = connection.events()
+            disturbed = [next(events) for _ in range(5)]
+            hung = server.engine_pid()
+            os.kill(hung, signal.SIGSTOP)
+            disturbed += list(events)
+        assert text_of(disturbed) == text_of(undisturbed)
+        assert server.engine_pid() != hung
+        assert any("silent" in line for line in server.output)
+
+
+def test_an_idle_engine_is_never_taken_for_hung() -> None:
+    with serve(engine="mock", mock_interval=0, engine_timeout=0.1) as server:
+        before = server.engine_pid()
+        for _ in range(3):
+            time.sleep(0.3)  # three times as long as it may be silent at work
+            assert ask(server.port, generate(stream=False)).status == 200
+        assert server.engine_pid() == before
+
+
+def test_new_requests_are_told_to_come_back_while_the_engine_restarts() -> None:
+    with serve(engine="mock", mock_interval=0.02) as server:
+        connection, _ = open_stream(server.port, generate())
+        with connection:
+            next(connection.events())
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            assert eventually(lambda: readiness(server) == 503)
+            refused = requests.post(
+                f"{server.url}/generate", json={"prompt": "Hi"}, timeout=PATIENCE_S
+            )
+            assert refused.status_code in (200, 503)  # it comes back within half a second
+            if refused.status_code == 503:
+                assert refused.json()["code"] == "engine_down"
+                assert int(refused.headers["Retry-After"]) > 0
+            assert eventually(lambda: readiness(server) == 200)
+
+
+@pytest.mark.parametrize("fault", ["die_at=5", "hang_at=5"])
+def test_a_request_that_always_takes_the_engine_down_ends_with_one_error(fault: str) -> None:
+    """At its sixth token: it was begun, continued, tried alone, and given up."""
+    with serve(engine="mock", mock_interval=0.01, engine_timeout=0.5, engine_arg=[fault]) as server:
+        connection, _ = open_stream(server.port, generate())
+        with connection:
+            *deltas, end = connection.events()
+        assert [event["index"] for event in deltas] == [0, 1, 2, 3, 4]
+        assert end["finish_reason"] == "error"
+        assert end["error"]["code"] == "engine_died"
+        assert end["error"]["retry_safe"] is False
+        # Who waited for the whole answer is told the same.
+        whole: dict[str, object] = {"prompt": "Hi", "stream": False}
+        assert eventually(lambda: readiness(server) == 200)
+        problem = requests.post(f"{server.url}/generate", json=whole, timeout=PATIENCE_S).json()
+        assert (problem["code"], problem["retry_safe"]) == ("engine_died", False)
+        assert eventually(lambda: readiness(server) == 200)
+        answer = requests.post(f"{server.url}/v1/completions", json=whole, timeout=PATIENCE_S)
+        error = answer.json()["error"]
+        assert (error["code"], error["retry_safe"]) == ("engine_died", False)
+        # Others are served again.
+        assert eventually(lambda: readiness(server) == 200)
+        answer = requests.post(
+            f"{server.url}/generate",
+            json={"prompt": "x", "max_tokens": 4, "stream": False},
+            timeout=PATIENCE_S,
+        )
+        assert answer.json()["usage"]["completion_tokens"] == 4
+
+
+def test_streams_end_with_one_error_when_the_engine_stays_away(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.touch()
+    engine = "tests.support.withheld:Withheld"
+    with serve(engine=engine, engine_arg=[f"file={model}"], engine_restart_timeout=1.0) as server:
+        connection, stream_id = open_stream(
+            server.port, generate("Once upon a time", max_tokens=1000, resumable=True)
+        )
+        with connection:
+            events = connection.events()
+            next(events)
+            model.unlink()
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            *_, end = events
+        assert end["error"]["code"] == "engine_died"
+        assert end["error"]["retry_safe"] is True
+        body = requests.get(f"{server.url}/streams/{stream_id}", timeout=PATIENCE_S).text
+        assert json.loads(body.rstrip().rpartition("data: ")[2]) == end
+        assert readiness(server) == 503

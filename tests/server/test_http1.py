@@ -1,0 +1,88 @@
+"""HTTP/1.1 below the routes: old clients, unusual ones, and those that send ahead."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.test_disconnect import eventually
+from tests.support.raw import Connection, ask, generate, post, request
+from tests.support.servers import RunningServer, serve
+
+HEALTH = request("GET", "/health")
+ENDLESS = 1000  # tokens, so many that only its client's going ends the stream
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=1000"]) as server:
+        yield server
+
+
+def test_requests_sent_ahead_are_answered_in_order(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        connection.send(HEALTH + generate(max_tokens=3) + generate(stream=False, max_tokens=1))
+        connection.send(request("GET", "/nope") + HEALTH)
+        assert connection.response().json() == {"status": "healthy"}
+        assert connection.head().status == 200
+        assert [event["index"] for event in connection.events()] == [0, 1, 2, 3]
+        assert connection.response().json()["text"] == " Water"
+        assert connection.response().status == 404
+        assert connection.response().json() == {"status": "healthy"}
+
+
+def test_a_client_that_goes_after_it_sent_ahead_is_noticed(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        connection.send(generate(max_tokens=ENDLESS) + HEALTH)
+        stream_id = connection.head().headers["x-stream-id"]
+        connection.chunk()
+
+    def is_told() -> bool:
+        lines = [line for line in list(server.output) if f"stream_id={stream_id} " in line]
+        return any("finish_reason=cancelled" in line for line in lines)
+
+    assert eventually(is_told, within=5)
+
+
+def test_a_body_is_asked_for_where_it_is_wanted(server: RunningServer) -> None:
+    body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
+    with Connection(server.port) as connection:
+        connection.send(post(body, "Expect: 100-continue").removesuffix(body))
+        assert connection.head().status == 100
+        assert connection.send(body).response().status == 200
+
+
+def test_a_client_of_http_1_0_gets_a_stream_without_chunks(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        connection.send(generate(max_tokens=3).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert "transfer-encoding" not in connection.head().headers
+        *events, rest = connection.until_closed().split(b"\n\n")
+    assert [json.loads(event.removeprefix(b"data: "))["index"] for event in events] == [0, 1, 2, 3]
+    assert rest == b""
+
+
+def test_an_answer_to_head_has_no_body(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        length = int(connection.send(request("HEAD", "/health")).head().headers["content-length"])
+        answer = connection.send(HEALTH).response()
+        assert (answer.status, len(answer.body)) == (200, length)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_wishes_for_another_protocol_is_answered_in_this_one(
+    server: RunningServer, method: str
+) -> None:
+    wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
+    sent = request("GET", "/health", *wish) if method == "GET" else post(body, *wish)
+    assert ask(server.port, sent).status == 200
+
+
+def test_idle_connections_do_not_hold_up_the_server_s_end() -> None:
+    with serve(engine="mock") as server, Connection(server.port) as used:
+        assert used.send(HEALTH).response().status == 200
+        with Connection(server.port) as silent:
+            server.process.terminate()
+            assert server.process.wait(5) == 0  # sooner than the time that a head is given
+            assert used.is_closed()
+            assert silent.is_closed()

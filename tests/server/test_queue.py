@@ -1,0 +1,142 @@
+"""Waiting in line, as a client sees it: told at once and from time to time, or refused at once."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.raw import Connection, ask, generate, open_stream, post, request
+from tests.support.servers import RunningServer, serve
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """One slot, one may wait, and answers that say three words and hang."""
+    with serve(
+        "--slots=1",
+        "--max-queue=1",
+        engine="mock",
+        mock_interval=0,
+        heartbeat=0.3,
+        engine_arg=["hang_at=3", "context_length=50"],
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def holder(server: RunningServer) -> Iterator[str]:
+    """The stream that has the slot."""
+    connection, stream_id = open_stream(server.port, generate())
+    with connection:
+        assert next(connection.events())["index"] == 0
+        yield stream_id
+        cancel(server, stream_id)
+
+
+def cancel(server: RunningServer, stream_id: str) -> None:
+    assert ask(server.port, request("DELETE", f"/streams/{stream_id}")).status == 200
+
+
+def test_whoever_waits_has_a_head_at_once_and_then_its_place_in_comments(
+    server: RunningServer, holder: str
+) -> None:
+    connection, stream_id = open_stream(server.port, generate())
+    with connection:
+        while not (chunk := connection.chunk()).startswith(b": queue"):
+            assert chunk == b""
+        told = [chunk, connection.chunk(), connection.chunk()]  # heartbeats tell it again
+        for each in told:
+            assert re.fullmatch(rb": queue position=1( eta=\d+\.\d)?\n", each)
+        cancel(server, holder)
+        assert next(connection.events())["token"] == " Water"
+        cancel(server, stream_id)
+
+
+def test_whoever_asks_is_told_by_events(server: RunningServer, holder: str) -> None:
+    connection, _ = open_stream(server.port, generate(queue_events=True))
+    with connection:
+        chunk = connection.chunk()
+    name, data, *rest = chunk.split(b"\n")
+    assert name == b"event: queue"
+    assert rest == [b"", b""]
+    assert json.loads(data.removeprefix(b"data: "))["position"] == 1
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_where_the_line_is_full_the_refusal_is_quick_and_says_when_to_come_back(
+    server: RunningServer, holder: str, path: str
+) -> None:
+    connection, _ = open_stream(server.port, generate())
+    with connection:
+        began = time.monotonic()
+        answer = ask(server.port, post(b'{"prompt":"a"}', path=path))
+        assert time.monotonic() - began < 1
+        assert answer.status == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        problem = answer.json()
+        if path == "/generate":
+            assert problem["code"] == "queue_full"
+        else:
+            assert problem["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize("num_bytes", [10, 100_000, 250_000])
+def test_a_refusal_reaches_a_client_that_is_still_sending_and_its_connection_lives_on(
+    server: RunningServer, holder: str, num_bytes: int
+) -> None:
+    connection, _ = open_stream(server.port, generate())
+    with connection, Connection(server.port) as refused:
+        for _ in range(3):
+            assert refused.send(generate("x" * num_bytes)).response().status == 429
+
+
+def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: RunningServer) -> None:
+    long = "a " * 60
+    assert ask(server.port, generate(long)).status == 422
+    first, first_id = open_stream(server.port, generate())
+    with first:
+        streamed, _ = open_stream(server.port, generate(long))
+        with streamed:
+            cancel(server, first_id)
+            (end,) = streamed.events()
+    assert end["finish_reason"] == "error"
+    assert end["error"]["code"] == "prompt_too_long"
+    assert end["error"]["retry_safe"] is False
+    second, second_id = open_stream(server.port, generate())
+    with second, Connection(server.port) as whole:
+        whole.send(generate(long, stream=False))
+        assert next(second.events())["index"] == 0
+        cancel(server, second_id)
+        assert whole.response().status == 422
+
+
+@pytest.mark.parametrize("api", ["native", "v1"])
+def test_a_deadline_ends_an_answer_where_it_is(server: RunningServer, api: str) -> None:
+    if api == "native":
+        answer = ask(server.port, generate(stream=False, timeout=0.3))
+        assert answer.json()["finish_reason"] == "deadline"
+        assert answer.json()["text"] == " Water comes down"
+    else:
+        sent = post(b'{"prompt":"a"}', "X-Penstock-Timeout: 0.3", path="/v1/completions")
+        (choice,) = ask(server.port, sent).json()["choices"]
+        assert choice["text"] == " Water comes down"
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
+
+
+def test_a_deadline_in_the_line_ends_the_waiting(server: RunningServer, holder: str) -> None:
+    connection, _ = open_stream(server.port, generate(timeout=0.3))
+    with connection:
+        (end,) = connection.events()
+    assert end["finish_reason"] == "deadline"
+    assert end["usage"]["total_tokens"] == 0
+    answer = ask(server.port, generate(stream=False, timeout=0.3))
+    assert answer.status == 504
+    assert answer.json()["code"] == "deadline_passed"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1e9", "604801", "1\r\nX-Penstock-Timeout: 1"])
+def test_a_deadline_that_is_none_is_refused(server: RunningServer, value: str) -> None:
+    sent = post(b'{"prompt":"a"}', f"X-Penstock-Timeout: {value}", path="/v1/completions")
+    assert ask(server.port, sent).status == 400

@@ -1,0 +1,284 @@
+"""Each request has an id, its timing, and one line in the log: a JSON object, whatever it was."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.raw import Connection, Response, ask, generate, open_stream, post, request
+from tests.support.servers import RunningServer, serve, start
+
+SECRET = "Hunter2"
+PATIENCE_S = 10.0
+NEW_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with serve(
+        engine="mock", mock_interval=0.01, log_format="json", engine_arg=["length=20"]
+    ) as server:
+        yield server
+
+
+def lines_of(server: RunningServer, request_id: str) -> list[dict[str, Any]]:
+    """The log's lines about a request that has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        entries = [json.loads(line) for line in list(server.output)]
+        found = [entry for entry in entries if entry.get("request_id") == request_id]
+        if any(entry["message"] == "request ended" for entry in found):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no line about {request_id}: {server.output[-5:]}")
+
+
+def line_of(server: RunningServer, answer: Response) -> dict[str, Any]:
+    """The one line about a request."""
+    (line,) = lines_of(server, answer.headers["x-request-id"])
+    return line
+
+
+def timing_of(answer: Response) -> dict[str, float]:
+    parts = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
+    return {name: float(milliseconds) for name, milliseconds in parts}
+
+
+def test_who_sends_a_body_that_is_too_large_learns_it(server: RunningServer) -> None:
+    """What went wrong: the connection was closed while the client was still sending, and the answer
+    lost with it. Whom: clients that send without waiting, most of them. Why not now: what is not
+    far too large is read, and thrown away, first."""
+    for _ in range(10):
+        answer = ask(server.port, post(b"a" * 5_000_000))
+        assert (answer.status, answer.json()["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("good", ["a", "trace-1.2_3", "A" * 128])
+def test_a_client_s_own_id_comes_back(server: RunningServer, good: str) -> None:
+    answer = ask(server.port, request("GET", "/health", f"X-Request-ID: {good}"))
+    assert answer.headers["x-request-id"] == good
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "a b", "A" * 129, "a\x1b[31m", "a\u2028b", "<script>", 'a"b', "a,b", "é"]
+)
+def test_an_id_that_is_not_well_formed_is_replaced(server: RunningServer, bad: str) -> None:
+    answer = ask(server.port, request("GET", "/nope", f"X-Request-ID: {bad}"))
+    assert answer.status in (400, 404)
+    if answer.status == 404:  # else the HTTP library refused the header itself
+        assert NEW_ID.fullmatch(answer.headers["x-request-id"])
+
+
+def test_two_ids_are_none(server: RunningServer) -> None:
+    answer = ask(server.port, request("GET", "/health", "X-Request-ID: a", "X-Request-ID: b"))
+    assert NEW_ID.fullmatch(answer.headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("GET", "/"), 200),
+        (request("GET", "/health/live"), 200),
+        (request("GET", "/metrics"), 200),
+        (request("GET", "/openapi.json"), 200),
+        (request("GET", "/nope"), 404),
+        (request("PUT", "/generate"), 405),
+        (request("DELETE", "/streams/unknown"), 404),
+        (post(b"{"), 400),
+        (post(b"{}"), 422),
+        (generate(), 200),
+        (generate(stream=False), 200),
+        (generate().replace(b"Host: localhost", b"Host: @"), 400),
+        (request("GET", "/", "Origin: http://x"), 403),
+        (request("OPTIONS", "/generate", "Origin: http://a.localhost",
+                 "Access-Control-Request-Method: POST"), 400),
+    ],
+)  # fmt: skip
+def test_every_response_has_an_id_and_a_timing(
+    server: RunningServer, data: bytes, status: int
+) -> None:
+    answer = ask(server.port, data)
+    assert answer.status == status
+    assert NEW_ID.fullmatch(answer.headers["x-request-id"])
+    assert all(milliseconds >= 0 for milliseconds in timing_of(answer).values())
+
+
+def test_a_whole_answer_says_where_its_time_went(server: RunningServer) -> None:
+    answer = ask(server.port, generate(stream=False, max_tokens=10))
+    timing = timing_of(answer)
+    timings = answer.json()["timings"]
+    assert [*timing] == ["queue", "prefill", "decode", "total"]
+    parts = timing["queue"] + timing["prefill"] + timing["decode"]
+    assert parts == pytest.approx(1000 * timings["total_time"], abs=0.01)
+    assert timing["total"] >= parts - 0.01
+    assert timing["decode"] > 9 * 10 * 0.8  # timers may come a little early
+
+
+def test_a_stream_s_head_says_only_what_is_known_then(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        head = connection.send(generate(max_tokens=10)).head()
+        assert [*timing_of(head)] == ["admission"]
+        assert list(connection.events())[-1]["timings"]["total_time"] > 0
+
+
+def test_a_stream_s_line_says_how_it_went(server: RunningServer) -> None:
+    answer = ask(server.port, generate("one two", max_tokens=5))
+    end = json.loads(answer.body.rstrip().rpartition(b"data: ")[2])
+    line = line_of(server, answer)
+    assert line["message"] == "request ended"
+    assert line["level"] == "info"
+    assert (line["method"], line["route"], line["status"]) == ("POST", "/generate", 200)
+    assert line["client"] == "127.0.0.1"
+    assert line["stream_id"] == answer.headers["x-stream-id"]
+    assert (line["finish_reason"], line["prompt_tokens"], line["completion_tokens"]) == (
+        *("length", 2),
+        5,
+    )
+    assert line["queue_s"] == end["timings"]["queue_time"]
+    assert line["ttft_s"] == end["timings"]["time_to_first_token"]
+    assert line["total_s"] == end["timings"]["total_time"] <= line["duration_s"]
+    assert (line["readers"], line["resumed"]) == (1, False)
+    assert "error_code" not in line
+    assert "prompt" not in line
+
+
+def test_a_client_that_leaves_has_its_line(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        head = connection.send(generate(max_tokens=1000)).head()
+        connection.chunk()
+    line = line_of(server, head)
+    assert (line["finish_reason"], line["client_gone"]) == ("cancelled", True)
+
+
+def test_each_request_for_a_stream_that_is_resumed_has_a_line(server: RunningServer) -> None:
+    first, stream_id = open_stream(server.port, generate(resumable=True))
+    with first:
+        first.chunk()
+    answer = ask(server.port, request("GET", f"/streams/{stream_id}?after=0"))
+    line = line_of(server, answer)
+    assert (line["route"], line["stream_id"]) == ("/streams/{stream_id}", stream_id)
+    assert (line["resumed"], line["readers"]) == (True, 2)
+    assert line["finish_reason"] == "stop"
+
+
+def test_a_problem_s_line_has_its_code(server: RunningServer) -> None:
+    line = line_of(server, ask(server.port, generate(max_tokens=0)))
+    assert (line["status"], line["error_code"], line["route"]) == (422, "out_of_range", "/generate")
+    line = line_of(server, ask(server.port, request("GET", "/nope")))
+    assert (line["status"], line["error_code"], line["route"]) == (404, "no_such_route", "none")
+
+
+def test_probes_that_are_well_have_no_line(server: RunningServer) -> None:
+    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+        ask(server.port, request("GET", path, "X-Request-ID: probe"))
+    line_of(server, ask(server.port, request("GET", "/nope")))  # what came before is written
+    assert not any("probe" in line for line in server.output)
+
+
+HOSTILE = [
+    f"{SECRET}\r\nINFO forged",
+    f"{SECRET}\x1b[2J\x07",
+    f"{SECRET}\x00",
+    f"{SECRET}\u2028\u2029\x85",
+    f'{SECRET}"}}',
+    f"{SECRET} " * 100_000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_whatever_clients_send_each_line_is_one_json_object_without_it(
+    server: RunningServer, text: str
+) -> None:
+    printable = "".join(char for char in text[:1000] if char.isalnum())
+    requests = [
+        generate(text, max_tokens=1),
+        generate(text, max_tokens=1, stream=False),
+        generate(max_tokens=text),
+        generate(stop=[text]),
+        post(json.dumps({text[:1000]: 1}).encode()),
+        post(json.dumps({"messages": [{"role": "user", "content": text}]}).encode()),
+        post(text.encode("utf-8", "surrogatepass")),
+        post(b"{}", f"Content-Type: {printable}"),
+        request("GET", f"/{printable}?{printable}={printable}"),
+        request("DELETE", f"/streams/{printable}"),
+        request("GET", f"/streams/x?after={printable}"),
+        request("GET", "/", f"X-Request-ID: {printable} {printable}", f"User-Agent: {printable}"),
+        request("GET", "/", f"Authorization: Bearer {printable}", f"Cookie: {printable}"),
+        request("GET", "/nope", f"Authorization: Bearer {printable}", f"Referer: {printable}"),
+        request("GET", "/health", f"Host: {printable}"),
+    ]
+    for each in requests:
+        ask(server.port, each)
+    line_of(server, ask(server.port, request("GET", "/nope")))
+    for line in list(server.output):
+        assert isinstance(json.loads(line), dict)
+        assert line.isascii()
+        assert line.rstrip("\n").isprintable()
+        assert len(line) <= 8192
+        assert SECRET not in line
+
+
+def test_prompts_are_logged_only_where_that_is_asked_for() -> None:
+    with serve(
+        "--log-prompts", engine="mock", mock_interval=0, log_format="json", stall_timeout=2
+    ) as server:
+        line = line_of(server, ask(server.port, generate("the prompt\r\n\x1b[2J", max_tokens=1)))
+        assert line["prompt"] == "the prompt\r\n\x1b[2J"
+        turns = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hello?"}]
+        body = json.dumps({"messages": turns, "stream": False}).encode()
+        assert (
+            line_of(server, ask(server.port, post(body)))["prompt"] == "system: Be.\nuser: Hello?"
+        )
+        line = line_of(server, ask(server.port, generate("\x00" * 5000, max_tokens=1)))
+        assert line["prompt"].startswith("\x00" * 500)
+        assert line["finish_reason"] == "length"
+
+
+def test_a_server_that_cannot_start_says_so_in_json_too() -> None:
+    process = start(engine="mock", log_format="json", engine_arg=["intervall=1"])
+    _, output = process.communicate(timeout=30)
+    assert process.returncode == 1
+    entries = [json.loads(line) for line in output.splitlines()]
+    assert entries[-1]["level"] == "critical"
+    assert "intervall" in entries[-1]["message"]
+    assert "interval" in entries[-1]["hint"]
+
+
+def test_every_line_of_a_server_s_life_is_json() -> None:
+    with serve(engine="mock", mock_interval=0.01, log_format="json") as server:
+        connection, _ = open_stream(server.port, generate(max_tokens=40))
+        with connection:
+            psutil.Process(server.engine_pid()).send_signal(signal.SIGKILL)
+            assert list(connection.events())[-1]["finish_reason"] == "length"
+    entries = [json.loads(line) for line in server.output]
+    messages = [entry["message"] for entry in entries]
+    assert messages[0] == "serving"
+    assert any("restarting" in message for message in messages)
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_end(log_format: str) -> None:
+    process = start(engine="mock", mock_interval=0, log_format=log_format)
+    assert process.stderr is not None
+    line = ""
+    while not (found := re.search(r"http://127.0.0.1:([0-9]+)", line)):
+        line = process.stderr.readline()
+    for _ in range(500):  # more than a pipe holds
+        assert ask(int(found[1]), generate(max_tokens=1, stream=False)).status == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    process.stderr.close()
+
+
+def test_the_log_for_people_has_a_line_per_request_too() -> None:
+    with serve(engine="mock", mock_interval=0) as server:
+        ask(server.port, generate("secret", max_tokens=3))
+    (line,) = [line for line in server.output if "penstock.request" in line]
+    assert line.startswith("INFO penstock.request: request ended method=POST route=/generate ")
+    assert " finish_reason=length " in line
+    assert "secret" not in line

@@ -1,0 +1,252 @@
+"""HTTPS: both versions of HTTP, a certificate that changes, and what is no TLS."""
+
+import contextlib
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h2.config
+import h2.connection
+import h2.events
+import httpx
+import pytest
+import trustme
+
+from penstock.web.granian import HEADER_TIMEOUT_S
+from tests.support.servers import RunningServer, serve, start
+
+AUTHORITY = trustme.CA()
+
+
+class Certificate:
+    """A certificate for this machine, in two files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate, self.key = folder / "certificate.pem", folder / "key.pem"
+        self.renew()
+
+    def renew(self) -> None:
+        issued = AUTHORITY.issue_cert("localhost", "127.0.0.1")
+        self.key.write_bytes(issued.private_key_pem.bytes())
+        self.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+
+    def flags(self) -> dict[str, Path]:
+        return {"tls_cert": self.certificate, "tls_key": self.key}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Certificate:
+    return Certificate(tmp_path)
+
+
+@pytest.fixture
+def server(certificate: Certificate) -> Iterator[RunningServer]:
+    with serve(
+        engine="mock", mock_interval=0.05, engine_arg=["length=1000"], **certificate.flags()
+    ) as server:
+        assert server.url.startswith("https://")
+        yield server
+
+
+def context() -> ssl.SSLContext:
+    made = ssl.create_default_context()
+    AUTHORITY.configure_trust(made)
+    return made
+
+
+@contextlib.contextmanager
+def connected(server: RunningServer, *protocols: str) -> Iterator[ssl.SSLSocket]:
+    trusting = context()
+    trusting.set_alpn_protocols(protocols)
+    with (
+        socket.create_connection(server.address, timeout=20) as raw,
+        trusting.wrap_socket(raw, server_hostname="localhost") as secure,
+    ):
+        yield secure
+
+
+def serial(server: RunningServer) -> str:
+    """That of the certificate which a connection made now is shown."""
+    with connected(server, "http/1.1") as secure:
+        shown = secure.getpeercert()
+    assert shown is not None
+    return str(shown["serialNumber"])
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+@pytest.mark.parametrize("path", ["/health", "/generate", "/nope"])
+def test_an_answer_to_head_has_no_body(server: RunningServer, path: str, http2: bool) -> None:
+    with httpx.Client(verify=context(), http1=not http2, http2=http2) as client:
+        for _ in range(2):  # the connection goes on
+            answer = client.head(server.url + path)
+            assert answer.content == b""
+            assert int(answer.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
+def test_a_stream_over_tls(server: RunningServer, http2: bool) -> None:
+    with httpx.Client(verify=context(), http1=not http2, http2=http2) as client:
+        sent = {"prompt": "x", "max_tokens": 3}
+        answer = client.post(f"{server.url}/generate", json=sent)
+    assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+    assert answer.text.count("data: ") == 4
+
+
+def test_a_client_is_asked_which_version_it_wants(server: RunningServer) -> None:
+    for offered, chosen in (
+        (("h2", "http/1.1"), "h2"),
+        (("http/1.1",), "http/1.1"),
+        (("http/1.1", "h2"), "h2"),
+    ):
+        with connected(server, *offered) as secure:
+            assert secure.selected_alpn_protocol() == chosen
+
+
+def test_old_versions_of_tls_are_refused(server: RunningServer) -> None:
+    old = context()
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(server.address) as raw, pytest.raises((ssl.SSLError, OSError)):
+        old.wrap_socket(raw, server_hostname="localhost")
+
+
+def test_plain_http_is_not_answered(server: RunningServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as raw:
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            assert b"HTTP" not in raw.recv(1000)
+
+
+def test_a_new_certificate_is_shown_and_streams_go_on(
+    server: RunningServer, certificate: Certificate
+) -> None:
+    before = serial(server)
+    with httpx.Client(verify=context(), timeout=30) as client:
+        sent = {"prompt": "x", "max_tokens": 120}  # six seconds
+        with client.stream("POST", f"{server.url}/generate", json=sent) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            certificate.renew()
+            deadline = time.monotonic() + 20
+            while serial(server) == before:
+                assert time.monotonic() < deadline, "the old certificate is still shown"
+            rest = list(lines)
+    assert sum(line.startswith("data: ") for line in rest) == 120
+    assert '"finish_reason":"length"' in rest[-2]
+
+
+def test_a_certificate_that_is_broken_changes_nothing(
+    server: RunningServer, certificate: Certificate
+) -> None:
+    before = serial(server)
+    certificate.key.write_text("broken")
+    deadline = time.monotonic() + 20
+    while "the certificate stays as it was" not in "".join(server.output):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert serial(server) == before
+    certificate.renew()
+    while serial(server) == before:
+        assert time.monotonic() < deadline
+
+
+def test_the_server_ends_while_connections_of_two_certificates_are_open(
+    server: RunningServer, certificate: Certificate
+) -> None:
+    before = serial(server)
+    with connected(server, "http/1.1") as old:
+        certificate.renew()
+        deadline = time.monotonic() + 20
+        while serial(server) == before:
+            assert time.monotonic() < deadline
+        with connected(server, "h2"):
+            server.process.terminate()
+            assert server.process.wait(20) == 0
+        with contextlib.suppress(ConnectionError):
+            assert old.recv(10) == b""
+
+
+def test_clients_that_only_keep_connections_open_do_not_hold_the_server_up(
+    certificate: Certificate,
+) -> None:
+    """What went wrong: a client of HTTP/2 that has its answer and does not listen any more held the
+    server until the time for draining was up. Whom: whoever restarts a server behind a pool of
+    connections. Why not now: what is open soon after the last answer is closed."""
+    with (
+        serve(engine="mock", drain_timeout=600, **certificate.flags()) as server,
+        httpx.Client(verify=context(), http2=True, timeout=20) as client,
+        connected(server, "http/1.1") as half,
+    ):
+        half.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        assert client.get(f"{server.url}/health").http_version == "HTTP/2"
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(2 * HEADER_TIMEOUT_S) == 0
+    assert not [line for line in server.output if "WARNING" in line or "ERROR" in line]
+
+
+def test_a_handshake_that_never_comes_and_a_head_that_stops_are_given_up(
+    server: RunningServer,
+) -> None:
+    began = time.monotonic()
+    with (
+        socket.create_connection(server.address, timeout=30) as silent,
+        socket.create_connection(server.address, timeout=30) as halfway,
+        connected(server, "http/1.1") as head,
+    ):
+        halfway.sendall(bytes.fromhex("16030102000100"))
+        head.settimeout(30)
+        head.sendall(b"GET / HTTP/1.1\r\nHost:")
+        answer = head.recv(1000)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 408 ")
+        assert silent.recv(100) == halfway.recv(100) == b""
+    assert HEADER_TIMEOUT_S - 2 < time.monotonic() - began < 25
+
+
+def test_headers_of_http2_are_bounded_as_well(server: RunningServer) -> None:
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    heads = [(":method", "GET"), (":path", "/health"), (":authority", "localhost")]
+    heads += [(":scheme", "https"), *((f"x-{n}", "y" * 8000) for n in range(20))]
+    with connected(server, "h2") as secure:
+        secure.sendall(client.data_to_send())
+        client.receive_data(secure.recv(65536))
+        client.send_headers(1, heads, end_stream=True)
+        secure.sendall(client.data_to_send())
+        statuses: list[bytes] = []
+        over = False
+        while not over:
+            received = secure.recv(65536)
+            over = not received
+            for event in client.receive_data(received):
+                if isinstance(event, h2.events.ResponseReceived):
+                    statuses += [value for name, value in event.headers or () if name == b":status"]
+                over |= isinstance(
+                    event,
+                    h2.events.StreamEnded | h2.events.StreamReset | h2.events.ConnectionTerminated,
+                )
+    assert statuses in ([b"431"], [])
+
+
+@pytest.mark.parametrize("case", ["only one", "no file", "no pair"])
+def test_tls_that_cannot_be_is_said_at_the_start(
+    certificate: Certificate, tmp_path: Path, case: str
+) -> None:
+    flags: dict[str, object] = dict(certificate.flags())
+    if case == "only one":
+        del flags["tls_key"]
+    elif case == "no file":
+        flags["tls_key"] = tmp_path / "nothing.pem"
+    else:
+        other = tmp_path / "other"
+        other.mkdir()
+        flags["tls_key"] = Certificate(other).key
+    process = start(engine="mock", **flags)
+    assert process.stderr is not None
+    with process:
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert "--tls-cert" in said
+    assert "Traceback" not in said

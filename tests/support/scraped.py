@@ -1,0 +1,51 @@
+"""What a server's /metrics says, read as Prometheus reads it."""
+
+import time
+from collections.abc import Callable
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.raw import ask, request
+from tests.support.servers import RunningServer
+
+PATIENCE_S = 20.0
+
+
+class Scrape:
+    """The samples of one answer of /metrics."""
+
+    def __init__(self, server: RunningServer) -> None:
+        answer = ask(server.port, request("GET", "/metrics"))
+        assert answer.status == 200
+        self.text = answer.body.decode()
+        self._samples = [
+            sample
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+        ]
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """The sum of all samples of this name that have these labels."""
+        return sum(
+            sample.value
+            for sample in self._samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """The sums of this name's samples for each value of a label."""
+        values = {sample.labels[label] for sample in self._samples if sample.name == name}
+        return {value: self(name, **{label: value}) for value in values}
+
+    def negative(self) -> list[str]:
+        """The names of what is below zero."""
+        return [sample.name for sample in self._samples if sample.value < 0]
+
+
+def scrape_until(server: RunningServer, true: Callable[[Scrape], bool]) -> Scrape:
+    """Scrape until it is true; fails where it never comes true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true(scrape := Scrape(server)):
+        assert time.monotonic() < deadline, scrape.text
+        time.sleep(0.05)
+    return scrape

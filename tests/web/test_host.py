@@ -1,0 +1,85 @@
+"""Names and pages that are this machine's own, and those that are admitted."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+
+from penstock.web.access import KEY, Exchange
+from penstock.web.host import HostCheck, is_loopback
+
+
+def status(
+    host: str,
+    *origins: str,
+    hosts: Collection[str] | None = (),
+    admitted: Collection[str] = (),
+) -> int:
+    """What a request for `host` from a page at `origins` gets: 200 where the app is asked."""
+    statuses: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        statuses.append(200)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    headers = [(b"host", host.encode()), *((b"origin", each.encode()) for each in origins)]
+    scope: dict[str, Any] = {"type": "http", "path": "/", "headers": headers}
+    scope[KEY] = Exchange(scope, send)
+    asyncio.run(HostCheck(app, lambda: hosts, admitted)(scope, send, send))  # type: ignore[arg-type] # nothing is received
+    (answer,) = statuses
+    return answer
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST:1",
+        "127.0.0.1:8000",
+        "127.255.255.254:65535",
+        "[::1]",
+        "[::1]:9000",
+        "[0:0:0:0:0:0:0:1]",
+        "penstock.localhost:80",
+    ],
+)
+def test_this_machine_s_names_are_admitted_at_any_port(host: str) -> None:
+    assert status(host) == 200
+    assert status("localhost:1", f"http://{host}") == 200
+    assert status("localhost:1", f"https://{host}") == 200
+
+
+def test_other_names_are_admitted_by_name() -> None:
+    assert status("models.example:80") == 403
+    assert status("Models.Example:80", hosts={"models.example"}) == 200
+    assert status("models.example", "https://models.example", hosts={"models.example"}) == 200
+    assert status("models.example", "https://evil.example", hosts={"models.example"}) == 403
+
+
+def test_any_name_will_do_where_a_key_is_asked_for() -> None:
+    assert status("anything.example", "https://else.example", hosts=None) == 200
+    assert status("any/thing", hosts=None) == 400
+
+
+def test_origins_are_admitted_by_name_and_null_is_one() -> None:
+    for origin in ("null", "https://example.org"):
+        assert status("localhost", origin) == 403
+        assert status("localhost", origin, admitted=["null", "https://example.org"]) == 200
+    assert status("localhost", "https://example.org:444", admitted=["https://example.org"]) == 403
+    assert status("localhost", "https://example.org", admitted=["*"]) == 200
+    assert status("evil.example", "https://example.org", admitted=["*"]) == 403
+
+
+def test_each_of_several_origins_is_looked_at() -> None:
+    assert status("localhost", "http://localhost", "https://example.org") == 403
+
+
+@pytest.mark.parametrize(
+    "name", ["127.0.0.1.example", "0x7f000001", "localhost.", "::", "0.0.0.0", "10.0.0.1", ""]
+)
+def test_what_only_looks_like_this_machine_is_not(name: str) -> None:
+    assert not is_loopback(name)
