@@ -24,9 +24,9 @@ from penstock.request import Request
 from penstock.stream.reader import MergedReader, Reader
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
-from penstock.web.access import KEY, Exchange
+from penstock.web.access import KEY, Access
 from penstock.web.delivery import StreamResponse
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 
 ROUNDS = 30
 Route = Literal["native", "openai"]
@@ -72,7 +72,7 @@ class Load:
 
     def __init__(self, num_streams: int, route: Route) -> None:
         self._streams = Streams(Engine())
-        self._pulse = Pulse(15, 30)
+        self._pulse = Liveness(15, 30)
         self._running: list[Stream] = []
         self._responses: list[asyncio.Task[None]] = []
         for number in range(num_streams):
@@ -93,10 +93,10 @@ class Load:
             frames = ChunkFrames(form, [stream])
             response = StreamResponse(MergedReader([stream]), frames, watch, self._pulse)
         scope: MutableMapping[str, Any] = {"type": "http", "headers": []}
-        exchange = scope[KEY] = Exchange(scope, send)
+        access = scope[KEY] = Access(scope, send)
         await response(scope, receive, send)
-        assert exchange.rest is not None
-        await exchange.rest()
+        assert access.rest is not None
+        await access.rest()
 
     async def steps(self, number: int) -> None:
         """So many steps of the engine: each gives each stream a token."""

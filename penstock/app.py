@@ -12,14 +12,14 @@ from penstock.api.openai.fields import ChatRequest, CompletionRequest
 from penstock.api.openai.routes import openai_routes
 from penstock.api.openapi import description_route
 from penstock.api.page import page_routes
-from penstock.engine.process.supervisor import ChildEngine
+from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.settings import Settings
 from penstock.stream.registry import Streams
-from penstock.web.access import Exchanges
+from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck, KeyRing
-from penstock.web.body import Bodies
+from penstock.web.body import BodyReader
 from penstock.web.host import HostCheck, is_loopback
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 from penstock.web.problems import PROBLEM_HANDLERS
 
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
@@ -33,12 +33,12 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 def create_app(
     settings: Settings,
-    engine: ChildEngine,
+    engine: SupervisedEngine,
     streams: Streams,
-    pulse: Pulse,
-    bodies: Bodies,
+    liveness: Liveness,
+    bodies: BodyReader,
     keys: KeyRing,
-) -> Exchanges:
+) -> AccessMiddleware:
     """An application that serves `engine` through `streams` to those that have one of `keys`."""
 
     def unready() -> str | None:
@@ -53,10 +53,10 @@ def create_app(
         return names if settings.allow_host or (is_local and not keys) else None
 
     routes = [
-        *native_routes(streams, pulse, bodies),
-        *openai_routes(streams, pulse, bodies, settings.served_name, lambda: engine.info),
+        *native_routes(streams, liveness, bodies),
+        *openai_routes(streams, liveness, bodies, settings.served_name, lambda: engine.info),
         *health_routes(unready),
-        *metrics_routes(metrics_registry(settings, engine, streams, pulse)),
+        *metrics_routes(metrics_registry(settings, engine, streams, liveness)),
         *page_routes(settings.served_name),
     ]
     app = Starlette(
@@ -76,4 +76,4 @@ def create_app(
     )
     app.router.redirect_slashes = False  # it sends a client to wherever its Host header says
     # Outside of everything, so that an answer to a bug in here has an id and a line as well.
-    return Exchanges(app, streams.meter, log_prompts=settings.log_prompts)
+    return AccessMiddleware(app, streams.meter, log_prompts=settings.log_prompts)

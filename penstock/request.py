@@ -68,10 +68,10 @@ class Request(msgspec.Struct, frozen=True):
     its place; None asks for nothing. `json_schema`, itself JSON, describes the answer: JSON that
     is valid under it.
 
-    `tools`, itself JSON, are the functions that the model may call, in OpenAI's form; it must call
-    one where it `must_call`, and no second one without `parallel_calls`. `tells_reasoning`: what
-    the model thinks is told apart from its answer, where the engine knows how. `reasoning_effort`
-    is for the model's template; "none" asks it not to think.
+    `tools`, itself JSON, are the functions that the model may call, in OpenAI's form.
+    `tool_call_required`: it must call one. Without `parallel_calls` it calls one at most.
+    `separate_reasoning`: the engine separates the model's reasoning from its answer, if it can.
+    `reasoning_effort` is for the model's template; "none" asks it not to think.
 
     A request that an engine died with is submitted again as a continuation: `prompt_ids` are then
     the tokens that the engine made of the prompt, to be used in its stead, and `generated` what it
@@ -88,9 +88,9 @@ class Request(msgspec.Struct, frozen=True):
     top_logprobs: int | None = None
     json_schema: str | None = None
     tools: str | None = None
-    must_call: bool = False
+    tool_call_required: bool = False
     parallel_calls: bool = True
-    tells_reasoning: bool = False
+    separate_reasoning: bool = False
     reasoning_effort: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()

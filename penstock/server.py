@@ -22,7 +22,7 @@ import uvloop
 
 from penstock.app import create_app
 from penstock.engine.llamacpp.hub import find_model
-from penstock.engine.process.supervisor import ChildEngine
+from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.observe.logs import report_loop_error
@@ -32,10 +32,10 @@ from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
 from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams, draining
 from penstock.web.auth import KeyRing, key_ring
-from penstock.web.body import Bodies
+from penstock.web.body import BodyReader
 from penstock.web.granian import Web, listen, tls_of
 from penstock.web.host import is_loopback
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Server:
         listener = open_listener(settings)
         self.url = url_of(listener, "https" if tls else "http")
         meter = Meter()
-        engine = ChildEngine(
+        engine = SupervisedEngine(
             ENGINES.get(settings.engine, settings.engine),
             options,
             self._on_loading,
@@ -120,13 +120,13 @@ class Server:
         )
         admission = Admission(settings.slots, settings.max_queue)
         streams = self._streams = Streams(engine, limits, meter, admission)
-        pulse = Pulse(settings.heartbeat, settings.stall_timeout)
-        bodies = Bodies(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
-        app = create_app(settings, engine, streams, pulse, bodies, keys)
+        liveness = Liveness(settings.heartbeat, settings.stall_timeout)
+        bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
+        app = create_app(settings, engine, streams, liveness, bodies, keys)
         closing = asyncio.Event()
         web = Web(app, listener, settings.max_connections, http2=settings.http2, tls=tls)
         serving = asyncio.create_task(web.serve_until(closing))
-        beating = asyncio.create_task(pulse.run())
+        beating = asyncio.create_task(liveness.run())
         measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
         try:
             info = await self._unless_stopped(engine.start())

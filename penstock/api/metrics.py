@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock import __version__
-from penstock.engine.process.supervisor import ChildEngine
+from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
 from penstock.stream.registry import Streams
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 
 
 def metrics_routes(registry: CollectorRegistry) -> list[Route]:
@@ -28,17 +28,17 @@ def metrics_routes(registry: CollectorRegistry) -> list[Route]:
 
 
 def metrics_registry(
-    settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse
+    settings: Settings, engine: SupervisedEngine, streams: Streams, liveness: Liveness
 ) -> CollectorRegistry:
     """The figures of one server, and those of its process (memory, processor, files)."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(Metrics(streams.meter, levels_of(settings, engine, streams, pulse)))
+    registry.register(Metrics(streams.meter, levels_of(settings, engine, streams, liveness)))
     return registry
 
 
 def levels_of(
-    settings: Settings, engine: ChildEngine, streams: Streams, pulse: Pulse
+    settings: Settings, engine: SupervisedEngine, streams: Streams, liveness: Liveness
 ) -> Callable[[], Levels]:
     """Reads what is counted nowhere because it can be looked at."""
 
@@ -46,7 +46,7 @@ def levels_of(
         open_streams = streams.open_streams()
         waiting = sum(stream.phase in ("queued", "submitted", "in line") for stream in open_streams)
         usages = [stream.usage for stream in open_streams]
-        lags = pulse.lags()
+        lags = liveness.lags()
         return Levels(
             version=__version__,
             engine=settings.engine,
@@ -60,8 +60,8 @@ def levels_of(
             readers=len(lags),
             lag=sum(lags),
             greatest_lag=max(lags, default=0),
-            blocked=pulse.num_blocked(),
-            stalled=pulse.num_stalled,
+            blocked=liveness.num_blocked(),
+            stalled=liveness.num_stalled,
             slots=streams.admission.num_slots,
             engine_up=engine.state == "ready",
             engine_restarts=engine.num_restarts,

@@ -85,7 +85,7 @@ class Sink(Protocol):
         """
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
-        """The same, of what the model thinks: only where the request `tells_reasoning`."""
+        """The same, of what the model thinks: only where the request `separate_reasoning`."""
 
     def tool_call(
         self, number: int, call_id: str, name: str, arguments: str, num_tokens: int

@@ -69,7 +69,7 @@ class Budget:
         return min(float(self._per_minute), self._balance + saved)
 
 
-class Accounts:
+class Quotas:
     """What each owner has and has used."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ class RestartedEngine(Protocol):
     """The part of an engine that recovery needs."""
 
     def submit(self, request: Request, sink: Stream) -> None:
-        """See `engine.child.ChildEngine.submit`."""
+        """See `engine.process.supervisor.SupervisedEngine.submit`."""
 
     async def until_ready(self) -> None:
         """Wait until requests can be submitted."""

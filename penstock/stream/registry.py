@@ -30,7 +30,7 @@ from penstock.events import Failure, TerminalEvent
 from penstock.observe.meter import Meter
 from penstock.request import Request, num_bytes_of
 from penstock.stream.admission import Admission, Place, Ticket
-from penstock.stream.quotas import ANYBODY, Accounts, Owner
+from penstock.stream.quotas import ANYBODY, Owner, Quotas
 from penstock.stream.recovery import NOT_BACK, Recovery
 from penstock.stream.stream import Stream
 
@@ -43,7 +43,7 @@ TELL_AGAIN_AFTER = 1 / 8
 
 
 class Submits(Protocol):
-    """The part of an engine that streams need (see `engine.child.ChildEngine`)."""
+    """The part of an engine that streams need (see `engine.process.supervisor.SupervisedEngine`)."""
 
     def submit(self, request: Request, sink: Stream) -> None:
         """Hand over a request; raises Unavailable while there is no engine."""
@@ -96,7 +96,7 @@ class Streams:
         self._recovery = Recovery(
             engine, self._limits.restart_timeout, self._give_up_waiting, self._fill_slots
         )
-        self._accounts = Accounts()
+        self._quotas = Quotas()
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._line = _Telling(self)
         self._open: dict[str, Stream] = {}
@@ -150,7 +150,7 @@ class Streams:
         if owner.limits.tokens_per_minute is not None:
             theirs = [each for each in self._open.values() if each.belongs_to.name == owner.name]
             num_under_way = sum(stream.usage.total_tokens for stream in theirs)
-        refusal = self._accounts.refusal(
+        refusal = self._quotas.refusal(
             owner,
             resumable=resumable,
             num_streams=num_streams,
@@ -197,7 +197,7 @@ class Streams:
         )
         self._open[stream.id] = stream
         self._idle.clear()
-        self._accounts.opened(owner, resumable=resumable)
+        self._quotas.opened(owner, resumable=resumable)
         if self.admission.enter(ticket, time.monotonic()):
             try:
                 self._engine.submit(request, stream)
@@ -281,7 +281,7 @@ class Streams:
                 "The server is shutting down before the stream could end. Send the request again.",
             )
 
-    # What streams say of themselves (see stream.StreamOwner).
+    # What streams say of themselves (see stream.StreamObserver).
 
     def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
         """Keep it, if it may be read again."""
@@ -294,7 +294,7 @@ class Streams:
         assert stream.ended is not None
         now = time.monotonic()
         self._tell_meter(stream, stream.ended)
-        self._accounts.ended(stream.belongs_to, stream.usage.total_tokens, now)
+        self._quotas.ended(stream.belongs_to, stream.usage.total_tokens, now)
         ended = _Ended(ended_as(stream.ended), stream.resumable, stream.belongs_to)
         self._ended[stream.id] = ended
         if len(self._ended) > MAX_ENDED_KNOWN:
@@ -302,7 +302,7 @@ class Streams:
         if stream.resumable and stream.was_accepted.result() is None:
             self._keep(stream, ended)
         elif stream.resumable:
-            self._accounts.dropped(stream.belongs_to, 0)
+            self._quotas.dropped(stream.belongs_to, 0)
         self.admission.leave(stream.id, now)
         self._fill_slots()
 
@@ -329,9 +329,9 @@ class Streams:
         """It has never been: there is no engine to begin it."""
         now = time.monotonic()
         self.admission.leave(stream.id, now)
-        self._accounts.ended(stream.belongs_to, 0, now)
+        self._quotas.ended(stream.belongs_to, 0, now)
         if stream.resumable:
-            self._accounts.dropped(stream.belongs_to, 0)
+            self._quotas.dropped(stream.belongs_to, 0)
         self._forget(stream)
 
     def _check_room(self, owner: Owner, num_bytes: int) -> None:
@@ -410,8 +410,8 @@ class Streams:
         self._kept[stream.id] = _Kept(stream, ended, num_bytes, expiry)
         self._kept_bytes += num_bytes
         owner = ended.belongs_to
-        self._accounts.kept(owner, num_bytes)
-        while self._accounts.keeps_too_much(owner):
+        self._quotas.kept(owner, num_bytes)
+        while self._quotas.keeps_too_much(owner):
             # By name: what it may have can change while it is kept.
             theirs = (i for i, k in self._kept.items() if k.ended.belongs_to.name == owner.name)
             self._drop(next(theirs))
@@ -422,7 +422,7 @@ class Streams:
         kept = self._kept.pop(stream_id)
         kept.expiry.cancel()
         self._kept_bytes -= kept.num_bytes
-        self._accounts.dropped(kept.ended.belongs_to, kept.num_bytes)
+        self._quotas.dropped(kept.ended.belongs_to, kept.num_bytes)
 
 
 class _Telling:

@@ -56,7 +56,7 @@ class StreamReader(Protocol):
         """The log has grown, at this time on the monotonic clock."""
 
 
-class StreamOwner(Protocol):
+class StreamObserver(Protocol):
     """Who decides what a stream itself does not (see `streams`)."""
 
     def stream_ended(self, stream: "Stream", *, engine_done: bool) -> None:
@@ -123,7 +123,7 @@ class Stream:
     def __init__(
         self,
         request: Request,
-        owner: StreamOwner,
+        owner: StreamObserver,
         meter: Meter | None = None,
         *,
         resumable: bool = False,

@@ -1,4 +1,4 @@
-"""An exchange: one HTTP request and its response, from the head to the end.
+"""An access: one HTTP request and its response, from the head to the end.
 
 In: every request, before anything else has seen it. Out: `X-Request-ID` and `Server-Timing` on
 every response; at its end one line in the log and what the metrics say of requests. Not known
@@ -27,7 +27,7 @@ from penstock.stream.stream import Stream
 
 log = logging.getLogger("penstock.request")
 
-KEY = "penstock.exchange"
+KEY = "penstock.access"
 OWNER = "penstock.owner"
 """Where in a request's scope its owner stands, once that is known (see `auth`)."""
 # What of a scope is told at the end: nothing else is needed once the routes are done with it.
@@ -47,7 +47,7 @@ class RequestError(Exception):
     """Ends a response whose route raised what it should not have; without what that was."""
 
 
-class Exchange:
+class Access:
     """What is known of one request. `id` is the client's own `X-Request-ID`, where well-formed."""
 
     __slots__ = (
@@ -188,8 +188,8 @@ class Exchange:
         return fields
 
 
-class Exchanges:
-    """ASGI middleware, outside of all other: makes each request's `Exchange` and tells of it.
+class AccessMiddleware:
+    """ASGI middleware, outside of all other: makes each request's `Access` and tells of it.
 
     `log_prompts`: put into the log what was asked, as well.
     """
@@ -209,48 +209,48 @@ class Exchanges:
             return
         if scope["method"] == "HEAD":
             send = _without_body(send)
-        exchange = scope[KEY] = Exchange(scope, send, keeps_prompt=self._log_prompts)
+        access = scope[KEY] = Access(scope, send, keeps_prompt=self._log_prompts)
         self._num_open += 1
         self.idle.clear()
 
         # Not a coroutine of its own: that would cost every send something.
         def send_on(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                own = exchange.begin_response(message["status"])
+                own = access.begin_response(message["status"])
                 message["headers"] = [*message.get("headers", ()), *own]
             else:
-                exchange.is_complete = not message.get("more_body", False)
+                access.is_complete = not message.get("more_body", False)
             return send(message)
 
         try:
             await self._app(scope, receive, send_on)
-            if exchange.rest is not None:
+            if access.rest is not None:
                 _forget_what_served(scope)
-                exchange.is_complete = await exchange.rest()
+                access.is_complete = await access.rest()
         except Exception as error:
-            fields = {"request_id": exchange.id, "route": route_of(scope)}
+            fields = {"request_id": access.id, "route": route_of(scope)}
             log.error("a request failed", exc_info=error, extra={"fields": fields})
             # What the error says may hold what the client sent, and others would print it.
-            raise RequestError(f"request {exchange.id} failed; the line before says how") from None
+            raise RequestError(f"request {access.id} failed; the line before says how") from None
         finally:
             self._num_open -= 1
             if not self._num_open:
                 self.idle.set()
-            self._tell(exchange, scope)
+            self._tell(access, scope)
 
-    def _tell(self, exchange: Exchange, scope: Scope) -> None:
+    def _tell(self, access: Access, scope: Scope) -> None:
         route = route_of(scope)
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._meter.request_ended(route, method, exchange.status)
-        if exchange.is_refusal:
-            self._meter.refused(exchange.problem_code)
-        if exchange.stream is not None and exchange.is_answered:
-            self._meter.answered(time.monotonic() - exchange.stream.admitted_at)
-        is_probe = route.startswith(_PROBES) and exchange.status == 200
+        self._meter.request_ended(route, method, access.status)
+        if access.is_refusal:
+            self._meter.refused(access.problem_code)
+        if access.stream is not None and access.is_answered:
+            self._meter.answered(time.monotonic() - access.stream.admitted_at)
+        is_probe = route.startswith(_PROBES) and access.status == 200
         level = logging.DEBUG if is_probe else logging.INFO
         if log.isEnabledFor(level):
             client = scope.get("client") or ("",)
-            fields = {"method": method, "route": route, "client": client[0], **exchange.fields()}
+            fields = {"method": method, "route": route, "client": client[0], **access.fields()}
             owner: Owner | None = scope.get(OWNER)
             if owner is not None and owner.is_closed:
                 fields["owner"] = owner.name
@@ -282,9 +282,9 @@ class ProblemResponse(JSONResponse):
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = exchange_of(scope)
-        exchange.problem_code = self._code
-        if not exchange.has_begun_body:
+        access = access_of(scope)
+        access.problem_code = self._code
+        if not access.has_begun_body:
             await _discard_body(scope, receive)
         await super().__call__(scope, receive, send)
 
@@ -309,10 +309,10 @@ def _prompt_of(request: Request) -> str:
     return request.prompt or "\n".join(turns)
 
 
-def exchange_of(scope: Scope) -> Exchange:
-    """The exchange that this request belongs to."""
-    exchange: Exchange = scope[KEY]
-    return exchange
+def access_of(scope: Scope) -> Access:
+    """The access that this request belongs to."""
+    access: Access = scope[KEY]
+    return access
 
 
 def route_of(scope: Scope) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from penstock.errors import BadRequest, Problem
-from penstock.web.access import exchange_of
+from penstock.web.access import access_of
 
 MAX_DEPTH = 64
 MAX_NUMBER_DIGITS = 1000
 
 
-class Bodies:
+class BodyReader:
     """Reads bodies of `max_bytes` at most, each within `timeout` seconds, until `refuse` is called:
     then no more, nor the rest of those that are under way."""
 
@@ -46,7 +46,7 @@ class Bodies:
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
-        exchange_of(request.scope).has_begun_body = True
+        access_of(request.scope).has_begun_body = True
         body = bytearray()
         limit = asyncio.timeout(0 if self._refusal else self._timeout)
         try:

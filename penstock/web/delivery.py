@@ -1,8 +1,8 @@
 """A stream as an HTTP response: the last step of a token's way.
 
 In: a reader and a framer. Out: one `send` for everything that is new, each time the log grows.
-Meanwhile the client is watched, and when it goes, the reader is closed at once; and the pulse sees
-to it that a reader is neither silent nor stuck for ever.
+Meanwhile the client is watched: when it goes, the reader is closed at once. The liveness check
+keeps a reader from being silent or stuck for ever.
 
 A response waits in one `await` for its end. What comes meanwhile is sent by plain calls, without a
 task being woken: that would cost more than everything else that a token needs.
@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 from penstock.observe.meter import Delivery
 from penstock.stream.admission import Place
 from penstock.stream.stream import Stream
-from penstock.web.access import exchange_of
-from penstock.web.liveness import Pulse
+from penstock.web.access import access_of
+from penstock.web.liveness import Liveness
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -81,7 +81,7 @@ class StreamResponse(Response, Generic[Taken]):
         reader: Readable[Taken],
         frames: Framer[Taken],
         watch: asyncio.Task[None],
-        pulse: Pulse,
+        liveness: Liveness,
         preface: bytes = b"",
         *,
         resumed: bool = False,
@@ -93,22 +93,22 @@ class StreamResponse(Response, Generic[Taken]):
         self._reader = reader
         self._frames = frames
         self._watch = watch
-        self._pulse = pulse
+        self._liveness = liveness
         self._preface = preface
         self._resumed = resumed
         self._tell = tell or queue_comment
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the head, and leave the body to the exchange: what stands around a route would else
+        """Send the head, and leave the body to the access: what stands around a route would else
         be held in memory, and wait, as long as the stream does."""
         reader = self._reader
         if reader.is_closed and not self._resumed:
             # Its client went before it could learn the stream's id: nobody will ever read it.
             reader.stream.cancel()
-        exchange = exchange_of(scope)
+        access = access_of(scope)
         stream = reader.stream
         delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)
-        sending = Sending(reader, self._frames, exchange.send, delivery, self._tell)
+        writer = BodyWriter(reader, self._frames, access.send, delivery, self._tell)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             # The head goes out now: the client may want to stop what has not yet begun.
@@ -117,30 +117,30 @@ class StreamResponse(Response, Generic[Taken]):
             self._watch.cancel()
             reader.close()
             raise
-        exchange.rest = partial(_send_rest, sending, reader, self._watch, self._pulse)
+        access.rest = partial(_send_rest, writer, reader, self._watch, self._liveness)
 
 
 async def _send_rest(
-    sending: "Sending[Taken]",
+    writer: "BodyWriter[Taken]",
     reader: Readable[Taken],
     watch: asyncio.Task[None],
-    pulse: Pulse,
+    liveness: Liveness,
 ) -> bool:
     """Whether all of it was sent."""
-    pulse.add(sending)
+    liveness.add(writer)
     try:
-        return await sending.until_end()
+        return await writer.until_end()
     except asyncio.CancelledError:
-        if not sending.is_stalled:
+        if not writer.is_stalled:
             raise
         return False
     finally:
         watch.cancel()
-        pulse.remove(sending)
+        liveness.remove(writer)
         reader.close()
 
 
-class Sending(Generic[Taken]):
+class BodyWriter(Generic[Taken]):
     """The body of one response on its way out; made in the task that responds.
 
     `send` is ASGI's. What it returns is mostly done at once; where it is not, the client does not

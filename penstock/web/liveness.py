@@ -1,4 +1,4 @@
-"""The pulse: once a second, a look at every response that is being streamed.
+"""The liveness: once a second, a look at every response that is being streamed.
 
 One that has sent nothing for a while is woken to send a heartbeat, so that nothing on the way takes
 it for dead. One whose client does not take what is sent is ended: without that, a client that never
@@ -16,7 +16,7 @@ TICK_S = 1.0
 
 
 class Watched(Protocol):
-    """What the pulse knows of a response (see `response.Sending`)."""
+    """What the liveness knows of a response (see `response.BodyWriter`)."""
 
     is_sending: bool
     """A send waits for the client."""
@@ -38,36 +38,36 @@ class Watched(Protocol):
 BLOCKED_AFTER_S = 1.0
 
 
-class Pulse:
+class Liveness:
     """`heartbeat`: seconds of silence after which one is sent. `stall_timeout`: seconds that one
     send may wait for its client."""
 
     def __init__(self, heartbeat: float, stall_timeout: float) -> None:
         self._heartbeat = heartbeat
         self._stall_timeout = stall_timeout
-        self._sendings: set[Watched] = set()
+        self._writers: set[Watched] = set()
         self.num_stalled = 0
         """Responses that were ended because their clients did not read."""
 
     def __len__(self) -> int:
-        return len(self._sendings)
+        return len(self._writers)
 
     def lags(self) -> list[int]:
         """For each response, how many events its reader is behind."""
-        return [sending.lag for sending in self._sendings]
+        return [writer.lag for writer in self._writers]
 
     def num_blocked(self) -> int:
         """Responses whose clients have not taken what was sent for a second or longer."""
         latest = time.monotonic() - BLOCKED_AFTER_S
-        return sum(sending.is_sending and sending.since < latest for sending in self._sendings)
+        return sum(writer.is_sending and writer.since < latest for writer in self._writers)
 
-    def add(self, sending: Watched) -> None:
+    def add(self, writer: Watched) -> None:
         """Look after this response."""
-        self._sendings.add(sending)
+        self._writers.add(writer)
 
-    def remove(self, sending: Watched) -> None:
+    def remove(self, writer: Watched) -> None:
         """It has ended."""
-        self._sendings.discard(sending)
+        self._writers.discard(writer)
 
     async def run(self) -> None:
         """Look after all of them, for ever."""
@@ -78,11 +78,11 @@ class Pulse:
 
     def beat(self, now: float) -> None:
         """One look, at a time on the monotonic clock."""
-        for sending in list(self._sendings):
-            waited = now - sending.since
-            if sending.is_sending and waited > self._stall_timeout:
+        for writer in list(self._writers):
+            waited = now - writer.since
+            if writer.is_sending and waited > self._stall_timeout:
                 self.num_stalled += 1
                 log.info("ended a reader that took nothing for %.0f s", waited)
-                sending.stop()
-            elif not sending.is_sending and waited > self._heartbeat:
-                sending.send_sign_of_life()
+                writer.stop()
+            elif not writer.is_sending and waited > self._heartbeat:
+                writer.send_sign_of_life()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from penstock.engine.llamacpp.hub import find_model
-from penstock.engine.process.supervisor import ChildEngine
+from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.engine.protocol import EngineFinish
 from penstock.errors import StartError, Unavailable
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -38,9 +38,9 @@ class Case:
     restart_limit_s: float = 20.0
 
     @contextlib.asynccontextmanager
-    async def running(self, slots: int = 4) -> AsyncIterator[ChildEngine]:
+    async def running(self, slots: int = 4) -> AsyncIterator[SupervisedEngine]:
         """One that is ready; it is stopped when the context ends."""
-        engine = ChildEngine(ENGINES[self.name], self.options(slots))
+        engine = SupervisedEngine(ENGINES[self.name], self.options(slots))
         await engine.start()
         try:
             yield engine
@@ -68,7 +68,7 @@ def ask(id: str, max_tokens: int = 20, **fields: Any) -> Request:  # noqa: A002 
     return Request(id=id, max_tokens=max_tokens, **values)
 
 
-def submit(engine: ChildEngine, request: Request) -> RecordingSink:
+def submit(engine: SupervisedEngine, request: Request) -> RecordingSink:
     sink = RecordingSink()
     engine.submit(request, sink)
     return sink
@@ -367,7 +367,7 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-async def resubmit(engine: ChildEngine, request: Request, limit_s: float) -> RecordingSink:
+async def resubmit(engine: SupervisedEngine, request: Request, limit_s: float) -> RecordingSink:
     """Submit as soon as there is an engine again."""
     async with asyncio.timeout(limit_s):
         while True:
@@ -443,14 +443,14 @@ async def test_an_answer_under_a_schema_is_json_that_keeps_to_it(case: Case) -> 
 
 
 async def test_an_engine_that_cannot_start_says_why() -> None:
-    engine = ChildEngine("penstock.engine.mock:Mock", {"text": ""})
+    engine = SupervisedEngine("penstock.engine.mock:Mock", {"text": ""})
     with pytest.raises(StartError, match="text is empty"):
         await engine.start()
     assert engine.pid is None
 
 
 async def test_a_parameter_that_an_engine_does_not_have_is_named() -> None:
-    engine = ChildEngine("penstock.engine.mock:Mock", {"intervall": 1})
+    engine = SupervisedEngine("penstock.engine.mock:Mock", {"intervall": 1})
     with pytest.raises(StartError, match="intervall"):
         await engine.start()
 
@@ -459,12 +459,12 @@ async def test_a_parameter_that_an_engine_does_not_have_is_named() -> None:
     ("name", "value"), [("length", "x"), ("interval", -1), ("context_length", 0), ("numbered", 1)]
 )
 async def test_a_value_that_an_engine_does_not_take_is_named(name: str, value: object) -> None:
-    engine = ChildEngine("penstock.engine.mock:Mock", {name: value})
+    engine = SupervisedEngine("penstock.engine.mock:Mock", {name: value})
     with pytest.raises(StartError, match=f"value for '{name}'"):
         await engine.start()
 
 
 async def test_an_engine_that_is_not_there_says_so() -> None:
-    engine = ChildEngine("penstock.engine.nothing:Nothing", {})
+    engine = SupervisedEngine("penstock.engine.nothing:Nothing", {})
     with pytest.raises(StartError, match="cannot be imported"):
         await engine.start()

@@ -382,7 +382,7 @@ async def test_owners_that_are_gone_leave_no_counts_behind() -> None:
     async with asyncio.timeout(5):
         while streams.num_kept:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.01)
-    accounts = streams._accounts
+    accounts = streams._quotas
     assert not accounts._num_open
     assert not accounts._num_resumable
     assert not accounts._kept_bytes

@@ -421,7 +421,7 @@ async def test_a_stop_string_that_is_there_ends_the_answer_before_a_call() -> No
 
 
 async def test_what_was_thought_is_part_of_what_goes_on_but_not_of_the_answer() -> None:
-    stream, _ = stream_of(stop=("stop",), tells_reasoning=True)
+    stream, _ = stream_of(stop=("stop",), separate_reasoning=True)
     stream.accepted((1,))
     stream.reasoning("stop", 1, (5,))
     stream.delta("", 1, (6,))  # the mark

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from penstock.engine.process.supervisor import ChildEngine
+from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.request import Request
 from tests.engine.test_conformance import Case, resubmit
 from tests.support.recording import RecordingSink
@@ -34,14 +34,14 @@ def engine_args() -> dict[str, Any]:
 class SharedCase(Case):
     """One engine for all tests; `running` sets its number of slots."""
 
-    engine: ChildEngine | None = None
+    engine: SupervisedEngine | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def of(cls, name: str, model: Path) -> AsyncIterator["SharedCase"]:
         """vLLM with this model, until the context ends."""
         options = {"model": str(model), "name": name, "slots": SLOTS, **engine_args()}
-        engine = ChildEngine(TARGET, options)
+        engine = SupervisedEngine(TARGET, options)
         await engine.start()
         try:
             yield cls("vllm", lambda _: options, name == "rill", RESTART_LIMIT_S, engine)
@@ -49,7 +49,7 @@ class SharedCase(Case):
             await engine.stop()
 
     @contextlib.asynccontextmanager
-    async def running(self, slots: int = SLOTS) -> AsyncIterator[ChildEngine]:
+    async def running(self, slots: int = SLOTS) -> AsyncIterator[SupervisedEngine]:
         """The one engine, with so many slots."""
         await self.tell(f"slots {slots}")
         assert self.engine is not None
@@ -62,7 +62,7 @@ class SharedCase(Case):
         return (await resubmit(self.engine, request, RESTART_LIMIT_S)).text()
 
 
-async def end_of(engine: ChildEngine, request: Request) -> RecordingSink:
+async def end_of(engine: SupervisedEngine, request: Request) -> RecordingSink:
     """Submit and wait for the end."""
     sink = RecordingSink()
     engine.submit(request, sink)

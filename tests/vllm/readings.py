@@ -41,7 +41,7 @@ def reading_of(
         max_tokens=1,
         messages=(),
         tools=None if tools is None else json.dumps(tools),
-        tells_reasoning=True,
+        separate_reasoning=True,
     )
     prompt_ids, ids = (
         chats.tokenizer.encode(each, add_special_tokens=False) for each in (PROMPT, text)

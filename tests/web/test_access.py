@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from penstock.observe.logs import logging_to
 from penstock.observe.meter import Meter
-from penstock.web.access import Exchanges, RequestError
+from penstock.web.access import AccessMiddleware, RequestError
 
 PROMPT = "my secret prompt"
 SCOPE = {
@@ -38,7 +38,7 @@ async def run(app: Any, meter: Meter, **options: bool) -> tuple[list[Message], l
     raised = ""
     with logging_to(stream, "json"):
         try:
-            await Exchanges(app, meter, **options)(dict(SCOPE), nothing, send)
+            await AccessMiddleware(app, meter, **options)(dict(SCOPE), nothing, send)
         except RequestError as error:
             raised = f"{error} {error.__cause__} {error.__suppress_context__}"
     assert b"secret" not in stream.getvalue()
@@ -84,7 +84,7 @@ async def test_what_is_no_http_passes_untouched() -> None:
     async def send(message: Message) -> None:
         pytest.fail("nothing is sent")
 
-    await Exchanges(app, Meter())({"type": "lifespan"}, nothing, send)
+    await AccessMiddleware(app, Meter())({"type": "lifespan"}, nothing, send)
     assert seen == [{"type": "lifespan"}]
 
 
@@ -94,5 +94,6 @@ async def test_a_method_that_nobody_knows_is_other() -> None:
 
     meter = Meter()
     logging.getLogger("penstock.request").setLevel(logging.INFO)
-    await Exchanges(app, meter)({**SCOPE, "method": "S" * 9000}, nothing, lambda _: nothing())  # type: ignore[arg-type, return-value] # what it gives is not looked at
+    scope = {**SCOPE, "method": "S" * 9000}
+    await AccessMiddleware(app, meter)(scope, nothing, lambda _: nothing())  # type: ignore[arg-type, return-value] # its value is not used
     assert [*meter.num_requests] == [("none", "other", "405")]

@@ -12,9 +12,9 @@ from penstock.api.native.frames import NativeFrames
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
-from penstock.web.access import KEY, Exchange, exchange_of
+from penstock.web.access import KEY, Access, access_of
 from penstock.web.delivery import HEARTBEAT, MAX_SEND_BYTES, StreamResponse, watch_client
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 from tests.support.scripted import ScriptedEngine, ask, settle
 
 
@@ -59,20 +59,20 @@ class Done:
 
 @asynccontextmanager
 async def responding(
-    stream: Stream, socket: Socket, pulse: Pulse | None = None, *, resumed: bool = False
+    stream: Stream, socket: Socket, liveness: Liveness | None = None, *, resumed: bool = False
 ) -> AsyncIterator["asyncio.Task[None]"]:
     reader = Reader(stream)
     scope: Scope = {"type": "http", "headers": []}
-    scope[KEY] = Exchange(scope, socket.send)
+    scope[KEY] = Access(scope, socket.send)
     watch = watch_client(reader, socket.receive)
     await settle()
     frames = NativeFrames(with_ids=stream.resumable)
-    pulse = Pulse(15, 30) if pulse is None else pulse
-    response = StreamResponse(reader, frames, watch, pulse, resumed=resumed)
+    liveness = Liveness(15, 30) if liveness is None else liveness
+    response = StreamResponse(reader, frames, watch, liveness, resumed=resumed)
 
     async def respond() -> None:
         await response(scope, socket.receive, socket.send)
-        rest = exchange_of(scope).rest
+        rest = access_of(scope).rest
         assert rest is not None
         await rest()
 
@@ -169,28 +169,28 @@ async def test_a_send_that_fails_ends_the_response_with_its_error(socket: Socket
 
 async def test_a_sign_of_life_is_sent_when_it_is_asked_for(socket: Socket) -> None:
     _, stream = a_stream()
-    pulse = Pulse(heartbeat=0.0, stall_timeout=30)
-    async with responding(stream, socket, pulse):
+    liveness = Liveness(heartbeat=0.0, stall_timeout=30)
+    async with responding(stream, socket, liveness):
         before = list(socket.sent)
-        pulse.beat(float("inf"))
+        liveness.beat(float("inf"))
         await settle()
         assert socket.sent == [*before, HEARTBEAT]
 
 
 async def test_a_client_that_takes_nothing_is_ended_as_stalled(socket: Socket) -> None:
     _, stream = a_stream()
-    pulse = Pulse(heartbeat=15, stall_timeout=30)
-    async with responding(stream, socket, pulse) as task:
+    liveness = Liveness(heartbeat=15, stall_timeout=30)
+    async with responding(stream, socket, liveness) as task:
         socket.takes.clear()
         stream.delta("a", 1, ())
         await settle()
-        assert pulse.lags() == [0]
-        assert pulse.num_blocked() == 0
-        pulse.beat(float("inf"))
+        assert liveness.lags() == [0]
+        assert liveness.num_blocked() == 0
+        liveness.beat(float("inf"))
         async with asyncio.timeout(5):
             await task
-        assert pulse.num_stalled == 1
-        assert len(pulse) == 0
+        assert liveness.num_stalled == 1
+        assert len(liveness) == 0
         assert stream.client_gone
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.web.access import KEY, Exchange
+from penstock.web.access import KEY, Access
 from penstock.web.host import HostCheck, is_loopback
 
 
@@ -28,7 +28,7 @@ def status(
 
     headers = [(b"host", host.encode()), *((b"origin", each.encode()) for each in origins)]
     scope: dict[str, Any] = {"type": "http", "path": "/", "headers": headers}
-    scope[KEY] = Exchange(scope, send)
+    scope[KEY] = Access(scope, send)
     asyncio.run(HostCheck(app, lambda: hosts, admitted)(scope, send, send))  # type: ignore[arg-type] # nothing is received
     (answer,) = statuses
     return answer

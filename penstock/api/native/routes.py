@@ -28,11 +28,11 @@ from penstock.request import MAX_TIMEOUT_S, Message, Request, Sampling
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams, new_stream_id
 from penstock.stream.stream import Stream
-from penstock.web.access import exchange_of
+from penstock.web.access import access_of
 from penstock.web.auth import owner_of
-from penstock.web.body import Bodies
+from penstock.web.body import BodyReader
 from penstock.web.delivery import StreamResponse, queue_event, watch_client
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 from penstock.web.problems import invalid_fields, problem_of, problem_response
 
 MAX_MESSAGES = 1024
@@ -144,7 +144,7 @@ def parse_generate(body: dict[str, Any]) -> GenerateRequest:
         ) from None
 
 
-def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> list[Route]:
+def native_routes(streams: Streams, liveness: Liveness, bodies: BodyReader) -> list[Route]:
     """The routes `/generate` and `/streams/{id}`."""
 
     async def generate(http: HttpRequest) -> Response:
@@ -159,7 +159,7 @@ def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> list[Route]
             owner=owner,
             timeout=asked.timeout,
         )
-        exchange_of(http.scope).carries(stream)
+        access_of(http.scope).carries(stream)
         reader = Reader(stream)
         watch = watch_client(reader, http.receive)
         try:
@@ -168,7 +168,7 @@ def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> list[Route]
             if asked.stream:
                 frames = NativeFrames(with_ids=asked.resumable)
                 tell = queue_event if asked.queue_events else None
-                return StreamResponse(reader, frames, watch, pulse, tell=tell)
+                return StreamResponse(reader, frames, watch, liveness, tell=tell)
             response = whole_response(stream, await stream.end())
         except BaseException:
             watch.cancel()
@@ -187,14 +187,14 @@ def native_routes(streams: Streams, pulse: Pulse, bodies: Bodies) -> list[Route]
             raise _bad_event_id("beyond the last event that there is")
         if stream.ended is not None and first == form.num_events(stream):
             return Response(status_code=204)  # an EventSource then stops connecting again
-        exchange_of(http.scope).carries(stream, resumed=True)
+        access_of(http.scope).carries(stream, resumed=True)
         streams.meter.resumed("running" if stream.ended is None else "ended")
         reader, frames = form.read_on(stream, first)
         return StreamResponse(
             reader,
             frames,
             watch_client(reader, http.receive),
-            pulse,
+            liveness,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
             resumed=True,
         )

@@ -271,7 +271,7 @@ class ChatRequest(Common):
         return [
             {
                 "messages": tuple(turn.to_message() for turn in self.messages),
-                "tells_reasoning": self.schema_text() is None,
+                "separate_reasoning": self.schema_text() is None,
                 "reasoning_effort": self.reasoning_effort,
                 **tool_fields(self.tools, self.tool_choice, self.parallel_tool_calls),
             }

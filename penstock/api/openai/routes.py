@@ -27,11 +27,11 @@ from penstock.request import MAX_TIMEOUT_S
 from penstock.stream.reader import MergedReader, news
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
-from penstock.web.access import exchange_of
+from penstock.web.access import access_of
 from penstock.web.auth import owner_of
-from penstock.web.body import Bodies
+from penstock.web.body import BodyReader
 from penstock.web.delivery import StreamResponse, watch_client
-from penstock.web.liveness import Pulse
+from penstock.web.liveness import Liveness
 from penstock.web.problems import problem_of
 
 RESUMABLE = "x-penstock-resumable"
@@ -40,8 +40,8 @@ TIMEOUT = "x-penstock-timeout"
 
 def openai_routes(
     streams: Streams,
-    pulse: Pulse,
-    bodies: Bodies,
+    liveness: Liveness,
+    bodies: BodyReader,
     served_name: str,
     info: Callable[[], ModelInfo | None],
 ) -> list[Route]:
@@ -131,7 +131,7 @@ def openai_routes(
             for each in opened:
                 each.cancel()
             raise
-        exchange_of(http.scope).carries_choices(opened, asked.num_choices)
+        access_of(http.scope).carries_choices(opened, asked.num_choices)
         reader = MergedReader(opened)
         watch = watch_client(reader, http.receive)
         try:
@@ -140,7 +140,7 @@ def openai_routes(
                     raise problem
             if asked.stream:
                 frames = ChunkFrames(form, opened, with_ids=resumable)
-                return StreamResponse(reader, frames, watch, pulse)
+                return StreamResponse(reader, frames, watch, liveness)
             response = await _whole(form, opened, reader)
         except BaseException:
             watch.cancel()

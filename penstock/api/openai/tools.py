@@ -100,12 +100,12 @@ def tool_fields(
         return {}
     names = _chosen_names(choice)
     shown = [tool.shown() for tool in tools if names is None or tool.function.name in names]
-    must_call = choice == "required" or isinstance(choice, NamedTool)
+    tool_call_required = choice == "required" or isinstance(choice, NamedTool)
     if isinstance(choice, AllowedTools):
-        must_call = choice.allowed_tools.mode == "required"
+        tool_call_required = choice.allowed_tools.mode == "required"
     return {
         "tools": json.dumps(shown, ensure_ascii=False),
-        "must_call": must_call,
+        "tool_call_required": tool_call_required,
         # Who names one function wants one call of it.
         "parallel_calls": parallel is not False and not isinstance(choice, NamedTool),
     }

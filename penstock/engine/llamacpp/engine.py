@@ -101,7 +101,7 @@ class _Models(msgspec.Struct):
     data: list[Model]
 
 
-class Exchange(asyncio.Protocol):
+class HttpCall(asyncio.Protocol):
     """One HTTP request on a connection of its own, and its answer as it comes.
 
     `on_body` is given the body's bytes, cut anywhere. `done` is resolved with the status at the
@@ -331,20 +331,20 @@ class LlamaCpp:
         }
         if request.top_logprobs is not None:
             body["n_probs"] = max(1, request.top_logprobs)
-        if self._marks is not None and request.tells_reasoning:
+        if self._marks is not None and request.separate_reasoning:
             body["preserved_tokens"] = self._marks  # they may be tokens that are not text
         if schema is not None:
             body["json_schema"] = msgspec.Raw(schema.encode())
-        exchange = await self._exchange("/completion", msgspec.json.encode(body), reader.feed)
+        call = await self._call("/completion", msgspec.json.encode(body), reader.feed)
         try:
-            status = await exchange.done
+            status = await call.done
         finally:
-            exchange.abort()
+            call.abort()
         reader.end(status)
 
     async def _splitting(self, request: Request, prompt_ids: tuple[int, ...], sink: Sink) -> Sink:
         """The sink that tells reasoning apart, where that is asked for and the model has some."""
-        if self._marks is None or not request.tells_reasoning:
+        if self._marks is None or not request.separate_reasoning:
             return sink
         end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
         said = ""
@@ -367,42 +367,40 @@ class LlamaCpp:
             "stream_options": {"include_usage": True},
             "timings_per_token": True,
             "return_progress": True,
-            "reasoning_format": "deepseek" if request.tells_reasoning else "none",
+            "reasoning_format": "deepseek" if request.separate_reasoning else "none",
             **sampling_params(request.sampling, self._context_length),
         }
-        exchange = await self._exchange(
-            "/v1/chat/completions", msgspec.json.encode(body), reader.feed
-        )
+        call = await self._call("/v1/chat/completions", msgspec.json.encode(body), reader.feed)
         try:
-            await asyncio.wait((exchange.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
-            reader.end(200 if reader.is_over.done() else exchange.done.result())
+            await asyncio.wait((call.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
+            reader.end(200 if reader.is_over.done() else call.done.result())
         finally:
-            exchange.abort()
+            call.abort()
 
     async def _ask(self, path: str, body: bytes | None = None) -> bytes:
         answer = bytearray()
-        exchange = await self._exchange(path, body, answer.extend)
+        call = await self._call(path, body, answer.extend)
         try:
-            status = await exchange.done
+            status = await call.done
         finally:
-            exchange.abort()
+            call.abort()
         if status != 200:
             raise RefusedByEngineError(refusal_in(bytes(answer)).message)
         return bytes(answer)
 
-    async def _exchange(
+    async def _call(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
-    ) -> Exchange:
+    ) -> HttpCall:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                _, exchange = await loop.create_unix_connection(
-                    lambda: Exchange(path, body, on_body), self._socket
+                _, call = await loop.create_unix_connection(
+                    lambda: HttpCall(path, body, on_body), self._socket
                 )
             except BlockingIOError:  # a thousand come at once, and its backlog is full
                 await asyncio.sleep(BACKLOG_PAUSE_S)
             else:
-                return exchange
+                return call
 
 
 def chat_body(request: Request) -> dict[str, Any]:
@@ -411,7 +409,7 @@ def chat_body(request: Request) -> dict[str, Any]:
     body: dict[str, Any] = {"messages": turns}
     if request.tools is not None:
         body["tools"] = msgspec.Raw(request.tools.encode())
-        body["tool_choice"] = "required" if request.must_call else "auto"
+        body["tool_choice"] = "required" if request.tool_call_required else "auto"
         body["parallel_tool_calls"] = request.parallel_calls
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort

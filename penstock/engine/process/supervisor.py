@@ -76,7 +76,7 @@ class _Channel(asyncio.Protocol):
             self._transport.close()
 
 
-class ChildEngine:
+class SupervisedEngine:
     """Runs the engine that `target` ("module:Class") names, constructed with `options`.
 
     `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told

@@ -162,12 +162,12 @@ class Chats:
                 StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True)
             )
         # Who must call begins with the call, unless vLLM knows where the reasoning ends.
-        must_begin = request.must_call and not self._reasoning_parser
+        must_begin = request.tool_call_required and not self._reasoning_parser
         marks = None
-        if request.tells_reasoning and not self._reasoning_parser and not must_begin:
+        if request.separate_reasoning and not self._reasoning_parser and not must_begin:
             marks = self._marks
         is_parsed = request.tools is not None or (
-            request.tells_reasoning and bool(self._reasoning_parser)
+            request.separate_reasoning and bool(self._reasoning_parser)
         )
         if is_parsed:
             return self._parsed_answer(request, marks)
@@ -199,7 +199,7 @@ class Chats:
         if structure is not None and structure.structural_tag is not None:
             tag = json.dumps(with_little_space(json.loads(structure.structural_tag)))
             structure = StructuredOutputsParams(structural_tag=tag)
-        if request.must_call and structure is None:
+        if request.tool_call_required and structure is None:
             raise InvalidSchemaError("its parser cannot make the model call; leave it the choice")
         shows_special_tokens = not chat.skip_special_tokens or (
             marks is not None and self._marks_are_special
@@ -217,7 +217,7 @@ class Chats:
 
 def choice_of(request: Request) -> str:
     """vLLM's `tool_choice`: a function that is named is the only one that the model is shown."""
-    return "required" if request.must_call else "auto"
+    return "required" if request.tool_call_required else "auto"
 
 
 def template_kwargs(request: Request) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Vllm:
         args, config = configure(self._engine_args, self._tool_call_parser)
         self._chats = Chats(config, self._tool_call_parser)
         if current_platform.is_cpu():
-            give_way()
+            lower_priority()
         try:
             self._llm = AsyncLLM.from_vllm_config(
                 config,
@@ -310,7 +310,7 @@ class Vllm:
             os._exit(1)
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Have everything else on this machine go before this process and those that it starts.
 
     On a CPU vLLM's processes never sleep while they wait for each other. On a machine with few

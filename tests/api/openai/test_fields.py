@@ -290,7 +290,7 @@ def named(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("choice", "names", "must_call", "parallel"),
+    ("choice", "names", "tool_call_required", "parallel"),
     [
         (None, ["a", "b"], False, True),
         ("auto", ["a", "b"], False, True),
@@ -310,13 +310,13 @@ def named(name: str) -> dict[str, Any]:
     ids=str,
 )
 def test_the_model_is_shown_the_tools_that_it_may_call(
-    choice: object, names: list[str] | None, must_call: bool, parallel: bool
+    choice: object, names: list[str] | None, tool_call_required: bool, parallel: bool
 ) -> None:
     body = {"messages": [TURN], "tools": [tool("a"), tool("b")], "tool_choice": choice}
     (request,) = parse_chat(body).requests(INFO)
     shown = [each["function"]["name"] for each in json.loads(request.tools or "[]")]
     assert (shown or None) == names
-    assert (request.must_call, request.parallel_calls) == (must_call, parallel)
+    assert (request.tool_call_required, request.parallel_calls) == (tool_call_required, parallel)
 
 
 @pytest.mark.parametrize(

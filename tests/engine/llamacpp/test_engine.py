@@ -105,7 +105,7 @@ async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
         fields: dict[str, Any] = {
             "prompt": None,
             "messages": (Message("user", "Hi"),),
-            "tells_reasoning": True,
+            "separate_reasoning": True,
         }
         engine.submit(ask("a", 22, **fields), whole)
         await whole.end()

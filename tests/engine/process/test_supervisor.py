@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from penstock.engine.process.supervisor import ChildEngine
+from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.errors import StartError
 from penstock.request import Request
 from tests.support.recording import RecordingSink
@@ -43,7 +43,7 @@ VLLM = "(EngineCore pid=9314) ERROR 11-24 11:13:01 [core.py:1510] "
     ids=["llama.cpp", "Python", "vLLM", "nothing"],
 )
 async def test_the_first_error_that_it_wrote_is_the_reason(lines: str, complaint: str) -> None:
-    engine = ChildEngine("tests.engine.process.test_supervisor:Complaining", {"lines": lines})
+    engine = SupervisedEngine("tests.engine.process.test_supervisor:Complaining", {"lines": lines})
     with pytest.raises(StartError) as caught:
         await engine.start()
     assert str(caught.value) == f"It did not start. It says: {complaint}".removesuffix(
@@ -56,7 +56,7 @@ async def test_a_fault_over_one_request_is_no_other_s(caplog: pytest.LogCaptureF
     def break_down() -> None:
         raise StopIteration
 
-    engine = ChildEngine("penstock.engine.mock:Mock", {"interval": 0.001, "length": 20})
+    engine = SupervisedEngine("penstock.engine.mock:Mock", {"interval": 0.001, "length": 20})
     await engine.start()
     try:
         broken, sound = RecordingSink(on_delta=break_down), RecordingSink()
