@@ -43,7 +43,7 @@ TELL_AGAIN_AFTER = 1 / 8
 
 
 class Submits(Protocol):
-    """The part of an engine that streams need (see `engine.process.supervisor.SupervisedEngine`)."""
+    """The part of an engine that streams need."""
 
     def submit(self, request: Request, sink: Stream) -> None:
         """Hand over a request; raises Unavailable while there is no engine."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.llamacpp.engine import Exchange, LlamaCpp
+from penstock.engine.llamacpp.engine import HttpCall, LlamaCpp
 
 GRAMMAR = 'root ::= [a-z ,.]{20,30} "\\n</think>\\n\\n" [A-Z ,.]+'
 
@@ -13,9 +13,9 @@ GRAMMAR = 'root ::= [a-z ,.]{20,30} "\\n</think>\\n\\n" [A-Z ,.]+'
 class Concluding(LlamaCpp):
     """See above."""
 
-    async def _exchange(
+    async def _call(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
-    ) -> Exchange:
+    ) -> HttpCall:
         if path == "/completion" and body is not None and b"json_schema" not in body:
             body = msgspec.json.encode({**msgspec.json.decode(body), "grammar": GRAMMAR})
-        return await super()._exchange(path, body, on_body)
+        return await super()._call(path, body, on_body)
