@@ -159,3 +159,53 @@ class Engine(Protocol):
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and free its slot at once. Unknown or ended ids are ignored."""
+
+
+EngineState = Literal["loading", "ready", "down", "stopped"]
+"""Whether an engine takes requests: only a "ready" engine does. An engine that is "down" has died
+and is being restarted."""
+
+
+class LosableSink(Sink, Protocol):
+    """A sink in the server's process, which outlives the engine's process."""
+
+    def lost(self) -> None:
+        """The engine's process died with the request in it.
+
+        Nothing more will come, but the request may be submitted again. Replaces `finish` and
+        `fail`.
+        """
+
+
+class EngineHandle(Protocol):
+    """An engine as the server sees it: an `Engine` that is restarted when it dies.
+
+    `catalog.create_engine` makes one.
+    """
+
+    @property
+    def state(self) -> EngineState:
+        """Whether requests can be submitted, and if not, why."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the engine serves, or None until it was ready for the first time."""
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine has come back after it died."""
+
+    async def start(self) -> ModelInfo:
+        """Load the model. Raises StartError if it cannot be loaded."""
+
+    async def stop(self) -> None:
+        """End the engine and drop every request."""
+
+    async def until_ready(self) -> None:
+        """Wait until requests can be submitted."""
+
+    def submit(self, request: Request, sink: LosableSink) -> None:
+        """Hand over a request and return at once. Raises Unavailable unless `state` is "ready"."""
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""
