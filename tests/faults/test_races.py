@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from penstock.errors import Problem, Unavailable
+from penstock.errors import EngineUnavailable, Problem
 from penstock.events import Delta, Failure
 from penstock.request import Request
 from penstock.stream.reader import Reader
@@ -77,7 +77,7 @@ class NumberingEngine:
 
     def submit(self, request: Request, sink: Stream) -> None:
         if self.is_down:
-            raise Unavailable("engine_down", "It is down.")
+            raise EngineUnavailable("engine_down", "It is down.")
         first = len(request.generated)
         self.running[request.id] = Running(sink, first, first)
         sink.accepted((1, 2, 3))
@@ -183,7 +183,7 @@ class Races(RuleBasedStateMachine):
             may_open = not (self.engine.is_down or self.streams.is_recovering)
             try:
                 stream = self.streams.open(request, resumable=resumable)
-            except Unavailable:
+            except EngineUnavailable:
                 assert not may_open
                 return None
             assert may_open
