@@ -89,4 +89,4 @@ def test_every_code_that_the_server_reports_is_in_the_table_of_problems() -> Non
             place = {"Problem": 0, "EngineUnavailable": 0, "fail": 0, "give_up": 0, "FieldError": 1}
             arguments = node.args[place.get(called, 99) :]
             if arguments and isinstance(arguments[0], ast.Constant):
-                assert arguments[0].value in PROBLEMS, f"{path.name}: {arguments[0].value}"
+                assert arguments[0].value in PROBLEMS, f"{path.name}: {arguments[0].value!r}"

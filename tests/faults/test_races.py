@@ -181,12 +181,14 @@ class Races(RuleBasedStateMachine):
             name = f"s{next(self.names)}"
             request = Request(id=name, max_tokens=MAX_TOKENS, prompt=name)
             may_open = not (self.engine.is_down or self.streams.is_recovering)
+            refused = ""
             try:
                 stream = self.streams.open(request, resumable=resumable)
-            except EngineUnavailable:
-                assert not may_open
+            except Problem as problem:
+                refused = problem.code
+            assert refused == ("" if may_open else "engine_down")
+            if refused:
                 return None
-            assert may_open
             model = self.all[name] = Model(stream, resumable)
             truth = numbered(name, length=100, max_tokens=MAX_TOKENS)
             self.history.open(name, replace(truth, may_fail=True))
