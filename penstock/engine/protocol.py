@@ -109,28 +109,9 @@ class Sink(Protocol):
     def fail(self, code: str, message: str) -> None:
         """The engine refuses the request, or cannot finish it.
 
-        `code` is a short label, from `STATUSES` if one fits; `message` is a sentence.
+        `code` is one of `errors.PROBLEMS`, or a label of the engine's own, whose HTTP status is
+        500. `message` is a sentence.
         """
-
-
-STATUSES: Mapping[str, int] = {
-    "prompt_too_long": 422,
-    "answer_too_long": 422,
-    "invalid_schema": 422,
-    "schema_lost": 422,
-    "invalid_tools": 422,
-    "empty_prompt": 422,
-    "no_chat_template": 422,
-    "queue_full": 429,
-    "engine_died": 503,
-    "server_shutdown": 503,
-}
-"""Codes of failures whose HTTP status is not 500: 429 and 503 say that trying again may help."""
-
-
-def status_of(code: str) -> int:
-    """The HTTP status of a failure with this code."""
-    return STATUSES.get(code, 500)
 
 
 class Engine(Protocol):
@@ -196,7 +177,7 @@ class EngineHandle(Protocol):
         """Wait until requests can be submitted."""
 
     def submit(self, request: Request, sink: LosableSink) -> None:
-        """Hand over a request and return at once. Raises Unavailable unless `state` is "ready"."""
+        """Hand over a request and return at once. Raises EngineUnavailable unless `state` is "ready"."""
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""
