@@ -168,7 +168,7 @@ def _key(
     may have: max_streams, max_resumable, max_retained_bytes, tokens_per_minute. After a change send
     the server SIGHUP.
     """
-    from penstock.web.auth import is_name, key_table, new_key
+    from penstock.web.keys import is_name, key_table, new_key
 
     if not is_name(name):
         fail(StartError("A name has letters, digits, '.', '_', '-', 64 at most."))
