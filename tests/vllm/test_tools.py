@@ -282,9 +282,7 @@ def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
             connection.socket.settimeout(RESTART_LIMIT_S)
         *_, end = chunks_of(b"data: {}\n\n" + rest_of(calls))
         assert (end["error"]["code"], end["error"]["retry_safe"]) == ("engine_died", True)
-        rest = rest_of(thoughts).replace(
-            b": ping\n", b""
-        )  # comments while the stream waits for the engine
+        rest = rest_of(thoughts).replace(b": ping\n", b"")  # sent while the engine restarts
     *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
     assert end["choices"][0]["finish_reason"] == "length"
     assert len(thoughts_of(chunks)) > 100
