@@ -225,6 +225,9 @@ class SupervisedEngine:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # its own group: killed as a whole, no Ctrl-C
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         _, self._channel = await loop.create_connection(lambda: _Channel(self._receive), sock=ours)

@@ -1,5 +1,7 @@
 """The supervisor reports why an engine did not start, and survives its own bugs."""
 
+import asyncio
+import gc
 import logging
 import sys
 from typing import NoReturn
@@ -52,6 +54,19 @@ async def test_the_first_error_that_the_engine_wrote_is_the_reason(
         "" if complaint else " It says: "
     )
     assert caught.value.hint == "Do something else."
+
+
+async def test_a_process_that_does_not_start_leaves_no_socket_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError("out of processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    engine = SupervisedEngine("penstock.engine.mock:Mock", {})
+    with pytest.raises(OSError, match="out of processes"):
+        await engine.start()
+    gc.collect()  # pytest reports a socket that is still open
 
 
 async def test_a_bug_with_one_request_does_not_reach_another_request(
