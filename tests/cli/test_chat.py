@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.cli.chat import printable
+from penstock.cli.screen import printable
 from tests.client.test_answer import FINISH, delta, frame
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 
@@ -184,7 +184,7 @@ def test_a_terminal_is_shown_the_text_and_a_line_of_figures() -> None:
     ):
         assert command.wait() == 0
     assert command.seen == (
-        "Hé\\x1b]0;title\\x07\n2 tokens · 40.5 tokens/s · first after 0.200 s · stop\n"
+        "Hé\\x1b]0;title\\x07\n2 tokens · 40.5 tokens/s · first token after 0.200 s · stop\n"
     )
 
 
@@ -459,7 +459,7 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
         scripted_server(*scripts) as server,
         terminal("chat", "--url", server.url, "--system", "Be kind.") as command,
     ):
-        command.expect(f"tiny at {server.url}. /help says what else there is")
+        command.expect(f"tiny at {server.url}. Type /help for the commands, Ctrl-D to leave.")
         command.expect("> ")
         command.type("Hello\n")
         command.expect("Hé!\n")
@@ -468,13 +468,13 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
         command.expect("I am tiny.\n")
         command.expect("> ")
         command.type("/help\n")
-        command.expect("forget the conversation")
+        command.expect("Forget the conversation")
         command.expect("> ")
         command.type("/nonsense\n")
-        command.expect("There is no command /nonsense. /help lists them.")
+        command.expect("There is no command /nonsense. Type /help for the commands.")
         command.expect("> ")
         command.type("\n/clear\n")
-        command.expect("begins anew")
+        command.expect("Started a new conversation.")
         command.expect("> ")
         command.type("Do you know me?\n")
         command.expect("Who?\n")
