@@ -231,18 +231,19 @@ def _generate(
         ),
     ] = False,
 ) -> None:
-    text: str | None = _read_prompt(prompt)
+    text = _read_prompt(prompt)
     screen = Screen()
     fields = options.generate_options()
-    if options.system is not None:
-        text, fields["messages"] = None, [*options.system_turns(), _turn("user", text)]
+    asked = text if options.system is None else None
+    if asked is None:
+        fields["messages"] = [*options.system_turns(), _turn("user", text)]
     with options.connected() as client:
         if stream:
             write = _write_events if as_json else _write_text
-            with client.stream(text, **screen.cut_callbacks(), **fields) as answer:
+            with client.stream(asked, **screen.cut_callbacks(), **fields) as answer:
                 write(answer, screen)
         else:
-            completion = client.generate(text, **fields)
+            completion = client.generate(asked, **fields)
             _write_completion(completion, screen, as_json=as_json)
 
 
