@@ -29,8 +29,8 @@ _NOWHERE = 1 << 62
 class Text:
     """The text of one answer: call `push` with each piece, then `flush`, and send the results.
 
-    `stop` holds the stop strings. Raises ValueError if one of them is empty, and TypeError if `stop`
-    is a string itself.
+    `stop` holds the stop strings. Raises ValueError if one of them is empty, and TypeError if
+    `stop` is a string itself.
     """
 
     __slots__ = ("_joiner", "_match", "_node", "_starts", "_stops", "held", "stopped")
