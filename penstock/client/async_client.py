@@ -169,7 +169,7 @@ class AsyncClient:
     A resumable stream has heartbeats, so 45 seconds without a byte cut its connection.
 
     `resume_timeout` is the number of seconds that a cut stream may be without a connection before
-    the client gives up, 50 by default. The server keeps a stream without readers for 60 seconds.
+    the client gives up, 50 by default. A server continues a stream without readers for 60 seconds.
     `backoff` sets the waits between attempts to resume a stream.
 
     Use the client in an `async with` block, or await `close` when you no longer need it. Raises

@@ -86,9 +86,9 @@ class IncompleteAnswerError(PenstockError):
 
 
 class CutStreamError(IncompleteAnswerError):
-    """The connection ended before the stream's terminal event, or an event was lost.
+    """The connection ended before the answer did, or an event was lost.
 
-    A resumable stream raises CutStreamError only if it cannot be resumed.
+    A resumable stream raises CutStreamError for a lost connection only if it cannot be resumed.
     """
 
 

@@ -32,9 +32,9 @@ FORGOTTEN = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
 class Backoff(msgspec.Struct, frozen=True):
     """The waits between attempts to resume a stream.
 
-    The wait before attempt n (from 0) is `first` * `factor`**n seconds, at most `max` seconds,
-    times a random number from 0.5 to 1. The random number keeps the many clients of a restarted
-    server from coming back at the same moment.
+    The wait before attempt n (from 0) is `first * factor**n` seconds, at most `max` seconds, times
+    a random number from 0.5 to 1. The random number keeps the many clients of a restarted server
+    from coming back at the same moment.
     """
 
     first: float = 0.25
