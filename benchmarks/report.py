@@ -1,4 +1,4 @@
-"""What the benchmarks share: statistics, the circumstances of a run, and a table with JSON.
+"""Shared code of the benchmarks: statistics, circumstances of a run, and a table with JSON.
 
 In: measured values. Out: figures, printed. Not known here: servers and loads.
 """

@@ -37,14 +37,14 @@ async def measure(seconds: float) -> Figures:
             engine_arg=["length=100000"],
         ) as server:
             alone = await _waits(server.port, quiet, "", seconds)
-            beside = await _waits(server.port, quiet, flood, seconds)
-            together = await _waits(server.port, flood, flood, seconds)
+            next_to_flood = await _waits(server.port, quiet, flood, seconds)
+            one_key = await _waits(server.port, flood, flood, seconds)
     return {
         "an answer takes, ms": round(1000 * NUM_TOKENS * TOKEN_S),
         "a slot is freed every, ms": round(1000 * NUM_TOKENS * TOKEN_S / NUM_SLOTS),
         "the quiet key's wait, alone": spread_ms(alone),
-        "the quiet key's wait, beside the flood": spread_ms(beside),
-        "the same with one key for both (no fairness)": spread_ms(together),
+        "the quiet key's wait, beside the flood": spread_ms(next_to_flood),
+        "the same with one key for both (no fairness)": spread_ms(one_key),
     }
 
 

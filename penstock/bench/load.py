@@ -17,7 +17,7 @@ Send = Callable[[bytes, MeasuredAnswer], Awaitable[None]]
 
 
 class Run:
-    """One run of a load.
+    """A run of a load.
 
     `answers`: the answers that have ended, finished or failed, in the order in which they ended.
     `in_flight`: the answers that have not ended. `timeout_s`: seconds after which a request fails.

@@ -64,7 +64,7 @@ class BenchOptions(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One request of a run. Times in seconds.
+    """A request of a run. Times in seconds.
 
     `at_s`: when the request was due, after the start of the run. `late_s`: how long after that the
     client began it.
@@ -169,7 +169,7 @@ class _Bench:
     async def _model(self) -> str:
         """Return the chosen model, or the first that the server lists.
 
-        Raises BenchError if the server does not answer, or if no model is chosen and none listed.
+        Raises BenchError if the server does not answer, or if no model is chosen and it lists no model.
         """
         whole = _WholeResponse()
         url = self._http.url
