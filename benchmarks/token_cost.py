@@ -22,28 +22,17 @@ from starlette.types import Message
 from penstock.api.native.frames import NativeFrames
 from penstock.api.openai.frames import ChunkForm, ChunkFrames
 from penstock.request import Request
-from penstock.stream.reader import MergedReader, Reader
+from penstock.stream.reader import Reader
+from penstock.stream.record import StreamRecord
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 from penstock.web.access import KEY, Access
 from penstock.web.delivery import StreamResponse
 from penstock.web.liveness import Liveness
+from tests.support.scripted import ScriptedEngine
 
 ROUNDS = 30
 Route = Literal["native", "openai"]
-
-
-class NullEngine:
-    """An engine that takes requests and does nothing."""
-
-    def submit(self, request: Request, sink: Stream) -> None:
-        """Do nothing."""
-
-    def cancel(self, request_id: str) -> None:
-        """Do nothing."""
-
-    async def until_ready(self) -> None:
-        """Return at once."""
 
 
 class Sent:
@@ -72,13 +61,13 @@ class StreamLoad:
     """A number of streams with their responses. Construct it in a running event loop."""
 
     def __init__(self, num_streams: int, route: Route) -> None:
-        self._streams = Streams(NullEngine())
+        self._streams = Streams([ScriptedEngine()])
         self._liveness = Liveness(15, 30)
         self._running: list[Stream] = []
         self._responses: list[asyncio.Task[None]] = []
         for number in range(num_streams):
             request = Request(id=str(number), max_tokens=1_000_000, prompt="x")
-            stream = self._streams.open(request)
+            stream = self._streams.open(StreamRecord(request))
             stream.accepted((1, 2, 3))
             stream.started()
             self._running.append(stream)
@@ -92,7 +81,7 @@ class StreamLoad:
         else:
             form = ChunkForm(is_chat=True, id="chatcmpl-x", created=1, model="rill")
             frames = ChunkFrames(form, [stream])
-            response = StreamResponse(MergedReader([stream]), frames, watch, self._liveness)
+            response = StreamResponse(Reader(stream), frames, watch, self._liveness)
         scope: MutableMapping[str, Any] = {"type": "http", "headers": []}
         access = scope[KEY] = Access(scope, send)
         await response(scope, receive, send)

@@ -10,6 +10,7 @@ import time
 
 from benchmarks.hold.leaving import open_and_leave
 from benchmarks.report import Figures
+from penstock.stream.kept import MAX_ENDINGS
 from tests.faults.checker import judge_server
 from tests.faults.history import Held, History
 from tests.faults.processes import held_by, processes_of, settled
@@ -17,7 +18,6 @@ from tests.support.servers import serve
 
 AT_ONCE = 32
 SAMPLE_EVERY = 1000
-KNOWN = 10_000  # penstock.stream.registry.MAX_ENDED_KNOWN
 
 
 async def measure(number: int) -> Figures:
@@ -35,14 +35,14 @@ async def measure(number: int) -> Figures:
             samples.append([each.memory_info().rss / 2**20 for each in processes_of(server)][:2])
         seconds = time.monotonic() - began
     growth = _growth(samples)
-    later = _growth(samples[KNOWN // SAMPLE_EVERY - 1 :])
+    later = _growth(samples[MAX_ENDINGS // SAMPLE_EVERY - 1 :])
     held = [Held(0, "before", *each) for each in before.items()]
     held += [Held(0, "after", *each) for each in after.items()]
     return {
         "cycles": number,
         "server_growth_mib_per_1000": round(growth[0], 3),
         "engine_growth_mib_per_1000": round(growth[1], 3),
-        f"server_growth_mib_per_1000_after_the_first_{KNOWN}": round(later[0], 3),
+        f"server_growth_mib_per_1000_after_the_first_{MAX_ENDINGS}": round(later[0], 3),
         "server_mib_after_each_1000": [round(each[0], 2) for each in samples],
         "engine_mib_after_each_1000": [round(each[1], 2) for each in samples],
         "held_before": before,

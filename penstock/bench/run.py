@@ -169,7 +169,7 @@ class _Bench:
     async def _model(self) -> str:
         """Return the chosen model, or the first that the server lists.
 
-        Raises BenchError if the server does not answer, or if no model is chosen and it lists no model.
+        Raises BenchError if the server does not answer, or if there is no model to choose.
         """
         whole = _WholeResponse()
         url = self._http.url
