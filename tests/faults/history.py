@@ -16,6 +16,9 @@ How = Literal["whole", "cut", "left"]
 itself went away."""
 
 
+EngineAct = Literal["submitted", "token", "cancelled", "finished"]
+
+
 class Attached(NamedTuple):
     """A response to a reader began. The events after `after` are to come; -1: all of them."""
 
@@ -85,7 +88,7 @@ class EngineDid(NamedTuple):
     came to an end by itself."""
 
     time: float
-    what: Literal["submitted", "token", "cancelled", "finished"]
+    what: EngineAct
 
 
 class HeldBytes(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.faults.exchange import fetch, request_bytes
+from tests.faults.client_request import fetch, request_bytes
 from tests.faults.proxy import Address
 from tests.support.servers import RunningServer
 

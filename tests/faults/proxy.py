@@ -21,7 +21,8 @@ from typing import Literal
 Address = tuple[str, int]
 Push = Callable[[bytes], Awaitable[None]]
 Fault = Callable[[Push], Push]
-How = Literal["FIN", "RST"]
+CloseKind = Literal["FIN", "RST"]
+CLOSES: tuple[CloseKind, ...] = ("FIN", "RST")
 
 READ_BYTES = 65536
 
@@ -29,7 +30,7 @@ READ_BYTES = 65536
 class CutError(Exception):
     """Raised by a fault: the whole connection ends here, on both sides."""
 
-    def __init__(self, how: How) -> None:
+    def __init__(self, how: CloseKind) -> None:
         self.how = how
 
 
@@ -81,7 +82,7 @@ def slices(size: int) -> Fault:
     return link
 
 
-def cut(after: int, how: How = "FIN") -> Fault:
+def cut(after: int, how: CloseKind = "FIN") -> Fault:
     """The connection ends when exactly `after` bytes have come through."""
 
     def link(push: Push) -> Push:
@@ -239,7 +240,7 @@ class Proxy:
         self.num_connections += 1
         faults = self.faults_of(random.Random(f"{self._seed}/{self.num_connections}"))
         writers = [client]
-        how: How = "FIN"
+        how: CloseKind = "FIN"
         try:
             server_reader, server = await asyncio.open_connection(*self.target)
             writers.append(server)
@@ -280,7 +281,7 @@ async def _carry(reader: asyncio.StreamReader, push: Push) -> None:
     await push(b"")
 
 
-def _close(writer: asyncio.StreamWriter, how: How) -> None:
+def _close(writer: asyncio.StreamWriter, how: CloseKind) -> None:
     if how == "RST":
         linger = struct.pack("ii", 1, 0)
         if (raw := writer.get_extra_info("socket")) is not None:  # it is closed already, else

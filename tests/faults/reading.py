@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any, Literal
 
-from tests.faults.exchange import Exchange, Head, exchange, fetch, request_bytes
+from tests.faults.client_request import ClientRequest, Head, fetch, request_bytes, send_request
 from tests.faults.history import (
     Abort,
     Attached,
@@ -24,7 +24,7 @@ from tests.faults.history import (
     Truth,
 )
 from tests.faults.parser import EventParser, ServerSent
-from tests.faults.proxy import Address
+from tests.faults.proxy import Address, CloseKind
 
 PATIENCE_S = 60.0
 RETRY_S = 0.02
@@ -67,7 +67,7 @@ class Reader:
         self._history = history
         self._source = source
         self._parser = EventParser()
-        self._exchange: Exchange | None = None
+        self._request: ClientRequest | None = None
         self._body: bytearray | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -98,8 +98,8 @@ class Reader:
 
     async def closed(self) -> How:
         """Wait for the response's end; how it ended."""
-        how = await self.exchange.ended
-        self._exchange = None
+        how = await self.request.ended
+        self._request = None
         self._detached(how)
         return how
 
@@ -109,7 +109,7 @@ class Reader:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((index, waiter))
-        await asyncio.wait((waiter, self.exchange.ended), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiter, self.request.ended), return_when=asyncio.FIRST_COMPLETED)
         if self.cursor < index:
             raise ConnectionResetError(f"the response ended at event {self.cursor} of {index}")
 
@@ -118,7 +118,7 @@ class Reader:
         async with asyncio.timeout(patience):
             attempts = 0
             while True:
-                if self._exchange is not None:
+                if self._request is not None:
                     await self.closed()
                 if self.ended is not None:
                     return self.ended
@@ -132,75 +132,75 @@ class Reader:
 
     def forget(self) -> None:
         """Give up a request to which no response has begun."""
-        if self._exchange is not None:
-            self._exchange.leave("RST")
-            self._exchange = None
+        if self._request is not None:
+            self._request.leave("RST")
+            self._request = None
 
-    def leave(self, how: Literal["FIN", "RST"] = "FIN") -> None:
+    def leave(self, how: CloseKind = "FIN") -> None:
         """Go; a stream that cannot be resumed is thereby to be cancelled."""
-        if self._exchange is not None:
+        if self._request is not None:
             if not self.is_resumable and self.ended is None:
                 self._history.add(self.stream, Abort(time.monotonic(), "disconnect"))
-            self._exchange.leave(how)
+            self._request.leave(how)
             self._detached("left")
-            self._exchange = None
+            self._request = None
 
     def half_close(self) -> None:
         """Send FIN and go on reading: the server takes it for a disconnect."""
         if not self.is_resumable:
             self._history.add(self.stream, Abort(time.monotonic(), "disconnect"))
-        self.exchange.half_close()
+        self.request.half_close()
 
     def stop_reading(self) -> None:
         """Stay, and take nothing more."""
-        self.exchange.stop_reading()
+        self.request.stop_reading()
 
     def read_on(self) -> None:
         """Take again what comes."""
-        self.exchange.read_on()
+        self.request.read_on()
 
     @property
-    def exchange(self) -> Exchange:
+    def request(self) -> ClientRequest:
         """The request that is under way, and its response."""
-        assert self._exchange is not None
-        return self._exchange
+        assert self._request is not None
+        return self._request
 
     @property
     def has_response(self) -> bool:
         """There is a response whose end has not been recorded."""
-        return self._exchange is not None
+        return self._request is not None
 
     @property
     def is_over(self) -> bool:
         """The response has ended, in whatever way."""
-        return self._exchange is None or self._exchange.ended.done()
+        return self._request is None or self._request.ended.done()
 
     @property
     def port(self) -> int:
         """The port that this reader comes from."""
-        return int(self.exchange.socket.getsockname()[1])
+        return int(self.request.socket.getsockname()[1])
 
     # What comes.
 
     async def _ask(self, request: bytes) -> Head:
         self._parser = EventParser()
         self._body = bytearray()
-        answer = await exchange(
+        answer = await send_request(
             self.address,
             request,
             self._on_body,
             receive_buffer=self.receive_buffer,
             source=self._source,
         )
-        self._exchange = answer
+        self._request = answer
         head = await answer.head
         if head is None:
-            self._exchange = None
+            self._request = None
             raise ConnectionResetError("the response was cut before it began")
         if head.status == 200:
             return head
         await answer.ended
-        self._exchange = None
+        self._request = None
         refused = RefusedError(head, bytes(self._body))
         if self.stream:
             self._history.add(

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from penstock.cli.main import main
 from penstock.engine.mock import Mock
@@ -18,9 +18,7 @@ from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob
 from penstock.request import Request
 from penstock.settings import ENGINES
-from tests.faults.history import EngineDid, History
-
-What = Literal["submitted", "token", "cancelled", "finished"]
+from tests.faults.history import EngineAct, EngineDid, History
 
 
 class Report:
@@ -29,7 +27,7 @@ class Report:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def say(self, what: What, request_id: str) -> None:
+    def say(self, what: EngineAct, request_id: str) -> None:
         os.write(self._file, f"{time.monotonic()!r} {what} {request_id}\n".encode())
 
 
@@ -104,7 +102,7 @@ class Reports:
         found: list[tuple[str, EngineDid]] = []
         for line in self._file:
             when, what, stream = line.split()
-            found.append((stream, EngineDid(float(when), _WHATS[what])))
+            found.append((stream, EngineDid(float(when), _ACTS[what])))
         return found
 
     def into(self, history: History) -> None:
@@ -116,12 +114,7 @@ class Reports:
         self._file.close()
 
 
-_WHATS: dict[str, What] = {
-    "submitted": "submitted",
-    "token": "token",
-    "cancelled": "cancelled",
-    "finished": "finished",
-}
+_ACTS: dict[str, EngineAct] = {act: act for act in get_args(EngineAct)}
 
 if __name__ == "__main__":
     ENGINES["mock"] = "tests.faults.reporting:ReportingMock"

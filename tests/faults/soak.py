@@ -27,15 +27,16 @@ from tests.faults.processes import (
     held_by,
     kill_engine,
     processes_of,
+    rss_mib,
     settled,
     still_there,
     until_readiness,
 )
 from tests.faults.proxy import (
+    CLOSES,
     Address,
     Fault,
     Faults,
-    How,
     Proxy,
     bandwidth,
     black_hole,
@@ -57,14 +58,13 @@ ENGINE_TIMEOUT_S = 2.0
 LINGER_S = 20.0
 RETAIN_S = 20.0
 STREAM_PATIENCE_S = 90.0
-HOWS: tuple[How, ...] = ("FIN", "RST")
 FAULTS_OF_THE_ENGINE = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 
 
 def faults_of(chance: random.Random) -> Faults:
     """A network on a bad day: half of the connections go well."""
     kinds: list[Callable[[], list[Fault]]] = [
-        lambda: [cut(chance.randrange(8000), chance.choice(HOWS))],
+        lambda: [cut(chance.randrange(8000), chance.choice(CLOSES))],
         lambda: [slices(chance.randrange(1, 64)), cut(chance.randrange(8000))],
         lambda: [latency(0.01, 0.01, chance)],
         lambda: [bandwidth(chance.randrange(2_000, 20_000))],
@@ -170,7 +170,7 @@ class Client:
         with contextlib.suppress(ConnectionError):
             await reader.got(self._chance.randrange(LENGTH))
         if not reader.is_over:
-            reader.leave(self._chance.choice(HOWS))
+            reader.leave(self._chance.choice(CLOSES))
         await self._judge(reader)
 
     async def come_and_go(self) -> None:
@@ -180,7 +180,7 @@ class Client:
             if reader.ended is not None:
                 break
             if not reader.is_over:
-                reader.leave(self._chance.choice(HOWS))
+                reader.leave(self._chance.choice(CLOSES))
             await asyncio.sleep(self._chance.random() / 2)
             with contextlib.suppress(OSError):
                 await reader.attach()
@@ -238,14 +238,14 @@ class Client:
 
     async def _closed_or_silent(self, reader: Reader) -> None:
         """Wait until the response has ended, or no byte has come for a while: then leave it."""
-        exchange = reader.exchange
+        request = reader.request
         while True:
-            seen = exchange.num_bytes
-            await asyncio.wait((exchange.ended,), timeout=SILENCE_S)
-            if exchange.ended.done():
+            seen = request.num_bytes
+            await asyncio.wait((request.ended,), timeout=SILENCE_S)
+            if request.ended.done():
                 await reader.closed()
                 return
-            if exchange.num_bytes == seen:
+            if request.num_bytes == seen:
                 self._did["left a black hole"] += 1
                 reader.leave("RST")
                 return
@@ -288,7 +288,7 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
             await Client(server.address, proxy.address, seed, verdict, did).run_until(
                 time.monotonic() + 1  # what is made on first use is there
             )
-            before, rss_before = held_by(server), _rss_mib(server)
+            before, rss_before = held_by(server), rss_mib(server.pid)
             began = time.monotonic()
             deadline = began + minutes * 60
             clients = [
@@ -308,7 +308,7 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
             num_cuts = proxy.num_cuts
         await until_readiness(server.address, 200)
         after = await settled(server, before, within=LINGER_S + RETAIN_S)
-        rss_after = _rss_mib(server)
+        rss_after = rss_mib(server.pid)
     left = still_there(list(pids))
     held = [Held(0, "before", *each) for each in {**before, "processes left": 0.0}.items()]
     held += [Held(0, "after", *each) for each in {**after, "processes left": len(left)}.items()]
@@ -324,16 +324,11 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
     return verdict.holds
 
 
-def _rss_mib(server: RunningServer) -> float:
-    (parent, *_) = processes_of(server)
-    return float(parent.memory_info().rss) / 2**20
-
-
 def _progress(seconds: float, of: float, verdict: Verdict, server: RunningServer) -> None:
     print(
         f"\r{seconds:5.0f} of {of:.0f} s: {verdict.counts['streams']} streams,"
         f" {verdict.counts['cut']} cut, {len(verdict.breaches)} breaches,"
-        f" {_rss_mib(server):.0f} MiB ",
+        f" {rss_mib(server.pid):.0f} MiB ",
         end="",
         file=sys.stderr,
         flush=True,

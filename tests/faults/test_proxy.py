@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.faults.proxy import (
+    CLOSES,
     Address,
+    CloseKind,
     Fault,
     Faults,
-    How,
     Proxy,
     bandwidth,
     black_hole,
@@ -87,8 +88,8 @@ async def test_without_faults_every_byte_comes_through_both_ways_and_the_end_too
 
 
 @pytest.mark.parametrize("after", [0, 1, 255, 2047])
-@pytest.mark.parametrize("how", ["FIN", "RST"])
-async def test_a_cut_comes_after_exactly_so_many_bytes(after: int, how: How) -> None:
+@pytest.mark.parametrize("how", CLOSES)
+async def test_a_cut_comes_after_exactly_so_many_bytes(after: int, how: CloseKind) -> None:
     async with listening() as (target, address), proxied(address, down=[cut(after, how)]) as proxy:
         reader, writer = await asyncio.open_connection(*proxy.address)
         if after:

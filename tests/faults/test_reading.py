@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.checker import judge
 from tests.faults.history import Got, History, Refused, numbered
-from tests.faults.proxy import Address, Faults, How, Proxy, cut, sometimes
+from tests.faults.proxy import CLOSES, Address, Faults, Proxy, cut, sometimes
 from tests.faults.reading import Reader, RefusedError, ask_how_it_ended, cancel
 
 PATIENCE_S = 20.0
@@ -125,8 +125,7 @@ async def test_a_stream_is_read_to_its_end() -> None:
 
 async def test_cuts_at_any_byte_are_resumed_by_header_and_by_query() -> None:
     def cut_anywhere(chance: random.Random) -> Faults:
-        hows: list[How] = ["FIN", "RST"]
-        fault = cut(chance.randrange(700), chance.choice(hows))
+        fault = cut(chance.randrange(700), chance.choice(CLOSES))
         return Faults(down=sometimes(chance, 0.9, fault))
 
     history = History()

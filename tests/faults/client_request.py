@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from tests.faults.history import How
-from tests.faults.proxy import Address
+from tests.faults.proxy import Address, CloseKind
 
 
 class Head(NamedTuple):
@@ -22,7 +22,7 @@ class Head(NamedTuple):
     headers: dict[str, str]
 
 
-class Exchange(asyncio.Protocol):
+class ClientRequest(asyncio.Protocol):
     """Resolves `head` to the head, or to None where none came; `ended` to how the response ended.
 
     `on_body` is given the body's bytes, without the chunks' frames.
@@ -43,7 +43,7 @@ class Exchange(asyncio.Protocol):
 
     # What a client can do.
 
-    def leave(self, how: str = "FIN") -> None:
+    def leave(self, how: CloseKind = "FIN") -> None:
         """Go away, with what has not been read yet. Closing on unread bytes is an RST anyway."""
         self._end("left")
         if self._transport is not None:
@@ -168,14 +168,14 @@ def request_bytes(method: str, path: str, *headers: str, body: bytes = b"") -> b
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def exchange(
+async def send_request(
     address: Address,
     request: bytes,
     on_body: Callable[[bytes], None],
     *,
     receive_buffer: int = 0,
     source: str = "",
-) -> Exchange:
+) -> ClientRequest:
     """Connect and send. Raises OSError where nobody listens.
 
     `receive_buffer` bounds what the kernel takes in for a client that does not read; `source` is
@@ -190,7 +190,9 @@ async def exchange(
         if source:
             raw.bind((source, 0))
         await loop.sock_connect(raw, address)
-        _, protocol = await loop.create_connection(lambda: Exchange(request, on_body), sock=raw)
+        _, protocol = await loop.create_connection(
+            lambda: ClientRequest(request, on_body), sock=raw
+        )
     except BaseException:
         raw.close()
         raise
@@ -201,7 +203,7 @@ async def fetch(address: Address, request: bytes, **options: int | str) -> tuple
     """A whole response. Raises ConnectionError where it was cut."""
     body: list[bytes] = []
     receive_buffer, source = int(options.get("receive_buffer", 0)), str(options.get("source", ""))
-    answer = await exchange(
+    answer = await send_request(
         address, request, body.append, receive_buffer=receive_buffer, source=source
     )
     head, how = await answer.head, await answer.ended
