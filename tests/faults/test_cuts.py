@@ -1,4 +1,4 @@
-"""Connections that are cut, at any byte and in any way: what was missed comes with the resume."""
+"""Connections are cut at any byte, in any way: a resume brings everything missed."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ async def test_streams_cut_at_random_lose_nothing_and_get_nothing_twice(
         reader = Reader(proxy.address, history)
         truth = numbered(fresh_word(), length=LENGTH, max_tokens=max_tokens)
         while not reader.stream:
-            with contextlib.suppress(OSError):  # cut before it knew its stream
+            with contextlib.suppress(OSError):  # cut before the reader knew its stream
                 await reader.open(truth, max_tokens=max_tokens)
         await reader.read_through()
 
@@ -70,7 +70,7 @@ async def test_a_stream_that_has_ended_is_resumed_from_every_byte_of_its_respons
         for num_bytes in range(2000):
             reader = Reader(proxy.address, history)
             fault = cut(num_bytes)
-            proxy.faults_of = lambda _, fault=fault: Faults(down=[fault])  # type: ignore[misc] # mypy knows no defaults of lambdas
+            proxy.faults_of = lambda _, fault=fault: Faults(down=[fault])  # type: ignore[misc] # mypy ignores the defaults of lambdas
             with contextlib.suppress(OSError):  # cut within the head
                 await reader.attach(first.stream)
                 if await reader.closed() == "whole":

@@ -1,4 +1,4 @@
-"""The event-stream parser of the fault tests, against the standard's text."""
+"""The event-stream parser of the fault tests follows the standard."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Each fault of the proxy does what its name says, to the byte."""
+"""Each fault of the proxy does exactly what its name says."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ DATA = bytes(range(256)) * 8
 
 
 class Target:
-    """Sends `DATA` to whoever comes, and keeps what it is sent."""
+    """A server that sends `DATA` to each client and keeps what it receives."""
 
     def __init__(self) -> None:
         self.received = b""
@@ -66,7 +66,7 @@ async def listening() -> AsyncIterator[tuple[Target, Address]]:
 
 
 async def received_through(*down: Fault, count: int = len(DATA)) -> bytes:
-    """Up to `count` bytes of what a client gets."""
+    """Return the first `count` bytes that a client receives."""
     async with listening() as (_, address), proxied(address, down=down) as proxy:
         reader, writer = await asyncio.open_connection(*proxy.address)
         try:
@@ -146,7 +146,7 @@ async def test_a_black_hole_goes_silent_and_closes_nothing() -> None:
         reader, writer = await asyncio.open_connection(*proxy.address)
         assert await reader.readexactly(10) == DATA[:10]
         writer.write(b"still there?")
-        await target.got_something.wait()  # the other way is open
+        await target.got_something.wait()  # the other direction is open
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.05)
         writer.close()

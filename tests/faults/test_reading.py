@@ -1,4 +1,4 @@
-"""The readers of the fault tests, against a server of a few lines that speaks the protocol."""
+"""The readers of the fault tests, against a small server that speaks the protocol."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,10 @@ LENGTH = 30
 
 
 class SmallServer:
-    """Every stream says all of its truth at once, or as far as `length`, and waits."""
+    """A server whose streams send their first `length` tokens at once.
+
+    A stream shorter than LENGTH then waits until its client leaves or it is cancelled.
+    """
 
     def __init__(self) -> None:
         self.words: dict[str, str] = {}
@@ -26,7 +29,7 @@ class SmallServer:
         self.length = LENGTH
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.left = asyncio.Event()
-        self.goes_on = asyncio.Event()  # past the first half
+        self.goes_on = asyncio.Event()  # cleared: streams pause at their half
         self.goes_on.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,7 +135,7 @@ async def test_cuts_at_any_byte_are_resumed_by_header_and_by_query() -> None:
     async with listening() as (small, address), Proxy(address, cut_anywhere, seed=3) as proxy:
         for _ in range(20):
             reader = Reader(proxy.address, history)
-            with contextlib.suppress(OSError):  # cut before it knew its stream
+            with contextlib.suppress(OSError):  # cut before the reader knew its stream
                 await reader.open(TRUTH)
                 await reader.read_through()
     verdict = judge(history)
