@@ -1,4 +1,4 @@
-"""Requests made from our own OpenAPI page, right and wrong ones: none may find a bug."""
+"""Schemathesis makes valid and invalid requests from our OpenAPI page: none may find a bug."""
 
 import re
 import subprocess

@@ -1,16 +1,16 @@
-"""HTTP/1.1 below the routes: old clients, unusual ones, and those that send ahead."""
+"""HTTP/1.1 below the routes: old clients, unusual clients, and clients that pipeline requests."""
 
 import json
 from collections.abc import Iterator
 
 import pytest
 
-from tests.server.test_disconnect import eventually
 from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
+from tests.support.waiting import eventually
 
 HEALTH = request("GET", "/health")
-ENDLESS = 1000  # tokens, so many that only its client's going ends the stream
+ENDLESS = 1000  # so many tokens that the stream ends only when its client leaves
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,6 @@ def test_idle_connections_do_not_hold_up_the_server_s_end() -> None:
         assert used.send(HEALTH).response().status == 200
         with Connection(server.port) as silent:
             server.process.terminate()
-            assert server.process.wait(5) == 0  # sooner than the time that a head is given
+            assert server.process.wait(5) == 0  # sooner than the timeout for a request's head
             assert used.is_closed()
             assert silent.is_closed()

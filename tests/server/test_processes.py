@@ -1,11 +1,9 @@
-"""The server's processes: names, signals, deaths, and every way in which it cannot start."""
+"""The server's processes: names, signals, deaths, and every reason not to start."""
 
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,19 +13,11 @@ import requests
 
 from penstock.engine.llamacpp.hub import find_model
 from tests.support.raw import Connection, generate, open_stream, post
-from tests.support.servers import serve, start
+from tests.support.servers import refuses_to_start, serve, start
+from tests.support.waiting import eventually
 
 LONG = {"engine": "mock", "mock_interval": 0.02, "engine_arg": ["length=100000"]}
 PATIENCE_S = 15.0
-
-
-def eventually(is_so: Callable[[], bool], within: float = PATIENCE_S) -> bool:
-    deadline = time.monotonic() + within
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def is_gone(pid: int) -> bool:
@@ -35,10 +25,6 @@ def is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def readiness(url: str) -> int:
-    return requests.get(f"{url}/health/ready", timeout=5).status_code
 
 
 def test_the_processes_say_what_they_are() -> None:
@@ -83,7 +69,7 @@ def test_running_streams_come_to_their_end_before_the_server_does(number: signal
             events = connection.events()
             next(events)
             server.signal(number)
-            assert eventually(lambda: readiness(server.url) == 503, 5)
+            assert eventually(lambda: server.readiness() == 503, 5)
             refused = requests.post(f"{server.url}/generate", json={"prompt": "x"}, timeout=5)
             *_, end = events
         assert refused.status_code == 503
@@ -132,7 +118,7 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
             events = connection.events()
             next(events)
             server.signal(signal.SIGINT)
-            assert eventually(lambda: readiness(server.url) == 503, 5)
+            assert eventually(lambda: server.readiness() == 503, 5)
             server.signal(signal.SIGINT)
             *_, end = events
         assert end["finish_reason"] == "error"
@@ -152,23 +138,13 @@ def test_a_killed_engine_comes_back_and_each_stream_ends_once(engine: str) -> No
             rest = list(events)
         assert [event["finished"] for event in rest].count(True) == 1
         assert rest[-1]["finished"]
-        assert eventually(lambda: readiness(server.url) == 200)
+        assert eventually(lambda: server.readiness() == 200)
         answer = requests.post(
             f"{server.url}/generate",
             json={"prompt": "x", "max_tokens": 2, "stream": False},
             timeout=PATIENCE_S,
         )
         assert answer.json()["usage"]["completion_tokens"] > 0
-
-
-def refuses_to_start(*arguments: str, **flags: object) -> str:
-    """What a server that cannot start says."""
-    with start(*arguments, **flags) as process:
-        _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1, said
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 2, said  # why, and the next step
-    return said
 
 
 def test_a_port_in_use_is_said_and_another_proposed() -> None:

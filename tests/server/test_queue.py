@@ -1,4 +1,4 @@
-"""Waiting in line, as a client sees it: told at once and from time to time, or refused at once."""
+"""The queue as clients see it: their position at once and regularly, or a refusal at once."""
 
 import json
 import re
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.raw import Connection, ask, generate, open_stream, post, request
+from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, post
 from tests.support.servers import RunningServer, serve
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """One slot, one may wait, and answers that say three words and hang."""
+    """A server with one slot, a queue of one, and answers that hang after three words."""
     with serve(
         "--slots=1",
         "--max-queue=1",
@@ -27,16 +27,12 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def holder(server: RunningServer) -> Iterator[str]:
-    """The stream that has the slot."""
+    """Open a stream that takes the slot, and yield its id."""
     connection, stream_id = open_stream(server.port, generate())
     with connection:
         assert next(connection.events())["index"] == 0
         yield stream_id
-        cancel(server, stream_id)
-
-
-def cancel(server: RunningServer, stream_id: str) -> None:
-    assert ask(server.port, request("DELETE", f"/streams/{stream_id}")).status == 200
+        cancel_stream(server.port, stream_id)
 
 
 def test_whoever_waits_has_a_head_at_once_and_then_its_place_in_comments(
@@ -46,12 +42,12 @@ def test_whoever_waits_has_a_head_at_once_and_then_its_place_in_comments(
     with connection:
         while not (chunk := connection.chunk()).startswith(b": queue"):
             assert chunk == b""
-        told = [chunk, connection.chunk(), connection.chunk()]  # heartbeats tell it again
+        told = [chunk, connection.chunk(), connection.chunk()]  # heartbeats repeat the position
         for each in told:
             assert re.fullmatch(rb": queue position=1( eta=\d+\.\d)?\n", each)
-        cancel(server, holder)
+        cancel_stream(server.port, holder)
         assert next(connection.events())["token"] == " Water"
-        cancel(server, stream_id)
+        cancel_stream(server.port, stream_id)
 
 
 def test_whoever_asks_is_told_by_events(server: RunningServer, holder: str) -> None:
@@ -99,7 +95,7 @@ def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: Runnin
     with first:
         streamed, _ = open_stream(server.port, generate(long))
         with streamed:
-            cancel(server, first_id)
+            cancel_stream(server.port, first_id)
             (end,) = streamed.events()
     assert end["finish_reason"] == "error"
     assert end["error"]["code"] == "prompt_too_long"
@@ -108,7 +104,7 @@ def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: Runnin
     with second, Connection(server.port) as whole:
         whole.send(generate(long, stream=False))
         assert next(second.events())["index"] == 0
-        cancel(server, second_id)
+        cancel_stream(server.port, second_id)
         assert whole.response().status == 422
 
 

@@ -1,9 +1,8 @@
-"""Each request has an id, its timing, and one line in the log: a JSON object, whatever it was."""
+"""Each request has an id, a timing, and one log line: always a JSON object."""
 
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 
 from tests.support.raw import Connection, Response, ask, generate, open_stream, post, request
 from tests.support.servers import RunningServer, serve, start
+from tests.support.waiting import eventually
 
 SECRET = "Hunter2"
-PATIENCE_S = 10.0
 NEW_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -27,19 +26,21 @@ def server() -> Iterator[RunningServer]:
 
 
 def lines_of(server: RunningServer, request_id: str) -> list[dict[str, Any]]:
-    """The log's lines about a request that has ended."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    """Wait until a request ends, and return its log lines."""
+
+    def found() -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in list(server.output)]
-        found = [entry for entry in entries if entry.get("request_id") == request_id]
-        if any(entry["message"] == "request ended" for entry in found):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"no line about {request_id}: {server.output[-5:]}")
+        return [entry for entry in entries if entry.get("request_id") == request_id]
+
+    def has_ended() -> bool:
+        return any(entry["message"] == "request ended" for entry in found())
+
+    assert eventually(has_ended), server.output[-5:]
+    return found()
 
 
 def line_of(server: RunningServer, answer: Response) -> dict[str, Any]:
-    """The one line about a request."""
+    """Wait until a request ends, and return its only log line."""
     (line,) = lines_of(server, answer.headers["x-request-id"])
     return line
 
@@ -50,9 +51,8 @@ def timing_of(answer: Response) -> dict[str, float]:
 
 
 def test_who_sends_a_body_that_is_too_large_learns_it(server: RunningServer) -> None:
-    """What went wrong: the connection was closed while the client was still sending, and the answer
-    lost with it. Whom: clients that send without waiting, most of them. Why not now: what is not
-    far too large is read, and thrown away, first."""
+    """Regression: the server closed the connection while the client was still sending, so most
+    clients lost the answer. Now it reads and drops the body first, unless it is far too large."""
     for _ in range(10):
         answer = ask(server.port, post(b"a" * 5_000_000))
         assert (answer.status, answer.json()["code"]) == (413, "body_too_large")
@@ -70,7 +70,7 @@ def test_a_client_s_own_id_comes_back(server: RunningServer, good: str) -> None:
 def test_an_id_that_is_not_well_formed_is_replaced(server: RunningServer, bad: str) -> None:
     answer = ask(server.port, request("GET", "/nope", f"X-Request-ID: {bad}"))
     assert answer.status in (400, 404)
-    if answer.status == 404:  # else the HTTP library refused the header itself
+    if answer.status == 404:  # otherwise the HTTP library refused the header
         assert NEW_ID.fullmatch(answer.headers["x-request-id"])
 
 
@@ -116,7 +116,7 @@ def test_a_whole_answer_says_where_its_time_went(server: RunningServer) -> None:
     parts = timing["queue"] + timing["prefill"] + timing["decode"]
     assert parts == pytest.approx(1000 * timings["total_time"], abs=0.01)
     assert timing["total"] >= parts - 0.01
-    assert timing["decode"] > 9 * 10 * 0.8  # timers may come a little early
+    assert timing["decode"] > 9 * 10 * 0.8  # timers may fire a little early
 
 
 def test_a_stream_s_head_says_only_what_is_known_then(server: RunningServer) -> None:
@@ -176,7 +176,7 @@ def test_a_problem_s_line_has_its_code(server: RunningServer) -> None:
 def test_probes_that_are_well_have_no_line(server: RunningServer) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/metrics"):
         ask(server.port, request("GET", path, "X-Request-ID: probe"))
-    line_of(server, ask(server.port, request("GET", "/nope")))  # what came before is written
+    line_of(server, ask(server.port, request("GET", "/nope")))  # earlier requests are logged by now
     assert not any("probe" in line for line in server.output)
 
 
@@ -268,7 +268,7 @@ def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_end(log_format
     line = ""
     while not (found := re.search(r"http://127.0.0.1:([0-9]+)", line)):
         line = process.stderr.readline()
-    for _ in range(500):  # more than a pipe holds
+    for _ in range(500):  # more lines than a pipe holds
         assert ask(int(found[1]), generate(max_tokens=1, stream=False)).status == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0

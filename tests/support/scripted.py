@@ -1,4 +1,4 @@
-"""An engine for streams that does nothing by itself: the test is the engine."""
+"""An engine that does nothing by itself: the test acts for it."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from penstock.stream.stream import Stream
 
 
 class ScriptedEngine:
-    """`submitted` are the requests, in order; `sinks` those that run in it."""
+    """An engine driven by the test. `submitted` has all requests, `sinks` the running ones."""
 
     def __init__(self) -> None:
         self.submitted: list[Request] = []
@@ -33,18 +33,18 @@ class ScriptedEngine:
         await self._ready.wait()
 
     def go_down(self) -> None:
-        """Nothing can be submitted."""
+        """Refuse requests from now on."""
         self._ready.clear()
 
     def die(self) -> None:
-        """Lose everything, as a killed process does."""
+        """Go down and lose every running request, as a killed process does."""
         self.go_down()
         sinks, self.sinks = self.sinks, {}
         for sink in sinks.values():
             sink.lost()
 
     def come_back(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
         self._ready.set()
 
 
@@ -53,12 +53,12 @@ def ask(stream_id: str, max_tokens: int = 5) -> Request:
 
 
 async def settle() -> None:
-    """Let every task that can go on do so."""
+    """Let every task run until it has to wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 async def taken(reader: Reader | MergedReader) -> list[Any]:
-    """What the reader takes as soon as there is news."""
+    """Wait until the reader has news, then take its events."""
     await news(reader)
     return list(reader.take())
