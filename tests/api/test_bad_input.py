@@ -434,7 +434,9 @@ def test_field_errors_name_the_field_and_each_has_a_sentence(server: RunningServ
     ],
     ids=str,
 )
-def test_values_on_the_bounds_are_taken(server: RunningServer, fields: dict[str, object]) -> None:
+def test_values_on_the_bounds_are_accepted(
+    server: RunningServer, fields: dict[str, object]
+) -> None:
     sent = {"prompt": "a", "stream": False, **fields}
     assert ask(server.port, post(json.dumps(sent).encode())).status == 200
 
@@ -443,7 +445,7 @@ def test_values_on_the_bounds_are_taken(server: RunningServer, fields: dict[str,
     "content_type",
     ["application/json", "APPLICATION/JSON;charset=UTF-8", 'application/json ; charset="utf-8"'],
 )
-def test_json_in_utf_8_is_taken_however_it_is_named(
+def test_every_content_type_of_json_in_utf_8_is_accepted(
     server: RunningServer, content_type: str
 ) -> None:
     sent = request("POST", "/generate", f"Content-Type: {content_type}", "Content-Length: 29")
@@ -478,7 +480,7 @@ def test_both_length_and_chunks_are_served_as_chunks_and_the_connection_closes(
         assert connection._buffer == b""
 
 
-def test_pages_elsewhere_may_not_read_answers(server: RunningServer) -> None:
+def test_pages_of_other_origins_may_not_read_answers(server: RunningServer) -> None:
     for origin in ("null", "https://example.org", "http://127.0.0.1:1"):
         answer = ask(server.port, request("GET", "/health", f"Origin: {origin}"))
         assert "access-control-allow-origin" not in answer.headers
@@ -559,7 +561,7 @@ def test_no_damage_to_json_makes_the_parser_raise_anything_but_a_bad_request(
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values))
-def test_what_the_parser_takes_is_what_json_says(value: dict[str, object]) -> None:
+def test_the_parser_agrees_with_json_on_every_value_it_accepts(value: dict[str, object]) -> None:
     try:
         sent = json.dumps(value, allow_nan=False).encode()
     except ValueError:
@@ -569,7 +571,7 @@ def test_what_the_parser_takes_is_what_json_says(value: dict[str, object]) -> No
     assert parse_object(sent) == value
 
 
-def test_the_limit_of_depth_is_where_it_says() -> None:
+def test_the_depth_limit_is_exact() -> None:
     deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert parse_object(deepest)
     with pytest.raises(BadRequest, match="64 levels"):

@@ -110,14 +110,14 @@ def test_cuts_resumes_late_readers_and_refusals_hold() -> None:
     }
 
 
-def test_a_cancelled_stream_holds_whoever_was_told() -> None:
+def test_a_cancelled_stream_holds() -> None:
     story = Story().attach().get(0, 1)
     story.add(Abort(story.tick(), "delete")).get(2).end("cancelled", 3).detach()
     story.add(Told(story.tick(), "cancelled"))
     assert story.broken() == set()
 
 
-def test_a_stream_without_a_reader_holds_where_its_end_is_told() -> None:
+def test_a_stream_without_a_reader_holds_if_delete_tells_its_end() -> None:
     story = Story().attach().get(0).detach("left")
     story.add(Abort(story.tick(), "disconnect")).add(Told(story.tick(), "cancelled"))
     assert story.broken() == set()
@@ -207,7 +207,7 @@ def test_each_invariant_can_be_broken(invariant: str, story: Callable[[], Story]
     assert invariant in story().broken()
 
 
-def test_what_is_made_after_an_abort_is_counted() -> None:
+def test_tokens_made_after_an_abort_are_counted() -> None:
     def told_at(tick: int) -> Story:
         story = whole()
         for each in range(4):
@@ -230,7 +230,7 @@ def test_lost_duplicated_and_reordered_are_told_apart() -> None:
     assert counts(0, 2, 1, 3) == (0, 0, 1)
 
 
-def test_what_the_server_does_not_give_back_breaks_i8() -> None:
+def test_resources_still_held_after_the_load_break_i8() -> None:
     held = [Held(0, "before", "descriptors", 10), Held(9, "after", "descriptors", 10)]
     assert judge_server(held) == []
     held.append(Held(9, "after", "processes", 1))
@@ -252,7 +252,7 @@ def test_a_verdict_can_be_read() -> None:
     assert "every invariant held" in str(judge_stream(whole().history))
 
 
-def test_what_the_engine_says_before_the_client_knows_the_stream_is_kept() -> None:
+def test_engine_reports_that_precede_the_stream_s_id_are_kept() -> None:
     history = History()
     history.add("s", EngineDid(0, "submitted"))
     history.open("s", TRUTH).add(Told(1, "stop"))

@@ -99,7 +99,7 @@ async def test_a_byte_at_a_time_arrives_as_it_was_sent(server: RunningServer) ->
     assert verdict.counts["events"] == 21
 
 
-async def test_every_place_to_resume_from_is_answered(server: RunningServer) -> None:
+async def test_every_cursor_to_resume_from_is_answered(server: RunningServer) -> None:
     history = History()
     truth = numbered(fresh_word(), length=LENGTH, max_tokens=5)
     first = Reader(server.address, history)
@@ -126,7 +126,7 @@ async def test_every_place_to_resume_from_is_answered(server: RunningServer) -> 
     assert verdict.counts["refused"] == 3
 
 
-async def test_many_come_back_at_once_when_the_way_was_down(server: RunningServer) -> None:
+async def test_many_readers_resume_at_once_after_an_outage(server: RunningServer) -> None:
     history = History()
     async with asyncio.timeout(PATIENCE_S), Proxy(server.address) as proxy:
         readers = [Reader(proxy.address, history) for _ in range(50)]

@@ -81,7 +81,7 @@ async def test_streams_are_cut_while_the_engine_is_dead_and_resume_all_the_same(
     assert verdict.counts["resumed"] >= 6
 
 
-async def test_new_requests_are_put_off_until_those_that_were_running_go_on(
+async def test_new_requests_are_refused_until_the_running_streams_go_on(
     server: RunningServer,
 ) -> None:
     history = History()

@@ -211,7 +211,7 @@ async def test_down_refuses_and_up_takes_again_at_the_same_address() -> None:
         other.close()
 
 
-async def test_chance_is_the_seed_s_and_the_connection_s() -> None:
+async def test_faults_depend_on_the_seed_and_the_connection_alone() -> None:
     def faults_of(chance: random.Random) -> Faults:
         drawn.append(chance.random())
         return Faults(down=sometimes(chance, 0.5, cut(1)))

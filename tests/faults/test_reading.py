@@ -146,7 +146,7 @@ async def test_cuts_at_any_byte_are_resumed_by_header_and_by_query() -> None:
     assert any("last-event-id" in headers for _, headers in asked)
 
 
-async def test_who_waits_for_an_event_gets_it_or_learns_that_it_cannot_come() -> None:
+async def test_waiting_for_an_event_ends_when_it_comes_or_cannot_come() -> None:
     async with listening() as (small, address):
         small.length = 5
         reader = Reader(address, History())

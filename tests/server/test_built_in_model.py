@@ -70,7 +70,7 @@ async def test_streamed_and_whole_answers_are_the_same(server: RunningServer) ->
     assert events[-1]["finish_reason"] == whole["finish_reason"]
 
 
-async def test_the_same_seed_tells_the_same_story_and_another_another(
+async def test_a_seed_gives_the_same_story_again_and_another_seed_gives_another(
     server: RunningServer,
 ) -> None:
     async with client(server) as http:

@@ -58,7 +58,7 @@ def slot_is_free(server: RunningServer) -> bool:
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("go", WAYS_TO_GO.values(), ids=WAYS_TO_GO)
 @pytest.mark.parametrize("phase", ["prefill", "mid-stream"])
-def test_client_that_goes_frees_its_slot_at_once(
+def test_a_client_that_leaves_frees_its_slot_at_once(
     silent: RunningServer,
     hanging: RunningServer,
     phase: str,
@@ -80,7 +80,7 @@ def test_client_that_goes_frees_its_slot_at_once(
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("go", WAYS_TO_GO.values(), ids=WAYS_TO_GO)
-def test_client_that_goes_leaves_the_line(
+def test_a_client_that_leaves_gives_up_its_place_in_the_queue(
     hanging: RunningServer, go: Callable[[Connection], None], stream: bool
 ) -> None:
     assert soon(lambda: slot_is_free(hanging))
@@ -100,7 +100,7 @@ def test_client_that_goes_leaves_the_line(
 
 
 @pytest.mark.parametrize("go", WAYS_TO_GO.values(), ids=WAYS_TO_GO)
-def test_reader_that_goes_after_the_end_or_while_it_replays_leaves_nothing(
+def test_a_reader_that_leaves_after_the_end_or_during_a_replay_leaves_nothing_behind(
     fast: RunningServer, go: Callable[[Connection], None]
 ) -> None:
     assert soon(lambda: num_readers(fast) == 0)
@@ -125,7 +125,9 @@ def num_readers(server: RunningServer) -> int:
     return int(float(value))
 
 
-def test_client_that_goes_while_it_sends_the_body_leaves_nothing(hanging: RunningServer) -> None:
+def test_a_client_that_leaves_during_its_upload_leaves_nothing_behind(
+    hanging: RunningServer,
+) -> None:
     for go in WAYS_TO_GO.values():
         with Connection(hanging.port) as victim:
             victim.send(generate()[:-5])

@@ -31,7 +31,7 @@ def test_requests_sent_ahead_are_answered_in_order(server: RunningServer) -> Non
         assert connection.response().json() == {"status": "healthy"}
 
 
-def test_a_client_that_goes_after_it_sent_ahead_is_noticed(server: RunningServer) -> None:
+def test_a_client_that_leaves_after_it_sent_ahead_is_noticed(server: RunningServer) -> None:
     with Connection(server.port) as connection:
         connection.send(generate(max_tokens=ENDLESS) + HEALTH)
         stream_id = connection.head().headers["x-stream-id"]
@@ -44,7 +44,7 @@ def test_a_client_that_goes_after_it_sent_ahead_is_noticed(server: RunningServer
     assert eventually(is_told, within=5)
 
 
-def test_a_body_is_asked_for_where_it_is_wanted(server: RunningServer) -> None:
+def test_expect_100_continue_is_answered_before_the_body(server: RunningServer) -> None:
     body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
     with Connection(server.port) as connection:
         connection.send(post(body, "Expect: 100-continue").removesuffix(body))
@@ -69,9 +69,7 @@ def test_an_answer_to_head_has_no_body(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_who_wishes_for_another_protocol_is_answered_in_this_one(
-    server: RunningServer, method: str
-) -> None:
+def test_a_request_to_upgrade_is_answered_in_http_1_1(server: RunningServer, method: str) -> None:
     wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
     body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
     sent = request("GET", "/health", *wish) if method == "GET" else post(body, *wish)

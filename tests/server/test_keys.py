@@ -87,7 +87,7 @@ WITHOUT_A_KEY = {
         ("GET", "/page/../metrics"),
     ],
 )
-def test_without_a_key_there_is_nothing_here(
+def test_requests_without_a_key_are_refused(
     server: RunningServer, method: str, path: str, headers: list[str]
 ) -> None:
     answer = ask(server.port, request(method, path, "Content-Length: 0", *headers))
@@ -111,7 +111,7 @@ def test_a_key_in_the_url_opens_nothing(server: RunningServer) -> None:
         assert ask(server.port, request("GET", f"/v1/models?{query}")).status == 401
 
 
-def test_a_refused_key_is_told_before_100_continue(server: RunningServer) -> None:
+def test_a_key_is_refused_before_100_continue(server: RunningServer) -> None:
     sent = request("POST", "/generate", "Content-Length: 9", "Expect: 100-continue", auth("x" * 20))
     assert ask(server.port, sent).status == 401
 
@@ -130,7 +130,7 @@ def test_a_key_opens_both_apis_and_only_an_admin_s_the_metrics(server: RunningSe
     assert ask(server.port, request("GET", "/metrics", auth(ADMIN))).status == 200
 
 
-def test_the_log_names_the_key_and_not_what_it_is(server: RunningServer) -> None:
+def test_the_log_has_the_key_s_name_and_not_the_key(server: RunningServer) -> None:
     sent = request("GET", "/v1/models", auth(BOB), "X-Request-ID: whose-is-this")
     assert ask(server.port, sent).status == 200
 
@@ -171,7 +171,7 @@ def test_another_s_stream_is_as_unknown_as_one_that_never_was(server: RunningSer
         assert cancel_stream(server.port, stream_id, auth(ADMIN)) == "cancelled"
 
 
-def test_a_key_has_so_many_streams_at_once(server: RunningServer) -> None:
+def test_a_key_s_streams_are_limited(server: RunningServer) -> None:
     opened = [open_stream(server.port, generate_as(ALICE)) for _ in range(2)]
     try:
         answer = ask(server.port, generate_as(ALICE))

@@ -113,7 +113,9 @@ class Clients:
         assert ask(self.port, generate(max_tokens=0)).status == 422
 
 
-def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningServer) -> None:
+def test_streams_started_equal_streams_ended_and_open_at_every_moment(
+    server: RunningServer,
+) -> None:
     clients = Clients(server)
     ways = [
         *(clients.length, clients.whole, clients.stop, clients.error, clients.cancelled),
@@ -166,7 +168,7 @@ def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningSe
     assert scrape("penstock_http_requests_total", route="/generate", status="422") == n
 
 
-def test_what_the_engine_refuses_is_no_failure_of_its_own(server: RunningServer) -> None:
+def test_a_refusal_by_the_engine_does_not_count_as_an_error(server: RunningServer) -> None:
     """Regression: a client with too long prompts raised `error`, which wakes an operator. Refusals
     now have their own cause."""
     assert ask(server.port, generate("a " * 200_000)).status == 422
@@ -200,7 +202,7 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
     assert spoken > 0.8 * (num_tokens - 1) * 0.003  # timers may fire a little early
 
 
-def test_levels_are_those_of_now(server: RunningServer) -> None:
+def test_gauges_show_the_current_state(server: RunningServer) -> None:
     held = [open_stream(server.port, generate(max_tokens=900)) for _ in range(10)]
     scrape = scrape_until(server, lambda scrape: scrape("penstock_streams_running") == 8)
     assert scrape("penstock_streams_waiting") == 2
@@ -215,7 +217,7 @@ def test_levels_are_those_of_now(server: RunningServer) -> None:
     assert scrape("penstock_queue_time_seconds_count") == 10
 
 
-def test_resumes_are_told_by_phase(server: RunningServer) -> None:
+def test_resumes_are_counted_by_phase(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, generate(max_tokens=100, resumable=True))
     with connection:
         connection.chunk()
@@ -247,7 +249,7 @@ def test_a_killed_engine_is_counted_and_the_balance_holds(server: RunningServer)
     assert scrape("penstock_completion_tokens_total") == 300
 
 
-def test_what_a_client_writes_makes_no_label(server: RunningServer) -> None:
+def test_client_input_never_becomes_a_label(server: RunningServer) -> None:
     for path in ("/secret-path", "/streams/secret-id", "/generate?secret=1", "/secret/../x"):
         ask(server.port, request("GET", path))
     ask(server.port, request("SECRET", "/generate"))
@@ -256,7 +258,7 @@ def test_what_a_client_writes_makes_no_label(server: RunningServer) -> None:
     assert "secret" not in Scrape(server).text.lower()
 
 
-def test_openmetrics_is_for_those_who_ask(server: RunningServer) -> None:
+def test_openmetrics_is_served_on_request(server: RunningServer) -> None:
     accept = "Accept: application/openmetrics-text; version=1.0.0"
     answer = ask(server.port, request("GET", "/metrics", accept))
     assert answer.headers["content-type"].startswith("application/openmetrics-text")

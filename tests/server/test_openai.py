@@ -112,7 +112,7 @@ def test_a_token_comes_before_the_next_one_is_made(hanging: RunningServer) -> No
         cancel_stream(hanging.port, stream_id)
 
 
-def test_what_is_cancelled_is_said_to_be_cut(hanging: RunningServer) -> None:
+def test_a_cancelled_answer_has_finish_reason_length(hanging: RunningServer) -> None:
     """Clients know `length` as the reason of an incomplete answer."""
     connection, stream_id = begin(hanging, chat(stream_options=USAGE))
     with connection:
@@ -137,7 +137,7 @@ def test_cancelling_one_choice_ends_all_of_them_and_each_once(hanging: RunningSe
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("go", WAYS_TO_GO.values(), ids=WAYS_TO_GO)
-def test_a_client_that_goes_frees_the_slots_of_all_choices(
+def test_a_client_that_leaves_frees_the_slots_of_all_choices(
     hanging: RunningServer, go: Callable[[Connection], None], stream: bool
 ) -> None:
     assert soon(lambda: both_slots_are_free(hanging))
@@ -206,7 +206,7 @@ def test_every_frame_has_an_id_and_any_cursor_gives_the_rest_byte_for_byte(
         assert read_on(server, stream_id, len(whole)).json()["code"] == "bad_event_id"
 
 
-def test_a_failure_can_be_read_on_to_its_end() -> None:
+def test_a_stream_that_failed_can_be_resumed_to_its_end() -> None:
     with serve(engine="mock", mock_interval=0, engine_arg=["fail_at=1"]) as server:
         answer = ask(server.port, chat(RESUMABLE, stream_options=USAGE))
         _, error, done = frames_of(answer.body)
@@ -246,7 +246,7 @@ def test_a_stream_that_was_cut_goes_on_and_is_read_live(hanging: RunningServer) 
     ],
     ids=str,
 )
-def test_what_cannot_be_resumable_is_refused(
+def test_requests_that_cannot_be_resumable_are_refused(
     server: RunningServer, header: str, fields: dict[str, Any], param: str | None
 ) -> None:
     answer = ask(server.port, complete(header, **fields))
@@ -276,7 +276,7 @@ def test_ids_and_heartbeats_do_not_disturb_openai_s_client() -> None:
 # The engine's death.
 
 
-def test_what_was_asked_for_survives_the_engine() -> None:
+def test_sampling_and_logprobs_survive_the_engine_s_death() -> None:
     """Text, log probabilities and usage equal those of an undisturbed stream."""
     fields: dict[str, Any] = {
         "prompt": "Once upon a time",
@@ -438,7 +438,7 @@ def turn_of(body: dict[str, Any]) -> str:
     return str(name)
 
 
-def test_the_log_tells_of_all_choices() -> None:
+def test_the_log_line_counts_all_choices() -> None:
     with serve(
         engine="mock", mock_interval=0, log_format="json", engine_arg=["length=12"]
     ) as server:

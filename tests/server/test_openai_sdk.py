@@ -199,7 +199,7 @@ def test_stop_strings_end_the_answer_before_them(client: openai.OpenAI) -> None:
         assert ends_of(chunks) == {0: ["stop"]}
 
 
-def test_several_choices_are_streamed_in_company_and_each_ends_once(client: openai.OpenAI) -> None:
+def test_several_choices_are_streamed_together_and_each_ends_once(client: openai.OpenAI) -> None:
     asked: Any = {
         "model": name_of(client),
         "messages": HELLO,
@@ -484,7 +484,7 @@ def test_costly_patterns_cost_little(of_rill: openai.OpenAI) -> None:
         assert set(content) <= set('"ax')
 
 
-def test_what_is_longer_than_the_context_is_refused_with_both_numbers(
+def test_a_request_longer_than_the_context_is_refused_with_both_numbers(
     client: openai.OpenAI,
 ) -> None:
     model = name_of(client)
@@ -538,7 +538,7 @@ def test_a_conversation_goes_on_with_what_was_answered(client: openai.OpenAI) ->
     ],
     ids=str,
 )
-def test_what_an_engine_cannot_do_is_refused_by_name(
+def test_fields_that_the_engine_does_not_support_are_refused_by_name(
     of_mock: openai.OpenAI, field: str, fields: Any
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
@@ -547,7 +547,7 @@ def test_what_an_engine_cannot_do_is_refused_by_name(
     assert "mock" in refused.value.message
 
 
-def test_what_asks_for_nothing_is_no_reason_to_refuse(of_mock: openai.OpenAI) -> None:
+def test_unsupported_fields_with_neutral_values_are_accepted(of_mock: openai.OpenAI) -> None:
     asked: Any = {
         "n": 1,
         "presence_penalty": 0,

@@ -131,7 +131,7 @@ async def test_the_async_client_s_helper_puts_calls_together(caller: RunningServ
         assert json.loads(called.function.arguments)["zone"] in ZONES
 
 
-def test_a_call_is_read_on_byte_for_byte(caller: RunningServer) -> None:
+def test_a_call_is_resumed_byte_for_byte(caller: RunningServer) -> None:
     body = {**CALLS, "stream": True, "stream_options": {"include_usage": True}}
     answer = ask(caller.port, post(json.dumps(body).encode(), RESUMABLE, path=CHAT))
     frames = frames_of(answer.body)
@@ -182,7 +182,7 @@ def test_parameters_that_cannot_be_kept_to_are_refused(
 
 
 @pytest.mark.parametrize("flags", [{}, {"engine": "mock"}], ids=["rill", "mock"])
-def test_who_knows_no_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
+def test_a_model_without_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked: Any = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
     with serve(**flags) as server:
@@ -217,7 +217,7 @@ def test_log_probabilities_are_the_answer_s_alone(concluding: RunningServer) -> 
     assert tokens.strip() == answer.message.content
 
 
-def test_reasoning_is_read_on_byte_for_byte(concluding: RunningServer) -> None:
+def test_reasoning_is_resumed_byte_for_byte(concluding: RunningServer) -> None:
     body = json.dumps({**THINKS, "stream": True}).encode()
     answer = ask(concluding.port, post(body, RESUMABLE, path=CHAT))
     frames = frames_of(answer.body)
@@ -243,7 +243,7 @@ def test_a_model_is_told_not_to_think(thinker: RunningServer) -> None:
     model_is_told_not_to_think(thinker, THINKS)
 
 
-def test_what_is_said_under_a_schema_is_the_answer(thinker: RunningServer) -> None:
+def test_text_under_a_schema_is_the_answer_and_not_reasoning(thinker: RunningServer) -> None:
     schema = {"name": "a", "schema": {"enum": [{"lake": 5}]}}
     asked: Any = {"type": "json_schema", "json_schema": schema}
     message = create(thinker, **THINKS, response_format=asked).choices[0].message

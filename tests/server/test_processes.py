@@ -27,7 +27,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_the_processes_say_what_they_are() -> None:
+def test_the_processes_have_telling_titles() -> None:
     with serve(engine="mock") as server:
         titles = [
             " ".join(psutil.Process(pid).cmdline()).strip()
@@ -79,7 +79,7 @@ def test_running_streams_come_to_their_end_before_the_server_does(number: signal
         assert server.process.wait(PATIENCE_S) == 0
 
 
-def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
+def test_streams_that_outlast_the_drain_timeout_end_with_an_error() -> None:
     with serve(drain_timeout=0.3, **LONG) as server:
         connection, _ = open_stream(server.port, generate(max_tokens=1000))
         with connection:
@@ -94,7 +94,7 @@ def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
-def test_who_is_still_sending_a_request_is_refused_and_holds_nothing_up(path: str) -> None:
+def test_a_request_still_uploading_when_draining_starts_is_refused_at_once(path: str) -> None:
     with serve(engine="mock", drain_timeout=600) as server:
         with Connection(server.port) as connection:
             head = post(b"?" * 100, "Expect: 100-continue", path=path).partition(b"?")[0]
@@ -147,7 +147,7 @@ def test_a_killed_engine_comes_back_and_each_stream_ends_once(engine: str) -> No
         assert answer.json()["usage"]["completion_tokens"] > 0
 
 
-def test_a_port_in_use_is_said_and_another_proposed() -> None:
+def test_a_port_in_use_is_explained_and_another_port_proposed() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -170,18 +170,20 @@ def test_a_port_in_use_is_said_and_another_proposed() -> None:
         ({"engine": "vllm", "model": "./nowhere"}, "no folder ./nowhere"),
     ],
 )
-def test_what_cannot_be_served_is_said(flags: dict[str, object], expected: str) -> None:
+def test_a_model_that_cannot_be_served_is_explained(
+    flags: dict[str, object], expected: str
+) -> None:
     assert expected in refuses_to_start(**flags)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_vllm_where_it_is_not_installed_is_said_and_replaced_by_nothing() -> None:
+def test_a_missing_vllm_is_explained_and_not_replaced_by_another_engine() -> None:
     said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
     assert "vLLM is not installed" in said
     assert "pip install '.[vllm]'" in said
 
 
-def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incompatible_vllm_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -189,7 +191,7 @@ def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert "This vLLM cannot be used: No module named 'vllm." in said
 
 
-def test_a_file_that_is_no_model_or_half_of_one_is_said(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_complete_model_is_explained(tmp_path: Path) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("not a model")
     assert "not a GGUF file" in refuses_to_start(model=text)
@@ -216,7 +218,7 @@ def test_ctrl_c_while_loading_ends_cleanly() -> None:
     assert "Traceback" not in said
 
 
-def test_no_arguments_teach() -> None:
+def test_help_explains_the_flags() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "penstock", "serve", "--help"],
         capture_output=True,
@@ -227,7 +229,7 @@ def test_no_arguments_teach() -> None:
     assert "penstock.toml" in said
 
 
-def test_an_engine_of_one_s_own_is_served_by_its_import_string() -> None:
+def test_an_engine_is_served_by_its_import_string() -> None:
     with serve(engine="penstock.engine.mock:Mock", engine_arg="text=One") as server:
         assert requests.get(server.url, timeout=5).json()["model"] == "mock"
         body = {"prompt": "x", "stream": False}

@@ -35,7 +35,7 @@ def holder(server: RunningServer) -> Iterator[str]:
         cancel_stream(server.port, stream_id)
 
 
-def test_whoever_waits_has_a_head_at_once_and_then_its_place_in_comments(
+def test_a_queued_client_gets_a_head_at_once_and_then_its_position_in_comments(
     server: RunningServer, holder: str
 ) -> None:
     connection, stream_id = open_stream(server.port, generate())
@@ -50,7 +50,7 @@ def test_whoever_waits_has_a_head_at_once_and_then_its_place_in_comments(
         cancel_stream(server.port, stream_id)
 
 
-def test_whoever_asks_is_told_by_events(server: RunningServer, holder: str) -> None:
+def test_queue_positions_come_as_events_on_request(server: RunningServer, holder: str) -> None:
     connection, _ = open_stream(server.port, generate(queue_events=True))
     with connection:
         chunk = connection.chunk()
@@ -61,7 +61,7 @@ def test_whoever_asks_is_told_by_events(server: RunningServer, holder: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_where_the_line_is_full_the_refusal_is_quick_and_says_when_to_come_back(
+def test_a_full_queue_refuses_quickly_and_says_when_to_retry(
     server: RunningServer, holder: str, path: str
 ) -> None:
     connection, _ = open_stream(server.port, generate())
@@ -121,7 +121,7 @@ def test_a_deadline_ends_an_answer_where_it_is(server: RunningServer, api: str) 
         assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
 
 
-def test_a_deadline_in_the_line_ends_the_waiting(server: RunningServer, holder: str) -> None:
+def test_a_deadline_ends_a_queued_request(server: RunningServer, holder: str) -> None:
     connection, _ = open_stream(server.port, generate(timeout=0.3))
     with connection:
         (end,) = connection.events()
@@ -133,6 +133,6 @@ def test_a_deadline_in_the_line_ends_the_waiting(server: RunningServer, holder: 
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1e9", "604801", "1\r\nX-Penstock-Timeout: 1"])
-def test_a_deadline_that_is_none_is_refused(server: RunningServer, value: str) -> None:
+def test_an_invalid_deadline_is_refused(server: RunningServer, value: str) -> None:
     sent = post(b'{"prompt":"a"}', f"X-Penstock-Timeout: {value}", path="/v1/completions")
     assert ask(server.port, sent).status == 400

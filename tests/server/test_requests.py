@@ -50,7 +50,7 @@ def timing_of(answer: Response) -> dict[str, float]:
     return {name: float(milliseconds) for name, milliseconds in parts}
 
 
-def test_who_sends_a_body_that_is_too_large_learns_it(server: RunningServer) -> None:
+def test_a_client_with_a_body_that_is_too_large_gets_the_answer(server: RunningServer) -> None:
     """Regression: the server closed the connection while the client was still sending, so most
     clients lost the answer. Now it reads and drops the body first, unless it is far too large."""
     for _ in range(10):
@@ -74,7 +74,7 @@ def test_an_id_that_is_not_well_formed_is_replaced(server: RunningServer, bad: s
         assert NEW_ID.fullmatch(answer.headers["x-request-id"])
 
 
-def test_two_ids_are_none(server: RunningServer) -> None:
+def test_two_request_ids_are_replaced_by_a_new_id(server: RunningServer) -> None:
     answer = ask(server.port, request("GET", "/health", "X-Request-ID: a", "X-Request-ID: b"))
     assert NEW_ID.fullmatch(answer.headers["x-request-id"])
 
@@ -126,7 +126,7 @@ def test_a_stream_s_head_says_only_what_is_known_then(server: RunningServer) -> 
         assert list(connection.events())[-1]["timings"]["total_time"] > 0
 
 
-def test_a_stream_s_line_says_how_it_went(server: RunningServer) -> None:
+def test_the_log_line_of_a_stream_has_its_numbers(server: RunningServer) -> None:
     answer = ask(server.port, generate("one two", max_tokens=5))
     end = json.loads(answer.body.rstrip().rpartition(b"data: ")[2])
     line = line_of(server, answer)
@@ -147,7 +147,7 @@ def test_a_stream_s_line_says_how_it_went(server: RunningServer) -> None:
     assert "prompt" not in line
 
 
-def test_a_client_that_leaves_has_its_line(server: RunningServer) -> None:
+def test_a_client_that_leaves_has_a_log_line(server: RunningServer) -> None:
     with Connection(server.port) as connection:
         head = connection.send(generate(max_tokens=1000)).head()
         connection.chunk()
@@ -155,7 +155,7 @@ def test_a_client_that_leaves_has_its_line(server: RunningServer) -> None:
     assert (line["finish_reason"], line["client_gone"]) == ("cancelled", True)
 
 
-def test_each_request_for_a_stream_that_is_resumed_has_a_line(server: RunningServer) -> None:
+def test_each_resume_has_a_log_line(server: RunningServer) -> None:
     first, stream_id = open_stream(server.port, generate(resumable=True))
     with first:
         first.chunk()
@@ -166,14 +166,14 @@ def test_each_request_for_a_stream_that_is_resumed_has_a_line(server: RunningSer
     assert line["finish_reason"] == "stop"
 
 
-def test_a_problem_s_line_has_its_code(server: RunningServer) -> None:
+def test_the_log_line_of_a_problem_has_its_code(server: RunningServer) -> None:
     line = line_of(server, ask(server.port, generate(max_tokens=0)))
     assert (line["status"], line["error_code"], line["route"]) == (422, "out_of_range", "/generate")
     line = line_of(server, ask(server.port, request("GET", "/nope")))
     assert (line["status"], line["error_code"], line["route"]) == (404, "no_such_route", "none")
 
 
-def test_probes_that_are_well_have_no_line(server: RunningServer) -> None:
+def test_successful_probes_are_not_logged(server: RunningServer) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/metrics"):
         ask(server.port, request("GET", path, "X-Request-ID: probe"))
     line_of(server, ask(server.port, request("GET", "/nope")))  # earlier requests are logged by now
@@ -191,7 +191,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_whatever_clients_send_each_line_is_one_json_object_without_it(
+def test_each_log_line_is_one_json_object_without_client_input(
     server: RunningServer, text: str
 ) -> None:
     printable = "".join(char for char in text[:1000] if char.isalnum())
@@ -223,7 +223,7 @@ def test_whatever_clients_send_each_line_is_one_json_object_without_it(
         assert SECRET not in line
 
 
-def test_prompts_are_logged_only_where_that_is_asked_for() -> None:
+def test_prompts_are_logged_only_on_request() -> None:
     with serve(
         "--log-prompts", engine="mock", mock_interval=0, log_format="json", stall_timeout=2
     ) as server:

@@ -57,7 +57,7 @@ def test_every_event_has_its_index_as_its_id(server: RunningServer) -> None:
         assert json.loads(data.removeprefix(b"data: "))["index"] == index
 
 
-def test_what_is_not_resumable_has_no_ids(server: RunningServer) -> None:
+def test_a_stream_that_is_not_resumable_has_no_ids(server: RunningServer) -> None:
     assert b"id: " not in ask(server.port, generate()).body
 
 
@@ -96,7 +96,7 @@ def test_after_the_terminal_event_there_is_no_content(server: RunningServer) -> 
     "event_id",
     ["-1", "1.0", "abc", "31", "1180591620717411303424", "0x1", "1 2", "", "\u0661", "9" * 10_000],
 )
-def test_junk_is_no_event_s_id(server: RunningServer, event_id: str) -> None:
+def test_an_invalid_event_id_is_refused(server: RunningServer, event_id: str) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
         connection.rest()
@@ -109,7 +109,7 @@ def test_junk_is_no_event_s_id(server: RunningServer, event_id: str) -> None:
         assert len(answer.body) < 500
 
 
-def test_two_last_ids_are_one_too_many(server: RunningServer) -> None:
+def test_two_last_event_ids_are_refused(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
         connection.rest()
@@ -127,7 +127,7 @@ def test_an_unknown_stream_is_not_found(server: RunningServer) -> None:
     assert answer.json()["code"] == "stream_not_found"
 
 
-def test_what_is_not_resumable_cannot_be_read_again(server: RunningServer) -> None:
+def test_a_stream_that_is_not_resumable_cannot_be_read_again(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, generate())
     with connection:
         assert resume(server.port, stream_id).json()["code"] == "not_resumable"
@@ -135,7 +135,7 @@ def test_what_is_not_resumable_cannot_be_read_again(server: RunningServer) -> No
     assert resume(server.port, stream_id).status == 409
 
 
-def test_only_what_is_streamed_can_be_resumable(server: RunningServer) -> None:
+def test_only_streamed_answers_can_be_resumable(server: RunningServer) -> None:
     answer = ask(server.port, resumable(stream=False))
     assert answer.status == 422
     assert "resumable" in answer.json()["detail"]
@@ -190,7 +190,7 @@ def test_a_stream_goes_on_without_its_reader_and_is_read_on_live(hanging: Runnin
     assert (end["index"], end["finish_reason"]) == (3, "cancelled")
 
 
-def test_every_reader_is_told_of_a_cancel(hanging: RunningServer) -> None:
+def test_every_reader_gets_the_terminal_event_of_a_cancel(hanging: RunningServer) -> None:
     first, stream_id = open_stream(hanging.port, resumable())
     with first, Connection(hanging.port) as second:
         second.send(request("GET", f"/streams/{stream_id}"))

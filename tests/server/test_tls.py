@@ -224,7 +224,7 @@ def test_headers_of_http2_are_bounded_as_well(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("case", ["only one", "no file", "no pair"])
-def test_tls_that_cannot_be_is_said_at_the_start(
+def test_unusable_tls_files_are_explained_at_start(
     certificate: Certificate, tmp_path: Path, case: str
 ) -> None:
     flags: dict[str, object] = dict(certificate.flags())
