@@ -87,7 +87,7 @@ class Told(NamedTuple):
 
 
 class EngineDid(NamedTuple):
-    """The engine's process reported that it took the request, made a token, was told to stop, or
+    """A report of the engine's process: it took the request, made a token, was cancelled, or
     finished by itself."""
 
     time: float

@@ -49,8 +49,8 @@ from tests.support.servers import RunningServer, serve
 LENGTH = 120
 INTERVAL_S = 0.01
 SILENCE_S = 4.0
-"""A reader without a byte for so many seconds, though heartbeats come every second, is in a black
-hole and leaves."""
+"""A reader that gets no byte for so many seconds is in a black hole, since heartbeats come every
+second, and leaves."""
 HEARTBEAT_S = 1.0
 STALL_TIMEOUT_S = 2.0
 ENGINE_TIMEOUT_S = 2.0

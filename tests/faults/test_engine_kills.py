@@ -119,7 +119,9 @@ PROMPTS = (
 )
 
 
-async def tell(server: RunningServer, history: History, truths: dict[str, Truth]) -> list[Reader]:
+async def open_prompts(
+    server: RunningServer, history: History, truths: dict[str, Truth]
+) -> list[Reader]:
     """Open a greedy stream of the built-in model for each prompt."""
     readers = []
     for prompt, truth in truths.items():
@@ -129,10 +131,10 @@ async def tell(server: RunningServer, history: History, truths: dict[str, Truth]
     return readers
 
 
-async def told(server: RunningServer, prompts: tuple[str, ...]) -> dict[str, Truth]:
+async def undisturbed(server: RunningServer, prompts: tuple[str, ...]) -> dict[str, Truth]:
     """Return the built-in model's undisturbed answers to these prompts."""
     history = History()
-    readers = await tell(server, history, dict.fromkeys(prompts, Truth("", "", 0)))
+    readers = await open_prompts(server, history, dict.fromkeys(prompts, Truth("", "", 0)))
     truths = {}
     for prompt, reader in zip(prompts, readers, strict=True):
         end = await reader.read_through()
@@ -150,12 +152,12 @@ async def test_the_built_in_model_says_after_a_death_what_it_would_have_said() -
         with serve(slots=4) as server:
             alone: dict[str, Truth] = {}
             for prompt in PROMPTS:
-                alone |= await told(server, (prompt,))
-            together = await told(server, PROMPTS)
+                alone |= await undisturbed(server, (prompt,))
+            together = await undisturbed(server, PROMPTS)
             truths = {each: alone[each] for each in PROMPTS if alone[each] == together[each]}
             assert len(truths) >= 4
             for num_events in (2, 40):
-                readers = await tell(server, history, truths)
+                readers = await open_prompts(server, history, truths)
                 await readers[0].got(num_events)
                 assert signal_engine(server, signal.SIGKILL)
                 await asyncio.gather(*(reader.read_through() for reader in readers))

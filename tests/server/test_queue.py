@@ -42,8 +42,7 @@ def test_a_queued_client_gets_a_head_at_once_and_then_its_position_in_comments(
     with connection:
         while not (chunk := connection.chunk()).startswith(b": queue"):
             assert chunk == b""
-        told = [chunk, connection.chunk(), connection.chunk()]  # heartbeats repeat the position
-        for each in told:
+        for each in (chunk, connection.chunk(), connection.chunk()):  # heartbeats repeat it
             assert re.fullmatch(rb": queue position=1( eta=\d+\.\d)?\n", each)
         cancel_stream(server.port, holder)
         assert next(connection.events())["token"] == " Water"
