@@ -194,9 +194,8 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
     assert 1 <= num_sends <= num_tokens + 1
     assert scrape("penstock_delivery_seconds_count") == num_sends
     gaps = scrape("penstock_inter_token_latency_seconds_count")
-    assert (
-        num_sends - 2 <= gaps <= num_sends - 1
-    )  # the first send has no gap, and the terminal event may have none
+    # The first send has no gap, and the terminal event may have none.
+    assert num_sends - 2 <= gaps <= num_sends - 1
     spoken = scrape("penstock_engine_inter_token_latency_seconds_sum")
     assert spoken == pytest.approx(scrape("penstock_inter_token_latency_seconds_sum"), rel=0.3)
     assert spoken > 0.8 * (num_tokens - 1) * 0.003  # timers may fire a little early

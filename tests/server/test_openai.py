@@ -121,9 +121,8 @@ def test_a_cancelled_answer_has_finish_reason_length(hanging: RunningServer) -> 
     *_, last, usage = chunks_of(body)
     (choice,) = last["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "cancelled")
-    assert (
-        1 <= usage["usage"]["completion_tokens"] <= 3
-    )  # the others may not have arrived before the cancel
+    # The cancel may overtake the tokens after the first.
+    assert 1 <= usage["usage"]["completion_tokens"] <= 3
 
 
 def test_cancelling_one_choice_ends_all_of_them_and_each_once(hanging: RunningServer) -> None:
@@ -285,11 +284,7 @@ def test_sampling_and_logprobs_survive_the_engine_s_death() -> None:
         "logprobs": 1,
         "frequency_penalty": 0.1,
         "presence_penalty": 0.1,
-        "logit_bias": {
-            "0": -100,
-            "4": -100,
-            "16": 1,
-        },  # ban both end tokens, so that the answer is long
+        "logit_bias": {"0": -100, "4": -100, "16": 1},  # the first two ban the end tokens
         "stream_options": USAGE,
     }
     with serve() as server:

@@ -318,9 +318,8 @@ def test_logprobs_of_a_chat(of_rill: openai.OpenAI) -> None:
         assert each.bytes is not None
         assert bytes(each.bytes).decode() == each.token
         assert len(each.top_logprobs) == 3
-        assert (
-            each.top_logprobs[0].logprob == each.logprob <= 0
-        )  # greedy, so it is the likeliest token
+        # A greedy token is the likeliest.
+        assert each.top_logprobs[0].logprob == each.logprob <= 0
     chunks = list(of_rill.chat.completions.create(**asked, stream=True))
     streamed = [
         each
@@ -398,9 +397,8 @@ def test_penalties_drive_the_model_from_what_it_has_said_and_rewards_to_it(
 
     assert times(presence_penalty=2) < times() < times(presence_penalty=-2)
     assert times(frequency_penalty=2) < times() < times(frequency_penalty=-2)
-    assert times(presence_penalty=-2) < times(
-        frequency_penalty=-2
-    )  # the frequency penalty grows with each repetition
+    # Only the frequency penalty grows with each repetition.
+    assert times(presence_penalty=-2) < times(frequency_penalty=-2)
 
 
 def test_an_answer_keeps_to_a_schema(of_rill: openai.OpenAI) -> None:
