@@ -7,12 +7,12 @@ nothing about events.
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from tests.faults.history import How
 from tests.faults.proxy import Address, CloseKind
+from tests.support.raw import reset_on_close
 
 
 class Head(NamedTuple):
@@ -49,8 +49,7 @@ class ClientRequest(asyncio.Protocol):
         self._end("left")
         if self._transport is not None:
             if how == "RST":
-                raw = cast("socket.socket", self._transport.get_extra_info("socket"))
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_on_close(self.socket)
             self._transport.abort()
 
     def half_close(self) -> None:

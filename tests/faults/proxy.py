@@ -10,12 +10,12 @@ end of the bytes and travels the chain like them. Bytes before a cut are always 
 import asyncio
 import contextlib
 import random
-import socket
-import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from tests.support.raw import reset_on_close
 
 Address = tuple[str, int]
 Push = Callable[[bytes], Awaitable[None]]
@@ -282,10 +282,9 @@ async def _carry(reader: asyncio.StreamReader, push: Push) -> None:
 
 def _close(writer: asyncio.StreamWriter, how: CloseKind) -> None:
     if how == "RST":
-        linger = struct.pack("ii", 1, 0)
         if (raw := writer.get_extra_info("socket")) is not None:  # None if it is already closed
             with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                reset_on_close(raw)
         writer.transport.abort()
     else:
         writer.close()

@@ -30,6 +30,11 @@ class Response:
         return json.loads(self.body)
 
 
+def reset_on_close(connection: socket.socket) -> None:
+    """Make the socket's close send RST instead of FIN."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 class Connection:
     """A TCP connection. Reads raise EOFError after a FIN, and ConnectionError after an RST."""
 
@@ -61,7 +66,7 @@ class Connection:
 
     def reset(self) -> None:
         """Send RST."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self.socket)
         self.socket.close()
 
     def half_close(self) -> None:

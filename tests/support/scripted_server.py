@@ -13,10 +13,11 @@ own. A script that ends leaves the connection open for the next request unless i
 
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from tests.support.raw import reset_on_close
 
 PATIENCE_S = 20.0
 """No wait in a script is longer: a test that would hang fails instead."""
@@ -68,7 +69,7 @@ class Peer:
 
     def reset(self) -> None:
         """Close it as a crash or a firewall does: RST instead of FIN."""
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self._connection)
         self._connection.close()
 
 
