@@ -6,6 +6,7 @@ In: the engine's requests. Out: a line in a file for each act. Times are the sys
 clock, so a client's times and the engine's can be compared.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from penstock.cli.main import main
+from penstock.engine.catalog import ENGINES
 from penstock.engine.mock import Mock
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob
 from penstock.request import Request
-from penstock.settings import ENGINES
 from tests.faults.history import EngineAct, EngineDid, History
 
 
@@ -117,6 +118,7 @@ class Reports:
 _ACTS: dict[str, EngineAct] = {act: act for act in get_args(EngineAct)}
 
 if __name__ == "__main__":
-    ENGINES["mock"] = "tests.faults.reporting:ReportingMock"
+    target = "tests.faults.reporting:ReportingMock"
+    ENGINES["mock"] = dataclasses.replace(ENGINES["mock"], target=target)
     sys.argv[0] = "penstock"
     main()
