@@ -19,8 +19,5 @@ def eventually(is_so: Callable[[], bool], within: float = PATIENCE_S) -> bool:
 
 
 def soon(is_so: Callable[[], bool]) -> bool:
-    """Return True if `is_so` comes true within two seconds.
-
-    For conditions that take some milliseconds: the rest allows for a busy machine.
-    """
+    """Return True if `is_so` comes true within 2 s: milliseconds, if the machine is not busy."""
     return eventually(is_so, SOON_S)
