@@ -196,15 +196,15 @@ def test_each_invariant_can_be_broken(invariant: str, story: Callable[[], Story]
 
 
 def test_tokens_made_after_an_abort_are_counted() -> None:
-    def told_at(tick: int) -> Story:
+    def aborted_at(tick: int) -> Story:
         story = whole()
         for each in range(4):
             story.add(EngineDid(30 + each, "token"))
         return story.add(Abort(tick - 0.5, "delete"))
 
-    assert told_at(32).broken() == set()
-    assert told_at(31).broken() == {"I5"}
-    assert told_at(31).broken(Rules(tokens_after_abort=3)) == set()
+    assert aborted_at(32).broken() == set()
+    assert aborted_at(31).broken() == {"I5"}
+    assert aborted_at(31).broken(Rules(tokens_after_abort=3)) == set()
 
 
 def test_lost_duplicated_and_reordered_are_told_apart() -> None:
