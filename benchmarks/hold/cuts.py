@@ -13,7 +13,7 @@ import time
 from benchmarks.report import Figures
 from tests.faults.checker import Verdict, judge_stream
 from tests.faults.history import History, numbered
-from tests.faults.proxy import Faults, How, Proxy, cut, latency, slices, sometimes
+from tests.faults.proxy import CLOSES, Faults, Proxy, cut, latency, slices, sometimes
 from tests.faults.reading import Reader, RefusedError, fresh_word
 from tests.support.servers import serve
 
@@ -21,7 +21,6 @@ LENGTH = 60
 READERS = 48
 # A response has about 4,000 bytes, 200 of them in its head: cuts hit both, and miss some responses.
 CUT_WITHIN_BYTES = 4500
-HOWS: tuple[How, ...] = ("FIN", "RST")
 
 
 def cut_anywhere(chance: random.Random) -> Faults:
@@ -30,7 +29,7 @@ def cut_anywhere(chance: random.Random) -> Faults:
         down=[
             *sometimes(chance, 0.2, slices(chance.randrange(1, 40))),
             *sometimes(chance, 0.2, latency(0.002, 0.002, chance)),
-            cut(chance.randrange(CUT_WITHIN_BYTES), chance.choice(HOWS)),
+            cut(chance.randrange(CUT_WITHIN_BYTES), chance.choice(CLOSES)),
         ]
     )
 

@@ -169,8 +169,8 @@ class _Observer:
 
 
 async def _read_what_is_held(stalled: Stalled) -> None:
-    exchange = stalled.reader.exchange
-    before = exchange.num_bytes
+    request = stalled.reader.request
+    before = request.num_bytes
     stalled.reader.read_on()
     await stalled.reader.closed()
-    stalled.held = exchange.num_bytes - before
+    stalled.held = request.num_bytes - before
