@@ -22,17 +22,19 @@ ALLOWED: dict[str, set[str]] = {
     "sse": set(),
     "settings": {"errors", "engine.catalog"},
     "observe": {"observe"},
-    "engine": {"events", "request", "errors", "text", "engine"},
+    "engine": {"events", "request", "errors", "engine"},
     "stream": WORDS | {"stream", "engine.protocol", "observe.meter"},
-    "web": WORDS | {"web", "stream", "observe", "api.openai.errors", "engine.protocol"},
-    "api": WORDS | {"api", "web", "stream", "settings", "engine.protocol", "observe", "__init__"},
+    "web": WORDS | {"web", "stream", "observe.meter"},
+    "api": WORDS
+    | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
+    | {"observe.metrics"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
     "app": WORDS | {"api", "web", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"},
     "cli": WORDS
-    | {"cli", "client", "bench", "server", "settings", "observe", "web.keys"}
+    | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
     | {"engine.protocol", "engine.catalog", "__init__"},
 }
 
