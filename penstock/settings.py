@@ -19,7 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from penstock.errors import StartError, words_of_pydantic
+from penstock.errors import StartError, reason_from_pydantic
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
@@ -238,7 +238,7 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise StartError(f"There is no setting {name!r}.", _nearest(name)) from None
         description = " ".join((Settings.model_fields[name].description or "").split())
-        reason = words_of_pydantic(first["msg"])
+        reason = reason_from_pydantic(first["msg"])
         raise StartError(
             f"The setting {name!r} is not valid: {reason}.", f"{name}: {description}"
         ) from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import penstock
+from penstock.errors import PROBLEMS
 
 ROOT = Path(penstock.__file__).parent
 WORDS = {"events", "request", "text", "sse", "errors"}
@@ -76,3 +77,16 @@ def test_the_client_starts_without_the_server_s_dependencies() -> None:
         for name in imports_of(path):
             top = name.partition(".")[0]
             assert top in allowed or top in standard or top == "penstock", f"{path.name}: {name}"
+
+
+def test_every_code_that_the_server_reports_is_in_the_table_of_problems() -> None:
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.id if isinstance(node.func, ast.Name) else ""
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else called
+            place = {"Problem": 0, "EngineUnavailable": 0, "fail": 0, "give_up": 0, "FieldError": 1}
+            arguments = node.args[place.get(called, 99) :]
+            if arguments and isinstance(arguments[0], ast.Constant):
+                assert arguments[0].value in PROBLEMS, f"{path.name}: {arguments[0].value!r}"

@@ -100,28 +100,9 @@ class Sink(Protocol):
     def fail(self, code: str, message: str) -> None:
         """The request cannot be done, or not be brought to its end.
 
-        `code` is a short label, one of `STATUSES` where that fits; `message` a sentence.
+        `code` is one of `errors.PROBLEMS`, or a label of the engine's own (500); `message` is a
+        sentence.
         """
-
-
-STATUSES: Mapping[str, int] = {
-    "prompt_too_long": 422,
-    "answer_too_long": 422,
-    "invalid_schema": 422,
-    "schema_lost": 422,
-    "invalid_tools": 422,
-    "empty_prompt": 422,
-    "no_chat_template": 422,
-    "queue_full": 429,
-    "engine_died": 503,
-    "server_shutdown": 503,
-}
-"""Codes of failures whose HTTP status is not 500: 429 and 503 say that trying again may help."""
-
-
-def status_of(code: str) -> int:
-    """The HTTP status of a failure with this code."""
-    return STATUSES.get(code, 500)
 
 
 def refusal(request: Request, prompt_tokens: int, context_length: int) -> tuple[str, str] | None:

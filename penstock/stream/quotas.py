@@ -8,7 +8,7 @@ import collections
 import math
 from dataclasses import dataclass
 
-from penstock.errors import BadRequest, Problem, Unavailable
+from penstock.errors import Problem
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Quotas:
         limits = owner.limits
         max_streams = math.inf if limits.max_streams is None else limits.max_streams
         if num_streams > max_streams:
-            return BadRequest(
+            return Problem(
                 "too_many_choices",
                 f"Each choice is a stream, and this key may have {max_streams} at once.",
             )
@@ -160,6 +160,6 @@ def _lower(counts: collections.Counter[str], name: str, by: int) -> None:
         del counts[name]
 
 
-def _refusal(code: str, detail: str, retry_after: float) -> Unavailable:
+def _refusal(code: str, detail: str, retry_after: float) -> Problem:
     headers = {"Retry-After": str(math.ceil(retry_after))}
-    return Unavailable(code, detail, status=429, headers=headers)
+    return Problem(code, detail, headers=headers)

@@ -17,7 +17,7 @@ import collections
 from collections.abc import Callable
 from typing import Protocol
 
-from penstock.errors import Unavailable
+from penstock.errors import EngineUnavailable
 from penstock.request import Request
 from penstock.stream.stream import Stream
 
@@ -104,7 +104,7 @@ class Recovery:
             queue = self._suspects or self._waiting
             try:
                 self._go_on(queue[0])
-            except Unavailable:  # it died again before this task had its turn
+            except EngineUnavailable:  # it died again before this task had its turn
                 continue
             stream = queue.popleft()
             if queue is self._suspects:

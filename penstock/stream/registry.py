@@ -24,8 +24,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.engine.protocol import status_of
-from penstock.errors import BadRequest, NotFound, Unavailable
+from penstock.errors import EngineUnavailable, Problem, kind_of
 from penstock.events import Failure, TerminalEvent
 from penstock.observe.meter import Meter
 from penstock.request import Request, num_bytes_of
@@ -134,13 +133,13 @@ class Streams:
     def check(
         self, owner: Owner = ANYBODY, *, resumable: bool = False, num_streams: int = 1
     ) -> None:
-        """Raises Unavailable where `open` would, called so often, whatever is asked for; BadRequest
+        """Raises Problem where `open` would, called so often, whatever is asked for; BadRequest
         where that is more than the owner may ever have. It costs next to nothing, so ask before
         anything else is done for a request."""
         if self.draining:
             raise draining()
         if self.is_recovering:
-            raise Unavailable(
+            raise Problem(
                 "engine_down",
                 "The engine stopped; those that it served go on first. Try again in a moment.",
                 headers={"Retry-After": "1"},
@@ -170,7 +169,7 @@ class Streams:
         timeout: float | None = None,
         first: Stream | None = None,
     ) -> Stream:
-        """Begin a generation (see `Stream`), or have it wait for its turn. Raises Unavailable.
+        """Begin a generation (see `Stream`), or have it wait for its turn. Raises Problem.
 
         `timeout`: seconds after which the stream is ended, wherever it is. `first`: of several that
         are one answer, the one after which all are named: who cancels it cancels this one, too.
@@ -201,7 +200,7 @@ class Streams:
         if self.admission.enter(ticket, time.monotonic()):
             try:
                 self._engine.submit(request, stream)
-            except Unavailable:
+            except EngineUnavailable:
                 self._take_back(stream)
                 raise
         else:
@@ -218,7 +217,7 @@ class Streams:
         return self._open[stream_id]
 
     def find(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
-        """A resumable stream, running or kept, that `owner` may see. Raises NotFound, or BadRequest
+        """A resumable stream, running or kept, that `owner` may see. Raises Problem, or BadRequest
         (409, 410)."""
         self._check_may_see(owner, stream_id)
         if stream := self._open.get(stream_id):
@@ -235,7 +234,7 @@ class Streams:
         """Cancel a stream that `owner` may end, in any phase, any number of times.
 
         With it end those that are one answer with it, though it may have ended itself. Returns how
-        it ended: "cancelled", or the reason for which all had ended before. Raises NotFound for an
+        it ended: "cancelled", or the reason for which all had ended before. Raises Problem for an
         id that was never given, or so long ago that it is forgotten.
         """
         self._check_may_see(owner, stream_id)
@@ -249,10 +248,10 @@ class Streams:
         return ended.reason
 
     def _check_may_see(self, owner: Owner, stream_id: str) -> None:
-        """Raises NotFound: to an owner, what is another's is what there never was."""
+        """Raises Problem: to an owner, what is another's is what there never was."""
         known = self._open.get(stream_id) or self._end_of(stream_id)
         if known is None or not owner.may_see(known.belongs_to):
-            raise NotFound(
+            raise Problem(
                 "stream_not_found", "There is no such stream. It may have ended long ago."
             )
 
@@ -336,26 +335,24 @@ class Streams:
 
     def _check_room(self, owner: Owner, num_bytes: int) -> None:
         if not self.admission.has_room(owner.name, num_bytes):
-            raise Unavailable(
+            raise Problem(
                 "queue_full",
                 "Too many requests are waiting already. Try again later.",
-                status=429,
                 headers={"Retry-After": str(self.admission.retry_after())},
             )
 
     def _timeout_of(self, asked: float | None, owner: Owner) -> float | None:
-        """The time that a stream has. Raises Unavailable where it would not even begin in it."""
+        """The time that a stream has. Raises Problem where it would not even begin in it."""
         limit = self._limits.max_timeout
         timeout = min(asked or limit, limit or math.inf) if asked or limit else None
         if asked is None or timeout is None:
             return timeout
         wait = self.admission.eta_of_new(owner.name)
         if wait is not None and wait >= timeout:
-            raise Unavailable(
+            raise Problem(
                 "deadline_too_soon",
                 f"It would be about {wait:.0f} seconds until this request begins, and it gives"
                 f" itself {timeout:g}. Allow it more time, or send it again later.",
-                status=429,
                 headers={"Retry-After": str(self.admission.retry_after())},
             )
         return timeout
@@ -369,7 +366,7 @@ class Streams:
             stream = self._open[ticket.id]
             try:
                 self._engine.submit(stream.continuation(), stream)
-            except Unavailable:
+            except EngineUnavailable:
                 # It has just died. They wait for the next one together with those it had.
                 self._recovery.take(stream)
 
@@ -384,7 +381,7 @@ class Streams:
             cause = "client_gone"
         elif isinstance(end, Failure):
             error_code = end.code
-            if status_of(end.code) < 500:  # no fault of the server's: nobody to be woken
+            if kind_of(end.code).status < 500:  # no fault of the server's: nobody to be woken
                 cause = "refused"
         self.meter.stream_ended(
             cause=cause,
@@ -481,27 +478,24 @@ class _Kept:
     expiry: asyncio.TimerHandle
 
 
-def draining() -> Unavailable:
+def draining() -> Problem:
     """What is told to those that come while the server ends."""
-    return Unavailable(
+    return Problem(
         "draining",
         "The server is shutting down and takes no new requests.",
         headers={"Retry-After": "5"},
     )
 
 
-def _not_resumable() -> BadRequest:
-    return BadRequest(
+def _not_resumable() -> Problem:
+    return Problem(
         "not_resumable",
         "This stream was not opened as resumable: only its first reader can read it.",
-        status=409,
     )
 
 
-def _history_lost() -> BadRequest:
-    return BadRequest(
-        "history_lost", "This stream has ended, and its events are no longer kept.", status=410
-    )
+def _history_lost() -> Problem:
+    return Problem("history_lost", "This stream has ended, and its events are no longer kept.")
 
 
 def ended_as(event: TerminalEvent) -> str:

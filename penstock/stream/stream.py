@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from penstock.engine.protocol import EngineFinish, status_of
-from penstock.errors import BadRequest, EngineFailure, Problem, Unavailable
+from penstock.engine.protocol import EngineFinish
+from penstock.errors import Problem
 from penstock.events import (
     Delta,
     Failure,
@@ -37,16 +37,6 @@ from penstock.text import Text
 Phase = Literal["queued", "submitted", "in line", "running", "progressed"]
 """Where a stream is: in the server's line; or how far the engine has come since the request was
 last submitted: nothing yet, accepted, given a slot, something generated (or the request ended)."""
-
-
-def problem_with(code: str, message: str, *, retry_safe: bool) -> Problem:
-    """The problem that an engine's failure is for a client; `retry_safe`, unless it is of a kind
-    that never is."""
-    status = status_of(code)
-    kind = {500: EngineFailure, 503: Unavailable, 429: Unavailable}.get(status, BadRequest)
-    problem = kind(code, message, status=status)
-    problem.retry_safe = problem.retry_safe and retry_safe
-    return problem
 
 
 class StreamReader(Protocol):
@@ -443,7 +433,7 @@ class Stream:
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
         if self.log.terminal is not None:
             return
-        problem = problem_with(code, message, retry_safe=retry_safe)
+        problem = Problem(code, message, retry_safe=retry_safe)
         end = Failure(code, message, problem.retry_safe, self.usage, self._timings())
         self._end(end, engine_done, problem)
 

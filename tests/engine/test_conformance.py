@@ -20,7 +20,7 @@ import pytest
 from penstock.engine.llamacpp.hub import find_model
 from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.engine.protocol import EngineFinish
-from penstock.errors import StartError, Unavailable
+from penstock.errors import EngineUnavailable, StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
 from penstock.settings import ENGINES
 from tests.support.recording import RecordingSink
@@ -373,7 +373,7 @@ async def resubmit(engine: SupervisedEngine, request: Request, limit_s: float) -
         while True:
             try:
                 return await submit(engine, request).end()
-            except Unavailable:
+            except EngineUnavailable:
                 await asyncio.sleep(0.01)  # the engine's return is not announced to callers
 
 

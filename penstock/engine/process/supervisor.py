@@ -20,7 +20,7 @@ from typing import Any, Protocol, assert_never, cast
 
 from penstock.engine.process import messages
 from penstock.engine.protocol import ModelInfo, Sink
-from penstock.errors import StartError, Unavailable
+from penstock.errors import EngineUnavailable, StartError
 from penstock.request import Request
 
 log = logging.getLogger(__name__)
@@ -147,9 +147,9 @@ class SupervisedEngine:
         await self._ready.wait()
 
     def submit(self, request: Request, sink: LosableSink) -> None:
-        """Hand a request to the engine. Raises Unavailable while there is none."""
+        """Hand a request to the engine. Raises EngineUnavailable while there is none."""
         if self.state != "ready" or self._channel is None:
-            raise Unavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
+            raise EngineUnavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
         if not self._sinks:
             self._heard_at = asyncio.get_running_loop().time()
             self._has_requests.set()

@@ -27,7 +27,7 @@ from penstock.engine.process import reaper
 from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
 from penstock.engine.slots import Slots
 from penstock.engine.vllm.answers import SecondCallError, pass_on
-from penstock.errors import StartError, words_of_pydantic
+from penstock.errors import StartError, reason_from_pydantic
 from penstock.request import Request, Sampling
 
 # vLLM reads these when it is imported; what the user has set stays.
@@ -346,7 +346,7 @@ def reason_of(error: Exception) -> str:
     text = str(error)
     if errors := getattr(error, "errors", None):
         first = errors()[0]
-        text = words_of_pydantic(first["msg"])
+        text = reason_from_pydantic(first["msg"])
         if first["loc"]:
             text = f"{first['loc'][0]}: {text}"
     words, _, _ = text.strip().partition("\n\n")  # what follows is advice on other programs
