@@ -10,6 +10,7 @@ depends only on the code, so tests/docs/test_reference.py can compare it with th
 import ast
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -20,6 +21,8 @@ from typing import Any, Literal, get_args, get_origin, is_typeddict
 from pydantic.fields import FieldInfo
 
 import penstock.client
+from penstock.api.openai.errors import error_response
+from penstock.errors import PROBLEMS, Problem
 from penstock.events import Timings, Usage
 from penstock.observe.metrics import METRICS
 from penstock.settings import ENV_PREFIX, Settings
@@ -77,6 +80,34 @@ def _default_of(field: FieldInfo) -> str:
     if default in ("", []):
         return "none"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+# --- errors.md
+
+
+def errors_page() -> str:
+    """Return errors.md: the table of error codes."""
+    intro = """\
+Every error has a code. The response, the log and the metrics use the same code. If a stream has
+already begun, its terminal event reports the error, and the HTTP status stays 200. If *retry* is
+yes, you can send the same request again, perhaps later; the error says so in `retry_safe`. If the
+response has a `Retry-After` header, wait for that number of seconds first.
+
+The routes under `/v1` follow OpenAI's API. The last column gives their status and code if they
+differ. Your own engine may report other codes: their status is 500, and you can retry."""
+    rows = ["| code | status | retry | when it happens | under `/v1` |", "|---|---|---|---|---|"]
+    for code, kind in PROBLEMS.items():
+        retry = "yes" if kind.retry_safe else "no"
+        rows.append(f"| `{code}` | {kind.status} | {retry} | {kind.meaning} | {_openai(code)} |")
+    return "\n\n".join([NOTE, "# Error codes", intro, "\n".join(rows)]) + "\n"
+
+
+def _openai(code: str) -> str:
+    """Return the status and the code that OpenAI's API answers for `code`, if they differ."""
+    response = error_response(Problem(code, ""))
+    openai_code = json.loads(response.body)["error"]["code"]
+    changes = [f"{response.status_code}"] if response.status_code != PROBLEMS[code].status else []
+    return ", ".join(changes + ([f"`{openai_code}`"] if openai_code != code else []))
 
 
 # --- metrics.md
@@ -175,6 +206,7 @@ def _code(text: str) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
+    "errors.md": errors_page,
     "metrics.md": metrics_page,
     "client.md": client_page,
 }
