@@ -105,7 +105,7 @@ differ. Your own engine may report other codes: their status is 500, and you can
 def _openai(code: str) -> str:
     """Return the status and the code that OpenAI's API answers for `code`, if they differ."""
     response = error_response(Problem(code, ""))
-    openai_code = json.loads(response.body)["error"]["code"]
+    openai_code = json.loads(bytes(response.body))["error"]["code"]
     changes = [f"{response.status_code}"] if response.status_code != PROBLEMS[code].status else []
     return ", ".join(changes + ([f"`{openai_code}`"] if openai_code != code else []))
 

@@ -58,7 +58,7 @@ class Tally:
         self.add = add
         self.bounds = bounds
         self.counts = counts
-        """One count per bucket: values up to each bound, then values above the last bound."""
+        """The number of values in each bucket: a bucket for each bound, then one for the rest."""
 
         def current_sum() -> float:
             return total
