@@ -26,7 +26,7 @@ def main(path: str, seed: str) -> None:
         page.get_by_role("button", name="Stream").click()
         expect(page.locator("body")).to_have_attribute("data-state", "finished", timeout=60_000)
         page.locator("#output").blur()
-        page.screenshot(path=path)
+        page.screenshot(path=path, animations="disabled")
         print(page.locator("#output").text_content())
         browser.close()
 
