@@ -147,7 +147,8 @@ def _class_parts(cls: type) -> Iterator[str]:
     """Yield the paragraphs about a class: signature, docstring, fields, properties, methods."""
     if issubclass(cls, WITHOUT_CONSTRUCTOR):
         base = "TypedDict" if is_typeddict(cls) else cls.__bases__[0].__name__
-        yield _code(f"class {cls.__name__}({base})".replace("(AnswerSoFar)", ""))
+        is_public = base in {"TypedDict", "Exception", *penstock.client.__all__}
+        yield _code(f"class {cls.__name__}({base})" if is_public else f"class {cls.__name__}")
     else:
         yield _code(cls.__name__ + _signature(cls).removesuffix(" -> None"))
     yield inspect.getdoc(cls) or ""
