@@ -107,7 +107,8 @@ def test_the_client_starts_without_the_server_s_dependencies() -> None:
 
 
 def test_every_code_that_the_server_reports_is_in_the_table_of_problems() -> None:
-    for path in modules():
+    # The command line's own `fail` takes a sentence.
+    for path in (path for path in modules() if "cli" not in path.parts):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
