@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,25 @@ class PageRun:
         self._server = None
         self._keeping.close()
 
+    def all(self, blocks: Iterable[Block]) -> list[str]:
+        """Run the blocks in order, and return what went wrong."""
+        wrong = []
+        for block in blocks:
+            try:
+                self.run(block)
+            except (ValueError, StartError, AssertionError) as error:
+                hint = getattr(error, "hint", "")
+                wrong.append(f"{block.place} ({block.language}): {error} {hint}")
+        return wrong
+
     def run(self, block: Block) -> None:
-        """Run or check one block. Raises SnippetError, ValueError, or pytest's Skipped."""
+        """Run or check one block, unless it is marked `skip`.
+
+        Raises SnippetError, ValueError or StartError if the block does not work, and pytest's
+        Skipped if this machine lacks a program.
+        """
+        if not block.runs:
+            return
         if problem := block.problem():
             raise SnippetError(problem)
         code = block.code

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import blocks_of, commands_of, matches
-from tests.docs.test_snippets import PageRun, outcome, run  # noqa: F401 - a fixture
+from tests.docs.running import PageRun
 
 GENERATE = """-H 'Content-Type: application/json' \\
     -d '{"prompt": "Hello", "max_tokens": 2, "resumable": true}'"""
@@ -116,9 +116,9 @@ grep -q Hello body.json && test -e deploy/prometheus/prometheus.yml && test -e c
 """
 
 
-def test_a_page_that_follows_the_rules_passes(run: PageRun, tmp_path: Path) -> None:  # noqa: F811
+def test_a_page_that_follows_the_rules_passes(run: PageRun, tmp_path: Path) -> None:
     blocks = blocks_of(page(tmp_path, GOOD))
-    assert outcome(run, blocks) == []
+    assert run.all(blocks) == []
     assert [block.actions["skip"] for block in blocks if not block.runs] == ["needs a GPU"]
 
 
@@ -149,8 +149,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=list(WRONG))
-def test_a_page_that_is_wrong_fails(run: PageRun, tmp_path: Path, text: str, said: str) -> None:  # noqa: F811
-    (wrong,) = outcome(run, blocks_of(page(tmp_path, text)))
+def test_a_page_that_is_wrong_fails(run: PageRun, tmp_path: Path, text: str, said: str) -> None:
+    (wrong,) = run.all(blocks_of(page(tmp_path, text)))
     assert said in wrong
 
 

@@ -32,14 +32,12 @@ A marker is an HTML comment above the block:
 - `<!-- test: file NAME -->`: the block is written to NAME in the page's directory.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
 from penstock.cli.main import app
-from penstock.errors import StartError
 from tests.docs.pages import ALL, ROOT, RUN, Block, blocks_of, commands_of
 from tests.docs.running import PageRun
 
@@ -49,36 +47,10 @@ FLAGS_ONLY = [block for blocks in BLOCKS.values() for block in blocks if "flags"
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined] # a group
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[PageRun]:
-    """The page's working directory and its servers."""
-    directory, aside = tmp_path / "page", tmp_path / "aside"
-    directory.mkdir()
-    aside.mkdir()
-    run = PageRun(directory, aside)
-    try:
-        yield run
-    finally:
-        run.close()
-
-
-def outcome(run: PageRun, blocks: list[Block]) -> list[str]:
-    """Run the blocks, and return what went wrong."""
-    wrong = []
-    for block in blocks:
-        if block.runs:
-            try:
-                run.run(block)
-            except (ValueError, StartError, AssertionError) as error:
-                hint = getattr(error, "hint", "")
-                wrong.append(f"{block.place} ({block.language}): {error} {hint}")
-    return wrong
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_the_page_works(page: Path, run: PageRun) -> None:
-    wrong = outcome(run, BLOCKS[page])
+    wrong = run.all(BLOCKS[page])
     assert not wrong, "\n\n".join(wrong)
 
 
