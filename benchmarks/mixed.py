@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from penstock.server import Server, with_model_at_hand
+from penstock.server import Server, with_local_model
 from penstock.settings import load_settings
 
 BAD_BODIES = [
@@ -170,7 +170,7 @@ async def queue_times(port: int, num: int) -> list[float]:
 
 async def run(minutes: float, num_clients: int) -> int:
     ready = asyncio.Event()
-    settings = with_model_at_hand(load_settings(port=0))
+    settings = with_local_model(load_settings(port=0))
     server = Server(settings, on_ready=lambda *_: ready.set())
     serving = asyncio.create_task(server.run())
     await ready.wait()

@@ -12,7 +12,7 @@ from penstock.api.openai.fields import ChatRequest, CompletionRequest
 from penstock.api.openai.routes import openai_routes
 from penstock.api.openapi import description_route
 from penstock.api.page import page_routes
-from penstock.engine.process.supervisor import SupervisedEngine
+from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
 from penstock.stream.registry import Streams
 from penstock.web.access import AccessMiddleware
@@ -33,7 +33,7 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 def create_app(
     settings: Settings,
-    engine: SupervisedEngine,
+    engine: EngineHandle,
     streams: Streams,
     liveness: Liveness,
     bodies: BodyReader,

@@ -1,11 +1,10 @@
-"""The language of the whole system: what a stream's log holds.
+"""The events of a stream's log, as frozen plain values.
 
-In: nothing; these are words. Out: frozen values that every layer passes on unchanged. Not known
-here: HTTP, engines, text rules. A log is any number of `Delta`s, some of which may be `Reasoning`
-or `ToolCall`s, and then exactly one terminal event, a `Finish` or a `Failure`.
+A log holds any number of `Delta`s (some of them `Reasoning` or `ToolCall`s), then exactly one
+terminal event: a `Finish` or a `Failure`. Every layer passes these values on unchanged.
 
-They hold only plain values, so they cannot be part of a cycle: the garbage collector need not look
-at them (`gc=False`), however many a server keeps.
+The events hold only plain values, so they cannot be part of a reference cycle. `gc=False` tells
+the garbage collector to skip them, however many a server keeps.
 """
 
 from typing import Literal
@@ -13,28 +12,28 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
-"""Why a stream ended well: the model or a stop string ended it; a limit of tokens did; somebody
-asked for it to end; the time that it was given was up."""
+"""Why a stream finished: "stop" (the model or a stop string ended it), "length" (the token limit
+or the context was reached), "cancelled" (a client asked), "deadline" (its time was up)."""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens, counted by the engine itself, never estimated from words."""
+    """Token counts, taken from the engine and never estimated."""
 
     prompt_tokens: int
     completion_tokens: int
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of the prompt and of the answer together."""
+        """Return the tokens of the prompt and the answer together."""
         return self.prompt_tokens + self.completion_tokens
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):
-    """Where a stream's time went, in seconds of the server's monotonic clock.
+    """Where a stream's time went, in seconds.
 
-    `queue_time`: from admission to a slot. `time_to_first_token`: from admission to the first
-    delta in the log, None where none came. `total_time`: from admission to the terminal event.
-    `tokens_per_second`: (tokens - 1) / (last delta - first delta), None below two tokens.
+    All times count from the stream's admission: `queue_time` to its slot, `time_to_first_token` to
+    the first delta in the log (None if there was no delta), `total_time` to the terminal event.
+    `tokens_per_second` is (tokens - 1) / (last delta - first delta), None below two tokens.
     """
 
     queue_time: float
@@ -44,8 +43,11 @@ class Timings(msgspec.Struct, frozen=True, gc=False):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How likely a token was when it was chosen: its UTF-8 bytes, its log probability, and those
-    of the likeliest tokens in its place."""
+    """The log probability of a generated token.
+
+    `token` is its UTF-8 bytes. `top` holds the likeliest tokens at its position, each with its log
+    probability.
+    """
 
     token: bytes
     logprob: float
@@ -53,10 +55,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """Text added by one step: whole characters only, at least one of them.
+    """Text that one step added to the answer: whole characters, at least one.
 
-    `num_tokens` counts the tokens generated since the last delta. `logprobs` is empty where they
-    were not asked for.
+    `num_tokens` counts the tokens generated since the last delta. `logprobs` is empty unless the
+    request asked for log probabilities.
     """
 
     text: str
@@ -65,14 +67,14 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reasoning(Delta, frozen=True, gc=False):
-    """What the model thinks before it answers. Its text is no part of the answer."""
+    """Text of the model's reasoning, which is not part of the answer."""
 
 
 class ToolCall(Delta, frozen=True, gc=False):
-    """A part of a call of a tool: its text adds to the call's arguments, and may be empty.
+    """Part of a tool call: its text is appended to the call's arguments, and may be empty.
 
-    `number` counts the answer's calls from 0. The first part of each, and only that, has its `id`
-    and the tool's `name`.
+    `number` counts the answer's calls from 0. Only the first part of a call has its `id` and the
+    tool's `name`.
     """
 
     number: int = 0
@@ -81,9 +83,9 @@ class ToolCall(Delta, frozen=True, gc=False):
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
-    """The terminal event of a stream that ended as it should, or as it was asked to.
+    """The terminal event of a stream that finished or was ended on purpose.
 
-    `reproducible` is False where the stream was sampled with a seed and the engine died meanwhile:
+    `reproducible` is False if the stream was sampled with a seed and the engine died meanwhile:
     the seed alone does not give this text again.
     """
 
@@ -94,10 +96,10 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
-    """The terminal event of a stream that could not be brought to its end.
+    """The terminal event of a stream that failed.
 
-    `code` is a short stable label (see `errors`); `message` says what went wrong and what to do;
-    `retry_safe` says whether the same request may simply be sent again.
+    `code` is an error code (see `errors.PROBLEMS`). `message` says what went wrong and what to do.
+    `retry_safe` says whether the client may send the same request again.
     """
 
     code: str
@@ -109,3 +111,8 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
 
 TerminalEvent = Finish | Failure
 Event = Delta | Finish | Failure
+
+
+def finish_reason_of(event: TerminalEvent) -> str:
+    """Return the finish reason that clients see: the event's own, or "error" for a failure."""
+    return "error" if isinstance(event, Failure) else event.reason

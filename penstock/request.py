@@ -1,24 +1,24 @@
-"""What was asked, already valid.
+"""A validated request for one generation, as frozen plain values.
 
-In: nothing; these are words. Out: frozen values that cross the process boundary to the engine as
-they are. Not known here: HTTP, JSON field names, defaults of an API.
+The values cross the process boundary to the engine unchanged. They know nothing about HTTP, JSON
+field names, or an API's defaults.
 """
 
 import msgspec
 
 MAX_TIMEOUT_S = 604_800
-"""The longest that a request may give itself: a week."""
+"""The longest timeout a request may set: one week, in seconds."""
 
 
 class UnnamedTokens(msgspec.Struct, frozen=True, array_like=True):
-    """Generated text of which the engine told the number of tokens, but not their ids."""
+    """Generated text whose tokens the engine counted without naming their ids."""
 
     text: str
     num_tokens: int
 
 
 class ToolUse(msgspec.Struct, frozen=True):
-    """A call of a tool in a conversation; `arguments` is a JSON object, as text."""
+    """A tool call in a conversation; `arguments` is a JSON object, as text."""
 
     id: str
     name: str
@@ -26,10 +26,10 @@ class ToolUse(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One turn of a conversation, to be rendered with the model's own chat template.
+    """One turn of a conversation, rendered later with the model's chat template.
 
-    An assistant's turn may have `tool_calls`, and the `reasoning` that came before it; one of the
-    role `tool` answers the call `tool_call_id`.
+    An assistant's turn may have `tool_calls` and the `reasoning` that preceded it. A turn with the
+    role `tool` answers the call named by `tool_call_id`.
     """
 
     role: str
@@ -40,12 +40,12 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How the next token is chosen.
+    """How the engine chooses the next token.
 
-    `temperature` 0 is greedy. `top_k` 0 is off. `seed` None draws a new one for each request.
-    `presence_penalty` and `frequency_penalty` (-2 to 2) are taken from the logits of tokens that
-    the text has already: once, or for each time. `logit_bias` is added to the logits of the tokens
-    with these ids.
+    `temperature` 0 is greedy. `top_k` 0 is off. `seed` None draws a new seed for each request.
+    `presence_penalty` and `frequency_penalty` (-2 to 2) lower the logits of tokens that the text
+    already contains: once per token, or once per occurrence. `logit_bias` pairs token ids with
+    numbers that are added to their logits.
     """
 
     temperature: float = 0.7
@@ -60,22 +60,22 @@ class Sampling(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """One generation. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
 
-    `id` names the stream and is unguessable. `max_tokens` bounds the answer in tokens; where it
-    `must_fit`, a prompt that leaves less room than that is refused, else the answer ends with the
-    context. `stop` strings are not for the engine: the text layer cuts at them (see `text`).
+    `id` names the stream; it is unguessable. `max_tokens` limits the answer, in tokens. With
+    `must_fit`, the engine refuses a prompt that leaves less room than `max_tokens`; otherwise the
+    answer ends when the context is full. Engines ignore `stop`: the stream's text layer finds stop
+    strings (see `text`).
 
-    `top_logprobs` asks for each token's log probability and those of so many likeliest tokens in
-    its place; None asks for nothing. `json_schema`, itself JSON, describes the answer: JSON that
-    is valid under it.
+    `top_logprobs` asks for each token's log probability, and for those of this many likeliest
+    tokens at its position; None asks for neither. `json_schema` is a JSON schema, as text, that
+    the answer must satisfy.
 
-    `tools`, itself JSON, are the functions that the model may call, in OpenAI's form.
-    `tool_call_required`: it must call one. Without `parallel_calls` it calls one at most.
-    `separate_reasoning`: the engine separates the model's reasoning from its answer, if it can.
-    `reasoning_effort` is for the model's template; "none" asks it not to think.
+    `tools` is a JSON list of functions the model may call, in OpenAI's form. With
+    `tool_call_required` the model must call one of them. Without `parallel_calls` it calls one at
+    most. With `separate_reasoning` the engine separates the model's reasoning from its answer, if
+    it can. `reasoning_effort` goes to the model's template; "none" asks it not to reason.
 
-    A request that an engine died with is submitted again as a continuation: `prompt_ids` are then
-    the tokens that the engine made of the prompt, to be used in its stead, and `generated` what it
-    generated before, to go on from; `max_tokens` is what is left.
+    A request whose engine died is submitted again as a continuation: `prompt_ids` then holds the
+    prompt's tokens and `generated` everything generated so far; `max_tokens` is what remains.
     """
 
     id: str
@@ -96,18 +96,18 @@ class Request(msgspec.Struct, frozen=True):
     generated: tuple[int | UnnamedTokens, ...] = ()
 
 
-# What an object in memory takes beside its characters, about.
+# Roughly what a Python object takes in memory, in bytes, without its characters.
 OBJECT_BYTES = 100
 
 
 def num_bytes_of(request: Request) -> int:
-    """About how much memory a request takes."""
+    """Estimate how much memory a request takes, in bytes."""
     texts = [request.prompt or "", request.json_schema or "", request.tools or "", *request.stop]
     for message in request.messages or ():
         texts += (message.role, message.content, message.reasoning)
         for call in message.tool_calls:
             texts += (call.name, call.arguments)
     num_ids = len(request.prompt_ids or ()) + len(request.sampling.logit_bias)
-    # A character beyond ASCII can take four bytes, as can each other one of its text then.
+    # One character outside ASCII can make every character of a string take four bytes.
     sizes = (len(text) * (1 if text.isascii() else 4) + OBJECT_BYTES for text in texts)
     return sum(sizes) + num_ids * OBJECT_BYTES

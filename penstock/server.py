@@ -15,20 +15,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from penstock.app import create_app
-from penstock.engine.llamacpp.hub import find_model
-from penstock.engine.process.supervisor import SupervisedEngine
+from penstock.engine.catalog import create_engine, entry_of
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.meter import Meter
-from penstock.settings import BUILT_IN_MODEL, ENGINES, Settings
+from penstock.settings import Settings
 from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams, draining
 from penstock.web.auth import KeyRing, key_ring
@@ -43,7 +41,6 @@ log = logging.getLogger(__name__)
 CLOSE_GRACE_S = 1.0
 # How long a client that reads slowly has for what was handed over to the HTTP library for it.
 IDLE_GRACE_S = 4.0
-DEFAULT_SLOTS = 8
 
 
 class Server:
@@ -95,22 +92,22 @@ class Server:
 
     async def run(self) -> None:
         """Serve. Raises StartError."""
-        options = engine_options(self._settings)
-        raise_file_limit()
         settings = self._settings
+        meter = Meter()
+        engine = create_engine(
+            settings.engine,
+            settings.engine_settings,
+            settings.engine_params,
+            hang_timeout=settings.engine_timeout,
+            on_spawn=self._on_loading,
+            on_cancelled=meter.abort.add,
+        )
+        raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
         check_door(settings, keys)
         tls = tls_of(settings.tls_cert, settings.tls_key)
         listener = open_listener(settings)
         self.url = url_of(listener, "https" if tls else "http")
-        meter = Meter()
-        engine = SupervisedEngine(
-            ENGINES.get(settings.engine, settings.engine),
-            options,
-            self._on_loading,
-            settings.engine_timeout,
-            meter.abort.add,
-        )
         limits = Limits(
             settings.linger,
             settings.retain,
@@ -194,45 +191,14 @@ class Server:
         return None
 
 
-def with_model_at_hand(settings: Settings) -> Settings:
-    """The same settings, with the model's file on this machine. Raises StartError.
+def with_local_model(settings: Settings) -> Settings:
+    """Return `settings` with a `model` that the engine can load from this machine.
 
-    Downloads it where need be, with a progress bar; so it is called before an event loop runs.
+    Downloads the model with a progress bar if necessary, so call it before an event loop runs.
+    Raises StartError if there is no such model.
     """
-    if settings.engine == "mock" or ":" in settings.engine:
-        return settings
-    if settings.engine == "vllm":  # it finds and downloads models itself
-        if settings.model == BUILT_IN_MODEL:
-            raise StartError(
-                f"vLLM cannot serve {BUILT_IN_MODEL}, the built-in model, which is a GGUF file.",
-                "Name another, by folder or as owner/repo: --model facebook/opt-350m",
-            )
-        if settings.model.startswith((".", "/")) and not Path(settings.model).is_dir():
-            raise StartError(
-                f"There is no folder {settings.model} with a model.",
-                "Give a Hugging Face checkpoint's folder, or owner/repo on the hub.",
-            )
-        return settings
-    path = str(find_model(settings.model))
-    return settings.model_copy(update={"model": path, "model_name": settings.served_name})
-
-
-def engine_options(settings: Settings) -> dict[str, Any]:
-    """What the chosen engine's constructor is given. Raises StartError."""
-    params = settings.engine_params
-    if settings.engine == "mock":
-        return {"name": settings.served_name, "interval": settings.mock_interval, **params}
-    if ":" in settings.engine:  # one's own: whatever else it takes is an --engine-arg
-        return {"name": settings.served_name, **params}
-    for name, flag in {"model": "model", "name": "model-name", "slots": "slots"}.items():
-        if name in params:
-            raise StartError(f"{name!r} is not a parameter of the engine's.", f"Say --{flag}.")
-    return {
-        "model": settings.model,
-        "name": settings.served_name,
-        "slots": settings.slots or DEFAULT_SLOTS,
-        **params,
-    }
+    model = entry_of(settings.engine).find_model(settings.model)
+    return settings.model_copy(update={"model": model, "model_name": settings.served_name})
 
 
 def check_door(settings: Settings, keys: KeyRing) -> None:
@@ -310,7 +276,7 @@ def local_server(settings: Settings) -> Iterator[str]:
     """A server of one's own for a while, in a thread; yields its URL. Raises StartError."""
     started: queue.SimpleQueue[Server | BaseException] = queue.SimpleQueue()
 
-    settings = with_model_at_hand(settings)
+    settings = with_local_model(settings)
 
     async def main() -> None:
         server = Server(settings, on_ready=lambda server, _: started.put(server))

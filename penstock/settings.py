@@ -6,7 +6,6 @@ From this one model come the flags of `penstock serve`, the `PENSTOCK_*` variabl
 
 import difflib
 import os
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,29 +18,19 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from penstock.errors import StartError, words_of_pydantic
+from penstock.engine.catalog import BUILT_IN_MODEL, DEFAULT_ENGINE, ENGINES, entry_of, is_engine
+from penstock.errors import StartError, reason_from_pydantic
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
-IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-BUILT_IN_MODEL = "rill"
-
-LISTS = ("engine_arg", "cors_origin", "api_key", "admin_key", "allow_host")
 
 LogFormat = Literal["text", "json"]
 # As a browser sends it: no path, not even a slash.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 
-# Implementations by import string: an engine is imported only where it runs.
-ENGINES: dict[str, str] = {
-    "llamacpp": "penstock.engine.llamacpp.engine:LlamaCpp",
-    "vllm": "penstock.engine.vllm.engine:Vllm",
-    "mock": "penstock.engine.mock:Mock",
-}
-
 
 def _known_engine(name: str) -> str:
-    if name in ENGINES or IMPORT_STRING.fullmatch(name):
+    if is_engine(name):
         return name
     known = ", ".join(repr(each) for each in ENGINES)
     raise ValueError(f"there are {known}, or one of your own as 'package.module:Class'")
@@ -64,7 +53,7 @@ class Settings(BaseSettings):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 takes a free one."""
-    engine: Annotated[str, AfterValidator(_known_engine)] = "llamacpp"
+    engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
     """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
     vllm is for GPUs and is installed with it: pip install '.[vllm]' (docs/scaling.md). mock says
     a fixed text and is for client developers and tests."""
@@ -141,12 +130,24 @@ class Settings(BaseSettings):
         """The name under which the model is served."""
         if self.model_name:
             return self.model_name
-        if self.engine == "mock":
-            return "mock"
-        if ":" in self.engine and "model" not in self.model_fields_set:
-            return self.engine.partition(":")[2].lower()
+        entry = entry_of(self.engine)
+        has_model = entry.uses_model == "always" or (
+            entry.uses_model == "optional" and "model" in self.model_fields_set
+        )
+        if not has_model:
+            return entry.name
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """The settings that engines take, by name (see `EngineEntry.arguments`)."""
+        return {
+            "model": self.model,
+            "model_name": self.served_name,
+            "slots": self.slots,
+            "mock_interval": self.mock_interval,
+        }
 
     @property
     def engine_params(self) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def load_settings(**flags: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             raise StartError(f"There is no setting {name!r}.", _nearest(name)) from None
         description = " ".join((Settings.model_fields[name].description or "").split())
-        reason = words_of_pydantic(first["msg"])
+        reason = reason_from_pydantic(first["msg"])
         raise StartError(
             f"The setting {name!r} is not valid: {reason}.", f"{name}: {description}"
         ) from None

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock import __version__
-from penstock.engine.process.supervisor import SupervisedEngine
+from penstock.engine.protocol import EngineHandle
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
 from penstock.stream.registry import Streams
@@ -28,7 +28,7 @@ def metrics_routes(registry: CollectorRegistry) -> list[Route]:
 
 
 def metrics_registry(
-    settings: Settings, engine: SupervisedEngine, streams: Streams, liveness: Liveness
+    settings: Settings, engine: EngineHandle, streams: Streams, liveness: Liveness
 ) -> CollectorRegistry:
     """The figures of one server, and those of its process (memory, processor, files)."""
     registry = CollectorRegistry()
@@ -38,7 +38,7 @@ def metrics_registry(
 
 
 def levels_of(
-    settings: Settings, engine: SupervisedEngine, streams: Streams, liveness: Liveness
+    settings: Settings, engine: EngineHandle, streams: Streams, liveness: Liveness
 ) -> Callable[[], Levels]:
     """Reads what is counted nowhere because it can be looked at."""
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from penstock.errors import NotFound
+from penstock.errors import Problem
 
 HEADERS = {
     # Only what this server sends may run or load; what a model says is text anyway.
@@ -37,7 +37,7 @@ def page_routes(model_id: str) -> list[Route]:
 
     def file(name: str) -> Response:
         if name not in files:
-            raise NotFound("no_such_file", "The page has no such file.")
+            raise Problem("no_such_file", "The page has no such file.")
         content, media_type = files[name]
         return Response(content, media_type=media_type, headers={**HEADERS, "Vary": "Accept"})
 

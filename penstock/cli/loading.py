@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from penstock.engine.catalog import entry_of
 from penstock.settings import Settings
 
 
@@ -27,7 +28,8 @@ class LoadingDisplay:
 
     def __init__(self, console: Console, settings: Settings) -> None:
         path = Path(settings.model).expanduser()
-        size = path.stat().st_size if settings.engine != "mock" and path.is_file() else None
+        uses_model = entry_of(settings.engine).uses_model != "never"
+        size = path.stat().st_size if uses_model and path.is_file() else None
         self._progress = _MemoryProgress(console, f"Loading {settings.served_name}", size)
 
     def __enter__(self) -> "LoadingDisplay":

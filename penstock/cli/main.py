@@ -19,6 +19,7 @@ from penstock import __version__
 from penstock.cli.bench import commands as bench_commands
 from penstock.cli.chat import commands
 from penstock.cli.loading import LoadingDisplay
+from penstock.engine.catalog import DEFAULT_ENGINE, ENGINES
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.observe.logs import logging_to, unbuffered
@@ -39,8 +40,9 @@ log = logging.getLogger(__name__)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        engine = importlib.metadata.version("xllamacpp")
-        print(f"penstock {__version__} (xllamacpp {engine}, Python {sys.version.split()[0]})")  # noqa: T201 - the answer, on standard output
+        engine = ENGINES[DEFAULT_ENGINE].distribution
+        engine += f" {importlib.metadata.version(engine)}"
+        print(f"penstock {__version__} ({engine}, Python {sys.version.split()[0]})")  # noqa: T201 - the answer, on standard output
         raise typer.Exit
 
 
@@ -71,9 +73,9 @@ def _serve(**flags: Any) -> None:
 
 
 def _run_server(settings: Settings) -> None:
-    from penstock.server import Server, run, with_model_at_hand
+    from penstock.server import Server, run, with_local_model
 
-    settings = with_model_at_hand(settings)
+    settings = with_local_model(settings)
     loading = LoadingDisplay(console, settings)
 
     def announce(server: Server, info: ModelInfo) -> None:

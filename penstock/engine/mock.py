@@ -1,8 +1,8 @@
-"""The mock engine: a fixed text, word by word, at a fixed pace. Only ever used when asked for.
+"""The mock engine: repeats a fixed text, word by word, at a fixed pace.
 
-For client developers, load tests and our own tests. Each word is one token, whose id is its index.
-Deterministic: the prompt changes nothing but its own count. It can be told to misbehave at a given
-token, as real engines do.
+It is for client developers, load tests and our own tests, and never replaces another engine. Each
+word is one token, whose id is its index. The answer is always the same: a prompt changes only the
+count of its tokens. The engine can fail, hang or die at a given token, as real engines do.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from penstock.engine.protocol import ModelInfo, Sink, refusal
-from penstock.engine.slots import Slots
+from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.tasks import TaskEngine, refusal
 from penstock.errors import StartError
 from penstock.request import Request
 
@@ -30,15 +30,15 @@ Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 
 
-class Mock:
-    """Says `text` (its own by default), a word every `interval` seconds.
+class Mock(TaskEngine):
+    """Answers every request with `text`, one word every `interval` seconds.
 
-    `length`: tokens after which it stops by itself; 0 means the text once; a longer one repeats
-    the text. `numbered`: say instead which token of which request it is, as the first word of the
-    prompt and the index ("lake:0 lake:1 "), so that a reader can tell what it should have got.
-    `prefill`: seconds before the first token. `fail_at`, `hang_at`, `die_at`: the index
-    of the token (from 0) instead of which the request fails, nothing ever comes again, or the
-    process is killed; -1 means never. `slots`: requests at once, 0 for no bound.
+    `length` is the number of tokens after which the answer stops by itself, repeating the text if
+    it is longer; 0 means the text once. With `numbered` each token is instead the first word of
+    the prompt and the token's index ("lake:0 lake:1 "), so that a reader can verify what it
+    received. `prefill` is the number of seconds before the first token. At the token with the index
+    (from 0) `fail_at` the request fails, at `hang_at` nothing comes any more, and at `die_at` the
+    process is killed; -1 means never. `slots` requests run at once; 0 means no bound.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Mock:
         hang_at: int = -1,
         die_at: int = -1,
     ) -> None:
+        super().__init__(slots)
         self._words = split_words(text)
         if not self._words:
             raise StartError("The mock engine's text is empty.", "Give it at least one word.")
@@ -65,55 +66,30 @@ class Mock:
         self._prefill = prefill
         self._numbered = numbered
         self._fail_at, self._hang_at, self._die_at = fail_at, hang_at, die_at
-        self._slots = Slots(slots)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> ModelInfo:
-        """Nothing to load."""
+        """Return at once: there is nothing to load."""
         return self._info
 
-    async def stop(self) -> None:
-        """Ends every request without a word."""
-        for task in self._tasks.values():
-            task.cancel()
-
-    def submit(self, request: Request, sink: Sink) -> None:
-        """Counts the prompt's words and waits for a slot."""
+    async def _run(self, request: Request, sink: Sink) -> None:
         prompt = split_words(prompt_text(request))
         prompt_tokens = len(prompt)
-        if refused := refusal(request, prompt_tokens, self._info.context_length):
+        context_length = self._info.context_length
+        if refused := refusal(request, prompt_tokens, context_length, takes_empty=True):
             sink.fail(*refused)
             return
         sink.accepted(tuple(range(prompt_tokens)))
         first = len(request.generated)
-        end = min(first + request.max_tokens, self._info.context_length - prompt_tokens)
+        end = min(first + request.max_tokens, context_length - prompt_tokens)
         words: Iterator[str] = cycle(self._words)
         if self._numbered:
             name = prompt[0].strip() if prompt else ""
             words = (f"{name}:{index} " for index in count())
-
-        def begin() -> None:
-            sink.started()
-            task = asyncio.create_task(self._speak(words, first, end, sink))
-            self._tasks[request.id] = task
-            task.add_done_callback(lambda _: self._ended(request.id))
-
-        if not self._slots.acquire(request.id, begin):
-            sink.fail("queue_full", "Too many requests are waiting. Try again later.")
-
-    def cancel(self, request_id: str) -> None:
-        """Frees the slot at once, or leaves the line."""
-        if task := self._tasks.get(request_id):
-            task.cancel()
-        else:
-            self._slots.release(request_id)
-
-    def _ended(self, request_id: str) -> None:
-        del self._tasks[request_id]
-        self._slots.release(request_id)
+        if await self._start(request.id, sink):
+            await self._speak(words, first, end, sink)
 
     async def _speak(self, words: Iterator[str], first: int, end: int, sink: Sink) -> None:
-        """Say the words from index `first` to before `end`, or until the text is over."""
+        """Push the words from index `first` up to `end`, or to the end of the text."""
         if self._prefill:
             await asyncio.sleep(self._prefill)
         last = max(first, min(end, self._length))
@@ -131,12 +107,12 @@ class Mock:
 
 
 def split_words(text: str) -> list[str]:
-    """The mock's tokens: words with the space before them, so that joining gives `text` back."""
+    """Split `text` into the mock's tokens: words with the space before them."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
 def prompt_text(request: Request) -> str:
-    """What the mock counts: the prompt, or all that was said."""
+    """Return the prompt's text, or the contents of all messages."""
     if request.prompt is not None:
         return request.prompt
     if request.messages is None:

@@ -1,10 +1,10 @@
-"""What an engine is: all that need be read to add one.
+"""The protocol between the server and its engines: all you need to read to add an engine.
 
-An engine turns a `Request` into pieces of text, pushed into the request's `Sink`. It knows nothing
-of streams, readers or HTTP. It runs in a child process of its own (see `child`), so that its
-crash, its interpreter lock and its threads are not the server's; the same protocol is spoken on
-both sides of the process boundary, and `tests/engine/test_conformance.py` holds every engine to
-it.
+An engine turns a `Request` into pieces of text and pushes them into the request's `Sink`. It knows
+nothing of streams, readers or HTTP. It runs in a child process (see `process/supervisor.py`), so
+its crashes, its interpreter lock and its threads do not affect the server. Requests and sinks are
+the same on both sides of the process boundary. `tests/engine/test_conformance.py` tests every
+engine against this protocol.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ from penstock.events import TokenLogprob
 from penstock.request import Request
 
 EngineFinish = Literal["stop", "length"]
-"""How an engine ends a request well: the model said so, or `max_tokens` or the context did."""
+"""Why an engine finished a request: "stop" if the model ended the answer, "length" if `max_tokens`
+or the context did."""
 
 
 Feature = Literal[
@@ -29,19 +30,19 @@ Feature = Literal[
     "reasoning_effort",
     "reasoning_switch",
 ]
-"""What a request may ask for that not every engine can do, or not with every model: the names are
-those of the fields of `Request` and `Sampling`. `reasoning_switch` is the effort "none",
-`reasoning_effort` every other one."""
+"""A field of `Request` or `Sampling` that only some engines or models support.
+
+`reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What an engine serves.
+    """The model that an engine serves, and what it can do.
 
-    `context_length` bounds prompt and answer of one request together, in tokens. `slots` is how
-    many requests run at once (further ones wait in order), 0 where there is no bound. `supports`
-    is what it can do beyond what every engine must; it is never asked for the rest.
-    `vocabulary_size` bounds the ids of tokens; 0 means that every id is one. `advice` says, of what
-    it cannot do as it was started, how it could: a sentence.
+    `context_length` bounds the prompt and the answer of a request together, in tokens. `slots` is
+    the number of requests that run at once, 0 if there is no bound; other requests wait in order.
+    `supports` names the optional features that work; the engine never receives a request for
+    another one. `vocabulary_size` bounds the token ids; 0 means any id is valid. `advice` contains
+    a sentence for each unsupported feature that would work if the engine were started differently.
     """
 
     id: str
@@ -54,12 +55,12 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """Where an engine pushes one request's progress. No method blocks or raises.
+    """The receiver of one request's progress. No method blocks or raises.
 
-    The order is `accepted`, `started`, any number of `delta`s (and, where the request has to do
-    with them, `reasoning`s and `tool_call`s), then exactly one of `finish` and `fail`; `fail` may
-    come at any point, also first, and `working` after `started`. After the request was cancelled
-    the engine may still push what was under way; the sink ignores it.
+    An engine calls `accepted`, `started`, any number of `delta`s (and `reasoning`s or `tool_call`s,
+    if the request asks for them), then exactly one of `finish` and `fail`. It may call `fail` at
+    any point, also first, and `working` at any point after `started`. After a request is cancelled,
+    the engine may still push what it was working on; the sink ignores it.
     """
 
     def accepted(self, prompt_ids: tuple[int, ...]) -> None:
@@ -69,7 +70,7 @@ class Sink(Protocol):
         """The request has a slot."""
 
     def working(self) -> None:
-        """The engine is at the prompt, which may take minutes: it is alive."""
+        """The engine is alive and reads the prompt, which may take minutes."""
 
     def delta(
         self,
@@ -78,84 +79,105 @@ class Sink(Protocol):
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
-        """`num_tokens` more tokens were generated, which add `piece` (UTF-8, cut anywhere).
+        """`num_tokens` more tokens were generated; they add `piece` (UTF-8, cut anywhere).
 
-        `token_ids` names them all, or is empty where the engine does not know them. `logprobs` are
-        for those tokens that have text, only where the request asks for them.
+        `token_ids` has the id of every token, or is empty if the engine does not know all of them.
+        `logprobs` has an entry for each token that has text, if the request asks for them.
         """
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
-        """The same, of what the model thinks: only where the request `separate_reasoning`."""
+        """`num_tokens` more tokens were generated; they add `text` to the model's reasoning.
+
+        Only called if the request has `separate_reasoning`.
+        """
 
     def tool_call(
         self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
     ) -> None:
-        """`num_tokens` more tokens were generated, which begin a call (it has `call_id` and `name`)
-        or add to the `arguments` of the one with this number: only where there are `tools`."""
+        """`num_tokens` more tokens were generated; they add `arguments` to tool call `number`.
+
+        The first part of a call, and only the first, has a `call_id` and a `name`. Only called if
+        the request has `tools`.
+        """
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
-        """The request is done after `completion_tokens` tokens, those before a continuation not
-        counted."""
+        """The request ended after `completion_tokens` tokens.
+
+        The count of a continuation leaves out the tokens generated before it.
+        """
 
     def fail(self, code: str, message: str) -> None:
-        """The request cannot be done, or not be brought to its end.
+        """The engine refuses the request, or cannot finish it.
 
-        `code` is a short label, one of `STATUSES` where that fits; `message` a sentence.
+        `code` is one of `errors.PROBLEMS`, or a label of the engine's own, whose HTTP status is
+        500. `message` is a sentence.
         """
 
 
-STATUSES: Mapping[str, int] = {
-    "prompt_too_long": 422,
-    "answer_too_long": 422,
-    "invalid_schema": 422,
-    "schema_lost": 422,
-    "invalid_tools": 422,
-    "empty_prompt": 422,
-    "no_chat_template": 422,
-    "queue_full": 429,
-    "engine_died": 503,
-    "server_shutdown": 503,
-}
-"""Codes of failures whose HTTP status is not 500: 429 and 503 say that trying again may help."""
-
-
-def status_of(code: str) -> int:
-    """The HTTP status of a failure with this code."""
-    return STATUSES.get(code, 500)
-
-
-def refusal(request: Request, prompt_tokens: int, context_length: int) -> tuple[str, str] | None:
-    """The code and the sentence with which an engine refuses a prompt of this length, if it does:
-    every engine in the same words."""
-    room = context_length - prompt_tokens
-    if room <= 0:
-        return (
-            "prompt_too_long",
-            f"The prompt has {prompt_tokens} tokens; the model's context of {context_length} leaves"
-            " no room for an answer. Shorten the prompt.",
-        )
-    if request.must_fit and request.max_tokens > room:
-        return (
-            "answer_too_long",
-            f"The prompt has {prompt_tokens} tokens and the answer may have {request.max_tokens}:"
-            f" more than the model's context of {context_length}. Shorten the prompt, or ask for"
-            f" {room} tokens at most.",
-        )
-    return None
-
-
 class Engine(Protocol):
-    """A model, ready to be asked. Its constructor takes its own settings as keyword arguments."""
+    """An engine inside its process. Its constructor takes its parameters as keyword arguments."""
 
     async def start(self) -> ModelInfo:
-        """Load the model. Raises `StartError` with the reason where it cannot be loaded."""
+        """Load the model. Raises StartError with the reason if it cannot be loaded."""
 
     async def stop(self) -> None:
-        """End every request without a word and give everything back. Called once."""
+        """Drop every request without telling its sink and release all resources. Called once."""
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Take a request, or the continuation of one (see `Request`), and return at once; `sink`
-        is told of everything else."""
+        """Take a request or a continuation (see `Request`) and return at once.
+
+        `sink` is told everything else, also that the engine refuses the request.
+        """
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request and free its slot at once. Unknown or ended ids are ignored."""
+        """Stop a request and free its slot at once. Ignores unknown and ended ids."""
+
+
+EngineState = Literal["loading", "ready", "down", "stopped"]
+"""Whether an engine takes requests: only a "ready" engine does. An engine that is "down" has died
+and is being restarted."""
+
+
+class LosableSink(Sink, Protocol):
+    """A sink in the server's process, which outlives the engine's process."""
+
+    def lost(self) -> None:
+        """The engine's process died with the request in it.
+
+        Nothing more will come, but the request may be submitted again. Replaces `finish` and
+        `fail`.
+        """
+
+
+class EngineHandle(Protocol):
+    """An engine as the server sees it: an `Engine` that is restarted when it dies.
+
+    `catalog.create_engine` makes one.
+    """
+
+    @property
+    def state(self) -> EngineState:
+        """Whether requests can be submitted, and if not, why."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the engine serves, or None until it was ready for the first time."""
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine has come back after it died."""
+
+    async def start(self) -> ModelInfo:
+        """Load the model. Raises StartError if it cannot be loaded."""
+
+    async def stop(self) -> None:
+        """End the engine and drop every request."""
+
+    async def until_ready(self) -> None:
+        """Wait until requests can be submitted."""
+
+    def submit(self, request: Request, sink: LosableSink) -> None:
+        """Hand over a request and return at once. Raises EngineUnavailable unless `state` is "ready"."""
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""

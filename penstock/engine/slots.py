@@ -1,7 +1,7 @@
-"""Slots: how many requests an engine runs at once, and the line of those that wait.
+"""Slots: how many requests an engine runs at once, and the queue for them.
 
-In: requests, as callables that begin them. Out: calls, in the order of arrival, never more than
-`num_slots` without a `release` between them. Not known here: engines, time, tokens.
+In: requests, as callables that begin them. Out: calls in the order of arrival, at most `num_slots`
+without a `release` between them. Not known here: engines, time, tokens.
 """
 
 import collections
@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 
 class Slots:
-    """First come, first served. `num_slots` 0 means no bound; at most `max_waiting` wait."""
+    """A first-come, first-served queue for `num_slots` slots.
+
+    `num_slots` 0 means no bound. At most `max_waiting` requests wait.
+    """
 
     def __init__(self, num_slots: int, max_waiting: int = 4096) -> None:
         self._num_slots = num_slots
@@ -19,16 +22,16 @@ class Slots:
 
     @property
     def num_running(self) -> int:
-        """Requests that hold a slot."""
+        """The number of requests that hold a slot."""
         return len(self._running)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for one."""
+        """The number of requests in the queue."""
         return len(self._waiting)
 
     def acquire(self, request_id: str, begin: Callable[[], None]) -> bool:
-        """Call `begin` now or when a slot is free; False where the line is full."""
+        """Call `begin` now or when a slot is free. Return False if the queue is full."""
         if not self._num_slots or len(self._running) < self._num_slots:
             self._running.add(request_id)
             begin()
@@ -39,7 +42,7 @@ class Slots:
         return True
 
     def release(self, request_id: str) -> None:
-        """Leave the slot or the line; the next in line begins. Unknown ids are ignored."""
+        """Leave the slot or the queue; the next request begins. Unknown ids are ignored."""
         self._waiting.pop(request_id, None)
         if request_id in self._running:
             self._running.remove(request_id)

@@ -1,7 +1,7 @@
-"""The turns of a conversation as chat templates know them: OpenAI's objects.
+"""Conversation turns in the form that chat templates read: OpenAI's message objects.
 
-In: `Message`s. Out: dicts for an engine that renders them. What an assistant thought has a name of
-its own in each engine.
+In: `Message`s. Out: dicts for the engine that renders the template. Each engine has its own name
+for an assistant's reasoning.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from penstock.request import Message
 
 
 def turn(message: Message, *, reasoning_as: str) -> dict[str, Any]:
-    """One turn. `reasoning_as`: what the engine calls the reasoning of a turn."""
+    """Return one turn; `reasoning_as` is the engine's key for the turn's reasoning."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning:
         turn[reasoning_as] = message.reasoning

@@ -1,16 +1,16 @@
-"""Admission: who gets a slot now, who may wait for one, and who of those that wait comes next.
+"""Admission: which request gets a slot now, which may wait, and which of the waiting comes next.
 
-In: requests, as tickets, and the time, which is told. Out: tickets, one for each slot that is free.
-Not known here: streams, engines, HTTP, clocks, tasks.
+Admission is a pure object: requests come in as tickets, the time is an argument, and tickets come
+out, one for each free slot. It knows nothing about streams, engines, HTTP, clocks or tasks.
 
-The line is fair between owners (an API key, or a client's address), not between requests. Each
-owner has a *level*: the tokens, of prompts and answers, that it has been served. The next slot goes
-to the owner with the lowest level among those that wait, and within an owner to the oldest ticket.
-A running ticket counts with the tokens it has had so far, but at least with what tickets cost on
-average: else an owner would get every free slot before its first token is counted. An owner that
-comes anew begins at the lowest level of those that wait, so it neither saves up what it did not use
-nor has to wait for what others used before it came. (The idea is that of virtual time in
-fair queueing, and of the virtual token counter: https://arxiv.org/abs/2401.00588.)
+The queue is fair between owners (an API key, or a client's address), not between requests. Each
+owner has a *level*: the tokens of prompts and answers it has been served. The next slot goes to the
+owner with the lowest level among the owners that wait, and within an owner to its oldest ticket. A
+running ticket counts with the tokens it has had so far, but at least with the average cost of a
+ticket: otherwise an owner would get every free slot before its first token is counted. A new owner
+starts at the lowest level of the owners that wait, so it neither saves up unused turns nor waits
+for what others used before it came. (The idea is virtual time in fair queueing, and the virtual
+token counter: https://arxiv.org/abs/2401.00588.)
 """
 
 import collections
@@ -19,7 +19,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# The last so many that had a slot show what a ticket costs, and how long it takes.
+# The latest tickets that gave back a slot show what a ticket costs and how long it takes.
 NUM_REMEMBERED = 64
 MAX_LEVELS_KNOWN = 10_000
 MAX_RETRY_AFTER_S = 600
@@ -28,10 +28,10 @@ MAX_QUEUE_BYTES = 256 * 1024 * 1024
 
 @dataclass(eq=False)
 class Ticket:
-    """A request, to admission. `tokens` tells how many it has had: of the prompt and the answer.
+    """A request, as admission sees it.
 
-    `max_tokens` is what is assumed of it as long as no other has shown what one costs. `num_bytes`
-    is the memory that it takes while it waits.
+    `tokens` returns how many tokens of prompt and answer it has had. `max_tokens` is its assumed
+    cost until other tickets have shown what one costs. `num_bytes` is its memory while it waits.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the line: 1 is the next. `eta`: seconds until it starts, None where unknown."""
+    """A place in the queue: `position` 1 is next. `eta` is the expected wait in seconds, or None."""
 
     position: int
     eta: float | None
@@ -59,11 +59,12 @@ class _Owner:
 
 
 class Admission:
-    """`num_slots` run at once (0: no bound), `max_queue` wait, in `max_queue_bytes` of memory.
+    """Gives `num_slots` slots (0: no limit) to a queue of `max_queue` tickets in
+    `max_queue_bytes` of memory.
 
-    Where one owner has filled the line, others may still wait, each up to its share of it; there
-    are never more than twice as many. So the flood of one does not keep another out, and nobody
-    who was let in is sent away again.
+    When one owner has filled the queue, other owners may still wait, each up to its share; the
+    queue never grows beyond twice its limits. So one owner's flood keeps nobody else out, and no
+    admitted ticket is removed again.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Admission:
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
         self._owners: dict[str, _Owner] = {}
-        # Of owners that have left while others were there: it is kept until all have left.
+        # Levels of owners that left while others stayed; kept until all owners have left.
         self._levels: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._owner_of: dict[str, str] = {}
         self._num_entered = 0
@@ -85,16 +86,16 @@ class Admission:
 
     @property
     def num_running(self) -> int:
-        """Tickets that have a slot."""
+        """Return how many tickets have a slot."""
         return self._num_running
 
     @property
     def num_waiting(self) -> int:
-        """Tickets in the line."""
+        """Return how many tickets are in the queue."""
         return self._num_waiting
 
     def has_room(self, owner: str, num_bytes: int = 0) -> bool:
-        """Whether a ticket of this owner would get a slot, or a place in the line."""
+        """Return True if a ticket of this owner would get a slot or a place in the queue."""
         if self._has_free_slot():
             return True
         fill = (self._num_waiting + 1, self._num_bytes + num_bytes)
@@ -108,8 +109,11 @@ class Admission:
         theirs = (len(mine) + 1, sum(ticket.num_bytes for ticket in mine) + num_bytes)
         return all(new <= limit // (others + 1) for new, limit in zip(theirs, limits, strict=True))
 
-    def enter(self, ticket: Ticket, now: float) -> bool:
-        """Take a ticket for which there is room. True: it has a slot. False: it waits."""
+    def enter(self, ticket: Ticket, now: float, *, can_start: bool = True) -> bool:
+        """Take a ticket for which there is room; return True if it has a slot, False if it waits.
+
+        `can_start` is False if the free slots belong to engines that cannot take a request now.
+        """
         owner = self._owners.get(ticket.owner)
         if owner is None:
             level = max(self._levels.pop(ticket.owner, 0.0), self._lowest_level())
@@ -117,8 +121,8 @@ class Admission:
         self._num_entered += 1
         ticket.number = self._num_entered
         self._owner_of[ticket.id] = ticket.owner
-        # Where some wait though a slot is free, they are held back, and this one with them.
-        if self._has_free_slot() and not self._num_waiting:
+        # If tickets wait although a slot is free, they are held back, and so is this one.
+        if can_start and self._has_free_slot() and not self._num_waiting:
             self._start(owner, ticket, now)
             return True
         owner.waiting[ticket.id] = ticket
@@ -127,7 +131,7 @@ class Admission:
         return False
 
     def next(self, now: float) -> Ticket | None:
-        """Give a free slot to the ticket whose turn it is. None: there is no slot, or no ticket."""
+        """Give a free slot to the next ticket; return None if there is no slot or no ticket."""
         if not self._num_waiting or not self._has_free_slot():
             return None
         cost = self._expected_cost()
@@ -140,7 +144,7 @@ class Admission:
         return ticket
 
     def leave(self, ticket_id: str, now: float) -> None:
-        """Give back a slot or a place in the line. Does nothing for an unknown id."""
+        """Give back a slot or a place in the queue. An unknown id is ignored."""
         name = self._owner_of.pop(ticket_id, None)
         if name is None:
             return
@@ -158,45 +162,46 @@ class Admission:
             self._remember(name, owner.served)
 
     def places(self) -> dict[str, Place]:
-        """Everybody's place in the line, as the turns come if all cost the same."""
+        """Return every ticket's place by its id, assuming that all tickets cost the same."""
         cost = self._expected_cost()
-        lines = [
+        queues = [
             (*_turn(owner, cost), list(owner.waiting.values()), 0)
             for owner in self._owners.values()
             if owner.waiting
         ]
-        heapq.heapify(lines)
+        heapq.heapify(queues)
         places: dict[str, Place] = {}
-        while lines:
-            level, running, _, tickets, index = lines[0]
+        while queues:
+            level, running, _, tickets, index = queues[0]
             places[tickets[index].id] = Place(len(places) + 1, self.eta(len(places) + 1))
             index += 1
             if index < len(tickets):
                 entry = (level + max(cost, 1), running + 1, tickets[index].number, tickets, index)
-                heapq.heapreplace(lines, entry)
+                heapq.heapreplace(queues, entry)
             else:
-                heapq.heappop(lines)
+                heapq.heappop(queues)
         return places
 
     def eta(self, position: int) -> float | None:
-        """Seconds until whoever has this place gets a slot; None as long as nothing is known."""
+        """Return the expected wait at this position, in seconds; None if nothing is known yet."""
         if not self._holds or not self.num_slots:
             return None
         return position * sum(self._holds) / len(self._holds) / self.num_slots
 
     def eta_of_new(self, owner: str) -> float | None:
-        """Seconds until a ticket that comes now would get a slot. Assumes the best: that none of
-        another owner that comes later goes before it."""
+        """Return the expected wait of a new ticket, in seconds; None if nothing is known yet.
+
+        This is the best case: no later ticket of another owner overtakes it.
+        """
         if self._has_free_slot() and not self._num_waiting:
             return 0.0
         return self.eta(self._position_of_new(owner))
 
     def retry_after(self) -> int:
-        """Seconds after which one that was refused should come again.
+        """Return the seconds after which a refused client should try again.
 
-        That is at a time of its own between a half and the whole of the time that the line needs
-        to empty, as slots were freed of late: so the line never stands empty, and not all that were
-        refused come back at once.
+        The time is random, between half and all of the time that the queue needs to empty at the
+        recent rate: so the queue never runs empty, and refused clients do not all return at once.
         """
         needed = self.eta(self._num_waiting + 1) or 1.0
         wanted = random.uniform(needed / 2, needed)  # noqa: S311 - no secret
@@ -220,7 +225,7 @@ class Admission:
         return sum(self._costs) / len(self._costs)
 
     def _position_of_new(self, name: str) -> int:
-        """The place in which a new ticket of this owner would stand."""
+        """Return the position that a new ticket of this owner would get."""
         cost = self._expected_cost()
         own = self._owners.get(name)
         level = max(self._levels.get(name, 0.0), self._lowest_level())
@@ -231,22 +236,22 @@ class Admission:
         for other_name, other in self._owners.items():
             if other_name == name or not other.waiting:
                 continue
-            # It is served until its level has risen to mine when my turn comes.
+            # The other owner is served until its level reaches mine at my turn.
             lead = level + mine * cost - _level(other, cost)
             turns = len(other.waiting) if not cost else max(0, int(lead / cost) + 1)
             before += min(len(other.waiting), turns)
         return before + 1
 
     def _lowest_level(self) -> float:
-        """That of those that wait, or where nobody does, of those that run; 0 of none."""
+        """Return the lowest level of the waiting owners, else of the running ones, else 0."""
         here = self._owners.values()
-        lining = [each for each in here if each.waiting] or here
-        # Not what running ones may cost yet: that may turn out too high, and a newcomer's level
-        # would stay there.
-        return min((_served(each) for each in lining), default=0.0)
+        waiting = [each for each in here if each.waiting] or here
+        # The expected cost of running tickets is left out: it may be too high, and a newcomer's
+        # level would stay there.
+        return min((_served(each) for each in waiting), default=0.0)
 
     def _remember(self, name: str, level: float) -> None:
-        if not self._owners:  # what was used while nobody else was there was nobody else's
+        if not self._owners:  # usage is not counted while an owner is alone
             self._levels.clear()
             return
         self._levels[name] = level
@@ -255,7 +260,7 @@ class Admission:
 
 
 def _turn(owner: _Owner, expected_cost: float) -> tuple[float, int, int]:
-    """The least of these is next."""
+    """Return the owner's rank: the lowest one is next."""
     return _level(owner, expected_cost), len(owner.running), _head(owner).number
 
 
@@ -264,7 +269,7 @@ def _served(owner: _Owner) -> float:
 
 
 def _level(owner: _Owner, expected_cost: float) -> float:
-    """What the owner has been served, and is being served."""
+    """Return the tokens that the owner has been served, plus what its running tickets may cost."""
     under_way = sum(
         max(ticket.tokens(), expected_cost or ticket.max_tokens)
         for ticket in owner.running.values()

@@ -1,7 +1,8 @@
-"""A stream's log: append-only events, ended by exactly one terminal event.
+"""A stream's log: a list of events that only grows, ended by exactly one terminal event.
 
-The only buffer between an engine and a socket. In: events. Out: everything after a cursor. A
-cursor is the index of the next event to read. Not known here: time, tasks, who reads.
+The log is the only buffer between the engine and the socket. Readers take the events after their
+cursor; a cursor is the index of the next event to read. The log knows nothing about time, tasks or
+its readers.
 """
 
 from collections.abc import Callable
@@ -9,29 +10,29 @@ from typing import NoReturn
 
 from penstock.events import Delta, Event, TerminalEvent, TokenLogprob
 
-# What an event takes beside its characters, in bytes: two objects and their place in the list.
+# What an event takes besides its characters, in bytes: two objects and a place in the list.
 EVENT_BYTES = 160
-# What a token's log probability takes, and each of those of its alternatives.
+# What one log probability takes, and each of its alternatives, in bytes.
 LOGPROB_BYTES = 160
 
 
 class Log:
-    """Deltas, then one `Finish` or `Failure`; nothing is ever changed or taken away."""
+    """Deltas followed by one `Finish` or `Failure`. Events are never changed or removed."""
 
     __slots__ = ("_events", "append", "terminal")
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self.terminal: TerminalEvent | None = None
-        # The list's own, since it is called for every token.
+        # The list's own method: it is called for every token.
         self.append: Callable[[Delta], None] = self._events.append
-        """Add a delta. Raises RuntimeError after the terminal event."""
+        """Append a delta. Raises RuntimeError after the terminal event."""
 
     def __len__(self) -> int:
         return len(self._events)
 
     def end(self, event: TerminalEvent) -> None:
-        """Add the terminal event. Raises RuntimeError where there is one."""
+        """Append the terminal event. Raises RuntimeError if the log already has one."""
         if self.terminal is not None:
             _refuse(event)
         self.terminal = event
@@ -39,15 +40,15 @@ class Log:
         self.append = _refuse
 
     def after(self, cursor: int, limit: int | None = None) -> list[Event]:
-        """The events from `cursor` on, `limit` at most: empty where it has caught up."""
+        """Return the events from index `cursor` on, `limit` at most."""
         return self._events[cursor : None if limit is None else cursor + limit]
 
     def text(self) -> str:
-        """The answer so far: all deltas joined, without what was thought and called."""
+        """Return the answer so far: the text of all deltas, without reasoning and tool calls."""
         return "".join([event.text for event in self._events if type(event) is Delta])
 
     def num_bytes(self) -> int:
-        """About how much memory the log takes."""
+        """Estimate how much memory the log takes, in bytes."""
         return sum(
             EVENT_BYTES + (_delta_bytes(event) if isinstance(event, Delta) else 0)
             for event in self._events
@@ -55,7 +56,7 @@ class Log:
 
 
 def _refuse(event: Event) -> NoReturn:
-    raise RuntimeError("this log has its terminal event already")
+    raise RuntimeError("this log already has its terminal event")
 
 
 def _delta_bytes(delta: Delta) -> int:

@@ -1,22 +1,24 @@
-"""Owners: whose streams they are, and how much each may have.
+"""Owners of streams, and how much each may open, keep and use.
 
-In: what owners open, keep and use, and the time, which is told. Out: None, or the problem for which
-an owner may not open another stream now. Not known here: keys, addresses, HTTP, clocks.
+An owner is an API key or, without keys, a client's address. `Quotas` counts what each owner has
+and says why an owner may not open another stream now. It is told the time, and knows nothing about
+keys, addresses or HTTP.
 """
 
 import collections
 import math
 from dataclasses import dataclass
 
-from penstock.errors import BadRequest, Problem, Unavailable
+from penstock.errors import Problem
 
 
 @dataclass(frozen=True)
 class OwnerLimits:
-    """What one owner may have at most; None is no bound.
+    """An owner's limits; None means no limit.
 
-    `max_streams`: open at once. `max_resumable`: resumable ones, open or kept after their end.
-    `max_retained_bytes`: memory for the kept ones. `tokens_per_minute`: of prompts and answers.
+    `max_streams` limits open streams. `max_resumable` limits resumable streams, open or kept after
+    their end. `max_retained_bytes` limits the memory of kept streams. `tokens_per_minute` limits
+    the tokens of prompts and answers.
     """
 
     max_streams: int | None = None
@@ -27,9 +29,10 @@ class OwnerLimits:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who opens streams: one with an API key, or, without keys, whoever comes from an address.
+    """An API key or, without keys, a client's address.
 
-    `is_closed`: what is this owner's is nobody else's to see or to end, but an admin's.
+    Streams of a closed owner (`is_closed`) can be read and cancelled only by that owner and by
+    admins.
     """
 
     name: str = ""
@@ -38,7 +41,7 @@ class Owner:
     is_admin: bool = False
 
     def may_see(self, other: "Owner") -> bool:
-        """Whether streams of `other` are for this one to read and to end."""
+        """Return True if this owner may read and cancel the streams of `other`."""
         return self.is_admin or not other.is_closed or self.name == other.name
 
 
@@ -46,8 +49,10 @@ ANYBODY = Owner()
 
 
 class Budget:
-    """Tokens by the minute: what was not used is saved up for one minute, what was used too much
-    has to be waited for."""
+    """A budget of tokens per minute.
+
+    Unused tokens are saved for up to one minute. Overuse must refill before the next request.
+    """
 
     def __init__(self, per_minute: int, now: float) -> None:
         self._per_minute = per_minute
@@ -55,12 +60,12 @@ class Budget:
         self._as_of = now
 
     def spend(self, num_tokens: int, now: float) -> None:
-        """So many were used."""
+        """Take `num_tokens` from the budget, below zero if need be."""
         self._balance = self._at(now) - num_tokens
         self._as_of = now
 
     def wait(self, num_under_way: int, now: float) -> float:
-        """Seconds until there is something to spend, beside what is being used."""
+        """Return the seconds until a token is left besides the `num_under_way` in use."""
         missing = num_under_way + 1 - self._at(now)
         return max(0.0, missing * 60 / self._per_minute)
 
@@ -70,7 +75,7 @@ class Budget:
 
 
 class Quotas:
-    """What each owner has and has used."""
+    """What each owner has open, keeps and has used."""
 
     def __init__(self) -> None:
         self._num_open: collections.Counter[str] = collections.Counter()
@@ -81,20 +86,23 @@ class Quotas:
     def refusal(
         self, owner: Owner, *, resumable: bool, num_streams: int, num_under_way: int, now: float
     ) -> Problem | None:
-        """Why this owner may not open so many streams now. `num_under_way`: tokens of its open
-        ones."""
+        """Return the problem if `owner` may not open `num_streams` more streams now.
+
+        `num_under_way` counts the tokens of the owner's open streams.
+        """
         limits = owner.limits
         max_streams = math.inf if limits.max_streams is None else limits.max_streams
+        num_open = self._num_open[owner.name]
         if num_streams > max_streams:
-            return BadRequest(
+            return Problem(
                 "too_many_choices",
                 f"Each choice is a stream, and this key may have {max_streams} at once.",
             )
-        if self._num_open[owner.name] + num_streams > max_streams:
+        if num_open + num_streams > max_streams:
             return _refusal(
                 "too_many_streams",
-                f"This key may have {max_streams} streams at once, and has"
-                f" {self._num_open[owner.name]}. Wait until one ends, or end one.",
+                f"This key may have {max_streams} streams at once and has {num_open}. Wait until"
+                " a stream ends, or cancel one.",
                 1,
             )
         if (
@@ -105,7 +113,7 @@ class Quotas:
             return _refusal(
                 "too_many_streams",
                 f"This key may have {limits.max_resumable} resumable streams, running or kept after"
-                " their end, and has them. Try again when some are no longer kept.",
+                " their end, and has that many. Try again when some are no longer kept.",
                 10,
             )
         if limits.tokens_per_minute is not None:
@@ -113,39 +121,39 @@ class Quotas:
             if wait:
                 return _refusal(
                     "too_many_tokens",
-                    f"This key may use {limits.tokens_per_minute} tokens a minute, and has used"
+                    f"This key may use {limits.tokens_per_minute} tokens a minute and has used"
                     " them. Try again later.",
                     wait,
                 )
         return None
 
     def opened(self, owner: Owner, *, resumable: bool) -> None:
-        """It has one more."""
+        """Count a new stream."""
         self._num_open[owner.name] += 1
         self._num_resumable[owner.name] += resumable
 
     def ended(self, owner: Owner, num_tokens: int, now: float) -> None:
-        """One of its streams has ended after so many tokens."""
+        """Count the end of a stream that used `num_tokens` tokens."""
         _lower(self._num_open, owner.name, 1)
         if owner.limits.tokens_per_minute is not None:
             self._budget(owner, owner.limits.tokens_per_minute, now).spend(num_tokens, now)
 
     def kept(self, owner: Owner, num_bytes: int) -> None:
-        """One of its resumable streams has ended and is kept."""
+        """Count the memory of a resumable stream that is kept after its end, in bytes."""
         self._kept_bytes[owner.name] += num_bytes
 
     def dropped(self, owner: Owner, num_bytes: int) -> None:
-        """One of its resumable streams is kept no more, or not at all (0 bytes)."""
+        """Count a resumable stream that is no longer kept; 0 bytes if it never was."""
         _lower(self._num_resumable, owner.name, 1)
         _lower(self._kept_bytes, owner.name, num_bytes)
 
     def keeps_too_much(self, owner: Owner) -> bool:
-        """Whether some of what is kept for it must go."""
+        """Return True if some of the owner's kept streams must be dropped."""
         limit = owner.limits.max_retained_bytes
         return limit is not None and self._kept_bytes[owner.name] > limit
 
     def _budget(self, owner: Owner, per_minute: int, now: float) -> Budget:
-        name = (owner.name, per_minute)  # another limit is another budget
+        name = (owner.name, per_minute)  # a changed limit starts a new budget
         if name not in self._budgets:
             for each in [each for each in self._budgets if each[0] == owner.name]:
                 del self._budgets[each]
@@ -154,12 +162,11 @@ class Quotas:
 
 
 def _lower(counts: collections.Counter[str], name: str, by: int) -> None:
-    """A counter that is 0 is not there: owners come and go."""
+    """Lower a counter and remove it at 0: owners come and go."""
     counts[name] -= by
     if counts[name] <= 0:
         del counts[name]
 
 
-def _refusal(code: str, detail: str, retry_after: float) -> Unavailable:
-    headers = {"Retry-After": str(math.ceil(retry_after))}
-    return Unavailable(code, detail, status=429, headers=headers)
+def _refusal(code: str, detail: str, retry_after: float) -> Problem:
+    return Problem(code, detail, headers={"Retry-After": str(math.ceil(retry_after))})

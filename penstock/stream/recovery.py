@@ -1,48 +1,38 @@
-"""After the engine's process died: its streams go on, as soon as there is an engine again.
+"""Continues the streams of an engine whose process died, once the engine is back.
 
-In: streams that were lost, and the engine's return. Out: each of them submitted again as the
-continuation of what it was, or given up. Not known here: how an engine is restarted.
+Each lost stream is submitted again as a continuation, or given up. How an engine restarts is not
+known here.
 
-The request that killed the engine may be among them. So one that the engine was at work on, and
-that came to no new token, is under suspicion: it is tried before the others and alone, and if the
-engine dies again while nothing has come of it, it is given up. Those that wait in line, and those
-that came to new tokens, have done nothing wrong.
+The request that killed the engine may be among the lost ones. A stream is a *suspect* if the
+engine was working on it and it got no token since it was last submitted. Suspects are tried first
+and one at a time; if the engine dies again before a suspect gets a token, that stream is given up.
+Queued streams and streams that got new tokens are no suspects.
 
-An answer under a schema or with tools cannot be taken up in its middle, for no engine's grammar
-can: it is given up at once, and may simply be asked for again.
+An answer bound by a JSON schema or by tools cannot continue from its middle, because no engine's
+grammar can. It is given up at once, and its client may send the request again.
 """
 
 import asyncio
 import collections
 from collections.abc import Callable
-from typing import Protocol
 
-from penstock.errors import Unavailable
-from penstock.request import Request
+from penstock.engine.protocol import EngineHandle
+from penstock.errors import EngineUnavailable
 from penstock.stream.stream import Stream
 
 NOT_BACK = "The engine stopped and did not come back in time. Send the request again later."
 
 
-class RestartedEngine(Protocol):
-    """The part of an engine that recovery needs."""
-
-    def submit(self, request: Request, sink: Stream) -> None:
-        """See `engine.process.supervisor.SupervisedEngine.submit`."""
-
-    async def until_ready(self) -> None:
-        """Wait until requests can be submitted."""
-
-
 class Recovery:
-    """The streams that have lost their engine. `timeout`: seconds until they are given up.
+    """The streams that one engine has lost.
 
-    `on_give_up` is called when they were, and `on_end` when it is no longer under way.
+    They are given up after `timeout` seconds without an engine; then `on_give_up` is called.
+    `on_end` is called when the recovery is over.
     """
 
     def __init__(
         self,
-        engine: RestartedEngine,
+        engine: EngineHandle,
         timeout: float,
         on_give_up: Callable[[], None],
         on_end: Callable[[], None],
@@ -58,35 +48,35 @@ class Recovery:
 
     @property
     def is_under_way(self) -> bool:
-        """Streams wait to go on; nothing new should begin before them."""
+        """Return True while streams wait to continue; no new stream should start before them."""
         return self._task is not None
 
     def take(self, stream: Stream) -> None:
-        """Have this stream, which the engine has just lost, go on."""
+        """Continue a stream that the engine has just lost."""
         if stream is self._on_trial and stream.phase != "progressed":
             stream.give_up(
                 "engine_died",
-                "The engine stopped twice over this request, and is being restarted. The request"
-                " itself may be the cause.",
+                "The engine stopped twice while working on this request and is restarting. The"
+                " request itself may be the cause.",
                 retry_safe=False,
             )
-        elif not stream.can_go_on:
+        elif not stream.can_continue:
             stream.give_up(
                 "engine_died",
-                "The engine stopped, and an answer under a schema or with tools cannot go on from"
-                " its middle. Send the request again.",
+                "The engine stopped. An answer with a JSON schema or tools cannot continue from its"
+                " middle. Send the request again.",
             )
         elif stream.phase in ("submitted", "running"):
             self._suspects.append(stream)
         else:
             self._waiting.append(stream)
-        # From the beginning, and not before all streams that were lost together are here.
+        # Start over: every stream that was lost together must be here before the first continues.
         if self._task is not None:
             self._task.cancel()
         self._task = asyncio.create_task(self._recover())
 
     def stop(self) -> None:
-        """Forget everything."""
+        """Forget every stream."""
         self._suspects.clear()
         self._waiting.clear()
         if self._task is not None:
@@ -103,8 +93,8 @@ class Recovery:
                 break
             queue = self._suspects or self._waiting
             try:
-                self._go_on(queue[0])
-            except Unavailable:  # it died again before this task had its turn
+                self._continue(queue[0])
+            except EngineUnavailable:  # it died again before this task ran
                 continue
             stream = queue.popleft()
             if queue is self._suspects:
@@ -114,7 +104,7 @@ class Recovery:
         self._task = None
         self._on_end()
 
-    def _go_on(self, stream: Stream) -> None:
+    def _continue(self, stream: Stream) -> None:
         if stream.ended is not None:  # cancelled meanwhile
             return
         request = stream.continuation()
@@ -125,10 +115,7 @@ class Recovery:
 
     def _give_up(self) -> None:
         for stream in (*self._suspects, *self._waiting):
-            stream.give_up(
-                "engine_died",
-                NOT_BACK,
-            )
+            stream.give_up("engine_died", NOT_BACK)
         self._suspects.clear()
         self._waiting.clear()
         self._on_give_up()

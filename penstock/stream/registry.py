@@ -1,66 +1,47 @@
-"""All streams of a server: open one, find one, cancel one, drain them.
+"""All streams of a server: open, find, cancel and drain them.
 
-In: valid requests, and what streams say of themselves. Out: streams, handed to the engine when it
-is their turn (see `admission`). Here is decided what becomes of a stream that nobody reads, and of
-one that has ended:
+A stream gets a slot when it is its turn (see `admission`) and then goes to an engine (see
+`dispatch`). Streams that lost their engine keep their slots and continue before any other starts.
 
-- One that is not resumable is cancelled with its last reader.
-- A resumable one goes on for `linger` seconds; if nobody reads it then, it is cancelled.
-- A resumable one that has ended is kept for `retain` seconds, as long as all that are kept take no
-  more than `retain_bytes`; the oldest goes first.
-- Of one that is kept no more, how it ended is known, for a late `cancel` or `find`.
+This module decides what happens to a stream without readers:
 
-Streams that lost their engine keep their slots, and go on before any other begins.
+- A stream that is not resumable is cancelled with its last reader.
+- A resumable stream continues for `linger` seconds. It is cancelled if nobody reads it by then.
 
-Not known here: HTTP, a concrete engine.
+Ended streams are kept and remembered in `kept`. HTTP and concrete engines are not known here.
 """
 
 import asyncio
-import collections
 import functools
 import math
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from penstock.engine.protocol import status_of
-from penstock.errors import BadRequest, NotFound, Unavailable
-from penstock.events import Failure, TerminalEvent
+from penstock.engine.protocol import EngineHandle
+from penstock.errors import EngineUnavailable, Problem, kind_of
+from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.observe.meter import Meter
-from penstock.request import Request, num_bytes_of
-from penstock.stream.admission import Admission, Place, Ticket
+from penstock.request import num_bytes_of
+from penstock.stream.admission import Admission, Ticket
+from penstock.stream.dispatch import Dispatcher
+from penstock.stream.kept import KeptStreams
+from penstock.stream.queue import QueueNotices
 from penstock.stream.quotas import ANYBODY, Owner, Quotas
-from penstock.stream.recovery import NOT_BACK, Recovery
+from penstock.stream.record import StreamRecord
+from penstock.stream.recovery import NOT_BACK
 from penstock.stream.stream import Stream
-
-MAX_ENDED_KNOWN = 10_000
-# How soon one that has to wait is told its place, and how often all are looked at.
-TELL_FIRST_S = 0.1
-TELL_EVERY_S = 1.0
-# One that will wait for long is not told of each change: again after this part of its wait.
-TELL_AGAIN_AFTER = 1 / 8
-
-
-class Submits(Protocol):
-    """The part of an engine that streams need."""
-
-    def submit(self, request: Request, sink: Stream) -> None:
-        """Hand over a request; raises Unavailable while there is no engine."""
-
-    def cancel(self, request_id: str) -> None:
-        """Stop a request."""
-
-    async def until_ready(self) -> None:
-        """Wait until requests can be submitted."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """For how long, in seconds, and in how many bytes, streams are kept (see above).
+    """The server's limits on streams, in seconds and bytes.
 
-    `restart_timeout`: how long running streams wait for an engine that died. `max_timeout`: how
-    long a stream may take, from its admission to its end, if it asks for no less; 0 is no limit.
+    `linger` is how long a resumable stream continues without readers. `retain` and `retain_bytes`
+    limit how long and in how much memory ended streams are kept. `restart_timeout` is how long
+    streams wait for a dead engine. `max_timeout` limits a stream from its admission to its end; 0
+    means no limit.
     """
 
     linger: float = 60.0
@@ -70,40 +51,28 @@ class Limits:
     max_timeout: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """What is left of a stream."""
-
-    reason: str
-    was_resumable: bool
-    belongs_to: Owner
-
-
 class Streams:
-    """The streams of one server."""
+    """The streams of one server, over one or several engines."""
 
     def __init__(
         self,
-        engine: Submits,
+        engines: Sequence[EngineHandle],
         limits: Limits | None = None,
         meter: Meter | None = None,
         admission: Admission | None = None,
     ) -> None:
         self.meter = meter or Meter()
         self.admission = admission or Admission()
-        self._engine = engine
         self._limits = limits or Limits()
-        self._recovery = Recovery(
-            engine, self._limits.restart_timeout, self._give_up_waiting, self._fill_slots
+        self._dispatcher = Dispatcher(
+            engines, self._limits.restart_timeout, self._give_up_queued, self._fill_slots
         )
         self._quotas = Quotas()
-        self._deadlines: dict[str, asyncio.TimerHandle] = {}
-        self._line = _Telling(self)
+        self.kept = KeptStreams(self._quotas, self._limits.retain, self._limits.retain_bytes)
         self._open: dict[str, Stream] = {}
+        self._notices = QueueNotices(self.admission.places, self._open.__getitem__)
+        self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._lingering: dict[str, asyncio.TimerHandle] = {}
-        self._kept: dict[str, _Kept] = {}
-        self._kept_bytes = 0
-        self._ended: collections.OrderedDict[str, _Ended] = collections.OrderedDict()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
@@ -112,44 +81,34 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def num_kept(self) -> int:
-        """Streams that have ended and can still be read."""
-        return len(self._kept)
-
-    @property
-    def num_kept_bytes(self) -> int:
-        """About how much memory they take."""
-        return self._kept_bytes
-
     def open_streams(self) -> list[Stream]:
-        """Those that have not ended."""
+        """Return the streams that have not ended."""
         return list(self._open.values())
 
     @property
     def is_recovering(self) -> bool:
-        """Streams wait to go on after the engine's death."""
-        return self._recovery.is_under_way
+        """Return True while streams wait to continue after their engine's death."""
+        return self._dispatcher.is_recovering
 
     def check(
         self, owner: Owner = ANYBODY, *, resumable: bool = False, num_streams: int = 1
     ) -> None:
-        """Raises Unavailable where `open` would, called so often, whatever is asked for; BadRequest
-        where that is more than the owner may ever have. It costs next to nothing, so ask before
-        anything else is done for a request."""
+        """Raise Problem if `owner` cannot open `num_streams` streams now, whatever they ask for.
+
+        This costs almost nothing, so call it before any other work for a request.
+        """
         if self.draining:
             raise draining()
-        if self.is_recovering:
-            raise Unavailable(
-                "engine_down",
-                "The engine stopped; those that it served go on first. Try again in a moment.",
-                headers={"Retry-After": "1"},
-            )
+        if problem := self._dispatcher.refusal():
+            raise problem
         self._check_room(owner, 0)
         num_under_way = 0
         if owner.limits.tokens_per_minute is not None:
-            theirs = [each for each in self._open.values() if each.belongs_to.name == owner.name]
-            num_under_way = sum(stream.usage.total_tokens for stream in theirs)
+            num_under_way = sum(
+                stream.usage.total_tokens
+                for stream in self._open.values()
+                if stream.record.owner.name == owner.name
+            )
         refusal = self._quotas.refusal(
             owner,
             resumable=resumable,
@@ -160,34 +119,14 @@ class Streams:
         if refusal is not None:
             raise refusal
 
-    def open(
-        self,
-        request: Request,
-        *,
-        resumable: bool = False,
-        opened_as: object = None,
-        owner: Owner = ANYBODY,
-        timeout: float | None = None,
-        first: Stream | None = None,
-    ) -> Stream:
-        """Begin a generation (see `Stream`), or have it wait for its turn. Raises Unavailable.
-
-        `timeout`: seconds after which the stream is ended, wherever it is. `first`: of several that
-        are one answer, the one after which all are named: who cancels it cancels this one, too.
-        """
-        self.check(owner, resumable=resumable)
+    def open(self, record: StreamRecord) -> Stream:
+        """Start a generation, or put it into the queue. Raises Problem."""
+        request, owner = record.request, record.owner
+        self.check(owner, resumable=record.resumable)
         num_bytes = num_bytes_of(request)
         self._check_room(owner, num_bytes)
-        timeout = self._timeout_of(timeout, owner)
-        stream = Stream(
-            request,
-            self,
-            self.meter,
-            resumable=resumable,
-            opened_as=opened_as,
-            belongs_to=owner,
-            first_id=None if first is None else first.id,
-        )
+        timeout = self._timeout_of(record)
+        stream = Stream(record, self, self.meter)
         ticket = Ticket(
             stream.id,
             owner.name,
@@ -197,69 +136,57 @@ class Streams:
         )
         self._open[stream.id] = stream
         self._idle.clear()
-        self._quotas.opened(owner, resumable=resumable)
-        if self.admission.enter(ticket, time.monotonic()):
+        self._quotas.opened(owner, resumable=record.resumable)
+        can_start = self._dispatcher.has_free_slot
+        if self.admission.enter(ticket, time.monotonic(), can_start=can_start):
             try:
-                self._engine.submit(request, stream)
-            except Unavailable:
+                self._dispatcher.submit(request, stream)
+            except EngineUnavailable:
                 self._take_back(stream)
                 raise
         else:
-            stream.queue()
-            self._line.has_grown()
+            stream.enqueue()
+            self._notices.stream_queued()
         self.meter.stream_started()
         if timeout:
             loop = asyncio.get_running_loop()
             self._deadlines[stream.id] = loop.call_later(timeout, stream.expire)
         return stream
 
-    def waiting(self, stream_id: str) -> Stream:
-        """An open stream."""
-        return self._open[stream_id]
-
     def find(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
-        """A resumable stream, running or kept, that `owner` may see. Raises NotFound, or BadRequest
-        (409, 410)."""
+        """Return a resumable stream, running or kept, that `owner` may see. Raises Problem."""
         self._check_may_see(owner, stream_id)
-        if stream := self._open.get(stream_id):
-            if stream.resumable:
-                return stream
-            raise _not_resumable()
-        if kept := self._kept.get(stream_id):
-            return kept.stream
-        if self._ended[stream_id].was_resumable:
-            raise _history_lost()
-        raise _not_resumable()
+        stream = self._open.get(stream_id) or self.kept.find(stream_id)
+        if stream is None:
+            ending = self.kept.ending_of(stream_id)
+            if ending is not None and ending.was_resumable:
+                raise Problem(
+                    "history_lost", "This stream has ended, and its events are no longer kept."
+                )
+        elif stream.resumable:
+            return stream
+        raise Problem(
+            "not_resumable",
+            "This stream was not opened as resumable: only its first reader can read it.",
+        )
 
     def cancel(self, stream_id: str, owner: Owner = ANYBODY) -> str:
-        """Cancel a stream that `owner` may end, in any phase, any number of times.
+        """Cancel a stream, in any phase, and the other choices of its answer.
 
-        With it end those that are one answer with it, though it may have ended itself. Returns how
-        it ended: "cancelled", or the reason for which all had ended before. Raises NotFound for an
-        id that was never given, or so long ago that it is forgotten.
+        Returns "cancelled", or the finish reason if the stream and its choices had ended before.
+        Raises Problem if `owner` may not see the stream, or if it never existed or is forgotten.
         """
         self._check_may_see(owner, stream_id)
-        running = [each for each in self._open.values() if stream_id in (each.id, each.first_id)]
+        running = [
+            each for each in self._open.values() if stream_id in (each.id, each.record.first_id)
+        ]
         for stream in running:
             stream.cancel()
         if running:
             return "cancelled"
-        ended = self._end_of(stream_id)
-        assert ended is not None
-        return ended.reason
-
-    def _check_may_see(self, owner: Owner, stream_id: str) -> None:
-        """Raises NotFound: to an owner, what is another's is what there never was."""
-        known = self._open.get(stream_id) or self._end_of(stream_id)
-        if known is None or not owner.may_see(known.belongs_to):
-            raise NotFound(
-                "stream_not_found", "There is no such stream. It may have ended long ago."
-            )
-
-    def _end_of(self, stream_id: str) -> _Ended | None:
-        """What is known of one that has ended; of one that is kept, however long ago it was."""
-        kept = self._kept.get(stream_id)
-        return kept.ended if kept is not None else self._ended.get(stream_id)
+        ending = self.kept.ending_of(stream_id)
+        assert ending is not None
+        return ending.reason
 
     async def drain(self, timeout: float) -> None:
         """Take no new streams, wait up to `timeout` seconds for the open ones, end the rest."""
@@ -274,48 +201,40 @@ class Streams:
         """End every open stream now, and take no new ones."""
         self.draining = True
         self._is_shut_down = True
-        self._recovery.stop()
+        self._dispatcher.stop()
         for stream in list(self._open.values()):
             stream.give_up(
                 "server_shutdown",
                 "The server is shutting down before the stream could end. Send the request again.",
             )
 
-    # What streams say of themselves (see stream.StreamObserver).
+    # What streams report (see stream.StreamObserver).
 
     def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
-        """Keep it, if it may be read again."""
-        if not engine_done:
-            self._engine.cancel(stream.id)
+        """Free what the stream used; keep it if it may be read again."""
+        assert stream.ended is not None
+        self._dispatcher.stream_ended(stream, engine_done=engine_done)
         self._forget(stream)
         self._stop_lingering(stream)
         if timer := self._deadlines.pop(stream.id, None):
             timer.cancel()
-        assert stream.ended is not None
         now = time.monotonic()
-        self._tell_meter(stream, stream.ended)
-        self._quotas.ended(stream.belongs_to, stream.usage.total_tokens, now)
-        ended = _Ended(ended_as(stream.ended), stream.resumable, stream.belongs_to)
-        self._ended[stream.id] = ended
-        if len(self._ended) > MAX_ENDED_KNOWN:
-            self._ended.popitem(last=False)
-        if stream.resumable and stream.was_accepted.result() is None:
-            self._keep(stream, ended)
-        elif stream.resumable:
-            self._quotas.dropped(stream.belongs_to, 0)
+        self._meter_end(stream, stream.ended)
+        self._quotas.ended(stream.record.owner, stream.usage.total_tokens, now)
+        self.kept.stream_ended(stream)
         self.admission.leave(stream.id, now)
         self._fill_slots()
 
     def stream_lost(self, stream: Stream) -> None:
-        """Have it go on."""
-        self._recovery.take(stream)
+        """Continue a stream whose engine died."""
+        self._dispatcher.stream_lost(stream)
 
     def stream_read(self, stream: Stream) -> None:
-        """It lingers no more."""
+        """Stop the timer of a stream that has a reader again."""
         self._stop_lingering(stream)
 
     def stream_unread(self, stream: Stream) -> None:
-        """Cancel it, now or after lingering."""
+        """Cancel a stream without readers: now, or after it has lingered if it is resumable."""
         if stream.ended is not None:
             return
         if stream.resumable:
@@ -325,66 +244,79 @@ class Streams:
         else:
             stream.cancel(client_gone=True)
 
-    def _take_back(self, stream: Stream) -> None:
-        """It has never been: there is no engine to begin it."""
-        now = time.monotonic()
-        self.admission.leave(stream.id, now)
-        self._quotas.ended(stream.belongs_to, 0, now)
-        if stream.resumable:
-            self._quotas.dropped(stream.belongs_to, 0)
-        self._forget(stream)
-
-    def _check_room(self, owner: Owner, num_bytes: int) -> None:
-        if not self.admission.has_room(owner.name, num_bytes):
-            raise Unavailable(
-                "queue_full",
-                "Too many requests are waiting already. Try again later.",
-                status=429,
-                headers={"Retry-After": str(self.admission.retry_after())},
-            )
-
-    def _timeout_of(self, asked: float | None, owner: Owner) -> float | None:
-        """The time that a stream has. Raises Unavailable where it would not even begin in it."""
-        limit = self._limits.max_timeout
-        timeout = min(asked or limit, limit or math.inf) if asked or limit else None
-        if asked is None or timeout is None:
-            return timeout
-        wait = self.admission.eta_of_new(owner.name)
-        if wait is not None and wait >= timeout:
-            raise Unavailable(
-                "deadline_too_soon",
-                f"It would be about {wait:.0f} seconds until this request begins, and it gives"
-                f" itself {timeout:g}. Allow it more time, or send it again later.",
-                status=429,
-                headers={"Retry-After": str(self.admission.retry_after())},
-            )
-        return timeout
+    # How streams get their slots.
 
     def _fill_slots(self) -> None:
-        """Begin those whose turn it is."""
-        while not (self._is_shut_down or self.is_recovering):
+        """Start queued streams while there are free slots."""
+        dispatcher = self._dispatcher
+        while not (self._is_shut_down or dispatcher.is_recovering) and dispatcher.has_free_slot:
             ticket = self.admission.next(time.monotonic())
             if ticket is None:
                 return
             stream = self._open[ticket.id]
-            try:
-                self._engine.submit(stream.continuation(), stream)
-            except Unavailable:
-                # It has just died. They wait for the next one together with those it had.
-                self._recovery.take(stream)
+            dispatcher.submit_or_wait(stream.continuation(), stream)
 
-    def _give_up_waiting(self) -> None:
-        """The engine does not come back: those in the line wait for nothing."""
+    def _give_up_queued(self) -> None:
+        """End the queued streams: no engine comes back for them."""
         for stream_id in self.admission.places():
             self._open[stream_id].give_up("engine_died", NOT_BACK)
 
-    def _tell_meter(self, stream: Stream, end: TerminalEvent) -> None:
-        cause, error_code = ended_as(end), ""
+    def _take_back(self, stream: Stream) -> None:
+        """Undo `open`: there is no engine to start the stream."""
+        now = time.monotonic()
+        owner = stream.record.owner
+        self.admission.leave(stream.id, now)
+        self._quotas.ended(owner, 0, now)
+        if stream.resumable:
+            self._quotas.dropped(owner, 0)
+        self._forget(stream)
+
+    def _check_room(self, owner: Owner, num_bytes: int) -> None:
+        if not self.admission.has_room(owner.name, num_bytes):
+            raise Problem(
+                "queue_full",
+                "The queue is full. Try again later.",
+                headers={"Retry-After": str(self.admission.retry_after())},
+            )
+
+    def _timeout_of(self, record: StreamRecord) -> float | None:
+        """Return the seconds that a stream has, or None. Raises Problem if it could not even
+        start in that time."""
+        asked, limit = record.timeout, self._limits.max_timeout
+        timeout = min(asked or limit, limit or math.inf) if asked or limit else None
+        if asked is None or timeout is None:
+            return timeout
+        wait = self.admission.eta_of_new(record.owner.name)
+        if wait is not None and wait >= timeout:
+            raise Problem(
+                "deadline_too_soon",
+                f"This request would start in about {wait:.0f} seconds, but its timeout is"
+                f" {timeout:g} seconds. Allow it more time, or send it again later.",
+                headers={"Retry-After": str(self.admission.retry_after())},
+            )
+        return timeout
+
+    # Bookkeeping.
+
+    def _check_may_see(self, owner: Owner, stream_id: str) -> None:
+        """Raise Problem unless the stream exists for `owner`: other owners' streams do not."""
+        found: Owner | None = None
+        if stream := self._open.get(stream_id):
+            found = stream.record.owner
+        elif ending := self.kept.ending_of(stream_id):
+            found = ending.owner
+        if found is None or not owner.may_see(found):
+            raise Problem(
+                "stream_not_found", "There is no such stream. It may have ended long ago."
+            )
+
+    def _meter_end(self, stream: Stream, end: TerminalEvent) -> None:
+        cause, error_code = finish_reason_of(end), ""
         if stream.client_gone:
             cause = "client_gone"
         elif isinstance(end, Failure):
             error_code = end.code
-            if status_of(end.code) < 500:  # no fault of the server's: nobody to be woken
+            if kind_of(end.code).status < 500:  # the request's own fault: no operator is woken
                 cause = "refused"
         self.meter.stream_ended(
             cause=cause,
@@ -403,112 +335,16 @@ class Streams:
         if timer := self._lingering.pop(stream.id, None):
             timer.cancel()
 
-    def _keep(self, stream: Stream, ended: _Ended) -> None:
-        stream.release()
-        num_bytes = stream.log.num_bytes()
-        expiry = asyncio.get_running_loop().call_later(self._limits.retain, self._drop, stream.id)
-        self._kept[stream.id] = _Kept(stream, ended, num_bytes, expiry)
-        self._kept_bytes += num_bytes
-        owner = ended.belongs_to
-        self._quotas.kept(owner, num_bytes)
-        while self._quotas.keeps_too_much(owner):
-            # By name: what it may have can change while it is kept.
-            theirs = (i for i, k in self._kept.items() if k.ended.belongs_to.name == owner.name)
-            self._drop(next(theirs))
-        while self._kept_bytes > self._limits.retain_bytes:
-            self._drop(next(iter(self._kept)))
 
-    def _drop(self, stream_id: str) -> None:
-        kept = self._kept.pop(stream_id)
-        kept.expiry.cancel()
-        self._kept_bytes -= kept.num_bytes
-        self._quotas.dropped(kept.ended.belongs_to, kept.num_bytes)
-
-
-class _Telling:
-    """Tells those that wait in line where they stand, while there are any."""
-
-    def __init__(self, streams: Streams) -> None:
-        self._streams = streams
-        self._timer: asyncio.TimerHandle | None = None
-        self._told_at: dict[str, float] = {}
-
-    def has_grown(self) -> None:
-        """A stream waits: tell it soon."""
-        loop = asyncio.get_running_loop()
-        soon = loop.time() + TELL_FIRST_S
-        if self._timer is None or self._timer.when() > soon:
-            self._stop()
-            self._timer = loop.call_at(soon, self._tell)
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _tell(self) -> None:
-        self._timer = None
-        now = time.monotonic()
-        places = self._streams.admission.places()
-        told_at = self._told_at
-        self._told_at = {}
-        for stream_id, place in places.items():
-            stream = self._streams.waiting(stream_id)
-            told = told_at.get(stream_id, -math.inf)
-            if _is_worth_telling(place, stream.place, now - told):
-                stream.tell(place)
-                told = now
-            self._told_at[stream_id] = told
-        if places:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(TELL_EVERY_S, self._tell)
-
-
-def _is_worth_telling(place: Place, before: Place | None, told_ago: float) -> bool:
-    if before is None:
-        return True
-    has_changed = place.position != before.position
-    return has_changed and told_ago >= max(TELL_EVERY_S / 2, (place.eta or 0.0) * TELL_AGAIN_AFTER)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A stream that has ended and can still be read."""
-
-    stream: Stream
-    ended: _Ended
-    num_bytes: int
-    expiry: asyncio.TimerHandle
-
-
-def draining() -> Unavailable:
-    """What is told to those that come while the server ends."""
-    return Unavailable(
+def draining() -> Problem:
+    """Return the problem for requests that arrive while the server shuts down."""
+    return Problem(
         "draining",
         "The server is shutting down and takes no new requests.",
         headers={"Retry-After": "5"},
     )
 
 
-def _not_resumable() -> BadRequest:
-    return BadRequest(
-        "not_resumable",
-        "This stream was not opened as resumable: only its first reader can read it.",
-        status=409,
-    )
-
-
-def _history_lost() -> BadRequest:
-    return BadRequest(
-        "history_lost", "This stream has ended, and its events are no longer kept.", status=410
-    )
-
-
-def ended_as(event: TerminalEvent) -> str:
-    """The finish reason as clients are told of it: of a failure it is "error"."""
-    return "error" if isinstance(event, Failure) else event.reason
-
-
 def new_stream_id() -> str:
-    """A name that cannot be guessed: 128 random bits in 22 URL-safe characters."""
+    """Return an unguessable id: 128 random bits in 22 URL-safe characters."""
     return secrets.token_urlsafe(16)

@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.errors import BadRequest, Forbidden, Problem, StartError, Unauthorized
+from penstock.errors import Problem, StartError
 from penstock.stream.quotas import Owner, OwnerLimits
 from penstock.web.access import OWNER
 from penstock.web.problems import problem_for
@@ -103,17 +103,17 @@ class KeyCheck:
             return _owner_at_address(scope)
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) > 1:
-            return BadRequest("bad_authorization", "There is more than one Authorization header.")
+            return Problem("bad_authorization", "There is more than one Authorization header.")
         found = _BEARER.fullmatch(given[0]) if given else None
         owner = self._keys.owner_of(found[1]) if found else None
         if owner is None:
-            return Unauthorized(
+            return Problem(
                 "invalid_api_key",
                 "This server wants a key that it knows: Authorization: Bearer, and the key.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if path in _ADMIN_PATHS and not owner.is_admin:
-            return Forbidden("admin_only", "This takes the key of an admin.")
+            return Problem("admin_only", "This takes the key of an admin.")
         return owner
 
 

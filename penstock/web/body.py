@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from penstock.errors import BadRequest, Problem
+from penstock.errors import Problem
 from penstock.web.access import access_of
 
 MAX_DEPTH = 64
@@ -61,62 +61,59 @@ class BodyReader:
             problem.headers["Connection"] = "close"  # what is left of the body is not a request
             raise problem from None
         except ClientDisconnect:
-            raise BadRequest("client_gone", "The body was not sent whole.") from None
+            raise Problem("client_gone", "The body was not sent whole.") from None
         finally:
             self._under_way.discard(limit)
         return bytes(body)
 
-    def _too_large(self) -> BadRequest:
-        return BadRequest(
+    def _too_large(self) -> Problem:
+        return Problem(
             "body_too_large",
             f"The body is larger than {self._max_bytes} bytes.",
-            status=413,
             headers={"Connection": "close"},
         )
 
-    def _too_slow(self) -> BadRequest:
-        return BadRequest(
+    def _too_slow(self) -> Problem:
+        return Problem(
             "body_timeout",
             f"The body did not arrive within {self._timeout:g} seconds.",
-            status=408,
         )
 
 
 def check_content_type(value: str | None) -> None:
-    """Raises BadRequest (415) for anything but JSON in UTF-8."""
+    """Raises Problem (415) for anything but JSON in UTF-8."""
     media_type, *parameters = (value or "").lower().split(";")
     named = [parameter.strip().partition("=") for parameter in parameters]
     charsets = [charset.strip('"') for name, _, charset in named if name.startswith("charset")]
     if media_type.strip() != "application/json" or set(charsets) - {"utf-8", "utf8"}:
-        raise BadRequest(
+        raise Problem(
             "unsupported_media_type",
             "The body must be JSON in UTF-8: send the header Content-Type: application/json.",
-            status=415,
         )
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` is. Raises BadRequest."""
+    """The JSON object that `body` is. Raises Problem."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
-        raise BadRequest("invalid_utf8", "The body is not UTF-8.") from None
+        raise Problem("invalid_utf8", "The body is not UTF-8.") from None
     try:
         value = _decoder.decode(text)
     except RecursionError:
         raise _too_deep() from None
     except ValueError:
-        raise BadRequest("invalid_json", "The body is not valid JSON.") from None
+        raise Problem("invalid_json", "The body is not valid JSON.") from None
     if not isinstance(value, dict):
-        raise BadRequest("not_an_object", "The body must be a JSON object, like {...}.")
+        raise Problem("not_an_object", "The body must be a JSON object, like {...}.")
     _check_depth(value)
     if "\\u" in text:
         _check_unicode(value)
     return value
 
 
-def _too_deep() -> BadRequest:
-    return BadRequest("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
+def _too_deep() -> Problem:
+    return Problem("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
 
 
 def _check_depth(value: object) -> None:
@@ -136,33 +133,31 @@ def _check_unicode(value: object) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRequest(
-            "invalid_unicode", "A string holds half of a surrogate pair.", status=422
-        ) from None
+        raise Problem("invalid_unicode", "A string holds half of a surrogate pair.") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise BadRequest("duplicate_name", "An object has the same name twice.")
+        raise Problem("duplicate_name", "An object has the same name twice.")
     return result
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise BadRequest("invalid_json", "A number is too large to be one.")
+        raise Problem("invalid_json", "A number is too large to be one.")
     return value
 
 
 def _bounded_int(digits: str) -> int:
     if len(digits) > MAX_NUMBER_DIGITS:
-        raise BadRequest("number_too_long", f"A number has more than {MAX_NUMBER_DIGITS} digits.")
+        raise Problem("number_too_long", f"A number has more than {MAX_NUMBER_DIGITS} digits.")
     return int(digits)
 
 
 def _refuse_constant(_: str) -> None:
-    raise BadRequest("invalid_json", "NaN and Infinity are not JSON.")
+    raise Problem("invalid_json", "NaN and Infinity are not JSON.")
 
 
 _decoder = json.JSONDecoder(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from penstock.errors import BadRequest, Forbidden, Problem
+from penstock.errors import Problem
 from penstock.web.problems import problem_for
 
 # RFC 3986: a name or IPv4 address, or an IPv6 address in brackets; then perhaps a port.
@@ -50,21 +50,19 @@ class HostCheck:
         given = [value for name, value in scope["headers"] if name == b"host"]
         host = _name_in(given[0]) if len(given) == 1 else None
         if host is None:
-            return BadRequest(
-                "bad_host", "The request must have exactly one well-formed Host header."
-            )
+            return Problem("bad_host", "The request must have exactly one well-formed Host header.")
         hosts = self._hosts()
         if hosts is None:
             return None
         if not _is_ours(host, hosts):
-            return Forbidden(
+            return Problem(
                 "host_not_allowed",
                 "This server answers to the names of its own machine only. --allow-host admits"
                 " another.",
             )
         origins = [value for name, value in scope["headers"] if name == b"origin"]
         if not all(self._admits(origin, hosts) for origin in origins):
-            return Forbidden(
+            return Problem(
                 "origin_not_allowed",
                 "Pages from elsewhere may not use this server. --cors-origin admits them.",
             )

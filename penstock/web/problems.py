@@ -14,17 +14,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from penstock.api.openai.errors import PREFIX, error_response
-from penstock.errors import (
-    BadRequest,
-    FieldError,
-    InvalidFields,
-    NotFound,
-    Problem,
-    Unavailable,
-    words_of_pydantic,
-)
+from penstock.errors import FieldError, InvalidFields, Problem, reason_from_pydantic
 from penstock.events import Failure, TerminalEvent
-from penstock.stream.stream import problem_with
 from penstock.web.access import ProblemResponse
 
 # The names of our own fields, indices, and what might be a misspelt one of either.
@@ -73,13 +64,12 @@ def problem_for(scope: Scope, problem: Problem) -> Response:
 def problem_of(end: TerminalEvent) -> Problem | None:
     """Why there is no whole answer that ends so, if there is none."""
     if isinstance(end, Failure):
-        return problem_with(end.code, end.message, retry_safe=end.retry_safe)
+        return Problem(end.code, end.message, retry_safe=end.retry_safe)
     if end.reason == "deadline" and not end.usage.completion_tokens:
-        return Unavailable(
+        return Problem(
             "deadline_passed",
             "The time that this request had was up before it began. Send it again later, or allow"
             " it more.",
-            status=504,
         )
     return None
 
@@ -95,7 +85,7 @@ def _field_error(error: ErrorDetails) -> FieldError:
     field = ".".join(part if _NAME.fullmatch(part) else "?" for part in place)
     kind = error["type"]
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
-    message = words_of_pydantic(error["msg"])
+    message = reason_from_pydantic(error["msg"])
     if kind == "extra_forbidden":
         message = "There is no such field."
     return FieldError(field or "body", code, f"{field}: {message}" if field else message)
@@ -122,14 +112,13 @@ async def _http_error(http: Request, error: Exception) -> Response:
     """What Starlette itself refuses."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        problem: Problem = NotFound("no_such_route", "There is nothing at this address.")
+        problem: Problem = Problem("no_such_route", "There is nothing at this address.")
     elif error.status_code == 405:
         allowed = ", ".join(_methods_of(http))
         detail = f"This address answers to {allowed} only."
-        problem = BadRequest("method_not_allowed", detail, status=405, headers={"Allow": allowed})
+        problem = Problem("method_not_allowed", detail, headers={"Allow": allowed})
     else:
-        status = error.status_code
-        problem = BadRequest("bad_request", "The request cannot be read.", status=status)
+        problem = Problem("bad_request", "The request cannot be read.")
     return problem_for(http.scope, problem)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from penstock.errors import BadRequest
+from penstock.errors import Problem
 from penstock.web.body import MAX_DEPTH, check_content_type, parse_object
 from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
@@ -534,7 +534,7 @@ fields = st.dictionaries(
 @example(b'{"a":' + b"1" * 5000 + b"e-5000}")
 @example(b'{"\\ud800":"\\ud800"}')
 def test_no_bytes_make_the_parser_raise_anything_but_a_bad_request(data: bytes) -> None:
-    with contextlib.suppress(BadRequest):
+    with contextlib.suppress(Problem):
         assert isinstance(parse_object(data), dict)
 
 
@@ -550,7 +550,7 @@ def test_no_damage_to_json_makes_the_parser_raise_anything_but_a_bad_request(
         sent[at : at + drop] = data.draw(
             st.sampled_from([b"", b'"', b"\\", b"[", b"}", b"\\ud83d", b"1e999", b"\xff", b"NaN"])
         )
-    with contextlib.suppress(BadRequest):
+    with contextlib.suppress(Problem):
         assert isinstance(parse_object(bytes(sent)), dict)
 
 
@@ -568,14 +568,14 @@ def test_what_the_parser_takes_is_what_json_says(value: dict[str, object]) -> No
 def test_the_limit_of_depth_is_where_it_says() -> None:
     deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert parse_object(deepest)
-    with pytest.raises(BadRequest, match="64 levels"):
+    with pytest.raises(Problem, match="64 levels"):
         parse_object(deepest.replace(b"[]", b"[[]]"))
 
 
 @given(st.text(st.sampled_from("abc;=*\"'%\\ /,0utf-8()")))
 def test_no_content_type_makes_its_check_raise_anything_but_a_bad_request(text: str) -> None:
     for value in (text, "application/json;" + text, "application/json; charset" + text):
-        with contextlib.suppress(BadRequest):
+        with contextlib.suppress(Problem):
             check_content_type(value)
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
+from penstock.engine.catalog import ENGINES
 from penstock.engine.llamacpp.hub import find_model
 from penstock.engine.process.supervisor import SupervisedEngine
 from penstock.engine.protocol import EngineFinish
-from penstock.errors import StartError, Unavailable
+from penstock.errors import EngineUnavailable, StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
-from penstock.settings import ENGINES
 from tests.support.recording import RecordingSink
 
 GREEDY = Sampling(temperature=0.0)
@@ -40,7 +40,7 @@ class Case:
     @contextlib.asynccontextmanager
     async def running(self, slots: int = 4) -> AsyncIterator[SupervisedEngine]:
         """One that is ready; it is stopped when the context ends."""
-        engine = SupervisedEngine(ENGINES[self.name], self.options(slots))
+        engine = SupervisedEngine(ENGINES[self.name].target, self.options(slots))
         await engine.start()
         try:
             yield engine
@@ -373,7 +373,7 @@ async def resubmit(engine: SupervisedEngine, request: Request, limit_s: float) -
         while True:
             try:
                 return await submit(engine, request).end()
-            except Unavailable:
+            except EngineUnavailable:
                 await asyncio.sleep(0.01)  # the engine's return is not announced to callers
 
 

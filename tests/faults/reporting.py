@@ -6,6 +6,7 @@ In: the engine's requests. Out: a line for each thing it does, in a file. The ti
 system's monotonic clock, so a client's times and the engine's can be compared.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penstock.cli.main import main
+from penstock.engine.catalog import ENGINES
 from penstock.engine.mock import Mock
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob
 from penstock.request import Request
-from penstock.settings import ENGINES
 from tests.faults.history import EngineDid, History
 
 What = Literal["submitted", "token", "cancelled", "finished"]
@@ -124,6 +125,7 @@ _WHATS: dict[str, What] = {
 }
 
 if __name__ == "__main__":
-    ENGINES["mock"] = "tests.faults.reporting:ReportingMock"
+    target = "tests.faults.reporting:ReportingMock"
+    ENGINES["mock"] = dataclasses.replace(ENGINES["mock"], target=target)
     sys.argv[0] = "penstock"
     main()

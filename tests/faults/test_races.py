@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from penstock.errors import Problem, Unavailable
+from penstock.errors import EngineUnavailable, Problem
 from penstock.events import Delta, Failure
 from penstock.request import Request
 from penstock.stream.reader import Reader
@@ -77,7 +77,7 @@ class NumberingEngine:
 
     def submit(self, request: Request, sink: Stream) -> None:
         if self.is_down:
-            raise Unavailable("engine_down", "It is down.")
+            raise EngineUnavailable("engine_down", "It is down.")
         first = len(request.generated)
         self.running[request.id] = Running(sink, first, first)
         sink.accepted((1, 2, 3))
@@ -181,12 +181,14 @@ class Races(RuleBasedStateMachine):
             name = f"s{next(self.names)}"
             request = Request(id=name, max_tokens=MAX_TOKENS, prompt=name)
             may_open = not (self.engine.is_down or self.streams.is_recovering)
+            refused = ""
             try:
                 stream = self.streams.open(request, resumable=resumable)
-            except Unavailable:
-                assert not may_open
+            except Problem as problem:
+                refused = problem.code
+            assert refused == ("" if may_open else "engine_down")
+            if refused:
                 return None
-            assert may_open
             model = self.all[name] = Model(stream, resumable)
             truth = numbered(name, length=100, max_tokens=MAX_TOKENS)
             self.history.open(name, replace(truth, may_fail=True))

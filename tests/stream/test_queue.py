@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
-from penstock.errors import BadRequest, NotFound, Unavailable
+from penstock.errors import Problem
 from penstock.events import Failure, Finish
 from penstock.stream.admission import Admission
 from penstock.stream.quotas import Owner, OwnerLimits
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
+from tests.support.problems import raises_problem
 from tests.support.scripted import ScriptedEngine, ask, settle, taken
 
 
@@ -60,11 +61,11 @@ async def test_a_full_line_refuses_with_the_time_to_come_back() -> None:
     _, streams = one_slot(max_queue=1)
     streams.open(ask("a"))
     streams.open(ask("b"))
-    with pytest.raises(Unavailable) as refused:
+    with raises_problem("queue_full") as refused:
         streams.open(ask("c"))
     assert (refused.value.code, refused.value.status) == ("queue_full", 429)
     assert int(refused.value.headers["Retry-After"]) >= 1
-    with pytest.raises(Unavailable):
+    with raises_problem("queue_full"):
         streams.check()
     assert len(streams) == 2
 
@@ -204,7 +205,7 @@ async def test_a_deadline_before_the_turn_can_come_is_refused_at_once(
 ) -> None:
     engine, streams = one_slot()
     monkeypatch.setattr(streams.admission, "eta_of_new", lambda owner: 30.0)
-    with pytest.raises(Unavailable) as refused:
+    with raises_problem("deadline_too_soon") as refused:
         streams.open(ask("a"), timeout=29)
     assert (refused.value.code, refused.value.status) == ("deadline_too_soon", 429)
     assert submitted(engine) == []
@@ -240,7 +241,7 @@ def told(streams: Streams, stream_id: str, owner: Owner) -> list[str]:
         try:
             ask_for(stream_id, owner)
             answers.append("found")
-        except NotFound as problem:
+        except Problem as problem:
             answers.append(f"{problem.code} {problem.detail}")
     return answers
 
@@ -269,7 +270,7 @@ def limited(**limits: int) -> Owner:
 
 
 def refusal(streams: Streams, owner: Owner, *, resumable: bool = False) -> str:
-    with pytest.raises(Unavailable) as refused:
+    with pytest.raises(Problem) as refused:
         streams.open(ask("refused"), owner=owner, resumable=resumable)
     assert refused.value.status == 429
     assert int(refused.value.headers["Retry-After"]) >= 1
@@ -331,12 +332,12 @@ async def test_an_owner_whose_limits_were_lowered_meanwhile_keeps_what_is_within
 async def test_several_choices_are_several_streams() -> None:
     engine, streams = one_slot()
     owner = limited(max_streams=2)
-    with pytest.raises(BadRequest) as never:
+    with raises_problem("too_many_choices") as never:
         streams.check(owner, num_streams=3)
     assert never.value.code == "too_many_choices"
     streams.check(owner, num_streams=2)
     streams.open(ask("a"), owner=owner)
-    with pytest.raises(Unavailable) as later:
+    with raises_problem("too_many_streams") as later:
         streams.check(owner, num_streams=2)
     assert later.value.code == "too_many_streams"
     end(engine, "a")
@@ -347,7 +348,7 @@ async def test_an_owner_that_has_used_its_tokens_waits_until_there_are_more() ->
     streams = Streams(ScriptedEngine())
     owner = limited(tokens_per_minute=100)
     speak(streams.open(ask("a"), owner=owner), "text", 159)
-    with pytest.raises(Unavailable) as refused:
+    with raises_problem("too_many_tokens") as refused:
         streams.open(ask("b"), owner=owner)
     assert refused.value.code == "too_many_tokens"
     assert 35 <= int(refused.value.headers["Retry-After"]) <= 37  # 61 of 100 in a minute
@@ -367,7 +368,7 @@ async def test_what_never_began_is_nobody_s_stream() -> None:
     owner = limited(max_streams=1, max_resumable=1)
     engine.go_down()
     for _ in range(3):
-        with pytest.raises(Unavailable) as refused:
+        with raises_problem("engine_down") as refused:
             streams.open(ask("a"), owner=owner, resumable=True)
         assert refused.value.code == "engine_down"
     engine.come_back()

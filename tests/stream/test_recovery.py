@@ -3,10 +3,10 @@ import asyncio
 import msgspec
 import pytest
 
-from penstock.errors import Unavailable
 from penstock.events import Failure, Finish
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
+from tests.support.problems import raises_problem
 from tests.support.scripted import ScriptedEngine, ask, settle
 
 
@@ -50,7 +50,7 @@ async def test_new_requests_are_refused_until_the_lost_ones_go_on() -> None:
     streams = Streams(engine)
     begin(streams, "a")
     engine.die()
-    with pytest.raises(Unavailable) as refused:
+    with raises_problem("engine_down") as refused:
         streams.open(ask("b"))
     assert refused.value.code == "engine_down"
     assert "Retry-After" in refused.value.headers

@@ -2,10 +2,10 @@ import asyncio
 
 import pytest
 
-from penstock.errors import BadRequest, NotFound, Unavailable
 from penstock.events import Failure
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Limits, Streams, ended_as, new_stream_id
+from tests.support.problems import raises_problem
 from tests.support.scripted import ScriptedEngine, ask
 
 
@@ -31,7 +31,7 @@ async def test_cancel_after_the_end_tells_how_it_ended() -> None:
 
 
 async def test_an_unknown_stream_is_not_found() -> None:
-    with pytest.raises(NotFound):
+    with raises_problem("stream_not_found"):
         Streams(ScriptedEngine()).cancel("never")
 
 
@@ -39,7 +39,7 @@ async def test_a_request_without_an_engine_leaves_nothing_behind() -> None:
     engine = ScriptedEngine()
     engine.go_down()
     streams = Streams(engine)
-    with pytest.raises(Unavailable):
+    with raises_problem("engine_down"):
         streams.open(ask("a"))
     assert len(streams) == 0
     async with asyncio.timeout(1):
@@ -52,7 +52,7 @@ async def test_draining_refuses_new_streams_and_waits_for_open_ones() -> None:
     stream = streams.open(ask("a"))
     drain = asyncio.create_task(streams.drain(60))
     await asyncio.sleep(0)
-    with pytest.raises(Unavailable) as refused:
+    with raises_problem("draining") as refused:
         streams.open(ask("b"))
     assert refused.value.code == "draining"
     assert "Retry-After" in refused.value.headers
@@ -116,7 +116,7 @@ async def test_an_ended_resumable_stream_is_kept_and_forgotten_in_time() -> None
     async with asyncio.timeout(5):
         while streams.num_kept:  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.01)
-    with pytest.raises(BadRequest) as gone:
+    with raises_problem("history_lost") as gone:
         streams.find("a")
     assert (gone.value.code, gone.value.status) == ("history_lost", 410)
 
@@ -132,7 +132,7 @@ async def test_what_is_kept_is_bounded_in_bytes_and_the_oldest_goes_first() -> N
     assert streams.num_kept == 2
     assert streams.find("4").log.text() == "x" * 4000
     for lost in ("0", "1", "2"):
-        with pytest.raises(BadRequest) as gone:
+        with raises_problem("history_lost") as gone:
             streams.find(lost)
         assert gone.value.status == 410
 
@@ -158,11 +158,11 @@ async def test_what_is_not_resumable_cannot_be_found_before_or_after_its_end() -
     streams = Streams(engine)
     streams.open(ask("a"))
     for _ in range(2):
-        with pytest.raises(BadRequest) as refused:
+        with raises_problem("not_resumable") as refused:
             streams.find("a")
         assert (refused.value.code, refused.value.status) == ("not_resumable", 409)
         streams.cancel("a")
-    with pytest.raises(NotFound):
+    with raises_problem("stream_not_found"):
         streams.find("never")
 
 
@@ -201,5 +201,5 @@ async def test_what_is_kept_is_found_however_many_have_ended_since(
         streams.open(ask(f"{number}")).finish("stop", 1)
     assert streams.find("kept") is stream
     assert streams.cancel("kept") == "length"
-    with pytest.raises(NotFound):
+    with raises_problem("stream_not_found"):
         streams.cancel("0")

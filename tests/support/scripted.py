@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from penstock.errors import Unavailable
+from penstock.errors import EngineUnavailable
 from penstock.request import Request
 from penstock.stream.reader import MergedReader, Reader, news
 from penstock.stream.stream import Stream
@@ -21,7 +21,7 @@ class ScriptedEngine:
 
     def submit(self, request: Request, sink: Stream) -> None:
         if not self._ready.is_set():
-            raise Unavailable("engine_down", "It is down.")
+            raise EngineUnavailable("engine_down", "It is down.")
         self.submitted.append(request)
         self.sinks[request.id] = sink
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.engine.catalog import ENGINES
 from penstock.engine.llamacpp.hub import find_model
 from penstock.engine.process.supervisor import SupervisedEngine
-from penstock.settings import ENGINES
 from tests.engine.test_conformance import ask
 from tests.support.recording import RecordingSink
 from tests.vllm.engines import SLOTS, SharedCase, end_of
@@ -54,7 +54,7 @@ async def test_the_built_in_model_says_the_same_in_both_engines(
 ) -> None:
     requests = [ask(f"{n}", NUM_TOKENS, prompt=prompt) for n, prompt in enumerate(PROMPTS)]
     options = {"model": str(find_model("rill")), "name": "rill", "slots": SLOTS}
-    llama = SupervisedEngine(ENGINES["llamacpp"], options)
+    llama = SupervisedEngine(ENGINES["llamacpp"].target, options)
     await llama.start()
     try:
         theirs = [await end_of(llama, request) for request in requests]

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penstock.api.native.frames import Form, NativeForm, NativeFrames, ending
-from penstock.errors import BadRequest
+from penstock.errors import Problem
 from penstock.events import Finish, TerminalEvent
 from penstock.request import MAX_TIMEOUT_S, Message, Request, Sampling
 from penstock.stream.reader import Reader
@@ -215,7 +215,7 @@ def native_routes(streams: Streams, liveness: Liveness, bodies: BodyReader) -> l
 
 
 def first_event_of(http: HttpRequest) -> int:
-    """The id of the first event that the client has not seen. Raises BadRequest.
+    """The id of the first event that the client has not seen. Raises Problem.
 
     `Last-Event-ID` wins over `?after=`: an EventSource that connects again sends the header, and
     still has the query of its first time in its URL.
@@ -231,8 +231,8 @@ def first_event_of(http: HttpRequest) -> int:
     return int(event_id) + 1
 
 
-def _bad_event_id(what: str) -> BadRequest:
-    return BadRequest(
+def _bad_event_id(what: str) -> Problem:
+    return Problem(
         "bad_event_id",
         f"The last event's id (Last-Event-ID, or ?after=) is {what}. It is the number in the"
         " `id:` line of the last event that came.",

@@ -5,8 +5,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from penstock.engine.protocol import status_of
-from penstock.errors import InvalidFields, Problem
+from penstock.errors import InvalidFields, Problem, kind_of
 from penstock.events import Failure
 from penstock.web.access import ProblemResponse
 
@@ -41,7 +40,7 @@ def error_response(problem: Problem) -> Response:
 
 def failure_object(failure: Failure) -> dict[str, Any]:
     """The same for a stream that failed on the way."""
-    status = status_of(failure.code)
+    status = kind_of(failure.code).status
     return _error_object(failure.code, failure.message, status, failure.retry_safe)
 
 

@@ -21,7 +21,7 @@ from penstock.api.openai.fields import (
 )
 from penstock.api.openai.frames import ChunkForm, ChunkFrames
 from penstock.engine.protocol import ModelInfo
-from penstock.errors import BadRequest, FieldError, InvalidFields, NotFound, Problem, Unavailable
+from penstock.errors import FieldError, InvalidFields, Problem
 from penstock.events import Delta
 from penstock.request import MAX_TIMEOUT_S
 from penstock.stream.reader import MergedReader, news
@@ -92,7 +92,7 @@ def openai_routes(
         resumable = _is_resumable(http, asked, len(echoes))
         loaded = info()
         if loaded is None:
-            raise Unavailable(
+            raise Problem(
                 "engine_loading",
                 "The model is still loading. Try again in a moment.",
                 headers={"Retry-After": "1"},
@@ -173,9 +173,9 @@ async def _whole(form: ChunkForm, opened: list[Stream], reader: MergedReader) ->
 
 
 def _check_model(name: str | None, served_name: str) -> None:
-    """Raises NotFound for any but the one model. A request that names none means that one."""
+    """Raises Problem for any but the one model. A request that names none means that one."""
     if name is not None and name != served_name:
-        raise NotFound(
+        raise Problem(
             "model_not_found", "There is no such model here; GET /v1/models says which there is."
         )
 
@@ -183,12 +183,12 @@ def _check_model(name: str | None, served_name: str) -> None:
 def _is_resumable(
     http: HttpRequest, asked: ChatRequest | CompletionRequest, num_choices: int
 ) -> bool:
-    """Whether the client asks for a stream that it can read on. Raises BadRequest."""
+    """Whether the client asks for a stream that it can read on. Raises Problem."""
     given = http.headers.getlist(RESUMABLE)
     if not given or given == ["false"]:
         return False
     if given != ["true"]:
-        raise BadRequest("invalid_value", "X-Penstock-Resumable is true or false.")
+        raise Problem("invalid_value", "X-Penstock-Resumable is true or false.")
     if not asked.stream:
         raise _invalid("stream", "Only what is streamed can be resumable.")
     if num_choices > 1:
@@ -197,14 +197,14 @@ def _is_resumable(
 
 
 def _timeout_of(http: HttpRequest) -> float | None:
-    """What the client gives its request, in seconds. Raises BadRequest."""
+    """What the client gives its request, in seconds. Raises Problem."""
     given = http.headers.getlist(TIMEOUT)
     if not given:
         return None
     digits = given[0]
     is_number = len(given) == 1 and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", digits, re.ASCII)
     if not is_number or not 0 < float(digits) <= MAX_TIMEOUT_S:
-        raise BadRequest(
+        raise Problem(
             "invalid_value", f"X-Penstock-Timeout is a number of seconds up to {MAX_TIMEOUT_S}."
         )
     return float(digits)

@@ -27,7 +27,7 @@ from penstock.engine.llamacpp.answers import (
     RefusedByEngineError,
     refusal_in,
 )
-from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
+from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import (
     NUM_LAST_TOKENS,
     SplitSink,
@@ -35,7 +35,7 @@ from penstock.engine.reasoning import (
     marks_in,
     reasoning_features,
 )
-from penstock.engine.slots import Slots
+from penstock.engine.tasks import TaskEngine, refusal
 from penstock.engine.turns import turn
 from penstock.errors import StartError
 from penstock.request import Request, Sampling, UnnamedTokens
@@ -143,7 +143,7 @@ class HttpCall(asyncio.Protocol):
             self._transport.abort()
 
 
-class LlamaCpp:
+class LlamaCpp(TaskEngine):
     """Serves the GGUF at `model` under the name `name`, `slots` requests at once.
 
     Everything else is a parameter of llama.cpp by the name that xllamacpp's `CommonParams` gives
@@ -155,14 +155,13 @@ class LlamaCpp:
     """
 
     def __init__(self, *, model: str, name: str, slots: int, **params: object) -> None:
+        super().__init__(slots)
         self._model = model
         self._name = name
         self._num_slots = slots
         self._params = params
-        self._slots = Slots(slots)
         self._context_length = 0
         self._marks: tuple[str, str] | None = None
-        self._running: dict[str, asyncio.Task[None]] = {}
         self._dir = ""
         self._server: Any = None
 
@@ -216,31 +215,15 @@ class LlamaCpp:
 
     async def stop(self) -> None:
         """Drop every request and remove the socket. The process ends right after this."""
-        for task in self._running.values():
-            task.cancel()
+        await super().stop()
         shutil.rmtree(self._dir, ignore_errors=True)
-
-    def submit(self, request: Request, sink: Sink) -> None:
-        """Tokenise, check, wait for a slot, stream."""
-        task = asyncio.create_task(self._run(request, sink))
-        self._running[request.id] = task
-        task.add_done_callback(lambda _: self._ended(request.id))
-
-    def cancel(self, request_id: str) -> None:
-        """Free the slot, or leave the line, at once."""
-        if task := self._running.get(request_id):
-            task.cancel()
-
-    def _ended(self, request_id: str) -> None:
-        del self._running[request_id]
-        self._slots.release(request_id)
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             if request.tools is not None:
                 await asyncio.to_thread(check_request_tools, request.tools)
             prompt_ids = request.prompt_ids or tuple(await self._tokenise(request))
-            if refused := self._refusal(request, prompt_ids):
+            if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
             schema = None
@@ -248,10 +231,8 @@ class LlamaCpp:
                 schema = await asyncio.to_thread(compact_schema, request.json_schema)
             sink.accepted(prompt_ids)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
-            if not await self._slot(request.id):
-                sink.fail("queue_full", "Too many requests are waiting. Try again later.")
+            if not await self._start(request.id, sink):
                 return
-            sink.started()
             if request.tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
@@ -299,18 +280,6 @@ class LlamaCpp:
                 found = await self._ids_of_text(each.text, add_special=False)
                 ids += found[-each.num_tokens :]
         return ids
-
-    def _refusal(self, request: Request, token_ids: tuple[int, ...]) -> tuple[str, str] | None:
-        if not token_ids:
-            return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
-        return refusal(request, len(token_ids), self._context_length)
-
-    async def _slot(self, request_id: str) -> bool:
-        turn = asyncio.Event()
-        if not self._slots.acquire(request_id, turn.set):
-            return False
-        await turn.wait()
-        return True
 
     async def _generate(
         self, request: Request, token_ids: list[int], schema: str | None, sink: Sink

@@ -8,8 +8,8 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from penstock.engine.catalog import BUILT_IN_MODEL
 from penstock.errors import StartError
-from penstock.settings import BUILT_IN_MODEL
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0", "F16", "BF16", "F32")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")

@@ -16,11 +16,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, assert_never, cast
+from typing import Any, assert_never, cast
 
 from penstock.engine.process import messages
-from penstock.engine.protocol import ModelInfo, Sink
-from penstock.errors import StartError, Unavailable
+from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
+from penstock.errors import EngineUnavailable, StartError
 from penstock.request import Request
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,6 @@ STOP_TIMEOUT_S = 3.0
 # What a dead process still had to say is in the socket, unless something else holds its end open.
 LAST_WORDS_TIMEOUT_S = 1.0
 STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
-
-
-class LosableSink(Sink, Protocol):
-    """A sink outside the engine's process, which the request may outlive."""
-
-    def lost(self) -> None:
-        """The engine's process died with the request in it: nothing more will come of it, but it
-        may be submitted again. Comes instead of `finish` and `fail`."""
 
 
 class _Channel(asyncio.Protocol):
@@ -111,7 +103,7 @@ class SupervisedEngine:
         self._heard_at = 0.0
         # The process has worked for a request, so its death is no failure to start.
         self._has_worked = False
-        self.state = "loading"
+        self.state: EngineState = "loading"
         self.info: ModelInfo | None = None
         self.num_restarts = 0
 
@@ -147,9 +139,9 @@ class SupervisedEngine:
         await self._ready.wait()
 
     def submit(self, request: Request, sink: LosableSink) -> None:
-        """Hand a request to the engine. Raises Unavailable while there is none."""
+        """Hand a request to the engine. Raises EngineUnavailable while there is none."""
         if self.state != "ready" or self._channel is None:
-            raise Unavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
+            raise EngineUnavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
         if not self._sinks:
             self._heard_at = asyncio.get_running_loop().time()
             self._has_requests.set()

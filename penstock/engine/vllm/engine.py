@@ -24,10 +24,11 @@ import msgspec
 
 from penstock.engine.grammar import InvalidSchemaError
 from penstock.engine.process import reaper
-from penstock.engine.protocol import Feature, ModelInfo, Sink, refusal
+from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.slots import Slots
+from penstock.engine.tasks import TaskEngine, refusal
 from penstock.engine.vllm.answers import SecondCallError, pass_on
-from penstock.errors import StartError, words_of_pydantic
+from penstock.errors import StartError, reason_from_pydantic
 from penstock.request import Request, Sampling
 
 # vLLM reads these when it is imported; what the user has set stays.
@@ -67,7 +68,7 @@ SUPPORTS: tuple[Feature, ...] = (
 )
 
 
-class Vllm:
+class Vllm(TaskEngine):
     """Serves `model` (a folder, or a name on the Hugging Face hub) under the name `name`.
 
     `tool_call_parser` names the parser of vLLM's that finds the model's calls, as its server's flag
@@ -86,6 +87,7 @@ class Vllm:
         tool_call_parser: str | None = None,
         **engine_args: Any,
     ) -> None:
+        super().__init__(slots)
         self._name = name
         self._tool_call_parser = tool_call_parser
         self._engine_args: dict[str, Any] = {
@@ -95,9 +97,7 @@ class Vllm:
             "seed": secrets.randbits(31),
             **engine_args,
         }
-        self._slots = Slots(slots)
         self._context_length = 0
-        self._running: dict[str, asyncio.Task[None]] = {}
         self._llm: Any = None
         self._chats: Chats  # from `start` on
         self._stopping = False
@@ -161,40 +161,22 @@ class Vllm:
     async def stop(self) -> None:
         """Drop every request and end vLLM's own processes."""
         self._stopping = True
-        for task in self._running.values():
-            task.cancel()
+        await super().stop()
         self._llm.shutdown(timeout=0)  # asked politely, its core takes ten seconds
-
-    def submit(self, request: Request, sink: Sink) -> None:
-        """Render, tokenise, check, wait for a slot, stream."""
-        task = asyncio.create_task(self._run(request, sink))
-        self._running[request.id] = task
-        task.add_done_callback(lambda _: self._ended(request.id))
-
-    def cancel(self, request_id: str) -> None:
-        """Free the slot and the request's KV blocks, or leave the line, at once."""
-        if task := self._running.get(request_id):
-            task.cancel()
-
-    def _ended(self, request_id: str) -> None:
-        del self._running[request_id]
-        self._slots.release(request_id)
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             prompt = await self._tokenise(request)
             prompt_ids = tuple(prompt["prompt_token_ids"])
-            if refused := self._refusal(request, len(prompt_ids)):
+            if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
             answer = await self._answer(request)
             sink.accepted(prompt_ids)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
-            if not await self._slot(request.id):
-                sink.fail("queue_full", "Too many requests are waiting. Try again later.")
+            if not await self._start(request.id, sink):
                 return
-            sink.started()
             await self._generate(request, prompt_ids, prompt, answer, sink)
         except SecondCallError as error:
             sink.finish("stop", error.completion_tokens)
@@ -246,11 +228,6 @@ class Vllm:
         (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
-    def _refusal(self, request: Request, num_tokens: int) -> tuple[str, str] | None:
-        if not num_tokens:
-            return "empty_prompt", "This model cannot begin from an empty prompt. Give it a word."
-        return refusal(request, num_tokens, self._context_length)
-
     async def _answer(self, request: Request) -> Answer:
         """How the answer is bound and read. Raises InvalidSchemaError."""
         if request.json_schema is None and request.tools is None:
@@ -271,13 +248,6 @@ class Vllm:
         except (VLLMClientError, ValueError, TypeError):  # its parts raise one or another
             raise InvalidSchemaError("none of its grammars can") from None
         return answer
-
-    async def _slot(self, request_id: str) -> bool:
-        turn = asyncio.Event()
-        if not self._slots.acquire(request_id, turn.set):
-            return False
-        await turn.wait()
-        return True
 
     async def _generate(
         self, request: Request, prompt_ids: tuple[int, ...], prompt: Any, answer: Answer, sink: Sink
@@ -346,7 +316,7 @@ def reason_of(error: Exception) -> str:
     text = str(error)
     if errors := getattr(error, "errors", None):
         first = errors()[0]
-        text = words_of_pydantic(first["msg"])
+        text = reason_from_pydantic(first["msg"])
         if first["loc"]:
             text = f"{first['loc'][0]}: {text}"
     words, _, _ = text.strip().partition("\n\n")  # what follows is advice on other programs

@@ -1,0 +1,87 @@
+"""The life of a request inside an engine: a task, a place in the queue, a slot, an end.
+
+In: requests and cancellations. Out: calls of an engine's `_run`, never more than its slots past
+`_start`. Not known here: how the engine generates.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+
+from penstock.engine.protocol import Sink
+from penstock.engine.slots import Slots
+from penstock.request import Request
+
+
+def refusal(
+    request: Request, prompt_tokens: int, context_length: int, *, takes_empty: bool = False
+) -> tuple[str, str] | None:
+    """Return the code and the sentence that refuse a prompt of this length, or None if it fits.
+
+    `takes_empty` says whether the model can answer a prompt without tokens.
+    """
+    if not prompt_tokens and not takes_empty:
+        return "empty_prompt", "This model cannot answer an empty prompt. Send at least one word."
+    room = context_length - prompt_tokens
+    if room <= 0:
+        return (
+            "prompt_too_long",
+            f"The prompt has {prompt_tokens} tokens; the model's context of {context_length} leaves"
+            " no room for an answer. Shorten the prompt.",
+        )
+    if request.must_fit and request.max_tokens > room:
+        return (
+            "answer_too_long",
+            f"The prompt has {prompt_tokens} tokens and the answer may have {request.max_tokens}:"
+            f" more than the model's context of {context_length}. Shorten the prompt, or ask for"
+            f" {room} tokens at most.",
+        )
+    return None
+
+
+class TaskEngine(ABC):
+    """An engine that serves each request in an asyncio task, at most `num_slots` at once.
+
+    A subclass writes `start` and `_run`; it has the other methods of `Engine`. `num_slots` 0 means
+    no bound.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._slots = Slots(num_slots)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def stop(self) -> None:
+        """Cancel every request."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Serve a request in a new task."""
+        task = asyncio.create_task(self._run(request, sink))
+        self._tasks[request.id] = task
+        task.add_done_callback(lambda _: self._forget(request.id))
+
+    def cancel(self, request_id: str) -> None:
+        """Cancel a request's task, which frees its slot or its place in the queue."""
+        if task := self._tasks.get(request_id):
+            task.cancel()
+
+    @abstractmethod
+    async def _run(self, request: Request, sink: Sink) -> None:
+        """Serve one request to its end, with `_start` between `accepted` and the first delta."""
+
+    async def _start(self, request_id: str, sink: Sink) -> bool:
+        """Wait for a slot and tell `sink` that the request has started.
+
+        Return False if the queue is full: then `sink` was told that the request failed.
+        """
+        has_slot = asyncio.Event()
+        if not self._slots.acquire(request_id, has_slot.set):
+            sink.fail("queue_full", "Too many requests are waiting. Try again later.")
+            return False
+        await has_slot.wait()
+        sink.started()
+        return True
+
+    def _forget(self, request_id: str) -> None:
+        del self._tasks[request_id]
+        self._slots.release(request_id)

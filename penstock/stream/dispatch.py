@@ -1,0 +1,132 @@
+"""Sends requests to engines, and keeps one recovery for each engine.
+
+A new request goes to a ready engine with a free slot. When an engine dies, its streams continue on
+that engine first; only that engine takes no new requests meanwhile.
+"""
+
+from collections.abc import Callable, Sequence
+
+from penstock.engine.protocol import EngineHandle
+from penstock.errors import EngineUnavailable, Problem
+from penstock.request import Request
+from penstock.stream.recovery import Recovery
+from penstock.stream.stream import Stream
+
+
+class _Lane:
+    """One engine, its recovery, and the streams that it has."""
+
+    def __init__(self, engine: EngineHandle, recovery: Recovery) -> None:
+        self.engine = engine
+        self.recovery = recovery
+        self.stream_ids: set[str] = set()
+
+    @property
+    def has_free_slot(self) -> bool:
+        num_slots = 0 if self.engine.info is None else self.engine.info.slots
+        return not num_slots or len(self.stream_ids) < num_slots
+
+
+class Dispatcher:
+    """Hands streams to `engines`.
+
+    `restart_timeout` is how long streams wait for a dead engine, in seconds. `on_recovered` is
+    called when an engine takes new requests again, `on_given_up` when an engine did not come back
+    and no other one takes requests.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[EngineHandle],
+        restart_timeout: float,
+        on_given_up: Callable[[], None],
+        on_recovered: Callable[[], None],
+    ) -> None:
+        def give_up() -> None:
+            if not self._open_lanes():
+                on_given_up()
+
+        self._lanes = [
+            _Lane(engine, Recovery(engine, restart_timeout, give_up, on_recovered))
+            for engine in engines
+        ]
+        self._lane_of: dict[str, _Lane] = {}
+
+    @property
+    def is_recovering(self) -> bool:
+        """Return True if no engine takes new requests, because their own streams go first."""
+        return not self._open_lanes()
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Return True if an engine can start a request now.
+
+        It is also True if no engine is ready, so that `submit` reports why.
+        """
+        ready = [lane for lane in self._open_lanes() if lane.engine.state == "ready"]
+        return not ready or any(lane.has_free_slot for lane in ready)
+
+    def refusal(self) -> Problem | None:
+        """Return the problem for which no new request can be taken now, if there is one."""
+        if not self.is_recovering:
+            return None
+        return Problem(
+            "engine_down",
+            "The engine stopped, and its running streams continue first. Try again in a moment.",
+            headers={"Retry-After": "1"},
+        )
+
+    def submit(self, request: Request, stream: Stream) -> None:
+        """Start `request` on an engine. Raises EngineUnavailable."""
+        lane = self._pick()
+        self._enter(lane, stream)
+        try:
+            lane.engine.submit(request, stream)
+        except EngineUnavailable:
+            self._leave(stream)
+            raise
+
+    def submit_or_wait(self, request: Request, stream: Stream) -> None:
+        """Start `request`; if the engine has just died, let it wait with that engine's streams."""
+        lane = self._pick()
+        self._enter(lane, stream)
+        try:
+            lane.engine.submit(request, stream)
+        except EngineUnavailable:
+            lane.recovery.take(stream)
+
+    def stream_lost(self, stream: Stream) -> None:
+        """Continue a stream whose engine died."""
+        self._lane_of[stream.id].recovery.take(stream)
+
+    def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
+        """Free the stream's slot; cancel its request unless the engine ended it."""
+        lane = self._leave(stream)
+        if lane is not None and not engine_done:
+            lane.engine.cancel(stream.id)
+
+    def stop(self) -> None:
+        """Stop every recovery."""
+        for lane in self._lanes:
+            lane.recovery.stop()
+
+    def _enter(self, lane: _Lane, stream: Stream) -> None:
+        self._lane_of[stream.id] = lane
+        lane.stream_ids.add(stream.id)
+
+    def _leave(self, stream: Stream) -> _Lane | None:
+        lane = self._lane_of.pop(stream.id, None)
+        if lane is not None:
+            lane.stream_ids.discard(stream.id)
+        return lane
+
+    def _open_lanes(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if not lane.recovery.is_under_way]
+
+    def _pick(self) -> _Lane:
+        """Return the ready engine with a free slot and the fewest streams."""
+
+        def rank(lane: _Lane) -> tuple[bool, bool, int]:
+            return (lane.engine.state != "ready", not lane.has_free_slot, len(lane.stream_ids))
+
+        return min(self._open_lanes() or self._lanes, key=rank)
