@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import bars, check
+from penstock import __version__
 from penstock.engine.llamacpp.hub import find_model
 
 SLOTS = 16
@@ -205,7 +206,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {p: version(p) for p in ("penstock", "xllamacpp", "granian")},
+        "versions": {p: version(p) for p in ("xllamacpp", "granian")} | {"penstock": __version__},
         "python": platform.python_version(),
         "runs": {},
     }

@@ -45,6 +45,7 @@ import psutil
 from benchmarks.hold.report import quantile
 from benchmarks.overhead.client import EVENT_END, Streams, first_token, request
 from benchmarks.plot import bars, check
+from penstock import __version__
 
 SERVER_CORE, OTHER_CORE = 0, 1
 LOCKSTEP_TOKENS = 256
@@ -283,8 +284,8 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {name: version(name) for name in ("penstock", "granian", "uvloop")}
-        | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("granian", "uvloop")}
+        | {"penstock": __version__, "python": platform.python_version()},
         "repeats": arguments.repeats,
         "results": results,
     }

@@ -15,6 +15,7 @@ import psutil
 
 from benchmarks.overhead.__main__ import SERVER_CORE, penstock
 from benchmarks.overhead.client import EVENT_END
+from penstock import __version__
 
 ROOT = Path(__file__).parent.parent.parent
 CRLF_END = b"\r\n\r\n"
@@ -59,7 +60,8 @@ class Peer:
 def ours() -> Iterator[Running]:
     """Penstock; its engine is a child on the client's core, as costless as the others' own."""
     with penstock("Stepped") as server:
-        versions = {name: version(name) for name in ("penstock", "granian", "uvloop")}
+        versions = {name: version(name) for name in ("granian", "uvloop")}
+        versions["penstock"] = __version__
         yield Running(server.port, server.process, server.step, versions)
 
 
