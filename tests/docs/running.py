@@ -48,6 +48,7 @@ class PageRun:
         self._server: RunningServer | None = None
         self._keeping = contextlib.ExitStack()
         _furnish(directory)
+        (aside / ".curlrc").write_text("fail-with-body\n")  # else curl ends a 404 with 0
 
     def close(self) -> None:
         """Stop the page's server. It must end cleanly."""
@@ -180,7 +181,9 @@ class PageRun:
         process = subprocess.Popen(
             command,
             cwd=self.directory,
-            env=kept | {"PYTHONPATH": python_path, "PATH": path} | environment,
+            env=kept
+            | {"PYTHONPATH": python_path, "PATH": path, "CURL_HOME": str(self.aside)}
+            | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

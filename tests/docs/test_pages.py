@@ -128,6 +128,10 @@ WRONG = {
     "text without a marker": ("```text\n3\n```\n", "needs <!-- test: output -->"),
     "a server without a marker": ("```bash\npenstock serve\n```\n", "never ends"),
     "a command that fails": ("```bash\nfalse\ntrue\n```\n", "exit code 1"),
+    "a request that is refused": (
+        "```bash\ncurl -s http://127.0.0.1:8000/streams/none\n```\n",
+        "exit code 22",
+    ),
     "python that raises": ("```python\n1 / 0\n```\n", "ZeroDivisionError"),
     "another output": ("```console\n$ echo 1\n2\n```\n", "really it is:\n1"),
     "a setting that does not exist": ("```toml\nslotz = 1\n```\n", "Did you mean slots?"),
