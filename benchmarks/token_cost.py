@@ -71,13 +71,13 @@ class Load:
     """So many streams that are being sent; made in a running loop."""
 
     def __init__(self, num_streams: int, route: Route) -> None:
-        self._streams = Streams(Engine())
+        self._streams = Streams([Engine()])
         self._pulse = Liveness(15, 30)
         self._running: list[Stream] = []
         self._responses: list[asyncio.Task[None]] = []
         for number in range(num_streams):
             request = Request(id=str(number), max_tokens=1_000_000, prompt="x")
-            stream = self._streams.open(request)
+            stream = opened(self._streams, request)
             stream.accepted((1, 2, 3))
             stream.started()
             self._running.append(stream)

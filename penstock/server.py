@@ -116,7 +116,7 @@ class Server:
             settings.max_timeout,
         )
         admission = Admission(settings.slots, settings.max_queue)
-        streams = self._streams = Streams(engine, limits, meter, admission)
+        streams = self._streams = Streams([engine], limits, meter, admission)
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
         app = create_app(settings, engine, streams, liveness, bodies, keys)

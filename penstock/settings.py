@@ -1,7 +1,8 @@
-"""Every setting once: its name, unit, default and what it does.
+"""The settings: name, unit, default and effect of each, in one model.
 
-From this one model come the flags of `penstock serve`, the `PENSTOCK_*` variables, the keys of
-`penstock.toml` and their documentation. A flag wins over a variable, a variable over the file.
+In: flags of `penstock serve`, `PENSTOCK_*` variables, and `penstock.toml`. Out: `Settings`, or a
+StartError that names the mistake. A flag wins over a variable, and a variable over the file. The
+docstring of each setting is also its `--help` text and its reference documentation.
 """
 
 import difflib
@@ -25,7 +26,7 @@ ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
 
 LogFormat = Literal["text", "json"]
-# As a browser sends it: no path, not even a slash.
+# The form that browsers send: no path, not even a slash.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 
 
@@ -33,101 +34,109 @@ def _known_engine(name: str) -> str:
     if is_engine(name):
         return name
     known = ", ".join(repr(each) for each in ENGINES)
-    raise ValueError(f"there are {known}, or one of your own as 'package.module:Class'")
+    raise ValueError(f"use {known}, or your own engine as 'package.module:Class'")
 
 
 class Settings(BaseSettings):
-    """How to serve."""
+    """The settings of one server."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, extra="forbid", frozen=True, use_attribute_docstrings=True
     )
 
     model: str = BUILT_IN_MODEL
-    """The model: a GGUF file (./x.gguf), a repository on the Hugging Face hub
-    (owner/repo, or owner/repo:Q4_K_M for one of its files), or rill, the built-in one.
+    """The model to serve: a GGUF file (./x.gguf), a repository on the Hugging Face hub
+    (owner/repo, or owner/repo:Q4_K_M for one of its files), or rill, the built-in model.
     For vllm: a folder with a Hugging Face checkpoint, or owner/repo."""
     model_name: str = ""
-    """The name under which the model is served. [default: from the model]"""
+    """The name under which the model is served. [default: derived from the model]"""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """The port to listen on; 0 takes a free one."""
+    """The port to listen on; 0 chooses a free port."""
     engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
-    """What runs the model: llamacpp, vllm, mock, or one of your own (package.module:Class).
-    vllm is for GPUs and is installed with it: pip install '.[vllm]' (docs/scaling.md). mock says
-    a fixed text and is for client developers and tests."""
+    """The engine that runs the model: llamacpp, vllm, mock, or your own (package.module:Class).
+    vllm is for GPUs and must be installed: pip install '.[vllm]' (docs/scaling.md). mock repeats
+    a fixed text; it is for client developers and tests."""
     slots: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Requests that run at once; further ones wait in line. 0 is the engine's own number: 8 for
-    llamacpp and vllm, no bound for the mock."""
+    """The number of requests that run at once; further requests wait in the queue. 0 means the
+    engine's own number: 8 for llamacpp and vllm, no bound for mock."""
     max_queue: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
-    """Requests that may wait in line; further ones are refused (429) at once."""
+    """The number of requests that may wait in the queue; further requests are refused at once
+    (429)."""
     max_timeout: Annotated[float, Field(ge=0, le=604_800)] = 3600.0
-    """Seconds that a request may take from its admission to its end, waiting included, if it does
-    not ask for less; 0 is no limit."""
+    """The number of seconds that a request may take from its admission to its end, including its
+    time in the queue. A request may set a shorter timeout. 0 means no limit."""
     engine_arg: Annotated[list[str], NoDecode] = []
-    """One of the engine's own parameters, as name=value; may be repeated. llamacpp takes
-    llama.cpp's: n_ctx=8192, n_threads=4, n_gpu_layers=99, n_batch=512...
-    vllm takes vLLM's: dtype=bfloat16, max_model_len=8192, tensor_parallel_size=2...
-    In penstock.toml they stand in the table [engine.llamacpp] or [engine.vllm]."""
+    """A parameter of the engine, as name=value; may be repeated. llamacpp takes the parameters of
+    llama.cpp: n_ctx=8192, n_threads=4, n_gpu_layers=99, n_batch=512...
+    vllm takes the engine arguments of vLLM: dtype=bfloat16, max_model_len=8192,
+    tensor_parallel_size=2...
+    In penstock.toml, write them in the table [engine.llamacpp] or [engine.vllm]."""
     mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
-    """Seconds between two tokens of the mock engine."""
+    """The number of seconds between two tokens of the mock engine."""
     api_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
-    """A key that requests must have (Authorization: Bearer ...); may be repeated. Without any key
-    everybody who reaches the server may use it. Better in PENSTOCK_API_KEY: others on this machine
-    can read flags."""
+    """A key that clients must send (Authorization: Bearer ...); may be repeated. Without a key,
+    everyone who can reach the server may use it. Set PENSTOCK_API_KEY instead of the flag if other
+    users of this machine must not see the key."""
     admin_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
-    """The same, of one who may also read /metrics, and read and end other people's streams."""
+    """A key like --api-key that may also read /metrics, and read and end other clients' streams;
+    may be repeated."""
     keys: str = ""
-    """A file of named keys with limits for each (see penstock key); read again on SIGHUP."""
+    """A file of named keys with limits for each key (see penstock key). The server reads it again
+    on SIGHUP."""
     tls_cert: str = ""
-    """A PEM file with the server's certificate and those that it is signed with: then it speaks
-    https, and HTTP/2. Read again when it changes."""
+    """A PEM file with the server's certificate and its chain. With it, the server speaks HTTPS and
+    HTTP/2. The server reads the file again when it changes."""
     tls_key: str = ""
-    """The PEM file with the certificate's key."""
+    """A PEM file with the private key of the certificate."""
     insecure: bool = False
-    """Listen beyond this machine without a key."""
+    """Allow the server to listen beyond this machine without a key."""
     allow_host: Annotated[list[str], NoDecode] = []
-    """A name by which the server may be asked for, beside this machine's own; may be repeated. For
-    a proxy on this machine that passes on the Host it was asked for."""
+    """A host name that requests may use, in addition to this machine's own names; may be repeated.
+    Set it for a proxy on this machine that forwards the Host header of its clients."""
     cors_origin: Annotated[list[Origin], NoDecode] = []
     """A web origin whose pages may call this server (https://example.org); may be repeated.
     null is a page opened from a file, * is every page."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
-    """Largest body of a request, in bytes."""
+    """The largest request body, in bytes."""
     body_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
-    """Seconds in which the body of a request must arrive."""
+    """The number of seconds within which the body of a request must arrive."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
-    """Connections that may be open at once."""
+    """The number of connections that may be open at once."""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
-    """Seconds that running streams are given to end when the server is told to stop."""
+    """The number of seconds that running streams have to end when the server stops."""
     linger: Annotated[float, Field(ge=0, le=86_400)] = 60.0
-    """Seconds that a resumable stream goes on while nobody reads it."""
+    """The number of seconds that a resumable stream goes on without a reader."""
     retain: Annotated[float, Field(ge=0, le=86_400)] = 300.0
-    """Seconds that a resumable stream can still be read after its end."""
+    """The number of seconds that a resumable stream stays readable after its end."""
     retain_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
-    """Memory for all streams that are kept after their end, in bytes; the oldest goes first."""
+    """The memory for all ended streams that stay readable, in bytes; the oldest stream is dropped
+    first."""
     heartbeat: Annotated[float, Field(gt=0, le=3600)] = 15.0
-    """Seconds of silence after which a stream sends a comment, so that nothing on the way takes
-    it for dead."""
+    """The number of seconds of silence after which a stream sends a comment, so that no proxy
+    closes the connection as idle."""
     stall_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
-    """Seconds that sending may wait for a client that does not read, before it is dropped."""
+    """The number of seconds that sending may wait for a client that does not read. After that the
+    client is dropped."""
     engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    """Seconds without a sign from an engine that has requests, after which it is taken for hung
-    and restarted. (llama.cpp gives one after each batch of a long prompt, n_batch tokens.)"""
+    """The number of seconds that an engine with requests may be silent. After that it counts as
+    hung and is restarted. (llama.cpp gives a sign of life after each batch of a long prompt,
+    n_batch tokens.)"""
     engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
-    """Seconds that running streams wait for an engine that died, before they end with an error."""
+    """The number of seconds that running streams wait for the restart of an engine that died.
+    After that they end with an error."""
     http2: bool = False
-    """Speak HTTP/2 as well, to clients that begin with it (as proxies can)."""
+    """Also speak HTTP/2 without TLS, with clients that start with it (as proxies can)."""
     log_format: LogFormat = "text"
-    """How the log, on standard error, is written: text, or json with an object on each line."""
+    """The format of the log on standard error: text, or json with one object per line."""
     log_prompts: bool = False
-    """Put into the log what was asked, as well. Prompts can hold anything people should not see."""
+    """Include prompts in the log. Prompts can contain private data."""
     engine_tables: dict[str, dict[str, Any]] = Field(default={}, exclude=True)
 
     @property
     def served_name(self) -> str:
-        """The name under which the model is served."""
+        """The name under which the model is served, derived from the model if not set."""
         if self.model_name:
             return self.model_name
         entry = entry_of(self.engine)
@@ -151,13 +160,16 @@ class Settings(BaseSettings):
 
     @property
     def engine_params(self) -> dict[str, Any]:
-        """The chosen engine's own parameters, from the file and the flags."""
-        params = dict(self.engine_tables.get(self.engine, {}))  # one's own has no table
+        """The engine's own parameters, from the file and `engine_arg`.
+
+        Raises StartError if an `engine_arg` has no name or no value.
+        """
+        params = dict(self.engine_tables.get(self.engine, {}))  # only named engines have one
         for argument in self.engine_arg:
             name, equals, value = argument.partition("=")
             if not equals or not name:
                 raise StartError(
-                    f"--engine-arg {argument!r} is not of the form name=value.",
+                    f"--engine-arg {argument!r} does not have the form name=value.",
                     "For example: --engine-arg n_ctx=8192",
                 )
             params[name.strip()] = _toml_value(value.strip())
@@ -172,15 +184,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then variables, then the file."""
+        """Return the sources in order of precedence: flags, variables, the file."""
         return init_settings, env_settings, _File(settings_cls)
 
 
 class _File(PydanticBaseSettingsSource):
-    """`penstock.toml`, in this directory or where PENSTOCK_CONFIG says."""
+    """The file `penstock.toml` in this directory, or the file that PENSTOCK_CONFIG names."""
 
     def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # pydantic-settings asks for it, __call__ does without
+        raise NotImplementedError  # abstract in pydantic-settings, but unused
 
     def __call__(self) -> dict[str, Any]:
         named = os.environ.get(ENV_PREFIX + "CONFIG")
@@ -192,10 +204,10 @@ class _File(PydanticBaseSettingsSource):
         except (OSError, ValueError) as error:
             raise StartError(
                 f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.",
-                f"It is a file of settings in TOML; {ENV_PREFIX}CONFIG names another one. Beside a"
-                " table [engine.NAME] the engine itself is named in [engine], as name.",
+                f"It must be TOML; {ENV_PREFIX}CONFIG names another file. If it has a table"
+                " [engine.NAME], choose the engine with name = NAME in the table [engine].",
             ) from None
-        if "engine_tables" in values:  # our own word for what is written [engine.llamacpp]
+        if "engine_tables" in values:  # written as tables [engine.NAME]
             raise StartError("There is no setting 'engine_tables'.", _nearest("engine"))
         table = values.get("engine")
         if isinstance(table, dict):
@@ -207,29 +219,27 @@ class _File(PydanticBaseSettingsSource):
 
 
 def _checked_tables(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What stands under [engine]: a table for each engine. Raises StartError."""
+    """Return the tables under [engine]. Raises StartError if an engine or a table is invalid."""
     for name, table in tables.items():
         if name not in ENGINES:
             near = difflib.get_close_matches(name, ENGINES, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "There are: " + ", ".join(ENGINES)
-            raise StartError(f"There is no engine {name!r} to have a table [engine.{name}].", hint)
+            hint = f"Did you mean {near[0]}?" if near else "The engines are " + ", ".join(ENGINES)
+            raise StartError(f"There is no engine {name!r} for the table [engine.{name}].", hint)
         if not isinstance(table, dict):
             raise StartError(f"engine.{name} is not a table.", f"Write [engine.{name}] above it.")
     return tables
 
 
 def load_settings(**flags: Any) -> Settings:
-    """The settings in force; `flags` are those given on the command line. Raises StartError."""
+    """Return the settings from `flags` (of the command line), variables and the file.
+
+    Raises StartError if a setting is unknown or invalid.
+    """
     _refuse_unknown_variables()
-    for name in (
-        "engine_arg",
-        "cors_origin",
-        "api_key",
-        "admin_key",
-        "allow_host",
-    ):  # a list in a variable: comma-separated
+    for name, field in Settings.model_fields.items():
         variable = os.environ.get(ENV_PREFIX + name.upper())
-        if variable is not None and name not in flags:
+        if isinstance(field.default, list) and variable is not None and name not in flags:
+            # Lists in variables are separated by commas.
             flags[name] = [part.strip() for part in variable.split(",") if part.strip()]
     try:
         return Settings(**flags)
@@ -259,7 +269,7 @@ def _refuse_unknown_variables() -> None:
 
 
 def _names() -> list[str]:
-    """The settings that can be given."""
+    """Return the names of the settings that a user can set."""
     return [name for name, field in Settings.model_fields.items() if not field.exclude]
 
 
@@ -269,7 +279,7 @@ def _nearest(name: str) -> str:
 
 
 def _toml_value(text: str) -> Any:
-    """`8` is a number, `true` a truth value, `abc` and `"8"` strings."""
+    """Parse a value: `8` is a number, `true` a boolean, `abc` and `"8"` are strings."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""Settings: where they come from, who wins, and what is said where one is wrong."""
+"""Settings: their sources, the order of precedence, and the messages for invalid settings."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from penstock.settings import Settings, load_settings
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty one to be in."""
+    """Run the test in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -100,9 +100,9 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
         ("prot = 1", ["no setting 'prot'", "port"]),
         ("[serve]\nport = 1", ["no setting 'serve'", "--help"]),
         ("engine_tables = {}", ["no setting 'engine_tables'"]),
-        ('port = "x"', ["'port' is not valid", "integer", "a free one"]),
+        ('port = "x"', ["'port' is not valid", "integer", "a free port"]),
         ("port = 70000", ["'port' is not valid", "65535"]),
-        ("slots = -1", ["'slots' is not valid", "Requests that run at once"]),
+        ("slots = -1", ["'slots' is not valid", "The number of requests that run at once"]),
         ("drain_timeout = inf", ["'drain_timeout' is not valid"]),
         ("body_timeout = nan", ["'body_timeout' is not valid"]),
         ('cors_origin = ["https://example.org/"]', ["'cors_origin' is not valid"]),
@@ -114,12 +114,13 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
         ("[engine.llamacp]\nn_ctx = 1", ["no engine 'llamacp'", "llamacpp"]),
         ("[engine]\nmock = 5", ["engine.mock is not a table"]),
         ("port = ", ["penstock.toml cannot be read", "Invalid value"]),
-        ('engine = "mock"\n[engine.mock]\ntext = "hi"', ["cannot be read", "in [engine], as name"]),
+        (
+            'engine = "mock"\n[engine.mock]\ntext = "hi"',
+            ["cannot be read", "with name = NAME in the table [engine]"],
+        ),
     ],
 )
-def test_what_is_wrong_in_the_file_is_said_with_the_next_step(
-    text: str, expected: list[str]
-) -> None:
+def test_a_mistake_in_the_file_is_named_with_the_next_step(text: str, expected: list[str]) -> None:
     write(text)
     said = refusal()
     assert all(part in said for part in expected), said
@@ -135,7 +136,7 @@ def test_what_is_wrong_in_the_file_is_said_with_the_next_step(
         ("PENSTOCK_CONFIG", ".", ["cannot be read", "directory"]),
     ],
 )
-def test_what_is_wrong_in_the_environment_is_said_with_the_next_step(
+def test_a_mistake_in_the_environment_is_named_with_the_next_step(
     variable: str, value: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)

@@ -1,7 +1,7 @@
-"""Says on the terminal how a model's loading goes.
+"""Shows a model's loading progress on the terminal.
 
-In: the engine's process. Out: one live line with the model, how much of it is in memory and for how
-long it has been loading; nothing where this is not a terminal.
+In: the id of the engine's process. Out: one live line with the model's name, how much of it is in
+memory and the time since loading began; nothing if standard error is not a terminal.
 """
 
 import os
@@ -24,7 +24,7 @@ from penstock.settings import Settings
 
 
 class LoadingDisplay:
-    """A context in which the line stands until `stop`."""
+    """A context manager that shows the progress line until `stop`."""
 
     def __init__(self, console: Console, settings: Settings) -> None:
         path = Path(settings.model).expanduser()
@@ -45,18 +45,18 @@ class LoadingDisplay:
         self.stop()
 
     def watch(self, pid: int) -> None:
-        """Show the progress of this process."""
+        """Show the progress of the engine's process `pid`."""
         self._progress.pid = pid
 
     def stop(self) -> None:
-        """Take the line away."""
+        """Remove the progress line."""
         self._progress.stop()
 
 
 class _MemoryProgress(Progress):
-    """A bar that is filled by the memory of a process: llama.cpp tells of no progress itself.
+    """A progress bar that follows a process's memory, because llama.cpp reports no progress.
 
-    `size` is the model's in bytes, or None where it is not known: then the bar only pulses.
+    `size` is the model's size in bytes, or None if it is unknown: then the bar only pulses.
     """
 
     def __init__(self, console: Console, description: str, size: int | None) -> None:
@@ -83,7 +83,7 @@ class _MemoryProgress(Progress):
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process has in use, in bytes; 0 where the system does not tell (Linux does)."""
+    """Return the memory that a process uses, in bytes; 0 if unknown (not on Linux)."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     except OSError:

@@ -1,8 +1,9 @@
-"""JSON schemas → the grammar that llama.cpp is given, checked beforehand.
+"""Checks JSON schemas and tools before an engine enforces them.
 
-llama.cpp is built with llguidance, which understands schemas, and goes on without any where it
-does not understand one: the answer would be free text, and nothing would say so. So the same
-library is asked here, in the engine's process, before the request has a slot.
+In: schemas and tools, as JSON. Out: the schema in the form for llama.cpp, or InvalidSchemaError.
+llama.cpp uses llguidance to enforce a schema. If llguidance does not understand the schema,
+llama.cpp generates free text without an error. So this module checks the schema with the same
+library, in the engine's process, before the request has a slot.
 """
 
 import json
@@ -14,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 MAX_REASON_CHARACTERS = 200
 MAX_REPETITIONS = 1000
-# Of one object. With twice as many, grammars take seconds, or are lost on the way.
+# Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
 MAX_PROPERTIES = 400
 _RANGES = (
     ("minLength", "maxLength", MAX_REPETITIONS),
@@ -23,20 +24,22 @@ _RANGES = (
     ("exclusiveMinimum", "exclusiveMaximum", 2**53),
 )
 _QUOTED = re.compile(r"""(["'`]).*?\1""")
-# What these say after a colon are words and numbers of the JSON schema language.
+# After the colon these errors contain only words and numbers of the JSON schema language.
 _WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
-# Which tokens there are makes no difference to whether a schema is understood: bytes will do.
+# Whether llguidance understands a schema does not depend on the tokens, so bytes will do.
 _BYTES = LLTokenizer("byte")
 
 
 class InvalidSchemaError(Exception):
-    """The schema cannot be kept to, and why."""
+    """The schema cannot be enforced; the message says why."""
 
 
 def compact_schema(schema: str) -> str:
-    """The schema as llama.cpp is given it: without white space between the answer's tokens, in
-    which a small model would lose itself. Raises InvalidSchemaError where llguidance does not
-    understand it, or would need too much for it."""
+    """Return the schema for llama.cpp, which allows no white space between the answer's tokens.
+
+    A small model would generate white space without end. Raises InvalidSchemaError if llguidance
+    does not understand the schema or needs too many resources for it.
+    """
     value = json.loads(schema)
     _check_properties(value)
     if isinstance(value, dict):
@@ -44,16 +47,18 @@ def compact_schema(schema: str) -> str:
     compact = json.dumps(value)
     matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact))
     if not matcher.is_error():
-        matcher.compute_bitmask()  # some of what is wrong comes to light at the first token only
+        matcher.compute_bitmask()  # some errors appear only at the first token
     if matcher.is_error():
         raise InvalidSchemaError(_reason(matcher.get_error()))
     return compact
 
 
 def check_tools(tools: str) -> None:
-    """Raises InvalidSchemaError where parameters of these tools (JSON, in OpenAI's form) are not
-    understood, or would need too much: llama.cpp has grammars of its own for calls, which spell
-    repetitions out, and it would stand still over some of them."""
+    """Check the parameters of these tools (JSON, in OpenAI's form).
+
+    Raises InvalidSchemaError if they are not understood or need too many resources: llama.cpp's
+    own grammars for tool calls spell out every repetition, and some would block it.
+    """
     for tool in json.loads(tools):
         parameters = tool["function"]["parameters"]
         _check_repetitions(parameters)
@@ -82,7 +87,7 @@ def _check_repetitions(schema: object) -> None:
 
 
 def _objects_in(value: object) -> Iterator[dict[str, Any]]:
-    """Every object, wherever it stands: what is refused needlessly for that is rare."""
+    """Yield every JSON object, also one that is no schema, such as an object in an `enum`."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
@@ -96,7 +101,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 
 def _reason(error: str) -> str:
-    """Why, without what the client sent: that stands in quotes there, or after a colon."""
+    """Return llguidance's reason without the client's input (in quotes or after a colon)."""
     first_line = error.partition("\n")[0]
     head, _, tail = first_line.partition(": ")
     if head in _WITHOUT_INPUT:
@@ -105,7 +110,7 @@ def _reason(error: str) -> str:
 
 
 def is_json(text: str) -> bool:
-    """Whether the whole text is one JSON value."""
+    """Return whether the whole text is one JSON value."""
     try:
         json.loads(text)
     except ValueError:

@@ -177,7 +177,10 @@ class EngineHandle(Protocol):
         """Wait until requests can be submitted."""
 
     def submit(self, request: Request, sink: LosableSink) -> None:
-        """Hand over a request and return at once. Raises EngineUnavailable unless `state` is "ready"."""
+        """Hand over a request and return at once.
+
+        Raises EngineUnavailable unless `state` is "ready".
+        """
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""

@@ -1,7 +1,7 @@
-"""A model's text → what it thinks, and what it answers: told apart by the marks around the former.
+"""Separates a model's reasoning from its answer by the marks around the reasoning.
 
-In: pieces of text in order. Out: the same without marks and without the white space around them.
-Not known here: which engine. The marks are those that models' chat templates have.
+In: pieces of text in order. Out: the pieces as thoughts and answer, without the marks and the white
+space around them. Not known here: the engine. The marks come from the models' chat templates.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Literal
 from penstock.engine.protocol import EngineFinish, Feature, Sink
 from penstock.events import TokenLogprob
 
-# What opens and closes a model's reasoning. A template that has the second has the first, too, or
-# its model begins with it by itself.
+# The marks that open and close a model's reasoning. If a template has only the closing mark, the
+# model itself generates the opening mark.
 MARKS: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -20,22 +20,25 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
-# What a template puts after the last turn is shorter than so many tokens.
+# The text that a template appends after the last turn has fewer tokens than this.
 NUM_LAST_TOKENS = 16
 
 Part = tuple[Literal["thought", "answer"], str]
 
 
 def marks_in(template: str) -> tuple[str, str] | None:
-    """The marks that this chat template has."""
+    """Return the marks in this chat template, or None."""
     return next((marks for marks in MARKS if marks[1] in template), None)
 
 
 def reasoning_features(
     template: str, *, has_effort: bool, has_parser: bool = False
 ) -> tuple[Feature, ...]:
-    """What of a request's effort a model with this chat template can heed. `has_effort`: the
-    template takes degrees of it; `has_parser`: the model reasons, whatever its marks."""
+    """Return the reasoning features of a model with this chat template.
+
+    `has_effort`: the template takes degrees of effort. `has_parser`: the model reasons, even if its
+    template has no marks.
+    """
     features: tuple[Feature, ...] = ("reasoning_effort",) if has_effort else ()
     reasons = has_effort or has_parser or marks_in(template) is not None
     if not reasons or "enable_thinking" in template:
@@ -44,7 +47,7 @@ def reasoning_features(
 
 
 class Splitter:
-    """Splits one answer. `is_open`: its prompt has opened the reasoning already.
+    """Splits one answer into reasoning and answer. `is_open`: the prompt opens the reasoning.
 
     Reasoning comes first or not at all: a mark in the middle of an answer is text.
     """
@@ -53,32 +56,34 @@ class Splitter:
         self._opens, self._closes = marks
         self._state: Literal["begin", "thought", "answer"] = "thought" if is_open else "begin"
         self._is_blank = True
-        """Nothing but white space has come of what is being read."""
+        """Whether the current part has had only white space so far."""
         self._held = ""
         starts = "|".join(re.escape(self._closes[:n]) for n in range(len(self._closes) - 1, 0, -1))
         self._hold = re.compile(rf"\s*(?:{starts})?\Z")
 
     @classmethod
-    def after(cls, marks: tuple[str, str], prompt_end: str, said: str) -> "Splitter":
-        """One that goes on where this much was `said` to a prompt that ends so (its last
-        `NUM_LAST_TOKENS` tokens will do)."""
+    def after(cls, marks: tuple[str, str], prompt_end: str, generated: str) -> "Splitter":
+        """Return a splitter for the rest of an answer, after the text `generated` so far.
+
+        `prompt_end` is the end of the prompt, at least its last `NUM_LAST_TOKENS` tokens.
+        """
         splitter = cls(marks, is_open=prompt_end.rstrip().endswith(marks[0]))
-        splitter.push(said)
+        splitter.push(generated)
         return splitter
 
     @property
     def has_begun(self) -> bool:
-        """It is known whether there is reasoning."""
+        """True once it is certain whether the text begins with reasoning."""
         return self._state != "begin"
 
     def push(self, text: str) -> list[Part]:
-        """The parts that are certain now, none of them empty."""
+        """Add `text` and return the parts that are certain now, none of them empty."""
         if self._state == "answer" and not self._is_blank:
             return [("answer", text)] if text else []
         return list(self._split(text))
 
     def flush(self) -> list[Part]:
-        """What was held back: no more text will come."""
+        """Return the text that was held back, at the end of the answer."""
         held, self._held = self._held, ""
         kind: Literal["thought", "answer"] = "thought" if self._state == "thought" else "answer"
         return [(kind, held)] if held else []
@@ -103,7 +108,7 @@ class Splitter:
                 self._state, text = "answer", after
                 thought = thought.rstrip()
             else:
-                # Of that which may be the end there is no telling yet.
+                # The end may be the beginning of a mark: hold it back.
                 end = self._hold.search(thought)
                 assert end is not None
                 thought, self._held = thought[: end.start()], thought[end.start() :]
@@ -120,21 +125,31 @@ class Splitter:
             yield "answer", text
 
 
-class SplitSink:
-    """Between an engine that tells only text and the request's sink. Tokens of which nothing can be
-    told yet are told without text, as those of half a character are."""
+class FilterSink:
+    """A sink between an engine and a request's sink that passes on every call.
 
-    def __init__(self, sink: Sink, splitter: Splitter) -> None:
+    A subclass defines `delta` and `finish`, to interpret the text. It passes on each token at once,
+    without text if its text is held back, as engines do for a part of a character.
+    """
+
+    def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._splitter = splitter
-        # Of tokens whose text is held back.
-        self._logprobs: tuple[TokenLogprob, ...] = ()
         self.accepted = sink.accepted
         self.started = sink.started
         self.working = sink.working
         self.reasoning = sink.reasoning
         self.tool_call = sink.tool_call
         self.fail = sink.fail
+
+
+class SplitSink(FilterSink):
+    """A sink that separates reasoning from the answer in an engine's text."""
+
+    def __init__(self, sink: Sink, splitter: Splitter) -> None:
+        super().__init__(sink)
+        self._splitter = splitter
+        self._logprobs: tuple[TokenLogprob, ...] = ()
+        """The log probabilities of tokens whose text is held back."""
 
     def delta(
         self,
@@ -143,25 +158,25 @@ class SplitSink:
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
-        """Tell what is certain. The log probabilities are the answer's."""
+        """Pass on the text that is certain. Only tokens of the answer keep log probabilities."""
         assert isinstance(piece, str)
-        # Those of white space at the beginning are kept; marks and what is around them have none.
+        # Leading white space of an answer keeps its log probabilities; marks and thoughts do not.
         self._logprobs = logprobs if self._splitter.has_begun else self._logprobs + logprobs
         parts = self._splitter.push(piece)
         if not parts:
             self._sink.delta("", num_tokens, token_ids)
         for number, (kind, text) in enumerate(parts, 1):
-            # Those of a piece with two parts go with the second.
+            # If a piece has two parts, its tokens count for the second.
             tokens = (num_tokens, token_ids) if number == len(parts) else (0, ())
-            self._tell(kind, text, *tokens)
+            self._push(kind, text, *tokens)
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
-        """Tell what was held back, and the end."""
+        """Pass on the text that was held back, then the end."""
         for kind, text in self._splitter.flush():
-            self._tell(kind, text, 0, ())
+            self._push(kind, text, 0, ())
         self._sink.finish(reason, completion_tokens)
 
-    def _tell(self, kind: str, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+    def _push(self, kind: str, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         if kind == "thought":
             self._sink.reasoning(text, num_tokens, token_ids)
         else:

@@ -23,11 +23,12 @@ from hypothesis.stateful import (
     rule,
 )
 
+from penstock.engine.protocol import LosableSink
 from penstock.errors import EngineUnavailable, Problem
-from penstock.events import Delta, Failure
+from penstock.events import Delta, Failure, finish_reason_of
 from penstock.request import Request
 from penstock.stream.reader import Reader
-from penstock.stream.registry import Limits, Streams, ended_as
+from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.faults.checker import judge
 from tests.faults.history import (
@@ -40,7 +41,7 @@ from tests.faults.history import (
     Told,
     numbered,
 )
-from tests.support.scripted import taken
+from tests.support.scripted import EngineInTest, opened, taken
 
 LINGER_S, RETAIN_S, RESTART_S = 5, 9, 30
 MAX_TOKENS = 50
@@ -61,22 +62,20 @@ class Clock(asyncio.SelectorEventLoop):
 class Running:
     """A request in the engine: it goes on from token `first`, and `next` is the one to come."""
 
-    sink: Stream
+    sink: LosableSink
     first: int
     next: int
 
 
-class NumberingEngine:
+class NumberingEngine(EngineInTest):
     """Says the next number of a stream when it is told to, from where the request goes on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.running: dict[str, Running] = {}
-        self.is_down = False
-        self._ready = asyncio.Event()
-        self._ready.set()
 
-    def submit(self, request: Request, sink: Stream) -> None:
-        if self.is_down:
+    def submit(self, request: Request, sink: LosableSink) -> None:
+        if self.state == "down":
             raise EngineUnavailable("engine_down", "It is down.")
         first = len(request.generated)
         self.running[request.id] = Running(sink, first, first)
@@ -85,9 +84,6 @@ class NumberingEngine:
 
     def cancel(self, request_id: str) -> None:
         self.running.pop(request_id, None)
-
-    async def until_ready(self) -> None:
-        await self._ready.wait()
 
     def say(self, stream_id: str) -> None:
         running = self.running[stream_id]
@@ -99,15 +95,10 @@ class NumberingEngine:
         running.sink.finish("length", running.next - running.first)
 
     def die(self) -> None:
-        self.is_down = True
-        self._ready.clear()
+        self.go_down()
         running, self.running = self.running, {}
         for each in running.values():
             each.sink.lost()
-
-    def come_back(self) -> None:
-        self.is_down = False
-        self._ready.set()
 
 
 @dataclass
@@ -157,7 +148,7 @@ class Races(RuleBasedStateMachine):
     async def _begin(self) -> None:
         self.engine = NumberingEngine()
         limits = Limits(linger=LINGER_S, retain=RETAIN_S, restart_timeout=RESTART_S)
-        self.streams = Streams(self.engine, limits)
+        self.streams = Streams([self.engine], limits)
 
     def run(self, work: Any) -> Any:
         """Do this, and then whatever follows from it."""
@@ -180,10 +171,10 @@ class Races(RuleBasedStateMachine):
         async def work() -> Model | None:
             name = f"s{next(self.names)}"
             request = Request(id=name, max_tokens=MAX_TOKENS, prompt=name)
-            may_open = not (self.engine.is_down or self.streams.is_recovering)
+            may_open = not (self.engine.state == "down" or self.streams.is_recovering)
             refused = ""
             try:
-                stream = self.streams.open(request, resumable=resumable)
+                stream = opened(self.streams, request, resumable=resumable)
             except Problem as problem:
                 refused = problem.code
             assert refused == ("" if may_open else "engine_down")
@@ -219,7 +210,7 @@ class Races(RuleBasedStateMachine):
             if model.ended and cursor == len(found.log):
                 return None  # the API answers 204 to that
             model.readers += 1
-            return self._connect(model, Reader(found, cursor), is_quick)
+            return self._connect(model, Reader(found, cursor=cursor), is_quick)
 
         connection = self.run(work())
         return multiple() if connection is None else connection
@@ -295,7 +286,7 @@ class Races(RuleBasedStateMachine):
 
         self.run(work())
 
-    @precondition(lambda self: not self.engine.is_down)
+    @precondition(lambda self: self.engine.state != "down")
     @rule(is_back_at_once=st.booleans())
     def die(self, is_back_at_once: bool) -> None:
         async def work() -> None:
@@ -307,7 +298,7 @@ class Races(RuleBasedStateMachine):
 
         self.run(work())
 
-    @precondition(lambda self: self.engine.is_down)
+    @precondition(lambda self: self.engine.state == "down")
     @rule(dies_again=st.booleans())
     def come_back(self, dies_again: bool) -> None:
         async def work() -> None:
@@ -339,7 +330,7 @@ class Races(RuleBasedStateMachine):
     def streams_are_as_they_should_be(self) -> None:
         for name, model in self.all.items():
             ended = model.stream.ended
-            reason = "" if ended is None else ended_as(ended)
+            reason = "" if ended is None else finish_reason_of(ended)
             if isinstance(ended, Failure) and ended.code == "engine_died" and not model.ended:
                 assert model.deaths_without_token >= 2, "given up without reason"
                 self._end(model, "error")
@@ -347,7 +338,7 @@ class Races(RuleBasedStateMachine):
             assert not (model.ended and name in self.engine.running), "the engine still has it"
         assert len(self.streams) == sum(not model.ended for model in self.all.values())
         kept = [model for model in self.all.values() if self._is_kept(model)]
-        assert self.streams.num_kept == len(kept)
+        assert len(self.streams.kept) == len(kept)
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):
@@ -371,7 +362,7 @@ class Races(RuleBasedStateMachine):
 
     async def _wind_up(self) -> None:
         """Bring all that still runs to its end: if something is stuck, it is found here."""
-        if self.engine.is_down:
+        if self.engine.state == "down":
             self.engine.come_back()
         for _ in range(20 + 3 * len(self.all)):
             for _ in range(8):
@@ -407,9 +398,9 @@ class Races(RuleBasedStateMachine):
     def _connect(self, model: Model, reader: Reader, is_quick: bool) -> Connection:
         connection = Connection(f"r{next(self.names)}", model, reader)
         stream_id = model.stream.id
-        entry = Attached(self.tick(), connection.name, reader.cursor - 1)
+        entry = Attached(self.tick(), connection.name, reader._cursors[0] - 1)
         self.history.add(stream_id, entry)
-        connection.taken = reader.cursor
+        connection.taken = reader._cursors[0]
         self.open_connections.append(connection)
         if is_quick:
             connection.task = self.loop.create_task(self._read_on(connection))
@@ -430,7 +421,7 @@ class Races(RuleBasedStateMachine):
             else:
                 code = event.code if isinstance(event, Failure) else ""
                 num_tokens = event.usage.completion_tokens
-                entry = Ended(now, name, at, at, ended_as(event), code, num_tokens, data)
+                entry = Ended(now, name, at, at, finish_reason_of(event), code, num_tokens, data)
                 connection.is_told = True
             self.history.add(connection.model.stream.id, entry)
 
@@ -464,7 +455,7 @@ class Races(RuleBasedStateMachine):
 
     def _give_up_what_waits_too_long(self) -> None:
         """The engine was away for too long: what waited for it has failed."""
-        if not self.engine.is_down:
+        if self.engine.state != "down":
             return
         for model in self.all.values():
             ended = model.stream.ended

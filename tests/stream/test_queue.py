@@ -12,12 +12,12 @@ from penstock.stream.reader import Reader
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, settle, taken
+from tests.support.scripted import ScriptedEngine, ask, opened, settle, taken
 
 
 def one_slot(limits: Limits | None = None, max_queue: int = 10) -> tuple[ScriptedEngine, Streams]:
     engine = ScriptedEngine()
-    return engine, Streams(engine, limits, admission=Admission(1, max_queue))
+    return engine, Streams([engine], limits, admission=Admission(1, max_queue))
 
 
 def submitted(engine: ScriptedEngine) -> list[str]:
@@ -31,7 +31,7 @@ def end(engine: ScriptedEngine, name: str) -> None:
 async def test_what_waits_is_not_handed_to_the_engine_before_its_turn() -> None:
     engine, streams = one_slot()
     for name in "abc":
-        streams.open(ask(name))
+        opened(streams, ask(name))
     assert submitted(engine) == ["a"]
     end(engine, "a")
     assert submitted(engine) == ["a", "b"]
@@ -41,15 +41,15 @@ async def test_what_waits_is_not_handed_to_the_engine_before_its_turn() -> None:
 
 async def test_a_response_begins_at_once_where_the_request_has_to_wait() -> None:
     _, streams = one_slot()
-    first, second = streams.open(ask("a")), streams.open(ask("b"))
+    first, second = opened(streams, ask("a")), opened(streams, ask("b"))
     assert not first.was_accepted.done()  # the engine may still refuse it with a status of its own
     assert second.was_accepted.result() is None
 
 
 async def test_a_refusal_after_waiting_is_the_terminal_event() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    stream = streams.open(ask("b"), resumable=True)
+    opened(streams, ask("a"))
+    stream = opened(streams, ask("b"), resumable=True)
     end(engine, "a")
     engine.sinks["b"].fail("prompt_too_long", "It is too long.")
     assert isinstance(stream.ended, Failure)
@@ -59,10 +59,10 @@ async def test_a_refusal_after_waiting_is_the_terminal_event() -> None:
 
 async def test_a_full_line_refuses_with_the_time_to_come_back() -> None:
     _, streams = one_slot(max_queue=1)
-    streams.open(ask("a"))
-    streams.open(ask("b"))
+    opened(streams, ask("a"))
+    opened(streams, ask("b"))
     with raises_problem("queue_full") as refused:
-        streams.open(ask("c"))
+        opened(streams, ask("c"))
     assert (refused.value.code, refused.value.status) == ("queue_full", 429)
     assert int(refused.value.headers["Retry-After"]) >= 1
     with raises_problem("queue_full"):
@@ -72,9 +72,9 @@ async def test_a_full_line_refuses_with_the_time_to_come_back() -> None:
 
 async def test_whoever_leaves_the_line_is_nobody_s_hindrance() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    reader = Reader(streams.open(ask("b")))
-    streams.open(ask("c"))
+    opened(streams, ask("a"))
+    reader = Reader(opened(streams, ask("b")))
+    opened(streams, ask("c"))
     reader.close()
     assert streams.cancel("b") == "cancelled"
     end(engine, "a")
@@ -83,8 +83,8 @@ async def test_whoever_leaves_the_line_is_nobody_s_hindrance() -> None:
 
 async def test_those_that_wait_are_told_their_places_and_their_readers_are_woken() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    waiting = [streams.open(ask(name)) for name in "bc"]
+    opened(streams, ask("a"))
+    waiting = [opened(streams, ask(name)) for name in "bc"]
     reader = Reader(waiting[1])
     async with asyncio.timeout(5):
         assert await taken(reader) == []
@@ -101,8 +101,8 @@ async def test_those_that_wait_are_told_their_places_and_their_readers_are_woken
 
 async def test_draining_lets_those_that_wait_have_their_turn() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    second = streams.open(ask("b"))
+    opened(streams, ask("a"))
+    second = opened(streams, ask("b"))
     drain = asyncio.create_task(streams.drain(60))
     await settle()
     end(engine, "a")
@@ -114,19 +114,19 @@ async def test_draining_lets_those_that_wait_have_their_turn() -> None:
 
 async def test_what_still_waits_when_draining_is_over_ends_with_the_rest() -> None:
     engine, streams = one_slot()
-    opened = [streams.open(ask(name)) for name in "abc"]
+    made = [opened(streams, ask(name)) for name in "abc"]
     await streams.drain(0)
-    assert [isinstance(stream.ended, Failure) for stream in opened] == [True] * 3
+    assert [isinstance(stream.ended, Failure) for stream in made] == [True] * 3
     assert submitted(engine) == ["a"]  # nobody is begun just to be ended
 
 
 async def test_streams_that_lost_their_engine_go_on_before_those_that_wait() -> None:
     engine, streams = one_slot()
-    first = streams.open(ask("a"))
+    first = opened(streams, ask("a"))
     first.accepted((1,))
     first.started()
     first.delta("word ", 1, (7,))
-    streams.open(ask("b"))
+    opened(streams, ask("b"))
     engine.die()
     await settle()
     engine.come_back()
@@ -138,8 +138,8 @@ async def test_streams_that_lost_their_engine_go_on_before_those_that_wait() -> 
 
 async def test_a_slot_that_is_freed_while_there_is_no_engine_is_used_when_there_is_one() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    streams.open(ask("b"))
+    opened(streams, ask("a"))
+    opened(streams, ask("b"))
     engine.die()
     streams.cancel("a")
     assert submitted(engine) == ["a"]
@@ -150,8 +150,8 @@ async def test_a_slot_that_is_freed_while_there_is_no_engine_is_used_when_there_
 
 async def test_one_whose_turn_comes_as_the_engine_dies_waits_for_the_next_engine() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    second = streams.open(ask("b"))
+    opened(streams, ask("a"))
+    second = opened(streams, ask("b"))
     engine.go_down()  # it is dead, and has not told its sinks yet
     streams.cancel("a")
     assert second.ended is None
@@ -162,12 +162,12 @@ async def test_one_whose_turn_comes_as_the_engine_dies_waits_for_the_next_engine
 
 async def test_an_engine_that_does_not_come_back_ends_those_that_wait_as_well() -> None:
     engine, streams = one_slot(Limits(restart_timeout=0.1))
-    opened = [streams.open(ask(name)) for name in "abcd"]
+    made = [opened(streams, ask(name)) for name in "abcd"]
     engine.die()
     async with asyncio.timeout(5):
-        await opened[0].end()
+        await made[0].end()
     await settle()  # together with it, not after as long again
-    ends = [stream.ended for stream in opened]
+    ends = [stream.ended for stream in made]
     assert [end.code for end in ends if isinstance(end, Failure)] == ["engine_died"] * 4
     await settle()
     assert not streams.is_recovering
@@ -178,7 +178,7 @@ async def test_an_engine_that_does_not_come_back_ends_those_that_wait_as_well() 
 
 async def test_a_stream_is_stopped_at_its_deadline_and_keeps_what_it_has() -> None:
     engine, streams = one_slot()
-    stream = streams.open(ask("a"), timeout=0.02)
+    stream = opened(streams, ask("a"), timeout=0.02)
     stream.accepted((1,))
     stream.delta("word ", 1, (7,))
     async with asyncio.timeout(5):
@@ -191,8 +191,8 @@ async def test_a_stream_is_stopped_at_its_deadline_and_keeps_what_it_has() -> No
 
 async def test_a_stream_whose_deadline_comes_while_it_waits_never_begins() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"))
-    stream = streams.open(ask("b"), timeout=0.02)
+    opened(streams, ask("a"))
+    stream = opened(streams, ask("b"), timeout=0.02)
     async with asyncio.timeout(5):
         await stream.end()
     assert streams.cancel("b") == "deadline"
@@ -206,24 +206,24 @@ async def test_a_deadline_before_the_turn_can_come_is_refused_at_once(
     engine, streams = one_slot()
     monkeypatch.setattr(streams.admission, "eta_of_new", lambda owner: 30.0)
     with raises_problem("deadline_too_soon") as refused:
-        streams.open(ask("a"), timeout=29)
+        opened(streams, ask("a"), timeout=29)
     assert (refused.value.code, refused.value.status) == ("deadline_too_soon", 429)
     assert submitted(engine) == []
-    assert streams.open(ask("a"), timeout=31).ended is None
+    assert opened(streams, ask("a"), timeout=31).ended is None
 
 
 async def test_the_server_s_own_limit_is_everybody_s_deadline() -> None:
     _, streams = one_slot(Limits(max_timeout=0.02))
     for name, timeout in (("a", None), ("b", 60.0)):
         async with asyncio.timeout(5):
-            ended = await streams.open(ask(name), timeout=timeout).end()
+            ended = await opened(streams, ask(name), timeout=timeout).end()
         assert isinstance(ended, Finish)
         assert ended.reason == "deadline"
 
 
 async def test_a_stream_that_has_ended_has_no_deadline_any_more() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"), timeout=60)
+    opened(streams, ask("a"), timeout=60)
     end(engine, "a")
     assert streams._deadlines == {}
 
@@ -248,7 +248,7 @@ def told(streams: Streams, stream_id: str, owner: Owner) -> list[str]:
 
 async def test_to_another_owner_a_stream_is_as_unknown_as_one_that_never_was() -> None:
     engine, streams = one_slot()
-    streams.open(ask("a"), resumable=True, owner=ALICE)
+    opened(streams, ask("a"), resumable=True, owner=ALICE)
     unknown = told(streams, "never", BOB)
     assert told(streams, "a", BOB) == unknown
     assert streams.find("a", ALICE).id == "a"
@@ -261,7 +261,7 @@ async def test_to_another_owner_a_stream_is_as_unknown_as_one_that_never_was() -
 
 async def test_an_admin_may_end_what_is_another_s() -> None:
     _, streams = one_slot()
-    streams.open(ask("a"), owner=ALICE)
+    opened(streams, ask("a"), owner=ALICE)
     assert streams.cancel("a", ADMIN) == "cancelled"
 
 
@@ -271,7 +271,7 @@ def limited(**limits: int) -> Owner:
 
 def refusal(streams: Streams, owner: Owner, *, resumable: bool = False) -> str:
     with pytest.raises(Problem) as refused:
-        streams.open(ask("refused"), owner=owner, resumable=resumable)
+        opened(streams, ask("refused"), owner=owner, resumable=resumable)
     assert refused.value.status == 429
     assert int(refused.value.headers["Retry-After"]) >= 1
     return refused.value.code
@@ -286,46 +286,46 @@ def speak(stream: Stream, text: str, num_tokens: int = 1) -> None:
 async def test_an_owner_has_so_many_streams_at_once_and_others_theirs() -> None:
     engine, streams = one_slot()
     owner = limited(max_streams=2)
-    streams.open(ask("a"), owner=owner)
-    streams.open(ask("b"), owner=owner)
+    opened(streams, ask("a"), owner=owner)
+    opened(streams, ask("b"), owner=owner)
     assert refusal(streams, owner) == "too_many_streams"
-    streams.open(ask("c"), owner=BOB)
+    opened(streams, ask("c"), owner=BOB)
     end(engine, "a")
-    streams.open(ask("d"), owner=owner)
+    opened(streams, ask("d"), owner=owner)
 
 
 async def test_an_owner_has_so_many_resumable_streams_running_and_kept() -> None:
-    streams = Streams(ScriptedEngine(), Limits(retain=0.05))
+    streams = Streams([ScriptedEngine()], Limits(retain=0.05))
     owner = limited(max_resumable=2)
-    speak(streams.open(ask("a"), owner=owner, resumable=True), "text")
-    streams.open(ask("b"), owner=owner, resumable=True).fail("prompt_too_long", "Too long.")
-    streams.open(ask("c"), owner=owner, resumable=True)
+    speak(opened(streams, ask("a"), owner=owner, resumable=True), "text")
+    opened(streams, ask("b"), owner=owner, resumable=True).fail("prompt_too_long", "Too long.")
+    opened(streams, ask("c"), owner=owner, resumable=True)
     assert refusal(streams, owner, resumable=True) == "too_many_streams"
-    streams.open(ask("d"), owner=owner)
+    opened(streams, ask("d"), owner=owner)
     async with asyncio.timeout(5):
-        while streams.num_kept:  # noqa: ASYNC110 - nobody is told
+        while len(streams.kept):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.01)
-    streams.open(ask("e"), owner=owner, resumable=True)
+    opened(streams, ask("e"), owner=owner, resumable=True)
 
 
 async def test_what_is_kept_for_an_owner_is_bounded_and_nobody_else_pays() -> None:
-    streams = Streams(ScriptedEngine())
+    streams = Streams([ScriptedEngine()])
     owner = limited(max_retained_bytes=10_000)
-    speak(streams.open(ask("bob"), owner=BOB, resumable=True), "x" * 9000)
+    speak(opened(streams, ask("bob"), owner=BOB, resumable=True), "x" * 9000)
     for name in "abcd":
-        speak(streams.open(ask(name), owner=owner, resumable=True), "x" * 4000)
-    assert streams.num_kept == 3
+        speak(opened(streams, ask(name), owner=owner, resumable=True), "x" * 4000)
+    assert len(streams.kept) == 3
     assert streams.find("bob", BOB).id == "bob"
     assert streams.find("d", owner).id == "d"
 
 
 async def test_an_owner_whose_limits_were_lowered_meanwhile_keeps_what_is_within_them() -> None:
-    streams = Streams(ScriptedEngine())
+    streams = Streams([ScriptedEngine()])
     for name in "ab":
         owner = limited(max_retained_bytes=10_000)
-        speak(streams.open(ask(name), owner=owner, resumable=True), "x" * 4000)
-    speak(streams.open(ask("c"), owner=limited(max_retained_bytes=100), resumable=True), "x")
-    assert streams.num_kept == 0
+        speak(opened(streams, ask(name), owner=owner, resumable=True), "x" * 4000)
+    speak(opened(streams, ask("c"), owner=limited(max_retained_bytes=100), resumable=True), "x")
+    assert len(streams.kept) == 0
     assert len(streams) == 0
 
 
@@ -336,7 +336,7 @@ async def test_several_choices_are_several_streams() -> None:
         streams.check(owner, num_streams=3)
     assert never.value.code == "too_many_choices"
     streams.check(owner, num_streams=2)
-    streams.open(ask("a"), owner=owner)
+    opened(streams, ask("a"), owner=owner)
     with raises_problem("too_many_streams") as later:
         streams.check(owner, num_streams=2)
     assert later.value.code == "too_many_streams"
@@ -345,19 +345,19 @@ async def test_several_choices_are_several_streams() -> None:
 
 
 async def test_an_owner_that_has_used_its_tokens_waits_until_there_are_more() -> None:
-    streams = Streams(ScriptedEngine())
+    streams = Streams([ScriptedEngine()])
     owner = limited(tokens_per_minute=100)
-    speak(streams.open(ask("a"), owner=owner), "text", 159)
+    speak(opened(streams, ask("a"), owner=owner), "text", 159)
     with raises_problem("too_many_tokens") as refused:
-        streams.open(ask("b"), owner=owner)
+        opened(streams, ask("b"), owner=owner)
     assert refused.value.code == "too_many_tokens"
     assert 35 <= int(refused.value.headers["Retry-After"]) <= 37  # 61 of 100 in a minute
 
 
 async def test_tokens_of_open_streams_count_as_well() -> None:
-    streams = Streams(ScriptedEngine())
+    streams = Streams([ScriptedEngine()])
     owner = limited(tokens_per_minute=100)
-    stream = streams.open(ask("a", max_tokens=500), owner=owner)
+    stream = opened(streams, ask("a", max_tokens=500), owner=owner)
     stream.accepted((1,))
     stream.delta("text", 120, ())
     assert refusal(streams, owner) == "too_many_tokens"
@@ -369,19 +369,19 @@ async def test_what_never_began_is_nobody_s_stream() -> None:
     engine.go_down()
     for _ in range(3):
         with raises_problem("engine_down") as refused:
-            streams.open(ask("a"), owner=owner, resumable=True)
+            opened(streams, ask("a"), owner=owner, resumable=True)
         assert refused.value.code == "engine_down"
     engine.come_back()
-    streams.open(ask("a"), owner=owner, resumable=True)
+    opened(streams, ask("a"), owner=owner, resumable=True)
     assert submitted(engine) == ["a"]
 
 
 async def test_owners_that_are_gone_leave_no_counts_behind() -> None:
-    streams = Streams(ScriptedEngine(), Limits(retain=0))
+    streams = Streams([ScriptedEngine()], Limits(retain=0))
     for n in range(50):
-        speak(streams.open(ask(f"{n}"), owner=Owner(f"address {n}"), resumable=True), "text")
+        speak(opened(streams, ask(f"{n}"), owner=Owner(f"address {n}"), resumable=True), "text")
     async with asyncio.timeout(5):
-        while streams.num_kept:  # noqa: ASYNC110 - nobody is told
+        while len(streams.kept):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.01)
     accounts = streams._quotas
     assert not accounts._num_open

@@ -7,12 +7,12 @@ from penstock.events import Failure, Finish
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, settle
+from tests.support.scripted import ScriptedEngine, ask, opened, settle
 
 
 def begin(streams: Streams, name: str) -> Stream:
     """A stream with a slot, that has said one word."""
-    stream = streams.open(ask(name))
+    stream = opened(streams, ask(name))
     stream.accepted((1,))
     stream.started()
     stream.delta(f"{name} ", 1, (7,))
@@ -25,7 +25,7 @@ def is_recovering(streams: Streams) -> bool:
 
 async def test_running_streams_go_on_where_they_were_in_their_order() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     running = [begin(streams, name) for name in "abc"]
     engine.submitted.clear()
     engine.die()
@@ -47,18 +47,18 @@ async def test_running_streams_go_on_where_they_were_in_their_order() -> None:
 
 async def test_new_requests_are_refused_until_the_lost_ones_go_on() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     begin(streams, "a")
     engine.die()
     with raises_problem("engine_down") as refused:
-        streams.open(ask("b"))
+        opened(streams, ask("b"))
     assert refused.value.code == "engine_down"
     assert "Retry-After" in refused.value.headers
 
 
 async def test_a_stream_cancelled_while_the_engine_is_away_does_not_come_back() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     begin(streams, "a")
     engine.die()
     assert streams.cancel("a") == "cancelled"
@@ -70,7 +70,7 @@ async def test_a_stream_cancelled_while_the_engine_is_away_does_not_come_back() 
 
 async def test_streams_end_with_one_error_if_the_engine_does_not_come_back() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine, Limits(restart_timeout=0.02))
+    streams = Streams([engine], Limits(restart_timeout=0.02))
     stream = begin(streams, "a")
     engine.die()
     async with asyncio.timeout(5):
@@ -83,8 +83,8 @@ async def test_streams_end_with_one_error_if_the_engine_does_not_come_back() -> 
 
 async def test_a_stream_whose_last_token_had_come_ends_without_the_engine() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
-    stream = streams.open(ask("a", max_tokens=1))
+    streams = Streams([engine])
+    stream = opened(streams, ask("a", max_tokens=1))
     stream.accepted((1,))
     stream.started()
     stream.delta("word", 1, (7,))
@@ -102,11 +102,11 @@ async def test_a_request_that_kills_the_engine_twice_is_given_up_and_the_others_
     has_slot: bool,
 ) -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     good = begin(streams, "good")
-    in_line = streams.open(ask("in line"))
+    in_line = opened(streams, ask("in line"))
     in_line.accepted((1,))
-    bad = streams.open(ask("bad"))
+    bad = opened(streams, ask("bad"))
     if has_slot:
         bad.accepted((1,))
         bad.started()
@@ -127,8 +127,8 @@ async def test_a_request_that_kills_the_engine_twice_is_given_up_and_the_others_
 
 async def test_a_suspect_that_comes_to_a_token_is_cleared() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
-    suspects = [streams.open(ask(name)) for name in "ab"]
+    streams = Streams([engine])
+    suspects = [opened(streams, ask(name)) for name in "ab"]
     for suspect in suspects:
         suspect.accepted((1,))
         suspect.started()
@@ -146,7 +146,7 @@ async def test_a_suspect_that_comes_to_a_token_is_cleared() -> None:
 
 async def test_an_engine_that_dies_while_streams_go_on_is_waited_for_again() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     stream = begin(streams, "a")
     for _ in range(3):
         engine.die()
@@ -159,7 +159,7 @@ async def test_an_engine_that_dies_while_streams_go_on_is_waited_for_again() -> 
 
 async def test_draining_ends_those_that_wait_for_the_engine() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     stream = begin(streams, "a")
     engine.die()
     await streams.drain(0)
@@ -172,10 +172,10 @@ async def test_draining_ends_those_that_wait_for_the_engine() -> None:
 
 async def test_an_answer_under_a_schema_is_given_up_at_once_and_the_others_go_on() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     other = begin(streams, "other")
     request = msgspec.structs.replace(ask("schema"), json_schema="{}")
-    stream = streams.open(request)
+    stream = opened(streams, request)
     stream.accepted((1,))
     stream.started()
     stream.delta("{", 1, (7,))
@@ -191,9 +191,9 @@ async def test_an_answer_under_a_schema_is_given_up_at_once_and_the_others_go_on
 
 async def test_an_answer_under_a_schema_that_has_not_begun_is_simply_asked_for_again() -> None:
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     request = msgspec.structs.replace(ask("schema"), json_schema="{}")
-    stream = streams.open(request)
+    stream = opened(streams, request)
     stream.accepted((1,))
     engine.die()
     engine.come_back()
@@ -208,7 +208,7 @@ async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_o
     the task failed, its streams hung and new requests were refused for ever. Whom: everybody. Why
     not now: what could not be submitted stays in its line, and the task waits again."""
     engine = ScriptedEngine()
-    streams = Streams(engine)
+    streams = Streams([engine])
     stream = begin(streams, "a")
     engine.die()
     await settle()

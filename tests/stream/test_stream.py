@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from penstock.events import Delta, Failure, Finish, Reasoning, TokenLogprob, ToolCall
 from penstock.request import Request, Sampling, UnnamedTokens
-from penstock.stream.reader import MAX_EVENTS_AT_ONCE, MergedReader, Reader
+from penstock.stream.reader import MAX_EVENTS_AT_ONCE, Reader
+from penstock.stream.record import StreamRecord
 from penstock.stream.stream import Stream
-from tests.support.scripted import taken
+from tests.support.scripted import taken, taken_choices
 
 
 class Owner:
@@ -35,7 +36,7 @@ class Owner:
 def stream_of(**fields: Any) -> tuple[Stream, Owner]:
     owner = Owner()
     request = Request(**{"id": "s", "max_tokens": 100, "prompt": "x", **fields})
-    return Stream(request, owner), owner
+    return Stream(StreamRecord(request), owner), owner
 
 
 async def test_the_engine_s_deltas_and_finish_are_logged() -> None:
@@ -254,7 +255,7 @@ async def test_text_held_back_for_a_stop_string_survives_the_engine() -> None:
 async def test_a_request_that_broke_off_before_its_prompt_was_read_is_simply_sent_again() -> None:
     stream, _ = stream_of()
     stream.lost()
-    assert stream.continuation() is stream.request
+    assert stream.continuation() is stream.record.request
 
 
 @pytest.mark.parametrize(
@@ -350,8 +351,8 @@ async def test_log_probabilities_of_tokens_that_are_generated_again_come_once() 
 
 async def test_several_streams_are_read_as_one_and_in_one_piece() -> None:
     streams = [stream_of()[0] for _ in range(3)]
-    reader = MergedReader(streams)
-    take = asyncio.create_task(taken(reader))
+    reader = Reader(*streams)
+    take = asyncio.create_task(taken_choices(reader))
     await asyncio.sleep(0)
     assert not take.done()
     for number in (2, 0, 2):
@@ -361,20 +362,20 @@ async def test_several_streams_are_read_as_one_and_in_one_piece() -> None:
     for stream in streams:
         stream.finish("stop", 1)
     assert not reader.is_done
-    assert len(await taken(reader)) == 3
+    assert len(await taken_choices(reader)) == 3
     assert reader.is_done
 
 
 @pytest.mark.parametrize("end", ["cancel", "fail"])
 async def test_where_one_choice_is_cancelled_or_fails_the_others_end(end: str) -> None:
     streams = [stream_of()[0] for _ in range(3)]
-    reader = MergedReader(streams)
+    reader = Reader(*streams)
     if end == "cancel":
         streams[1].cancel()
     else:
         streams[1].fail("engine_error", "It gave up.")
-    ends = await taken(reader)
-    ends += await taken(reader) if not reader.is_done else []
+    ends = await taken_choices(reader)
+    ends += await taken_choices(reader) if not reader.is_done else []
     assert sorted(number for number, _ in ends) == [0, 1, 2]
     assert reader.is_done
     assert all(stream.ended is not None for stream in streams)
@@ -382,7 +383,7 @@ async def test_where_one_choice_is_cancelled_or_fails_the_others_end(end: str) -
 
 async def test_closing_leaves_every_stream() -> None:
     pairs = [stream_of() for _ in range(3)]
-    reader = MergedReader([stream for stream, _ in pairs])
+    reader = Reader(*(stream for stream, _ in pairs))
     take = asyncio.create_task(taken(reader))
     await asyncio.sleep(0)
     reader.close()
@@ -426,7 +427,7 @@ async def test_what_was_thought_is_part_of_what_goes_on_but_not_of_the_answer() 
     stream.reasoning("stop", 1, (5,))
     stream.delta("", 1, (6,))  # the mark
     stream.delta("Yeah", 1, (7,))
-    assert stream.can_go_on
+    assert stream.can_continue
     assert stream.continuation().generated == (5, 6, 7)
     assert stream.log.after(0) == [Reasoning("stop", 1), Delta("Yeah", 2)]
     assert stream.log.text() == "Yeah"
@@ -435,6 +436,6 @@ async def test_what_was_thought_is_part_of_what_goes_on_but_not_of_the_answer() 
 async def test_what_may_call_does_not_go_on_once_anything_came() -> None:
     stream, _ = stream_of(tools="[]")
     stream.accepted((1,))
-    assert stream.can_go_on
+    assert stream.can_continue
     stream.delta("a", 1, ())
-    assert not stream.can_go_on
+    assert not stream.can_continue

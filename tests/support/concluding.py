@@ -1,21 +1,23 @@
-"""llama.cpp with a grammar that brings rill, which has not learnt to think, from thoughts in small
-letters to an answer in capitals, by the mark that its template has."""
+"""llama.cpp with a grammar that makes rill reason, which rill has not learned.
+
+The reasoning is in small letters and the answer in capitals, with the template's mark between them.
+"""
 
 from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.llamacpp.engine import HttpCall, LlamaCpp
+from penstock.engine.llamacpp.engine import HttpRequest, LlamaCpp
 
 GRAMMAR = 'root ::= [a-z ,.]{20,30} "\\n</think>\\n\\n" [A-Z ,.]+'
 
 
 class Concluding(LlamaCpp):
-    """See above."""
+    """llama.cpp with `GRAMMAR` for every completion without a schema."""
 
-    async def _call(
+    async def _open(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
-    ) -> HttpCall:
+    ) -> HttpRequest:
         if path == "/completion" and body is not None and b"json_schema" not in body:
             body = msgspec.json.encode({**msgspec.json.decode(body), "grammar": GRAMMAR})
-        return await super()._call(path, body, on_body)
+        return await super()._open(path, body, on_body)

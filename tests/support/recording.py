@@ -1,4 +1,4 @@
-"""A sink that writes down what it is told, and can be waited on."""
+"""A sink that records every call and that a test can wait for."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from penstock.text import Text
 
 @dataclass
 class RecordingSink:
-    """`calls` are the names of the methods in the order in which they were called."""
+    """A sink that records its calls; `calls` has the methods' names in order."""
 
     on_delta: Callable[[], None] = lambda: None
     calls: list[str] = field(default_factory=list)
@@ -88,13 +88,13 @@ class RecordingSink:
         return "".join(text.push(piece) for piece in self.pieces) + text.flush()
 
     async def until(self, call: str, limit: float = 30.0) -> None:
-        """Wait for a call of that name."""
+        """Wait until the method named `call` is called, at most `limit` seconds."""
         async with asyncio.timeout(limit):
             while call not in self.calls:
                 await self._next()
 
     async def end(self, limit: float = 60.0) -> "RecordingSink":
-        """Wait for `finish` or `fail`."""
+        """Wait for `finish`, `fail` or `lost`, at most `limit` seconds."""
         async with asyncio.timeout(limit):
             while not self.ended:
                 await self._next()

@@ -3,23 +3,61 @@
 import asyncio
 from typing import Any
 
+from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
 from penstock.errors import EngineUnavailable
+from penstock.events import Event
 from penstock.request import Request
-from penstock.stream.reader import MergedReader, Reader, news
+from penstock.stream.reader import Reader
+from penstock.stream.record import StreamRecord
+from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 
 
-class ScriptedEngine:
-    """`submitted` are the requests, in order; `sinks` those that run in it."""
+class EngineInTest:
+    """What every engine inside a test's own process has: `go_down` and `come_back` change it."""
 
-    def __init__(self) -> None:
-        self.submitted: list[Request] = []
-        self.sinks: dict[str, Stream] = {}
-        self.cancelled: list[str] = []
+    def __init__(self, slots: int = 0) -> None:
+        self.info: ModelInfo | None = ModelInfo("scripted", "scripted", 1000, slots)
+        self.num_restarts = 0
         self._ready = asyncio.Event()
         self._ready.set()
 
-    def submit(self, request: Request, sink: Stream) -> None:
+    @property
+    def state(self) -> EngineState:
+        return "ready" if self._ready.is_set() else "down"
+
+    async def start(self) -> ModelInfo:
+        assert self.info is not None
+        return self.info
+
+    async def stop(self) -> None:
+        self.go_down()
+
+    async def until_ready(self) -> None:
+        await self._ready.wait()
+
+    def go_down(self) -> None:
+        """Take no more requests."""
+        self._ready.clear()
+
+    def come_back(self) -> None:
+        """Take requests again."""
+        self._ready.set()
+
+
+class ScriptedEngine(EngineInTest):
+    """An engine that only does what a test tells it to do.
+
+    `submitted` holds its requests in order, `sinks` the requests that run in it by id.
+    """
+
+    def __init__(self, slots: int = 0) -> None:
+        super().__init__(slots)
+        self.submitted: list[Request] = []
+        self.sinks: dict[str, LosableSink] = {}
+        self.cancelled: list[str] = []
+
+    def submit(self, request: Request, sink: LosableSink) -> None:
         if not self._ready.is_set():
             raise EngineUnavailable("engine_down", "It is down.")
         self.submitted.append(request)
@@ -29,13 +67,6 @@ class ScriptedEngine:
         self.cancelled.append(request_id)
         self.sinks.pop(request_id, None)
 
-    async def until_ready(self) -> None:
-        await self._ready.wait()
-
-    def go_down(self) -> None:
-        """Nothing can be submitted."""
-        self._ready.clear()
-
     def die(self) -> None:
         """Lose everything, as a killed process does."""
         self.go_down()
@@ -43,9 +74,10 @@ class ScriptedEngine:
         for sink in sinks.values():
             sink.lost()
 
-    def come_back(self) -> None:
-        """Take requests again."""
-        self._ready.set()
+
+def opened(streams: Streams, request: Request, **fields: Any) -> Stream:
+    """Open a stream for this request; `fields` are those of its `StreamRecord`."""
+    return streams.open(StreamRecord(request, **fields))
 
 
 def ask(stream_id: str, max_tokens: int = 5) -> Request:
@@ -58,7 +90,20 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def taken(reader: Reader | MergedReader) -> list[Any]:
-    """What the reader takes as soon as there is news."""
+async def news(reader: Reader) -> None:
+    """Wait until the reader has something to take, is woken, or is done."""
+    if not (reader.is_woken or reader.is_done or reader.lag > 0):
+        waiter = asyncio.get_running_loop().create_future()
+        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
+        await waiter
+
+
+async def taken(reader: Reader) -> list[Event]:
+    """Return the events that the reader takes as soon as there is news."""
+    return [event for _, event in await taken_choices(reader)]
+
+
+async def taken_choices(reader: Reader) -> list[tuple[int, Event]]:
+    """Return the events that the reader takes, each with its stream's number."""
     await news(reader)
-    return list(reader.take())
+    return [(number, event) for number, events in reader.take() for event in events]

@@ -1,13 +1,13 @@
-"""Chat templates for rill, in the manner of models that call tools and reason.
+"""Chat templates for rill that are like those of models that call tools and reason.
 
-rill itself has learnt neither. But llama.cpp reads in a template how its model calls tools, and
-binds it to that form where it must call one; and a bias makes certain that it does: the token
-`CALL` begins a call here, and is a token of rill's.
+rill has learned neither. But llama.cpp reads from a template how the model calls tools, and forces
+that form if a call is required. Otherwise a bias forces it: in these templates the token `CALL`,
+which rill has, begins a call.
 """
 
 CALL = "~"
 CALL_ID = 98
-"""The token's id."""
+"""The id of the token `CALL`."""
 
 TOOLS = (
     "{{ bos_token }}"
@@ -34,7 +34,7 @@ TOOLS = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""A model that calls tools."""
+"""The template of a model that calls tools."""
 
 REASONING = TOOLS.replace(
     "{%- if add_generation_prompt %}<|assistant|>{% endif %}",
@@ -42,4 +42,4 @@ REASONING = TOOLS.replace(
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
     "{% else %}<think>\n{% endif %}{% endif %}",
 )
-"""One that reasons as well, unless it is told not to."""
+"""The template of a model that calls tools, and reasons unless it is told not to."""

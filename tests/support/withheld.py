@@ -1,4 +1,4 @@
-"""An engine that can be loaded only as long as a file is there."""
+"""An engine that loads only while a file exists."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from penstock.errors import StartError
 
 
 class Withheld(Mock):
-    """The mock, endless; `file` is the path."""
+    """The mock engine with an endless answer; it starts only if `file` exists."""
 
     def __init__(self, *, name: str, file: str) -> None:
         super().__init__(name=name, interval=0.02, length=100_000)
         self._file = Path(file)
 
     async def start(self) -> ModelInfo:
-        """Raises StartError where the file is not there."""
+        """Start the mock. Raises StartError if the file does not exist."""
         if not self._file.exists():
             raise StartError("The model is not there.", "Bring it back.")
         return await super().start()

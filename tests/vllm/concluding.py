@@ -1,12 +1,15 @@
-"""vLLM with a structure that brings rill, which has not learnt to think, from thoughts in small
-letters to an answer in capitals, by the token that its template has for the end of thoughts."""
+"""vLLM with a structure that makes rill reason, which rill has not learned.
+
+The reasoning is in small letters and the answer in capitals, with the template's token for the end
+of reasoning between them.
+"""
 
 import dataclasses
 import json
 
 from vllm.sampling_params import StructuredOutputsParams
 
-from penstock.engine.vllm.chats import Answer
+from penstock.engine.vllm.chats import AnswerFormat
 from penstock.engine.vllm.engine import Vllm
 from penstock.request import Request
 from tests.vllm.engines import CONCLUDED_TOKENS
@@ -26,12 +29,12 @@ STRUCTURE = {
 
 
 class Concluding(Vllm):
-    """See above: for answers of `CONCLUDED_TOKENS` at most that may not call."""
+    """vLLM with `STRUCTURE` for answers without tools of at most `CONCLUDED_TOKENS` tokens."""
 
-    async def _answer(self, request: Request) -> Answer:
-        answer = await super()._answer(request)
-        thinks = answer.marks is not None and request.reasoning_effort != "none"
-        if not thinks or answer.parser is not None or request.max_tokens > CONCLUDED_TOKENS:
-            return answer
+    async def _answer_format(self, request: Request) -> AnswerFormat:
+        given = await super()._answer_format(request)
+        thinks = given.marks is not None and request.reasoning_effort != "none"
+        if not thinks or given.parser is not None or request.max_tokens > CONCLUDED_TOKENS:
+            return given
         structure = StructuredOutputsParams(structural_tag=json.dumps(STRUCTURE))
-        return dataclasses.replace(answer, structure=structure)
+        return dataclasses.replace(given, structure=structure)

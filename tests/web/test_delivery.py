@@ -15,7 +15,7 @@ from penstock.stream.stream import Stream
 from penstock.web.access import KEY, Access, access_of
 from penstock.web.delivery import HEARTBEAT, MAX_SEND_BYTES, StreamResponse, watch_client
 from penstock.web.liveness import Liveness
-from tests.support.scripted import ScriptedEngine, ask, settle
+from tests.support.scripted import ask, opened, ScriptedEngine, settle
 
 
 class Socket:
@@ -88,8 +88,8 @@ async def responding(
 
 
 def a_stream(*, resumable: bool = False) -> tuple[Streams, Stream]:
-    streams = Streams(ScriptedEngine())
-    stream = streams.open(ask("a"), resumable=resumable)
+    streams = Streams([ScriptedEngine()])
+    stream = opened(streams, ask("a"), resumable=resumable)
     stream.accepted((1,))
     stream.started()
     return streams, stream

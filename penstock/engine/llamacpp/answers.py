@@ -1,9 +1,9 @@
-"""What llama.cpp answers, as it comes: bytes in, what they say told to a sink.
+"""Reads llama.cpp's streamed responses and passes them to a sink.
 
 In: the bodies of `/completion` and `/v1/chat/completions`, cut anywhere. Out: calls of a `Sink`.
-The one names each token and knows nothing of tools; the other finds calls and reasoning in the
-text, in whichever form the model's template has them, and counts tokens without naming them. Not
-known here: sockets.
+`/completion` returns token ids and knows nothing of tools. `/v1/chat/completions` finds tool calls
+and reasoning in the text, in the form of the model's template, and counts tokens without their ids.
+Not known here: sockets.
 """
 
 import asyncio
@@ -15,26 +15,29 @@ from penstock.engine.grammar import is_json
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob
 
-# llama.cpp's word for "impossible" is the lowest number that there is; this one is OpenAI's.
+# OpenAI's log probability of an impossible token; llama.cpp uses the lowest number there is.
 LOWEST_LOGPROB = -9999.0
 
 
 class Refusal(msgspec.Struct):
-    """Why llama.cpp does not do what was asked."""
+    """llama.cpp's error object."""
 
     message: str = "no reason given"
 
 
 class Probability(msgspec.Struct):
-    """How likely a token was. Of the tokens of one character llama.cpp tells only the last, with
-    the character's bytes."""
+    """The log probability of a token.
+
+    When several tokens form one character, llama.cpp reports only the last token, with the
+    character's bytes.
+    """
 
     utf8: list[int] = msgspec.field(name="bytes")
     logprob: float
     top_logprobs: tuple["Probability", ...] = ()
 
     def as_word(self, num_top: int) -> TokenLogprob:
-        """The same in the words of the system."""
+        """Convert to a `TokenLogprob` with the `num_top` likeliest tokens."""
         top = self.top_logprobs[:num_top]
         return TokenLogprob(
             bytes(self.utf8),
@@ -44,8 +47,7 @@ class Probability(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """One event of `/completion`: the text of a step, how far it is with the prompt, the end
-    (`stop`), or an error."""
+    """One event of `/completion`: a step's text, prefill progress, the end (`stop`) or an error."""
 
     content: str = ""
     tokens: tuple[int, ...] = ()
@@ -73,7 +75,10 @@ class _Delta(msgspec.Struct):
 
 
 class ChatChunk(msgspec.Struct):
-    """One event of `/v1/chat/completions`. `timings` counts the tokens so far, `usage` all."""
+    """One event of `/v1/chat/completions`.
+
+    `timings` counts the tokens so far, `usage` all tokens of the answer.
+    """
 
     class Choice(msgspec.Struct):
         delta: _Delta
@@ -97,11 +102,11 @@ _decode_chat_chunk = msgspec.json.Decoder(ChatChunk).decode
 
 
 class RefusedByEngineError(Exception):
-    """llama.cpp said no, and why."""
+    """llama.cpp refused or failed the request; the message is its reason."""
 
 
 class _EventReader(ABC):
-    """A body of Server-Sent Events: `feed` it, and `end` it."""
+    """A reader of a body of Server-Sent Events: call `feed` with bytes, then `end`."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -109,7 +114,7 @@ class _EventReader(ABC):
         self._refusal: Refusal | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes: events end with an empty line."""
+        """Read the next bytes of the body."""
         *events, self._buffer = (self._buffer + data).split(b"\n\n")
         for event in events:
             if event.startswith(b"data: "):
@@ -117,19 +122,19 @@ class _EventReader(ABC):
 
     @abstractmethod
     def _event(self, data: bytes) -> None:
-        """One event's data."""
+        """Handle the data of one event."""
 
     def end(self, status: int) -> None:
-        """The body is over. Raises where that is not a right end."""
+        """Finish the body. Raises RefusedByEngineError if it ended early or with an error."""
         if status != 200 or not self._ended:
             raise RefusedByEngineError((self._refusal or refusal_in(self._buffer)).message)
 
 
 class CompletionReader(_EventReader):
-    """The body of `/completion` as it comes; what it says, told to the sink.
+    """A reader of `/completion`'s body that passes each event to `sink`.
 
-    `num_top`: likeliest tokens that are told with each. `must_be_json`: an answer that ends by
-    itself is checked to be JSON.
+    `num_top` is the number of likeliest tokens to report for each token. With `must_be_json`, an
+    answer that ends by itself fails unless it is JSON.
     """
 
     def __init__(self, sink: Sink, num_top: int, must_be_json: bool) -> None:
@@ -148,8 +153,8 @@ class CompletionReader(_EventReader):
             self._sink.working()
         num_tokens = chunk.tokens_predicted - self._num_tokens
         if chunk.content or num_tokens > 0:
-            # A character may take several tokens, of which llama.cpp names only the last: then
-            # the ids are not known, and none is better than some.
+            # When several tokens form one character, llama.cpp reports the right count but only
+            # the last id. An incomplete list of ids is useless, so report none.
             known = chunk.tokens if len(chunk.tokens) == num_tokens else ()
             self._num_tokens = chunk.tokens_predicted
             if self._text is not None:
@@ -167,17 +172,19 @@ class CompletionReader(_EventReader):
         if chunk.stop_type == "limit":
             self._sink.finish("length", chunk.tokens_predicted)
         elif self._text is not None and not is_json("".join(self._text)):
-            # llama.cpp drops a grammar that it cannot follow any more, and only its log says so.
-            self._sink.fail("schema_lost", "llama.cpp left the schema. Simplify it.")
+            # llama.cpp drops a grammar that it can no longer follow, and only logs that.
+            self._sink.fail(
+                "schema_lost", "llama.cpp stopped enforcing the schema. Simplify the schema."
+            )
         else:
             self._sink.finish("stop", chunk.tokens_predicted)
 
 
 class ChatReader(_EventReader):
-    """The body of `/v1/chat/completions` as it comes; what it says, told to the sink.
+    """A reader of `/v1/chat/completions`'s body that passes each event to `sink`.
 
-    A second call ends the answer, where there may be no `parallel_calls`: llama.cpp takes that for
-    a wish. `is_over` resolves then; the rest of the body is not wanted.
+    Without `parallel_calls` a second tool call ends the answer, because llama.cpp does not always
+    obey. Then `is_over` resolves and the rest of the body can be dropped.
     """
 
     def __init__(self, sink: Sink, *, parallel_calls: bool) -> None:
@@ -185,7 +192,7 @@ class ChatReader(_EventReader):
         self._sink = sink
         self._parallel_calls = parallel_calls
         self._num_tokens = 0
-        self._num_untold = 0
+        self._num_pending = 0
         self._reason: EngineFinish = "stop"
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -199,7 +206,7 @@ class ChatReader(_EventReader):
         if chunk.prompt_progress is not None:
             self._sink.working()
         if chunk.timings is not None:
-            self._num_untold += chunk.timings.predicted_n - self._num_tokens
+            self._num_pending += chunk.timings.predicted_n - self._num_tokens
             self._num_tokens = chunk.timings.predicted_n
         for choice in chunk.choices:
             self._delta(choice.delta)
@@ -210,21 +217,21 @@ class ChatReader(_EventReader):
 
     def _delta(self, delta: _Delta) -> None:
         if delta.reasoning_content:
-            self._sink.reasoning(delta.reasoning_content, self._take_untold(), ())
+            self._sink.reasoning(delta.reasoning_content, self._take_pending(), ())
         if delta.content:
-            self._sink.delta(delta.content, self._take_untold(), ())
+            self._sink.delta(delta.content, self._take_pending(), ())
         for call in delta.tool_calls:
             if call.index and not self._parallel_calls:
                 self._end("stop", self._num_tokens)
                 self.is_over.set_result(None)
                 return
             name, arguments = call.function.name, call.function.arguments
-            self._sink.tool_call(call.index, call.id, name, arguments, self._take_untold())
+            self._sink.tool_call(call.index, call.id, name, arguments, self._take_pending())
 
-    def _take_untold(self) -> int:
-        """The tokens since the last event that was told."""
-        untold, self._num_untold = self._num_untold, 0
-        return untold
+    def _take_pending(self) -> int:
+        """Return the number of tokens that no event has reported yet, and reset it."""
+        pending, self._num_pending = self._num_pending, 0
+        return pending
 
     def _end(self, reason: EngineFinish, completion_tokens: int) -> None:
         self._ended = True
@@ -232,7 +239,7 @@ class ChatReader(_EventReader):
 
 
 def refusal_in(body: bytes) -> Refusal:
-    """Why, where the body says it."""
+    """Return the error in a body, or a refusal without a reason."""
     try:
         return _decode_chunk(body).error or Refusal()
     except msgspec.DecodeError:

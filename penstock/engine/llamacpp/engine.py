@@ -1,9 +1,9 @@
-"""llama.cpp, embedded through xllamacpp: any GGUF, continuous batching, on a laptop.
+"""The llama.cpp engine, embedded through xllamacpp: any GGUF, continuous batching, on a laptop.
 
-xllamacpp starts llama.cpp's own server inside this process; we keep it off TCP, on a Unix socket
-in a directory of our own, and speak its `/completion` there, because that route alone gives each
-token's id; and for requests with tools `/v1/chat/completions`, because that alone finds calls in
-the text. Requests are queued here, in order, and never more than `slots` are given to llama.cpp.
+xllamacpp starts llama.cpp's own server inside this process. The server listens not on TCP but on a
+Unix socket in a private directory. Requests go to its `/completion`, the only route that returns
+token ids; requests with tools go to `/v1/chat/completions`, the only route that finds tool calls in
+the text. Requests wait here, in order, and llama.cpp never has more than `slots`.
 
 Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 """
@@ -43,9 +43,9 @@ from penstock.request import Request, Sampling, UnnamedTokens
 DEFAULT_CONTEXT = 4096
 SPARE_HTTP_THREADS = 4
 BACKLOG_PAUSE_S = 0.01
-# The server reads what llama.cpp logs, to know what it may die of; the rest is ten lines a request.
+# Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
 LOG_ERRORS = 1
-# llama.cpp reads this one as "draw a seed".
+# llama.cpp draws a seed if it gets this number.
 RANDOM_SEED = 0xFFFFFFFF
 SUPPORTS: tuple[Feature, ...] = (
     "presence_penalty",
@@ -83,7 +83,7 @@ class _Props(msgspec.Struct):
     chat_template_caps: Caps = msgspec.field(default_factory=Caps)
 
     def supports(self) -> tuple[Feature, ...]:
-        """What the model's template makes possible."""
+        """Return the optional features that work with the model's chat template."""
         caps = self.chat_template_caps
         tools: tuple[Feature, ...] = ("tools",)
         has_tools = caps.supports_tools and caps.supports_tool_calls
@@ -101,12 +101,11 @@ class _Models(msgspec.Struct):
     data: list[Model]
 
 
-class HttpCall(asyncio.Protocol):
-    """One HTTP request on a connection of its own, and its answer as it comes.
+class HttpRequest(asyncio.Protocol):
+    """One HTTP request on its own connection, with a streamed response.
 
-    `on_body` is given the body's bytes, cut anywhere. `done` is resolved with the status at the
-    answer's end, or with ConnectionError where there was none. `abort` drops the connection, which
-    makes llama.cpp drop the request.
+    `on_body` is called with the bytes of the response's body, cut anywhere. `done` becomes the
+    status when the response is complete, or raises ConnectionError if it is cut off.
     """
 
     def __init__(self, path: str, body: bytes | None, on_body: Callable[[bytes], None]) -> None:
@@ -116,13 +115,13 @@ class HttpCall(asyncio.Protocol):
             f"Content-Length: {len(body or b'')}\r\n\r\n"
         )
         self._request = head.encode() + (body or b"")
-        self.on_body = on_body  # the parser looks it up as it is made
+        self.on_body = on_body  # the parser looks this method up when it is created
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -137,20 +136,20 @@ class HttpCall(asyncio.Protocol):
             self.done.set_exception(ConnectionError("llama.cpp closed the connection"))
 
     def abort(self) -> None:
-        """Drop the connection; `done` is cancelled."""
+        """Cancel `done` and drop the connection, so that llama.cpp drops the request."""
         self.done.cancel()
         if self._transport is not None:
             self._transport.abort()
 
 
 class LlamaCpp(TaskEngine):
-    """Serves the GGUF at `model` under the name `name`, `slots` requests at once.
+    """An engine that serves the GGUF file `model` as `name`, with `slots` requests at once.
 
-    Everything else is a parameter of llama.cpp by the name that xllamacpp's `CommonParams` gives
-    it (`n_ctx`, `n_batch`, `n_gpu_layers`, `cache_prompt`...) or its parts (`cpuparams.n_threads`).
-    `n_ctx` is, as there, the total that the slots share; by default each slot has the model's own
-    context, 4,096 tokens at most. `n_threads` is one less than the cores by default: llama.cpp's
-    threads wait for each other many times a token, so a core that it shares with anything else
+    Every other argument is a parameter of llama.cpp, by its name in xllamacpp's `CommonParams`
+    (`n_ctx`, `n_batch`, `n_gpu_layers`, `cache_prompt`...) or in a part (`cpuparams.n_threads`).
+    `n_ctx` is the total that the slots share, as in llama.cpp; by default each slot has the model's
+    own context, at most 4,096 tokens. `n_threads` defaults to one less than the cores: llama.cpp's
+    threads wait for each other many times per token, so sharing one core with another process
     (the server, a browser) slows all of them down, at worst a hundredfold.
     """
 
@@ -170,7 +169,7 @@ class LlamaCpp(TaskEngine):
         return f"{self._dir}/llama.sock"
 
     async def start(self) -> ModelInfo:
-        """Load the model, in a thread of its own: it can take minutes."""
+        """Load the model in a thread, which can take minutes. Raises StartError if it fails."""
         self._dir = tempfile.mkdtemp(prefix="penstock-")
         self._server = await asyncio.to_thread(self._load)
         props = msgspec.json.decode(await self._ask("/props"), type=_Props)
@@ -195,26 +194,26 @@ class LlamaCpp(TaskEngine):
         params.n_ctx = DEFAULT_CONTEXT * self._num_slots
         params.cpuparams.n_threads = max(1, num_usable_cores() - 1)
         params.n_threads_http = self._num_slots + SPARE_HTTP_THREADS
-        params.cache_ram_mib = 0  # else the states of idle slots grow up to 8 GiB
+        params.cache_ram_mib = 0  # otherwise llama.cpp caches the states of idle slots, up to 8 GiB
         params.ui = False
         params.verbosity = LOG_ERRORS
         params.sse_ping_interval = -1
         for name, value in self._params.items():
             set_param(params, name, value)
-        # Ours, whatever was asked for: the socket stays private, the answer whole.
+        # No parameter may change these: the socket stays private, the answer complete.
         params.hostnames = [self._socket]
         params.ctx_shift = False
         try:
             return xllamacpp.Server(params)
         except RuntimeError as error:
-            # The reason stands only on the standard error, which the server reads.
+            # The reason is only on standard error, which the supervisor reads.
             raise StartError(
                 "llama.cpp could not load the model.",
-                "Is it a whole GGUF file, and is there enough memory for it?",
+                "Is the GGUF file complete, and is there enough memory for it?",
             ) from error
 
     async def stop(self) -> None:
-        """Drop every request and remove the socket. The process ends right after this."""
+        """Drop every request and remove the socket. The process ends right afterwards."""
         await super().stop()
         shutil.rmtree(self._dir, ignore_errors=True)
 
@@ -236,16 +235,16 @@ class LlamaCpp(TaskEngine):
             if request.tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
-                sink = await self._splitting(request, prompt_ids, sink)
+                sink = await self._split_sink(request, prompt_ids, sink)
                 await self._generate(request, token_ids, schema, sink)
         except InvalidSchemaError as error:
-            sink.fail("invalid_schema", f"llama.cpp cannot keep to this schema: {error}.")
+            sink.fail("invalid_schema", f"llama.cpp cannot enforce this schema: {error}.")
         except _ToolsRefusedError as error:
-            sink.fail("invalid_tools", f"llama.cpp cannot take these tools: {error}.")
+            sink.fail("invalid_tools", f"llama.cpp cannot use these tools: {error}.")
         except RefusedByEngineError as error:
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
-            sink.fail("engine_error", f"llama.cpp gave up on the request ({type(error).__name__}).")
+            sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
     async def _tokenise(self, request: Request) -> list[int]:
         prompt = request.prompt
@@ -257,7 +256,7 @@ class LlamaCpp(TaskEngine):
                 if request.tools is None:
                     raise
                 raise _ToolsRefusedError(
-                    "the model's template does not, or not these turns"
+                    "the model's chat template does not support them, or not in these turns"
                 ) from None
             prompt = msgspec.json.decode(answer, type=_Prompt).prompt
         return await self._ids_of_text(prompt or "", add_special=True)
@@ -276,7 +275,7 @@ class LlamaCpp(TaskEngine):
             if isinstance(each, int):
                 ids.append(each)
             else:
-                # Some tokenizers put a space before any text; the last ones are the text's own.
+                # Some tokenizers put a space before any text; only the last tokens are the text's.
                 found = await self._ids_of_text(each.text, add_special=False)
                 ids += found[-each.num_tokens :]
         return ids
@@ -301,32 +300,34 @@ class LlamaCpp(TaskEngine):
         if request.top_logprobs is not None:
             body["n_probs"] = max(1, request.top_logprobs)
         if self._marks is not None and request.separate_reasoning:
-            body["preserved_tokens"] = self._marks  # they may be tokens that are not text
+            body["preserved_tokens"] = self._marks  # they may be tokens that have no text otherwise
         if schema is not None:
             body["json_schema"] = msgspec.Raw(schema.encode())
-        call = await self._call("/completion", msgspec.json.encode(body), reader.feed)
+        http = await self._open("/completion", msgspec.json.encode(body), reader.feed)
         try:
-            status = await call.done
+            status = await http.done
         finally:
-            call.abort()
+            http.abort()
         reader.end(status)
 
-    async def _splitting(self, request: Request, prompt_ids: tuple[int, ...], sink: Sink) -> Sink:
-        """The sink that tells reasoning apart, where that is asked for and the model has some."""
+    async def _split_sink(self, request: Request, prompt_ids: tuple[int, ...], sink: Sink) -> Sink:
+        """Return a sink that separates the reasoning, if the request asks and the model reasons."""
         if self._marks is None or not request.separate_reasoning:
             return sink
         end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
-        said = ""
+        generated = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
             if is_text:
-                said += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
+                generated += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
-                said += await self._text_of([each for each in run if isinstance(each, int)])
-        return SplitSink(sink, Splitter.after(self._marks, end, said))
+                generated += await self._text_of([each for each in run if isinstance(each, int)])
+        return SplitSink(sink, Splitter.after(self._marks, end, generated))
 
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
-        """Have the model answer or call, from the conversation: not from token ids, so that there
-        is no going on from the middle."""
+        """Have the model answer or call tools.
+
+        llama.cpp starts from the conversation, not from token ids, so it cannot continue an answer.
+        """
         reader = ChatReader(sink, parallel_calls=request.parallel_calls)
         room = self._context_length - prompt_tokens
         body = {
@@ -339,41 +340,42 @@ class LlamaCpp(TaskEngine):
             "reasoning_format": "deepseek" if request.separate_reasoning else "none",
             **sampling_params(request.sampling, self._context_length),
         }
-        call = await self._call("/v1/chat/completions", msgspec.json.encode(body), reader.feed)
+        http = await self._open("/v1/chat/completions", msgspec.json.encode(body), reader.feed)
         try:
-            await asyncio.wait((call.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
-            reader.end(200 if reader.is_over.done() else call.done.result())
+            await asyncio.wait((http.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
+            reader.end(200 if reader.is_over.done() else http.done.result())
         finally:
-            call.abort()
+            http.abort()
 
     async def _ask(self, path: str, body: bytes | None = None) -> bytes:
         answer = bytearray()
-        call = await self._call(path, body, answer.extend)
+        http = await self._open(path, body, answer.extend)
         try:
-            status = await call.done
+            status = await http.done
         finally:
-            call.abort()
+            http.abort()
         if status != 200:
             raise RefusedByEngineError(refusal_in(bytes(answer)).message)
         return bytes(answer)
 
-    async def _call(
+    async def _open(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
-    ) -> HttpCall:
+    ) -> HttpRequest:
+        """Send a request to llama.cpp's server: a GET without a body, otherwise a POST."""
         loop = asyncio.get_running_loop()
         while True:
             try:
-                _, call = await loop.create_unix_connection(
-                    lambda: HttpCall(path, body, on_body), self._socket
+                _, http = await loop.create_unix_connection(
+                    lambda: HttpRequest(path, body, on_body), self._socket
                 )
-            except BlockingIOError:  # a thousand come at once, and its backlog is full
+            except BlockingIOError:  # a thousand requests at once fill the socket's backlog
                 await asyncio.sleep(BACKLOG_PAUSE_S)
             else:
-                return call
+                return http
 
 
 def chat_body(request: Request) -> dict[str, Any]:
-    """What llama.cpp is told of a conversation, to render it and to answer it."""
+    """Return the fields that llama.cpp needs to render and to answer a conversation."""
     turns = [turn(each, reasoning_as="reasoning_content") for each in request.messages or ()]
     body: dict[str, Any] = {"messages": turns}
     if request.tools is not None:
@@ -386,11 +388,11 @@ def chat_body(request: Request) -> dict[str, Any]:
 
 
 class _ToolsRefusedError(Exception):
-    """llama.cpp does not take these tools, and why."""
+    """llama.cpp cannot use these tools; the message says why."""
 
 
 def check_request_tools(tools: str) -> None:
-    """Raises _ToolsRefusedError."""
+    """Check the tools, as JSON. Raises _ToolsRefusedError if llama.cpp cannot use them."""
     try:
         check_tools(tools)
     except InvalidSchemaError as error:
@@ -398,8 +400,7 @@ def check_request_tools(tools: str) -> None:
 
 
 def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
-    """What llama.cpp is told about choosing tokens: exactly what was asked for, with none of its
-    own defaults."""
+    """Return llama.cpp's sampling parameters, with none left to llama.cpp's own defaults."""
     params: dict[str, Any] = {
         "samplers": ["top_k", "top_p", "temperature"],
         "temperature": sampling.temperature,
@@ -408,8 +409,8 @@ def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
         "seed": RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED,
     }
     if sampling.presence_penalty or sampling.frequency_penalty:
-        # Over the whole context: it counts prompt and answer alike, so that a continuation, where
-        # the answer so far is part of the prompt, goes on exactly.
+        # Penalties cover the whole context, prompt and answer alike. So a continuation, whose
+        # prompt includes the answer so far, goes on exactly.
         params |= {
             "samplers": ["penalties", *params["samplers"]],
             "presence_penalty": sampling.presence_penalty,
@@ -422,14 +423,14 @@ def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
 
 
 def num_usable_cores() -> int:
-    """The processor cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: knows of the limits of a container
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: respects a container's limits
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def set_param(params: object, name: str, value: object) -> None:
-    """Set llama.cpp's parameter of that name. Raises StartError for a wrong name or value."""
+    """Set a parameter of llama.cpp by name. Raises StartError if the name or value is invalid."""
     *path, last = name.split(".")
     if not path and not hasattr(params, last) and hasattr(params.cpuparams, last):  # type: ignore[attr-defined] # xllamacpp has no types
         path = ["cpuparams"]
@@ -441,7 +442,7 @@ def set_param(params: object, name: str, value: object) -> None:
     except AttributeError:
         names = [n for n in dir(owner) if not n.startswith("_")]
         near = difflib.get_close_matches(last, names, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "See the README of xllamacpp for the names."
+        hint = f"Did you mean {near[0]}?" if near else "xllamacpp's README lists the names."
         raise StartError(f"llama.cpp has no parameter {name!r}.", hint) from None
     try:
         setattr(owner, last, value)

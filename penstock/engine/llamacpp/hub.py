@@ -1,7 +1,7 @@
-"""From what `--model` says to a GGUF file on this machine.
+"""Finds or downloads the GGUF file that `--model` names.
 
 In: a path, `owner/repo[:quant]` on the Hugging Face hub, or the built-in model's name. Out: the
-file's path, downloaded with a progress bar where it is not here yet.
+path of the file, which is downloaded with a progress bar if it is not on this machine.
 """
 
 import re
@@ -17,7 +17,10 @@ _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 def find_model(model: str) -> Path:
-    """The GGUF file that `model` names. Raises StartError with the next step."""
+    """Return the path of the GGUF file that `model` names, downloaded if necessary.
+
+    Raises StartError with the next step if there is no such file.
+    """
     if model == BUILT_IN_MODEL:
         return Path(str(resources.files("penstock") / "model" / f"{BUILT_IN_MODEL}.gguf"))
     try:
@@ -25,7 +28,7 @@ def find_model(model: str) -> Path:
         if path.is_file():
             return _checked(path)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is in nobody's home"
+        reason = error.strerror if isinstance(error, OSError) else "its user has no home directory"
         raise StartError(
             f"The model file {model[:200]} cannot be read: {reason}.",
             "Is the path right, and may this user read it?",
@@ -39,7 +42,7 @@ def find_model(model: str) -> Path:
         return download(model)
     raise StartError(
         f"There is no model {model!r}.",
-        f"The built-in one is {BUILT_IN_MODEL}; others are named by path or as owner/repo.",
+        f"The built-in model is {BUILT_IN_MODEL}; name another by its path or as owner/repo.",
     )
 
 
@@ -48,13 +51,16 @@ def _checked(path: Path) -> Path:
         if file.read(4) != b"GGUF":
             raise StartError(
                 f"{path} is not a GGUF file.",
-                "llama.cpp's convert_hf_to_gguf.py makes one from a Hugging Face checkpoint.",
+                "llama.cpp's convert_hf_to_gguf.py converts a Hugging Face checkpoint to GGUF.",
             )
     return path
 
 
 def download(name: str) -> Path:
-    """The file of `owner/repo[:quant]`, from the hub's cache or downloaded into it."""
+    """Return the path of `owner/repo[:quant]` in the hub's cache, downloaded if necessary.
+
+    Raises StartError if the hub has no such file or cannot be reached.
+    """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -66,11 +72,11 @@ def download(name: str) -> Path:
     except RepositoryNotFoundError:
         raise StartError(
             f"The hub has no public repository {repository}.",
-            "Check its spelling; for a private one set HF_TOKEN.",
+            "Check the spelling; for a private repository set HF_TOKEN.",
         ) from None
     except StartError:
         raise
-    except Exception as error:  # which ones depends on the HTTP library of the hub's version
+    except Exception as error:  # its type depends on huggingface_hub's version
         raise StartError(
             f"The model {name} could not be downloaded ({type(error).__name__}).",
             "Check the connection to huggingface.co, or give the path of a file.",
@@ -79,14 +85,15 @@ def download(name: str) -> Path:
 
 
 def choose_files(files: list[str], quant: str) -> list[str]:
-    """The GGUF file that `quant` names (Q4_K_M or the like, by default), with all its parts.
+    """Return the parts of the GGUF file for `quant`, or for the first of `DEFAULT_QUANTS`.
 
-    Raises StartError where there is none, or where it is not clear which is meant.
+    Raises StartError if no file matches, or if the choice is not clear.
     """
     ggufs = sorted(f for f in files if f.endswith(".gguf") and "mmproj" not in f.lower())
     if not ggufs:
         raise StartError(
-            "That repository holds no GGUF file.", "Look for one with -GGUF at the end of its name."
+            "The repository contains no GGUF file.",
+            "Look for a repository whose name ends with -GGUF.",
         )
     firsts = [f for f in ggufs if not (part := _PART.search(f)) or part[1] == "00001"]
     for wanted in [quant] if quant else DEFAULT_QUANTS:
@@ -96,8 +103,8 @@ def choose_files(files: list[str], quant: str) -> list[str]:
     if not quant and len(firsts) == 1:
         return _parts(firsts[0], ggufs)
     raise StartError(
-        f"No GGUF file there is named for {quant or 'a usual quantisation'}.",
-        "There are: " + ", ".join(firsts[:12]),
+        f"The repository has no GGUF file for {quant or 'a usual quantisation'}.",
+        "It has: " + ", ".join(firsts[:12]),
     )
 
 

@@ -1,8 +1,9 @@
-"""The messages between the server and an engine's process.
+"""The messages between the server and an engine's process, and their framing.
 
-Each direction is a sequence of frames: a length (4 bytes, big-endian), then that many bytes of
-MessagePack. A frame from the engine holds the *batch* of everything that happened since the last
-one: one frame per step of the engine, never one per token.
+In each direction frames follow each other: a length (4 bytes, big-endian), then that many bytes of
+MessagePack. A frame from the engine contains a batch: everything that happened since the last
+frame. The engine sends one frame per step, never one per token. Several messages share their names
+with `penstock.events`, so code always qualifies them: `messages.Delta`.
 """
 
 from typing import Any
@@ -19,66 +20,66 @@ class _Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class Start(_Message, tag="start"):
-    """Load the engine `target` ("module:Class") with these keyword arguments."""
+    """Load the engine `target` ("module:Class") with the keyword arguments `options`."""
 
     target: str
     options: dict[str, Any]
 
 
 class Submit(_Message, tag="submit"):
-    """Begin a request."""
+    """Begin `request`."""
 
     request: Request
 
 
 class Cancel(_Message, tag="cancel"):
-    """Stop a request."""
+    """Stop the request `request_id`."""
 
     request_id: str
 
 
 class Ready(_Message, tag="ready"):
-    """The model is loaded."""
+    """The model is loaded and serves requests."""
 
     info: ModelInfo
 
 
 class NotStarted(_Message, tag="not-started"):
-    """The model cannot be loaded, and why; the process ends after this."""
+    """The model cannot be loaded, with the reason and a hint. The process ends afterwards."""
 
     message: str
     hint: str
 
 
 class Accepted(_Message, tag="accepted"):
-    """`Sink.accepted`."""
+    """A call of `Sink.accepted`."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
 
 
 class Started(_Message, tag="started"):
-    """`Sink.started`."""
+    """A call of `Sink.started`."""
 
     request_id: str
 
 
 class Working(_Message, tag="working"):
-    """`Sink.working`; that it came is all that it says."""
+    """A call of `Sink.working`. Its arrival shows that the process is alive."""
 
 
 class Delta(_Message, tag="delta"):
-    """`Sink.delta`."""
+    """A call of `Sink.delta`."""
 
     request_id: str
-    piece: Any  # str or bytes, which msgspec does not take as a union
+    piece: Any  # str or bytes; msgspec does not support that union
     num_tokens: int
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Reasoning(_Message, tag="reasoning"):
-    """`Sink.reasoning`."""
+    """A call of `Sink.reasoning`."""
 
     request_id: str
     text: str
@@ -87,7 +88,7 @@ class Reasoning(_Message, tag="reasoning"):
 
 
 class ToolCall(_Message, tag="tool-call"):
-    """`Sink.tool_call`."""
+    """A call of `Sink.tool_call`."""
 
     request_id: str
     number: int
@@ -98,7 +99,7 @@ class ToolCall(_Message, tag="tool-call"):
 
 
 class Finish(_Message, tag="finish"):
-    """`Sink.finish`."""
+    """A call of `Sink.finish`."""
 
     request_id: str
     reason: EngineFinish
@@ -106,7 +107,7 @@ class Finish(_Message, tag="finish"):
 
 
 class Fail(_Message, tag="fail"):
-    """`Sink.fail`."""
+    """A call of `Sink.fail`."""
 
     request_id: str
     code: str
@@ -114,7 +115,7 @@ class Fail(_Message, tag="fail"):
 
 
 class Cancelled(_Message, tag="cancelled"):
-    """The engine has stopped a request, as `Cancel` asked."""
+    """The engine has stopped the request that `Cancel` named."""
 
     request_id: str
 
@@ -140,26 +141,29 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def frame(messages: list[Any]) -> bytes:
-    """One frame that holds these messages."""
+    """Return one frame that contains `messages`."""
     body = _encoder.encode(messages)
     return len(body).to_bytes(_HEAD, "big") + body
 
 
 class Deframer:
-    """Bytes in, cut anywhere; the bodies of whole frames out. Raises ValueError on a huge frame."""
+    """Splits a byte stream, which may be cut anywhere, into the bodies of frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take `data` and give every frame that is complete now."""
+        """Add `data` and return the body of every frame that is now complete.
+
+        Raises ValueError if a frame is longer than `MAX_FRAME_BYTES`.
+        """
         self._buffer += data
         bodies = []
         start = 0
         while len(self._buffer) - start >= _HEAD:
             length = int.from_bytes(self._buffer[start : start + _HEAD], "big")
             if length > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame of {length} bytes is not ours")
+                raise ValueError(f"a frame of {length} bytes is too long")
             end = start + _HEAD + length
             if len(self._buffer) < end:
                 break
@@ -170,10 +174,10 @@ class Deframer:
 
 
 def to_engine_decoder() -> msgspec.msgpack.Decoder[list[ToEngine]]:
-    """Decodes the body of a frame from the server."""
+    """Return a decoder for the bodies of frames from the server."""
     return msgspec.msgpack.Decoder(list[ToEngine])
 
 
 def from_engine_decoder() -> msgspec.msgpack.Decoder[list[FromEngine]]:
-    """Decodes the body of a frame from the engine."""
+    """Return a decoder for the bodies of frames from the engine."""
     return msgspec.msgpack.Decoder(list[FromEngine])

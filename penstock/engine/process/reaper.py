@@ -1,10 +1,10 @@
-"""Ends a process group, and what it leaves behind, when its leader is gone, however that came.
+"""Kills a process group and removes its files when the group's leader ends for any reason.
 
-For engines that start processes of their own. The kernel ends the engine's process with the
-server's (see `worker`), but what that had started would live on and hold the model's memory; and
-processes that are killed leave files and shared memory. So two small processes outside the group
-wait for its end: this file as a program, which kills the group and removes a folder, and Python's
-own tracker of shared memory.
+Engines that start processes of their own need this. The kernel kills the engine's process when the
+server ends (see `worker`), but not the processes that the engine has started: they would keep the
+model's memory. Killed processes also leave files and shared memory behind. So two small processes
+outside the group wait for the leader's end: this file as a program, which kills the group and
+removes a folder, and Python's own tracker of shared memory.
 """
 
 import contextlib
@@ -21,13 +21,16 @@ from typing import Any
 POLL_S = 0.2
 
 
-def end_with_me(folder: str) -> None:
-    """From now on, whatever ends this process, which leads its group, ends the whole group and
-    removes `folder` and the shared memory that processes of the group have made."""
+def kill_group_at_exit(folder: str) -> None:
+    """Kill this process's group as soon as this process ends for any reason.
+
+    Also removes `folder` and the shared memory that processes of the group have made. Does nothing
+    unless this process leads its group.
+    """
     if os.getpgrp() != os.getpid():
-        return  # the group's leader has not asked for this
+        return
     _start(["-S", __file__, str(os.getpid()), folder])
-    # Python starts the tracker inside the group, where it is killed before it can do its work.
+    # Python starts its tracker inside the group, where it is killed before it removes anything.
     reading, writing = os.pipe()
     tracker: Any = resource_tracker._resource_tracker
     tracker._pid = _start(
@@ -38,7 +41,7 @@ def end_with_me(folder: str) -> None:
 
 
 def _start(arguments: list[str], *descriptors: int) -> int:
-    return subprocess.Popen(  # noqa: S603 - nobody's input
+    return subprocess.Popen(  # noqa: S603 - no outside input
         [sys.executable, "-I", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -49,8 +52,8 @@ def _start(arguments: list[str], *descriptors: int) -> int:
 
 
 def wait_for_end(leader: int) -> None:
-    """Return when the parent, `leader`, has ended."""
-    with contextlib.suppress(AttributeError, OSError):  # not on macOS, nor on kernels before 5.3
+    """Wait until the parent process, `leader`, has ended."""
+    with contextlib.suppress(AttributeError, OSError):  # missing on macOS and on Linux before 5.3
         descriptor = os.pidfd_open(leader)
         if os.getppid() == leader:
             select.select([descriptor], [], [])
@@ -59,7 +62,7 @@ def wait_for_end(leader: int) -> None:
 
 
 def main() -> None:
-    """`python group.py LEADER FOLDER`, as a child of the leader."""
+    """Run `python reaper.py LEADER FOLDER`, as a child of the leader."""
     leader, folder = int(sys.argv[1]), sys.argv[2]
     wait_for_end(leader)
     with contextlib.suppress(ProcessLookupError):

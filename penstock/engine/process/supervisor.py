@@ -1,8 +1,8 @@
-"""An engine in a process of its own, as the server sees it.
+"""The server's side of an engine's process: starts, watches and restarts it.
 
-In: requests and their sinks. Out: what the engine's process says, told to the sinks; if that
-process dies or hangs, every open request is lost exactly once and a new process is started. Not
-known here: which engine runs in there, streams, HTTP.
+In: requests and their sinks. Out: calls of the sinks. If the process dies or hangs, every open
+request is lost exactly once and a new process starts. Not known here: which engine runs in the
+process, streams, HTTP.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from penstock.request import Request
 
 log = logging.getLogger(__name__)
 
-# The first is for an engine that had worked: its streams wait.
+# The wait before each attempt. An engine that has worked restarts at once: its streams wait.
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_TIMEOUT_S = 3.0
-# What a dead process still had to say is in the socket, unless something else holds its end open.
-LAST_WORDS_TIMEOUT_S = 1.0
-STDERR_LINES_KEPT = 1000  # vLLM's processes each write their traceback, of a hundred lines
+# The last messages of a dead process are in the socket, which a child of it may hold open.
+LAST_MESSAGES_TIMEOUT_S = 1.0
+STDERR_LINES_KEPT = 1000  # each of vLLM's processes writes a traceback of a hundred lines
 
 
 class _Channel(asyncio.Protocol):
@@ -44,7 +44,7 @@ class _Channel(asyncio.Protocol):
         self._lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -59,9 +59,9 @@ class _Channel(asyncio.Protocol):
             self._transport.write(messages.frame([message]))
 
     async def read_to_end(self) -> None:
-        """Receive what is still in the socket of a process that has ended."""
+        """Receive the messages that a process sent before it ended."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._lost.wait(), LAST_WORDS_TIMEOUT_S)
+            await asyncio.wait_for(self._lost.wait(), LAST_MESSAGES_TIMEOUT_S)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -69,12 +69,11 @@ class _Channel(asyncio.Protocol):
 
 
 class SupervisedEngine:
-    """Runs the engine that `target` ("module:Class") names, constructed with `options`.
+    """An `EngineHandle` for the engine `target` ("module:Class"), constructed with `options`.
 
-    `state` is "loading", "ready", "down" (died, being restarted) or "stopped". `on_spawn` is told
-    the id of each new process, before the model is loaded in it. A process that has requests and
-    says nothing for `hang_timeout` seconds is taken for hung and killed. `on_cancelled` is told how
-    many seconds the engine took to stop a request.
+    `on_spawn` is called with the id of each new process before it loads the model. A process that
+    has requests and sends nothing for `hang_timeout` seconds counts as hung and is killed.
+    `on_cancelled` is called with the number of seconds that the engine took to stop a request.
     """
 
     def __init__(
@@ -89,8 +88,8 @@ class SupervisedEngine:
         self._on_spawn = on_spawn
         self._hang_timeout = hang_timeout
         self._on_cancelled = on_cancelled
-        # When the engine was told to stop these requests, on the monotonic clock.
         self._cancelling: dict[str, float] = {}
+        """Cancelled requests that the engine has not yet stopped → when, on the monotonic clock."""
         self._sinks: dict[str, LosableSink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._channel: _Channel | None = None
@@ -99,26 +98,26 @@ class SupervisedEngine:
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
         self._has_requests = asyncio.Event()
-        # When the process last said something, or was given something to do, on the loop's clock.
         self._heard_at = 0.0
-        # The process has worked for a request, so its death is no failure to start.
+        """The last sign of life, or the first request since the last, on the loop's clock."""
         self._has_worked = False
+        """Whether the process has accepted a request, so that its death is no failed start."""
         self.state: EngineState = "loading"
         self.info: ModelInfo | None = None
         self.num_restarts = 0
 
     @property
     def pid(self) -> int | None:
-        """The engine's process, if there is one."""
+        """The id of the engine's process, or None if there is no process."""
         return self._process.pid if self._process is not None else None
 
     @property
     def num_requests(self) -> int:
-        """Requests that the engine has and has not ended."""
+        """The number of requests that the engine has not ended."""
         return len(self._sinks)
 
     async def start(self) -> ModelInfo:
-        """Start the process and load the model. Raises StartError."""
+        """Start the process and load the model. Raises StartError if the model cannot be loaded."""
         self.info = await self._spawn()
         self._tasks = [
             asyncio.create_task(self._supervise()),
@@ -127,7 +126,7 @@ class SupervisedEngine:
         return self.info
 
     async def stop(self) -> None:
-        """End the process; whatever still runs in it is dropped."""
+        """End the process and drop every request."""
         self.state = "stopped"
         self._ready.clear()
         for task in self._tasks:
@@ -139,7 +138,7 @@ class SupervisedEngine:
         await self._ready.wait()
 
     def submit(self, request: Request, sink: LosableSink) -> None:
-        """Hand a request to the engine. Raises EngineUnavailable while there is none."""
+        """Send a request to the engine. Raises EngineUnavailable unless `state` is "ready"."""
         if self.state != "ready" or self._channel is None:
             raise EngineUnavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
         if not self._sinks:
@@ -149,7 +148,7 @@ class SupervisedEngine:
         self._channel.send(messages.Submit(request))
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request; its sink hears nothing more of it."""
+        """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""
         if self._pop(request_id) is not None and self._channel is not None:
             self._cancelling[request_id] = time.monotonic()
             self._channel.send(messages.Cancel(request_id))
@@ -165,15 +164,15 @@ class SupervisedEngine:
         sinks = self._sinks
         for message in batch:
             try:
-                if isinstance(message, messages.Delta):  # nearly all of them
+                if isinstance(message, messages.Delta):  # most messages
                     if sink := sinks.get(message.request_id):
                         sink.delta(
                             message.piece, message.num_tokens, message.token_ids, message.logprobs
                         )
                 else:
                     self._tell(message)
-            except Exception:  # a fault of ours with one request: the others know nothing of it
-                log.exception("what the engine said of a request could not be taken")
+            except Exception:  # a bug with one request must not reach the others
+                log.exception("a message from the engine could not be handled")
 
     def _tell(self, message: messages.Fact) -> None:
         match message:
@@ -200,7 +199,7 @@ class SupervisedEngine:
                 if began := self._cancelling.pop(request_id, None):
                     self._on_cancelled(time.monotonic() - began)
             case messages.Working():
-                pass  # it was heard
+                pass  # it only updates `_heard_at`
             case messages.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)
@@ -224,7 +223,7 @@ class SupervisedEngine:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a group of its own: killed whole, deaf to the terminal
+                start_new_session=True,  # its own group: killed as a whole, no Ctrl-C
             )
         finally:
             theirs.close()
@@ -238,14 +237,14 @@ class SupervisedEngine:
             if not self._started.done():
                 await drain
                 raise StartError(
-                    f"The engine's process ended while loading ({self._obituary()}).",
+                    f"The engine's process ended while loading ({self._cause_of_death()}).",
                     "Is there enough memory for the model?",
                 )
             try:
                 info = self._started.result()
             except StartError as error:
-                await drain  # the process ends by itself; the cause is what it wrote first
-                raise StartError(f"{error} {self._first_complaint()}".strip(), error.hint) from None
+                await drain  # the process ends by itself; its first error is the cause
+                raise StartError(f"{error} {self._first_error()}".strip(), error.hint) from None
         except BaseException:
             await self._end_process()
             raise
@@ -253,11 +252,11 @@ class SupervisedEngine:
             gone.cancel()
         self.state = "ready"
         self._ready.set()
-        self._stderr.clear()  # what was said while loading is not what it may die of
+        self._stderr.clear()  # an error while loading would not explain a later death
         return info
 
     async def _supervise(self) -> None:
-        """Wait for the process to die, give up what ran in it, start another: for ever."""
+        """Restart the process and tell the sinks whenever it dies, until cancelled."""
         num_failures = 0
         while True:
             assert self._process is not None
@@ -266,7 +265,7 @@ class SupervisedEngine:
             self.state = "down"
             self._ready.clear()
             await self._channel.read_to_end()
-            log.error("the engine's process ended (%s); restarting it", self._obituary())
+            log.error("the engine's process ended (%s); restarting it", self._cause_of_death())
             await self._end_process()
             sinks, self._sinks = self._sinks, {}
             self._cancelling.clear()
@@ -276,10 +275,10 @@ class SupervisedEngine:
             num_failures = 0 if self._has_worked else num_failures + 1
             await self._restart(num_failures)
             self.num_restarts += 1
-            log.warning("the engine is back")
+            log.warning("the engine is ready again")
 
     async def _restart(self, num_failures: int) -> None:
-        """Start a process; the more failures in a row, the longer the wait before the next."""
+        """Start a process, waiting longer before each attempt the more attempts have failed."""
         while True:
             delay = RESTART_DELAYS_S[min(num_failures, len(RESTART_DELAYS_S) - 1)]
             await asyncio.sleep(delay)
@@ -292,7 +291,7 @@ class SupervisedEngine:
                 return
 
     async def _kill_when_hung(self) -> None:
-        """Kill the process when it has requests and is silent for too long: for ever."""
+        """Kill the process whenever it has requests and is silent too long, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._has_requests.wait()
@@ -300,7 +299,7 @@ class SupervisedEngine:
             if left > 0:
                 await asyncio.sleep(left)
                 continue
-            # If it was this process that stood still, what the engine said meanwhile comes first.
+            # If this process was blocked, the engine's messages are unread: read them first.
             heard_at = self._heard_at
             await asyncio.sleep(min(1.0, self._hang_timeout / 10))
             if self._heard_at == heard_at and self._has_requests.is_set() and self._process:
@@ -310,7 +309,7 @@ class SupervisedEngine:
                 self._heard_at = loop.time()
 
     async def _end_process(self) -> None:
-        """End the process group, politely first; nothing of it is left afterwards."""
+        """Close the socket, wait up to `STOP_TIMEOUT_S`, then kill the whole process group."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -322,7 +321,7 @@ class SupervisedEngine:
         except TimeoutError:
             pass
         finally:
-            # Also what the engine itself may have started: its group outlives its leader.
+            # The engine may have started processes, which outlive it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             self._process = None
@@ -340,23 +339,23 @@ class SupervisedEngine:
         if tail:
             self._stderr.append(tail)
 
-    def _obituary(self) -> str:
-        """How the process ended, and why as far as it said."""
+    def _cause_of_death(self) -> str:
+        """Return the exit status and the first error that the process wrote."""
         assert self._process is not None
         code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        return f"{how}. {self._first_complaint()}".strip(". ")
+        return f"{how}. {self._first_error()}".strip(". ")
 
-    def _first_complaint(self) -> str:
-        """The first error that the process wrote: those after it mostly follow from it."""
+    def _first_error(self) -> str:
+        """Return the first error that the process wrote; later errors mostly follow from it."""
         for line in self._stderr:
-            if found := _COMPLAINT.search(line):
+            if found := _ERROR.search(line):
                 return f"It says: {found[1] or found[2]}"
         return ""
 
 
-# How llama.cpp's log, Python, and vLLM's log with a traceback in it say what is wrong.
-_COMPLAINT = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
+# An error in llama.cpp's log, in Python's traceback, or in a traceback inside vLLM's log.
+_ERROR = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
 
 _UNAVAILABLE = {
     "loading": ("engine_loading", "The model is still loading. Try again in a moment."),

@@ -1,8 +1,8 @@
-"""The engine's process: loads one engine and relays between it and the server.
+"""The engine's process: loads one engine and relays messages between it and the server.
 
-In: `Start`, then `Submit`s and `Cancel`s on the socket whose descriptor is the first argument.
-Out: `Ready` or `NotStarted`, then batches of what the sinks were told. Not known here: which
-engine it is, and why.
+In: `Start`, then `Submit`s and `Cancel`s, on the socket whose descriptor is the first argument.
+Out: `Ready` or `NotStarted`, then batches of the calls that the sinks received. Not known here:
+which engine runs.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Outbox(asyncio.Protocol):
-    """Gathers what happens in one turn of the event loop and sends it as one frame."""
+    """The engine's end of the socket: sends the messages of one event loop turn as one frame."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -42,7 +42,7 @@ class Outbox(asyncio.Protocol):
         self.inbox: asyncio.Queue[messages.ToEngine | None] = asyncio.Queue()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
 
     def data_received(self, data: bytes) -> None:
         for body in self._deframer.feed(data):
@@ -54,20 +54,20 @@ class Outbox(asyncio.Protocol):
         self.inbox.put_nowait(None)
 
     def push(self, message: messages.FromEngine) -> None:
-        """Send `message` with everything else that is pushed in this turn of the loop."""
+        """Send `message` in one frame with all others of this turn of the event loop."""
         if not self._pending:
             self._loop.call_soon(self.flush)
         self._pending.append(message)
 
     def flush(self) -> None:
-        """Send what is pending now."""
+        """Send the pending messages now."""
         if self._pending and self._transport is not None:
             self._transport.write(messages.frame(self._pending))
         self._pending = []
 
 
-class WireSink:
-    """A request's sink in this process: names the request and pushes on."""
+class MessageSink:
+    """A request's sink in the engine's process: turns each call into a message."""
 
     __slots__ = ("_id", "_push")
 
@@ -109,14 +109,17 @@ class WireSink:
 
 
 def load(target: str, options: dict[str, object]) -> Engine:
-    """The engine that "module:Class" names, constructed. Raises StartError."""
+    """Import the class `target` ("module:Class") and construct the engine.
+
+    Raises StartError if the class cannot be imported or does not take `options`.
+    """
     module_name, _, class_name = target.partition(":")
     try:
         engine_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise StartError(
             f"The engine {target} cannot be imported: {error}.",
-            "Name an engine that is installed: see `penstock serve --help`.",
+            "Name an installed engine: see `penstock serve --help`.",
         ) from error
     try:
         inspect.signature(engine_class).bind(**options)
@@ -131,11 +134,13 @@ def load(target: str, options: dict[str, object]) -> Engine:
 
 
 def check_values(engine_class: type[Engine], options: dict[str, object]) -> None:
-    """Raises StartError for a value that is not what the constructor's annotation says, where that
-    is something that a flag or a file can hold."""
+    """Raise StartError if a value does not match the annotation of its constructor argument.
+
+    Only annotations that msgspec understands are checked.
+    """
     try:
         kinds = get_type_hints(engine_class.__init__, include_extras=True)
-    except NameError:  # imported for type checkers only
+    except NameError:  # a name that only type checkers import
         return
     for name, value in options.items():
         try:
@@ -143,33 +148,33 @@ def check_values(engine_class: type[Engine], options: dict[str, object]) -> None
         except msgspec.ValidationError as error:
             raise StartError(
                 f"The engine does not take this value for {name!r}: {error}.",
-                f"Give another: --engine-arg {name}=VALUE",
+                f"Give another value: --engine-arg {name}=VALUE",
             ) from None
-        except TypeError:  # an annotation of the engine's own
+        except TypeError:  # msgspec does not know this annotation
             continue
 
 
 async def relay(outbox: Outbox) -> None:
-    """Start the engine that the first message names and serve until the server is gone."""
+    """Start the engine that the first message names; serve until the server closes the socket."""
     message = await outbox.inbox.get()
     if not isinstance(message, messages.Start):
         return
     try:
         engine = load(message.target, message.options)
         info = await engine.start()
-        leave_signals_to_server()  # again: llama.cpp installs handlers of its own
+        leave_signals_to_server()  # again, because llama.cpp installs its own handlers
     except StartError as error:
         outbox.push(messages.NotStarted(str(error), error.hint))
         outbox.flush()
         return
     gc.collect()
-    gc.freeze()  # the model and the modules stay: nothing that the collector need look at again
+    gc.freeze()  # garbage collection skips the model and the modules
     outbox.push(messages.Ready(info))
     try:
         while (message := await outbox.inbox.get()) is not None:
             if isinstance(message, messages.Submit):
                 request: Request = message.request
-                engine.submit(request, WireSink(request.id, outbox))
+                engine.submit(request, MessageSink(request.id, outbox))
             elif isinstance(message, messages.Cancel):
                 engine.cancel(message.request_id)
                 outbox.push(messages.Cancelled(message.request_id))
@@ -178,18 +183,18 @@ async def relay(outbox: Outbox) -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel end this process when the server's ends, however that comes about.
+    """Have the kernel kill this process when the server's process ends for any reason.
 
-    Linux only; elsewhere the end of the socket does it, as soon as the event loop gets to it.
+    Linux only. On other systems this process ends when it notices that the socket is closed.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the kernel was told
+    if os.getppid() != parent_pid:  # the server died before the call above
         os._exit(1)
 
 
 def leave_signals_to_server() -> None:
-    """Ctrl-C and SIGTERM may reach this process as well; the server decides when it ends."""
+    """Ignore Ctrl-C and SIGTERM: the server decides when this process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -201,13 +206,13 @@ async def _main(server_socket: socket.socket) -> None:
 
 
 def main() -> None:
-    """`python -m penstock.engine.process.worker FD PARENT_PID`."""
+    """Run `python -m penstock.engine.process.worker FD PARENT_PID`."""
     descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent_pid)
     setproctitle("penstock: engine")
     leave_signals_to_server()
     uvloop.run(_main(socket.socket(fileno=descriptor)))
-    # Engines leave native threads behind that need not be waited for.
+    # Engines leave native threads behind: exit without waiting for them.
     sys.stderr.flush()
     os._exit(0)
 

@@ -1,11 +1,10 @@
-"""Conversations with the model that vLLM serves: what its chat template has a place for, and how an
-answer is bound and read.
+"""Conversations in vLLM: rendering, structured output, tool calls and reasoning.
 
-In: requests in the words of the system. Out: vLLM's arguments for them, and the sink through which
-the answer goes. Reasoning is told apart by the marks that stand in the template, unless the
-operator names one of vLLM's parsers for it (`reasoning_parser`): that knows forms that have no such
-marks, and lets vLLM begin with a grammar where the reasoning ends. Calls are found by one of
-vLLM's parsers, which must be named (`tool_call_parser`): nothing in a model's files tells which.
+In: requests. Out: vLLM's arguments for them, and the sink that reads the answer. The marks in the
+chat template separate the reasoning, unless the operator names one of vLLM's parsers
+(`reasoning_parser`). Such a parser knows forms without marks, and lets vLLM enforce a grammar from
+the end of the reasoning on. Another parser of vLLM's finds tool calls. The operator must name it
+(`tool_call_parser`), because a model's files do not say which parser fits.
 
 vLLM's parsers: https://docs.vllm.ai/en/stable/features/tool_calling.html
 """
@@ -41,7 +40,7 @@ from penstock.errors import StartError
 from penstock.request import Message, Request
 
 MAX_WHITE_SPACE = 1
-# What the template is tried with.
+# A conversation and tools to test the template with.
 PROBE = (Message("user", "Hello"),)
 PROBE_TOOLS = (
     '[{"type": "function", "function": {"name": "probe", "description": "", "parameters":'
@@ -50,12 +49,12 @@ PROBE_TOOLS = (
 
 
 @dataclass(frozen=True)
-class Answer:
-    """How the answer to one request is bound, and read.
+class AnswerFormat:
+    """How vLLM constrains the answer to one request, and how its text is read.
 
-    `structure`: what it keeps to. `shows_special_tokens`: its text has those, too. `parser` is
-    vLLM's, made for this answer alone, and `chat` the request as that knows it. `marks` are those
-    of the reasoning, where they tell it apart.
+    `structure` is the structure that the answer must have. `shows_special_tokens`: its text
+    includes special tokens. `parser` is vLLM's, created for this answer, and `chat` is the request
+    in the parser's form. `marks` surround the reasoning, if marks separate it.
     """
 
     structure: StructuredOutputsParams | None = None
@@ -67,8 +66,10 @@ class Answer:
     parallel_calls: bool = True
 
     def begin(self, prompt_ids: tuple[int, ...]) -> dict[str, Any]:
-        """Where the structure begins, as vLLM is told: after the reasoning, which only a parser
-        can find; else with the answer."""
+        """Return vLLM's arguments for where the structure begins.
+
+        It begins after the reasoning, which only a parser can find; without a parser, at once.
+        """
         if self.structure is None:
             return {}
         if self.parser is None or self.parser.reasoning_parser is None:
@@ -79,18 +80,18 @@ class Answer:
         }
 
     def sink(
-        self, sink: Sink, prompt_ids: tuple[int, ...], said: list[int], tokenizer: Any
+        self, sink: Sink, prompt_ids: tuple[int, ...], generated: list[int], tokenizer: Any
     ) -> Sink:
-        """What the answer is told to. `said`: the tokens that it has already."""
-        said_text = text_of(said, tokenizer, self.shows_special_tokens)
+        """Return the sink for vLLM's outputs. `generated` are the tokens of the answer so far."""
+        text = text_of(generated, tokenizer, self.shows_special_tokens)
         if self.parser is not None:
             parse = self._parse(prompt_ids, tokenizer)
-            if said:
-                parse(said_text, said, finished=False)
+            if generated:
+                parse(text, generated, finished=False)
             sink = ParsingSink(sink, parse, parallel_calls=self.parallel_calls)
         if self.marks is not None:
             end = text_of(list(prompt_ids[-NUM_LAST_TOKENS:]), tokenizer, True)
-            sink = SplitSink(sink, Splitter.after(self.marks, end, said_text))
+            sink = SplitSink(sink, Splitter.after(self.marks, end, text))
         return sink
 
     def _parse(self, prompt_ids: tuple[int, ...], tokenizer: Any) -> Any:
@@ -99,7 +100,7 @@ class Answer:
         )
         if self.marks is None:
             return parse
-        # Their text is not for the parser, which would wait for it.
+        # The parser must not see the marks' tokens: it never gets their text and would wait for it.
         marks = set(tokenizer.convert_tokens_to_ids(list(self.marks)))
 
         def parse_rest(text: str, token_ids: list[int], *, finished: bool) -> Parsed | None:
@@ -111,9 +112,11 @@ class Answer:
 
 
 class Chats:
-    """What vLLM makes of conversations with this model. `config` is vLLM's configuration,
-    `tool_parser` the name of one of its parsers. Raises StartError where the tokenizer lacks what
-    a parser needs."""
+    """The chat template and the parsers of the served model.
+
+    `config` is vLLM's configuration, `tool_parser` the name of one of its parsers or None. Raises
+    StartError if the tokenizer lacks something that a parser needs.
+    """
 
     def __init__(self, config: Any, tool_parser: str | None) -> None:
         self._model_config = config.model_config
@@ -127,7 +130,7 @@ class Chats:
         self._marks_are_special = any(mark in special for mark in self._marks or ())
 
     def features(self, *, takes_tools: bool) -> tuple[Feature, ...]:
-        """What the template and the parsers make possible."""
+        """Return the optional features that the template and the parsers support."""
         tools: tuple[Feature, ...] = ("tools",)
         effort = reasoning_features(
             self._template,
@@ -137,31 +140,33 @@ class Chats:
         return (tools if takes_tools and self._has_tool_parser else ()) + effort
 
     def advice(self, *, takes_tools: bool) -> dict[Feature, str]:
-        """How to have what could be had with this model."""
+        """Return `ModelInfo.advice`."""
         if not takes_tools or self._has_tool_parser:
             return {}
-        return {"tools": "It needs --engine-arg tool_call_parser=NAME when the server is started."}
+        return {"tools": "Start the server with --engine-arg tool_call_parser=NAME to enable them."}
 
     def turns(self, request: Request) -> list[dict[str, Any]]:
-        """The conversation. vLLM changes what it is given."""
+        """Return the conversation in a new list, because vLLM changes it."""
         return [turn(message, reasoning_as="reasoning") for message in request.messages or ()]
 
     def params(self, request: Request) -> ChatParams:
-        """How it is rendered."""
+        """Return the parameters for rendering the conversation."""
         tools = None if request.tools is None else json.loads(request.tools)
         kwargs = {"add_generation_prompt": True, "tools": tools, **template_kwargs(request)}
         return ChatParams(
             chat_template_kwargs=kwargs, tool_choice=None if tools is None else choice_of(request)
         )
 
-    def answer(self, request: Request) -> Answer:
-        """How the answer is bound and read. Raises InvalidSchemaError where the model cannot be
-        bound to the tools; it may take a while where there are some."""
+    def answer_format(self, request: Request) -> AnswerFormat:
+        """Return the format of the answer, which may take a while if the request has tools.
+
+        Raises InvalidSchemaError if vLLM cannot enforce the tools' schemas.
+        """
         if request.json_schema is not None:
-            return Answer(
+            return AnswerFormat(
                 StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True)
             )
-        # Who must call begins with the call, unless vLLM knows where the reasoning ends.
+        # A required call comes first, without reasoning, unless vLLM knows where reasoning ends.
         must_begin = request.tool_call_required and not self._reasoning_parser
         marks = None
         if request.separate_reasoning and not self._reasoning_parser and not must_begin:
@@ -170,12 +175,12 @@ class Chats:
             request.separate_reasoning and bool(self._reasoning_parser)
         )
         if is_parsed:
-            return self._parsed_answer(request, marks)
-        return Answer(
+            return self._parsed_format(request, marks)
+        return AnswerFormat(
             shows_special_tokens=marks is not None and self._marks_are_special, marks=marks
         )
 
-    def _parsed_answer(self, request: Request, marks: tuple[str, str] | None) -> Answer:
+    def _parsed_format(self, request: Request, marks: tuple[str, str] | None) -> AnswerFormat:
         assert self._parser is not None
         if request.tools is not None:
             check_tools(request.tools)
@@ -200,11 +205,11 @@ class Chats:
             tag = json.dumps(with_little_space(json.loads(structure.structural_tag)))
             structure = StructuredOutputsParams(structural_tag=tag)
         if request.tool_call_required and structure is None:
-            raise InvalidSchemaError("its parser cannot make the model call; leave it the choice")
+            raise InvalidSchemaError("its parser cannot force a call; set tool_choice to auto")
         shows_special_tokens = not chat.skip_special_tokens or (
             marks is not None and self._marks_are_special
         )
-        return Answer(
+        return AnswerFormat(
             structure,
             shows_special_tokens,
             make(),
@@ -216,12 +221,12 @@ class Chats:
 
 
 def choice_of(request: Request) -> str:
-    """vLLM's `tool_choice`: a function that is named is the only one that the model is shown."""
+    """Return vLLM's `tool_choice`; if a function was named, `tools` contains only that function."""
     return "required" if request.tool_call_required else "auto"
 
 
 def template_kwargs(request: Request) -> dict[str, Any]:
-    """What the template is told of the effort, where it asks."""
+    """Return the template's variables for the request's reasoning effort."""
     if request.reasoning_effort is None:
         return {}
     if request.reasoning_effort == "none":
@@ -230,8 +235,10 @@ def template_kwargs(request: Request) -> dict[str, Any]:
 
 
 def with_little_space(tag: Any) -> Any:
-    """A structural tag whose JSON has one white space at most in a place: a small model would lose
-    itself in more."""
+    """Return the structural tag with at most one white space at each place in its JSON.
+
+    A small model would generate white space without end.
+    """
     if isinstance(tag, list):
         return [with_little_space(each) for each in tag]
     if not isinstance(tag, dict):
@@ -242,13 +249,13 @@ def with_little_space(tag: Any) -> Any:
 
 
 def text_of(token_ids: list[int], tokenizer: Any, shows_special_tokens: bool) -> str:
-    """The tokens' text, as vLLM tells it."""
+    """Return the tokens' text as vLLM decodes it."""
     text: str = tokenizer.decode(token_ids, skip_special_tokens=not shows_special_tokens)
     return text
 
 
 def template_of(model_config: Any, tokenizer: Any) -> str:
-    """The model's chat template, "" where it has none that can be read."""
+    """Return the model's chat template, or "" if it has no readable template."""
     if not hasattr(tokenizer, "get_chat_template"):
         return ""
     template = resolve_chat_template(tokenizer, None, None, model_config=model_config)
@@ -258,7 +265,10 @@ def template_of(model_config: Any, tokenizer: Any) -> str:
 def parser_class(
     config: Any, tool_parser: str | None, reasoning_parser: str, tokenizer: Any
 ) -> Any | None:
-    """The class of the parser that does what those two do; None where neither is named."""
+    """Return the class of a parser that combines both parsers, or None if neither is named.
+
+    Raises StartError if a parser cannot be used with this model.
+    """
     try:
         return ParserManager.get_parser(
             tool_parser_name=tool_parser,
@@ -266,20 +276,20 @@ def parser_class(
             enable_auto_tools=tool_parser is not None,
             model_name=config.model_config.model,
             is_harmony=config.model_config.hf_config.model_type == "gpt_oss",
-            # Arguments are bound to the schema whether it is `strict` or not.
+            # Enforce the schema of arguments whether it is `strict` or not.
             tool_strict_level="parameter",
             tokenizer=tokenizer,
         )
-    except Exception as error:  # of many kinds: what it says is what is wrong
+    except Exception as error:  # vLLM raises many types; the message is the reason
         raise StartError(
             f"vLLM's parser cannot be used with this model: {error}",
-            "tool_call_parser and reasoning_parser are for the form in which the model itself"
-            " calls and reasons; vLLM's page on tool calling names them for each model.",
+            "tool_call_parser and reasoning_parser must fit the form in which the model calls tools"
+            " and reasons. vLLM's page on tool calling names the parsers for each model.",
         ) from error
 
 
 def check_names(tool_parser: str | None, reasoning_parser: str | None) -> None:
-    """Raises StartError for parsers that vLLM does not have."""
+    """Raise StartError if vLLM has no parser of a given name."""
     _check_name("tool_call_parser", tool_parser, ToolParserManager.list_registered())
     _check_name("reasoning_parser", reasoning_parser, ReasoningParserManager.list_registered())
 

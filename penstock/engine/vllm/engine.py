@@ -1,9 +1,9 @@
-"""vLLM: the models it runs, on one GPU, several, or several machines; on a CPU in our tests.
+"""The vLLM engine: models on one GPU, several GPUs or several machines; on a CPU in our tests.
 
-vLLM's asynchronous engine lives in this process and starts its core, which holds the model, as a
-process of its own. A prompt is rendered and tokenised by vLLM before it is queued, so that its
-exact length is known. Requests are queued here, in order, and never more than `slots` are given to
-vLLM. Stop strings are not vLLM's to find: the stream's text layer does that for every engine.
+vLLM's asynchronous engine runs in this process and starts its core, which holds the model, as
+another process. vLLM renders and tokenises a prompt before it is queued, so its exact length is
+known. Requests wait here, in order, and vLLM never has more than `slots`. vLLM does not look for
+stop strings: the stream's text layer does that for every engine.
 
 Engine arguments: https://docs.vllm.ai/en/stable/configuration/engine_args.html
 """
@@ -31,9 +31,11 @@ from penstock.engine.vllm.answers import SecondCallError, pass_on
 from penstock.errors import StartError, reason_from_pydantic
 from penstock.request import Request, Sampling
 
-# vLLM reads these when it is imported; what the user has set stays.
+# vLLM reads these variables when it is imported. The user's own values stay.
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nothing is sent to anybody unless asked for
+os.environ.setdefault(
+    "VLLM_NO_USAGE_STATS", "1"
+)  # no usage statistics unless the user enables them
 
 try:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -44,19 +46,19 @@ try:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    from penstock.engine.vllm.chats import PROBE, PROBE_TOOLS, Answer, Chats, check_names
+    from penstock.engine.vllm.chats import PROBE, PROBE_TOOLS, AnswerFormat, Chats, check_names
 except ImportError as error:
-    there = error.name != "vllm"
+    is_installed = error.name != "vllm"
     raise StartError(
-        f"This vLLM cannot be used: {error}." if there else "vLLM is not installed.",
-        "On a machine with a GPU, in Penstock's folder: pip install '.[vllm]', which brings the"
-        " version that Penstock is made for. For a CPU see docs/scaling.md.",
+        f"This vLLM cannot be used: {error}." if is_installed else "vLLM is not installed.",
+        "On a machine with a GPU, run pip install '.[vllm]' in Penstock's folder. It installs the"
+        " version that Penstock supports. For a CPU see docs/scaling.md.",
     ) from error
 
 log = logging.getLogger(__name__)
 
 NUM_SEEDS = 2**63
-# Measured on 2 cores: with 1 tokens still come in lumps of half a second, with 5 one by one.
+# Measured on 2 cores: with 1, tokens still arrive in lumps every half second; with 5, one by one.
 NICENESS = 5
 
 SUPPORTS: tuple[Feature, ...] = (
@@ -69,13 +71,13 @@ SUPPORTS: tuple[Feature, ...] = (
 
 
 class Vllm(TaskEngine):
-    """Serves `model` (a folder, or a name on the Hugging Face hub) under the name `name`.
+    """An engine that serves `model` (a folder, or a name on the Hugging Face hub) as `name`.
 
-    `tool_call_parser` names the parser of vLLM's that finds the model's calls, as its server's flag
-    of this name does; without one there are no tools. Everything else is an engine argument of vLLM
-    by its own name (`dtype`, `max_model_len`, `reasoning_parser`...). Three defaults are ours:
-    `max_num_seqs` is `slots`, statistics are off, and the seed of requests that bring none is drawn
-    anew at each start.
+    `tool_call_parser` names vLLM's parser for the model's tool calls, like the flag of vLLM's
+    server; without a parser there are no tools. Every other argument is an engine argument of vLLM
+    (`dtype`, `max_model_len`, `reasoning_parser`...). Three defaults differ from vLLM's:
+    `max_num_seqs` is `slots`, statistics are off, and each start draws a new seed for the requests
+    without one.
     """
 
     def __init__(
@@ -99,14 +101,16 @@ class Vllm(TaskEngine):
         }
         self._context_length = 0
         self._llm: Any = None
-        self._chats: Chats  # from `start` on
+        self._chats: Chats  # set by `start`
         self._stopping = False
 
     async def start(self) -> ModelInfo:
-        """Load the model, which takes from half a minute to many."""
+        """Load the model, which takes half a minute or more. Raises StartError if it fails."""
         folder = tempfile.mkdtemp(prefix="penstock-")
-        os.environ["VLLM_RPC_BASE_PATH"] = folder  # for the sockets between vLLM's processes
-        reaper.end_with_me(folder)
+        os.environ["VLLM_RPC_BASE_PATH"] = (
+            folder  # the folder of the sockets between vLLM's processes
+        )
+        reaper.kill_group_at_exit(folder)
         args, config = configure(self._engine_args, self._tool_call_parser)
         self._chats = Chats(config, self._tool_call_parser)
         if current_platform.is_cpu():
@@ -118,13 +122,13 @@ class Vllm(TaskEngine):
                 disable_log_stats=args.disable_log_stats,
             )
             await self._warm_up()
-        except Exception as error:  # whatever it is, the model is not loaded
-            # A process that the kernel kills for its memory has no words of its own.
+        except Exception as error:  # vLLM raises many types
+            # A process that the kernel kills for lack of memory cannot log a reason.
             killed = " Its core was killed." if "-9}" in str(error) else ""
             raise StartError(
                 f"vLLM could not load the model.{killed}",
                 "Is there enough memory? max_model_len, gpu_memory_utilization and"
-                " tensor_parallel_size decide how much is needed, and where.",
+                " tensor_parallel_size determine how much vLLM needs on each GPU.",
             ) from error
         self._llm.output_handler.add_done_callback(lambda _: self._died())
         self._context_length = self._llm.model_config.max_model_len
@@ -142,27 +146,29 @@ class Vllm(TaskEngine):
         )
 
     async def _takes_tools(self) -> bool:
-        """Whether the model's template shows it tools."""
+        """Return whether the model's chat template renders tools."""
         plain = Request(id="", max_tokens=1, messages=PROBE)
         try:
             with_tools = await self._tokenise(msgspec.structs.replace(plain, tools=PROBE_TOOLS))
             without = await self._tokenise(plain)
-        except Exception:  # of many kinds: templates may raise what they like
+        except Exception:  # a template can raise any type
             return False
         return bool(with_tools["prompt_token_ids"] != without["prompt_token_ids"])
 
     async def _warm_up(self) -> None:
-        """Sample two tokens: what vLLM compiles at the first request is then not the client's to
-        wait for, and where it cannot be compiled the model is not said to be ready."""
-        params = sampling_params(Sampling(), 2, Answer(), top_logprobs=1)
+        """Sample two tokens, so that vLLM compiles everything before the model is ready.
+
+        Otherwise the first client would wait for that, or get the error if it fails.
+        """
+        params = sampling_params(Sampling(), 2, AnswerFormat(), top_logprobs=1)
         async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
             pass
 
     async def stop(self) -> None:
-        """Drop every request and end vLLM's own processes."""
+        """Drop every request and end vLLM's processes."""
         self._stopping = True
         await super().stop()
-        self._llm.shutdown(timeout=0)  # asked politely, its core takes ten seconds
+        self._llm.shutdown(timeout=0)  # without a timeout its core takes ten seconds
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
@@ -171,36 +177,36 @@ class Vllm(TaskEngine):
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            answer = await self._answer(request)
+            answer_format = await self._answer_format(request)
             sink.accepted(prompt_ids)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
             if not await self._start(request.id, sink):
                 return
-            await self._generate(request, prompt_ids, prompt, answer, sink)
+            await self._generate(request, prompt_ids, prompt, answer_format, sink)
         except SecondCallError as error:
             sink.finish("stop", error.completion_tokens)
         except InvalidSchemaError as error:
             if request.tools is None:
-                sink.fail("invalid_schema", f"vLLM cannot keep to this schema: {error}.")
+                sink.fail("invalid_schema", f"vLLM cannot enforce this schema: {error}.")
             else:
-                sink.fail("invalid_tools", f"vLLM cannot take these tools: {error}.")
+                sink.fail("invalid_tools", f"vLLM cannot use these tools: {error}.")
         except EngineDeadError:
             self._died()
         except ChatTemplateResolutionError:
             sink.fail(
                 "no_chat_template",
-                "This model has no chat template, so it does not know what messages are. Send a"
-                " prompt instead.",
+                "This model has no chat template, so it cannot read messages. Send a prompt"
+                " instead.",
             )
         except VLLMClientError as error:
             sink.fail("engine_refused", f"vLLM refused the request: {error}")
         except Exception as error:
             log.exception("vLLM failed a request")
-            sink.fail("engine_error", f"vLLM gave up on the request ({type(error).__name__}).")
+            sink.fail("engine_error", f"vLLM failed the request ({type(error).__name__}).")
 
     async def _tokenise(self, request: Request) -> Any:
-        """The prompt as vLLM takes it, with its `prompt_token_ids`: all of them, however many."""
+        """Return the prompt in vLLM's form, with all its `prompt_token_ids`, however many."""
         renderer = self._llm.renderer
         if request.prompt_ids is not None:
             return await self._render_ids(list(request.prompt_ids))
@@ -212,7 +218,7 @@ class Vllm(TaskEngine):
             except VLLMClientError:
                 if request.tools is None:
                     raise
-                why = "the model's template does not, or not these turns"
+                why = "the model's chat template does not support them, or not in these turns"
                 raise InvalidSchemaError(why) from None
             return prompt
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
@@ -222,58 +228,64 @@ class Vllm(TaskEngine):
         return prompt
 
     async def _render_ids(self, ids: list[Any]) -> Any:
-        """Token ids as vLLM takes them; it names every id that it generates."""
+        """Return a prompt of token ids in vLLM's form."""
         renderer = self._llm.renderer
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
         (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
-    async def _answer(self, request: Request) -> Answer:
-        """How the answer is bound and read. Raises InvalidSchemaError."""
+    async def _answer_format(self, request: Request) -> AnswerFormat:
+        """Return the format of the answer. Raises InvalidSchemaError if vLLM cannot enforce it."""
         if request.json_schema is None and request.tools is None:
-            return self._chats.answer(request)
-        return await asyncio.to_thread(self._bound_answer, request)
+            return self._chats.answer_format(request)
+        return await asyncio.to_thread(self._checked_format, request)
 
-    def _bound_answer(self, request: Request) -> Answer:
-        """The same, and vLLM is asked whether it takes such a structure, before it is given it."""
+    def _checked_format(self, request: Request) -> AnswerFormat:
+        """Return the format of an answer with a structure, after vLLM has verified it."""
         processor = self._llm.input_processor
         try:
-            answer = self._chats.answer(request)
-            sampling_params(Sampling(), 1, answer).verify(
+            answer_format = self._chats.answer_format(request)
+            sampling_params(Sampling(), 1, answer_format).verify(
                 processor.model_config,
                 processor.speculative_config,
                 processor.structured_outputs_config,
                 processor.tokenizer,
             )
-        except (VLLMClientError, ValueError, TypeError):  # its parts raise one or another
-            raise InvalidSchemaError("none of its grammars can") from None
-        return answer
+        except (VLLMClientError, ValueError, TypeError):  # it depends on the grammar backend
+            raise InvalidSchemaError("no grammar backend supports it") from None
+        return answer_format
 
     async def _generate(
-        self, request: Request, prompt_ids: tuple[int, ...], prompt: Any, answer: Answer, sink: Sink
+        self,
+        request: Request,
+        prompt_ids: tuple[int, ...],
+        prompt: Any,
+        answer_format: AnswerFormat,
+        sink: Sink,
     ) -> None:
         room = self._context_length - len(prompt["prompt_token_ids"])
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
         max_tokens = min(request.max_tokens, room)
-        params = sampling_params(request.sampling, max_tokens, answer, request.top_logprobs)
-        said = [each for each in request.generated if isinstance(each, int)]  # it names them all
-        sink = answer.sink(sink, prompt_ids, said, self._chats.tokenizer)
+        params = sampling_params(request.sampling, max_tokens, answer_format, request.top_logprobs)
+        # vLLM reports the id of every token, so there are no `UnnamedTokens`.
+        generated = [each for each in request.generated if isinstance(each, int)]
+        sink = answer_format.sink(sink, prompt_ids, generated, self._chats.tokenizer)
         adding = asyncio.create_task(
-            self._llm.add_request(request.id, prompt, params, **answer.begin(prompt_ids))
+            self._llm.add_request(request.id, prompt, params, **answer_format.begin(prompt_ids))
         )
         try:
             await pass_on(await asyncio.shield(adding), sink, request.top_logprobs or 0)
         except BaseException:
-            # Not before it is added: what vLLM was interrupted in adding, it never forgets
-            # (https://github.com/vllm-project/vllm/issues/57061).
+            # Abort only after the request is added: vLLM never forgets a request whose adding was
+            # interrupted (https://github.com/vllm-project/vllm/issues/57061).
             outputs = await adding
             await self._llm.abort(outputs.request_id, internal=True)
             raise
 
     def _died(self) -> None:
-        """End this process, so that the server starts another: vLLM's core does not come back."""
+        """End this process after vLLM's core has died, so that the server starts another."""
         if not self._stopping:
             sys.stderr.write("EngineDeadError: vLLM's engine core has ended.\n")
             sys.stderr.flush()
@@ -281,18 +293,21 @@ class Vllm(TaskEngine):
 
 
 def lower_priority() -> None:
-    """Have everything else on this machine go before this process and those that it starts.
+    """Give every other process of the machine priority over this process and its children.
 
     On a CPU vLLM's processes never sleep while they wait for each other. On a machine with few
-    cores they would keep the server from running, and tokens from being sent, for a second.
+    cores they would stop the server, and with it every stream, for up to a second.
     """
     os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # Linux weighs whole sessions, where it does so
+    with contextlib.suppress(OSError):  # some Linux systems weigh whole sessions
         Path("/proc/self/autogroup").write_text(f"{NICENESS}", encoding="ascii")
 
 
 def configure(engine_args: dict[str, Any], tool_call_parser: str | None = None) -> tuple[Any, Any]:
-    """vLLM's arguments and its configuration, checked by vLLM. Raises StartError; loads nothing."""
+    """Return vLLM's arguments and configuration without loading the model.
+
+    Raises StartError if vLLM does not accept an argument.
+    """
     check_names(tool_call_parser, engine_args.get("reasoning_parser"))
     names = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
     for name in engine_args:
@@ -303,32 +318,35 @@ def configure(engine_args: dict[str, Any], tool_call_parser: str | None = None) 
     try:
         args = AsyncEngineArgs(**engine_args)
         return args, args.create_engine_config()
-    except Exception as error:  # of many kinds: what it says is what is wrong
+    except Exception as error:  # vLLM raises many types; the message is the reason
         raise StartError(
-            f"vLLM cannot be configured so: {reason_of(error)}",
-            "--model is a folder or a name on the Hugging Face hub, of a model that vLLM supports;"
-            " engine arguments are those of --engine-arg and of penstock.toml.",
+            f"vLLM does not accept this configuration: {reason_of(error)}",
+            "--model is a folder or a name on the Hugging Face hub, of a model that vLLM supports."
+            " Engine arguments come from --engine-arg and penstock.toml.",
         ) from error
 
 
 def reason_of(error: Exception) -> str:
-    """What vLLM says is wrong, in one line, without the frame that pydantic puts around it."""
+    """Return vLLM's reason in one line, without pydantic's frame around it."""
     text = str(error)
     if errors := getattr(error, "errors", None):
         first = errors()[0]
         text = reason_from_pydantic(first["msg"])
         if first["loc"]:
             text = f"{first['loc'][0]}: {text}"
-    words, _, _ = text.strip().partition("\n\n")  # what follows is advice on other programs
+    words, _, _ = text.strip().partition("\n\n")  # the rest is advice for vLLM's own programs
     return " ".join(words.split()).rstrip(".") + "."
 
 
 def sampling_params(
-    sampling: Sampling, max_tokens: int, answer: Answer, top_logprobs: int | None = None
+    sampling: Sampling,
+    max_tokens: int,
+    answer_format: AnswerFormat,
+    top_logprobs: int | None = None,
 ) -> Any:
-    """What vLLM is told about choosing tokens."""
+    """Return vLLM's sampling parameters."""
     top_k, top_p = sampling.top_k, sampling.top_p
-    if top_p == 0:  # only the likeliest token is left; vLLM wants a top_p above 0
+    if top_p == 0:  # only the likeliest token remains; vLLM needs a top_p above 0
         top_k, top_p = 1, 1.0
     return SamplingParams(
         temperature=sampling.temperature,
@@ -339,8 +357,8 @@ def sampling_params(
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=top_logprobs,
-        structured_outputs=answer.structure,
-        skip_special_tokens=not answer.shows_special_tokens,
+        structured_outputs=answer_format.structure,
+        skip_special_tokens=not answer_format.shows_special_tokens,
         max_tokens=max_tokens,
         output_kind=RequestOutputKind.DELTA,
     )

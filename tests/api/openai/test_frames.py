@@ -21,7 +21,7 @@ def form(**fields: Any) -> ChunkForm:
 
 def streams(number: int = 1, **fields: Any) -> list[Stream]:
     """As many, each accepted with a prompt of two tokens."""
-    opened = Streams(ScriptedEngine())
+    opened = Streams([ScriptedEngine()])
     request = {"max_tokens": 9, "prompt": "x", **fields}
     made = [opened.open(Request(id=f"{n}", **request), resumable=True) for n in range(number)]
     for stream in made:
