@@ -33,7 +33,9 @@ def test_the_wheel_holds_the_model_the_page_and_nothing_of_the_tests(wheel: Path
     assert "penstock/model/rill.gguf" in names
     assert "penstock/page/index.html" in names
     assert "penstock/py.typed" in names
-    assert not [name for name in names if name.startswith(("tests", "training", "benchmarks"))]
+    assert not [
+        name for name in names if name.startswith(("tests", "tools", "training", "benchmarks"))
+    ]
 
 
 @pytest.mark.timeout(400)

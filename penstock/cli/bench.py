@@ -225,7 +225,7 @@ def _bench(
             "--plot",
             metavar="FILE",
             rich_help_panel=OUT,
-            help="A picture: FILE.html, .png or .svg (pip install 'penstock\\[plot]').",
+            help="A picture: FILE.html, .png or .svg (pip install 'penstock-server\\[plot]').",
         ),
     ] = None,
 ) -> None:
