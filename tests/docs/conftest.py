@@ -10,7 +10,7 @@ from tests.docs.running import PageRun
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[PageRun]:
-    """Where the blocks of one page are run; its servers end with the test."""
+    """A place to run the blocks of one page. Its servers end with the test."""
     directory, aside = tmp_path / "page", tmp_path / "aside"
     directory.mkdir()
     aside.mkdir()

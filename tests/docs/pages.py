@@ -95,8 +95,10 @@ def blocks_of(page: Path) -> list[Block]:
             if any(languages and language not in languages for languages in allowed):
                 raise ValueError(f"{page.name}:{line}: {', '.join(actions)} above {language!r}")
             actions = {}
-        elif actions and token.type not in ("html_block",):
+        elif actions and token.type != "html_block":
             raise ValueError(f"{page.name}:{line}: the marker above stands above no block")
+    if actions:
+        raise ValueError(f"{page.name}: the last marker stands above no block")
     return blocks
 
 
