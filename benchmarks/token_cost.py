@@ -18,31 +18,33 @@ from typing import Any, Literal
 import uvloop
 from starlette.types import Message
 
-from penstock.api.native.frames import NativeFrames
-from penstock.api.openai.frames import ChunkForm, ChunkFrames
+from penstock.api.dialect import Form
+from penstock.api.native.frames import NativeForm
+from penstock.api.openai.frames import ChatForm
+from penstock.engine.protocol import LosableSink
 from penstock.request import Request
-from penstock.stream.reader import MergedReader, Reader
+from penstock.stream.reader import Reader
+from penstock.stream.record import StreamRecord
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 from penstock.web.access import KEY, Access
-from penstock.web.delivery import StreamResponse
+from penstock.web.delivery import ConnectedReader, StreamResponse
+from penstock.web.granian import GranianWriter
 from penstock.web.liveness import Liveness
+from tests.support.scripted import EngineInTest
 
 ROUNDS = 30
 Route = Literal["native", "openai"]
 
 
-class Engine:
+class Engine(EngineInTest):
     """Takes requests and does nothing."""
 
-    def submit(self, request: Request, sink: Stream) -> None:
+    def submit(self, request: Request, sink: LosableSink) -> None:
         """Nothing."""
 
     def cancel(self, request_id: str) -> None:
         """Nothing."""
-
-    async def until_ready(self) -> None:
-        """It is."""
 
 
 class Taken:
@@ -72,31 +74,29 @@ class Load:
 
     def __init__(self, num_streams: int, route: Route) -> None:
         self._streams = Streams([Engine()])
-        self._pulse = Liveness(15, 30)
+        self._liveness = Liveness(15, 30)
         self._running: list[Stream] = []
         self._responses: list[asyncio.Task[None]] = []
         for number in range(num_streams):
             request = Request(id=str(number), max_tokens=1_000_000, prompt="x")
-            stream = opened(self._streams, request)
+            stream = self._streams.open(StreamRecord(request))
             stream.accepted((1, 2, 3))
             stream.started()
             self._running.append(stream)
             self._responses.append(asyncio.create_task(self._respond(stream, route)))
 
     async def _respond(self, stream: Stream, route: Route) -> None:
-        watch = asyncio.create_task(asyncio.sleep(3600))
-        response: StreamResponse[Any]
-        if route == "native":
-            response = StreamResponse(Reader(stream), NativeFrames(), watch, self._pulse)
-        else:
-            form = ChunkForm(is_chat=True, id="chatcmpl-x", created=1, model="rill")
-            frames = ChunkFrames(form, [stream])
-            response = StreamResponse(MergedReader([stream]), frames, watch, self._pulse)
+        form: Form = NativeForm()
+        if route == "openai":
+            form = ChatForm(id="chatcmpl-x", created=1, model="rill")
+        connected = ConnectedReader(Reader(stream), receive)
+        framer = form.framer([stream], with_ids=False)
+        response = StreamResponse(connected, framer, self._liveness)
         scope: MutableMapping[str, Any] = {"type": "http", "headers": []}
-        access = scope[KEY] = Access(scope, send)
+        access = scope[KEY] = Access(scope, GranianWriter(send))
         await response(scope, receive, send)
-        assert access.rest is not None
-        await access.rest()
+        assert access.send_rest is not None
+        await access.send_rest()
 
     async def steps(self, number: int) -> None:
         """So many steps of the engine: each gives each stream a token."""

@@ -1,4 +1,4 @@
-"""Penstock: the streaming server for language models."""
+"""Penstock: a streaming server for language models, and its Python client."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ __all__ = ["AsyncClient", "Client", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """The clients, imported when asked for: the engine's process has no use for them."""
+    """Import a client at its first use, because the engine's process does not need it."""
     if name in ("Client", "AsyncClient"):
         from penstock import client
 

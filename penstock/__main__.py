@@ -1,4 +1,4 @@
-"""`python -m penstock`."""
+"""The command line as a module: `python -m penstock`."""
 
 from penstock.cli.main import main
 

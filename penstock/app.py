@@ -1,34 +1,30 @@
-"""The ASGI application: the one place where its parts are put together."""
+"""Puts the ASGI application together from its parts."""
 
-from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from penstock.api.answering import Answering
 from penstock.api.health import health_routes
 from penstock.api.metrics import metrics_registry, metrics_routes
-from penstock.api.native.routes import GenerateRequest, native_routes
-from penstock.api.openai.fields import ChatRequest, CompletionRequest
-from penstock.api.openai.routes import openai_routes
-from penstock.api.openapi import description_route
+from penstock.api.native.errors import problem_details
+from penstock.api.native.routes import native_api
+from penstock.api.openai.routes import openai_api
+from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
 from penstock.stream.registry import Streams
 from penstock.web.access import AccessMiddleware
-from penstock.web.auth import KeyCheck, KeyRing
+from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
+from penstock.web.granian import GranianWriter
 from penstock.web.host import HostCheck, is_loopback
+from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
-from penstock.web.problems import PROBLEM_HANDLERS
+from penstock.web.problems import ErrorResponses, RouteGroup
 
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
-
-_BODIES: dict[str, type[BaseModel]] = {
-    "/generate": GenerateRequest,
-    "/v1/chat/completions": ChatRequest,
-    "/v1/completions": CompletionRequest,
-}
 
 
 def create_app(
@@ -39,7 +35,7 @@ def create_app(
     bodies: BodyReader,
     keys: KeyRing,
 ) -> AccessMiddleware:
-    """An application that serves `engine` through `streams` to those that have one of `keys`."""
+    """Return the application that serves `streams` to the owners of `keys`."""
 
     def unready() -> str | None:
         if streams.draining:
@@ -52,17 +48,26 @@ def create_app(
     def hosts() -> set[str] | None:
         return names if settings.allow_host or (is_local and not keys) else None
 
-    routes = [
-        *native_routes(streams, liveness, bodies),
-        *openai_routes(streams, liveness, bodies, settings.served_name, lambda: engine.info),
+    answering = Answering(streams, liveness, bodies)
+    # To add an API, add its line here.
+    apis = [
+        native_api(answering),
+        openai_api(answering, settings.served_name, lambda: engine.info),
+    ]
+    others = [
         *health_routes(unready),
         *metrics_routes(metrics_registry(settings, engine, streams, liveness)),
         *page_routes(settings.served_name),
     ]
+    groups = [*apis, RouteGroup(others, problem_details, prefix="/")]
+    errors = ErrorResponses(groups)
+    routes = [route for group in groups for route in group.routes]
     app = Starlette(
-        routes=[*routes, description_route(routes, _BODIES)],
+        routes=[*routes, openapi_route(routes, answering.fields)],
         middleware=[
-            Middleware(HostCheck, hosts=hosts, origins=settings.cors_origin),
+            Middleware(
+                HostCheck, hosts=hosts, origins=settings.cors_origin, report=errors.response
+            ),
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origin,
@@ -70,10 +75,10 @@ def create_app(
                 allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
                 expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing", "Retry-After"],
             ),
-            Middleware(KeyCheck, keys=keys),
+            Middleware(KeyCheck, keys=keys, report=errors.response),
         ],
-        exception_handlers=PROBLEM_HANDLERS,
+        exception_handlers=errors.handlers,
     )
-    app.router.redirect_slashes = False  # it sends a client to wherever its Host header says
-    # Outside of everything, so that an answer to a bug in here has an id and a line as well.
-    return AccessMiddleware(app, streams.meter, log_prompts=settings.log_prompts)
+    app.router.redirect_slashes = False  # it would redirect to whatever the Host header says
+    # Outside everything, so that a response to a bug in here also has an id and a log line.
+    return AccessMiddleware(app, streams.meter, GranianWriter, log_prompts=settings.log_prompts)

@@ -1,20 +1,15 @@
-"""A server's life: the listening socket, the engine, the application, signals and the end.
-
-In: settings. Out: an exit, clean or with the reason. Not known here: routes, streams' insides.
-"""
+"""A server's life: it opens the socket, starts the engine, serves, reacts to signals and ends."""
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import queue
 import resource
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvloop
@@ -29,25 +24,28 @@ from penstock.observe.meter import Meter
 from penstock.settings import Settings
 from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams, draining
-from penstock.web.auth import KeyRing, key_ring
 from penstock.web.body import BodyReader
-from penstock.web.granian import Web, listen, tls_of
+from penstock.web.granian import HttpServer
 from penstock.web.host import is_loopback
+from penstock.web.keys import KeyRing, key_ring
+from penstock.web.listener import open_listener, url_of
 from penstock.web.liveness import Liveness
+from penstock.web.tls import tls_of
 
 log = logging.getLogger(__name__)
 
-# What a last response is given to get out, when the time for draining is up.
+# How long the last responses may take after the time for draining is up.
 CLOSE_GRACE_S = 1.0
-# How long a client that reads slowly has for what was handed over to the HTTP library for it.
+# How long a slow client has for data that is already in the HTTP server's hands.
 IDLE_GRACE_S = 4.0
+WANTED_OPEN_FILES = 65_536
 
 
 class Server:
     """One server. `run` serves until `stop` is called; `url` is known once it listens.
 
-    `on_loading` is called with the engine's process id when that begins to load the model, and
-    `on_ready` with the model's information when it can be asked.
+    `on_loading` gets the engine's process id when the engine begins to load the model. `on_ready`
+    gets the model's information when the model can be used.
     """
 
     def __init__(
@@ -68,30 +66,30 @@ class Server:
         self.url = ""
 
     def stop(self) -> None:
-        """Drain and end. Called again, end at once."""
+        """Drain the streams and end. A second call ends the server at once."""
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
 
     def reload(self) -> None:
-        """Read the file of keys again. Streams that are open go on."""
+        """Read the file of keys again. Open streams continue."""
         if self._keys is None or self._keys.is_open:
             return
         try:
             self._keys.reload()
         except StartError as error:
-            log.error("the keys stay as they were. %s", error)
+            log.error("keeping the old keys: %s", error)
         else:
-            level = logging.INFO if self._keys else logging.WARNING  # now nobody comes in
+            level = logging.INFO if self._keys else logging.WARNING  # without keys all is refused
             log.log(level, "the server has %d keys", len(self._keys))
 
     @property
     def num_streams(self) -> int:
-        """Streams that are open."""
+        """Return how many streams are open."""
         return len(self._streams) if self._streams is not None else 0
 
     async def run(self) -> None:
-        """Serve. Raises StartError."""
+        """Serve until `stop`. Raises StartError."""
         settings = self._settings
         meter = Meter()
         engine = create_engine(
@@ -104,9 +102,11 @@ class Server:
         )
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
-        check_door(settings, keys)
+        check_exposure(settings, keys)
         tls = tls_of(settings.tls_cert, settings.tls_key)
-        listener = open_listener(settings)
+        listener = open_listener(
+            settings.host, settings.port, settings.max_connections, settings.stall_timeout
+        )
         self.url = url_of(listener, "https" if tls else "http")
         limits = Limits(
             settings.linger,
@@ -120,17 +120,17 @@ class Server:
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
         app = create_app(settings, engine, streams, liveness, bodies, keys)
+        http = HttpServer(app, listener, settings.max_connections, http2=settings.http2, tls=tls)
         closing = asyncio.Event()
-        web = Web(app, listener, settings.max_connections, http2=settings.http2, tls=tls)
-        serving = asyncio.create_task(web.serve_until(closing))
-        beating = asyncio.create_task(liveness.run())
+        serving = asyncio.create_task(http.serve_until(closing))
+        watching = asyncio.create_task(liveness.run())
         measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
                 admission.num_slots = settings.slots or info.slots
-                # What is here now stays: the garbage collector need not look at it every time,
-                # which would hold up every stream for tens of milliseconds.
+                # Freeze start-up objects so that garbage collection skips them: looking at all of
+                # them would delay every stream by tens of milliseconds.
                 gc.collect()
                 gc.freeze()
                 self._on_ready(self, info)
@@ -141,7 +141,7 @@ class Server:
             streams.shut_down()
             closing.set()
             await self._close(serving, app.idle)
-            beating.cancel()
+            watching.cancel()
             measuring.cancel()
             await engine.stop()
             listener.close()
@@ -155,16 +155,19 @@ class Server:
         drain.cancel()
 
     async def _close(self, serving: asyncio.Task[None], idle: asyncio.Event) -> None:
-        """Wait for the last responses as long as draining may take, then cut them: a client that
-        does not read could hold the server for ever. So could one that only keeps a connection
-        open, which is all that there is soon after the server is `idle`."""
+        """Wait for the last responses until the drain timeout, then cut them.
 
-        async def kept_open() -> None:
+        A client that does not read could otherwise hold the server for ever, and so could a client
+        that only keeps its connection open. Such connections are all that is left soon after the
+        server is `idle`.
+        """
+
+        async def only_kept_alive() -> None:
             await idle.wait()
             await asyncio.sleep(IDLE_GRACE_S)
 
         left = max(0.0, self._drain_until - time.monotonic())
-        reasons = {asyncio.create_task(kept_open()), asyncio.create_task(self._hurry.wait())}
+        reasons = {asyncio.create_task(only_kept_alive()), asyncio.create_task(self._hurry.wait())}
         await asyncio.wait({serving, *reasons}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for reason in reasons:
             reason.cancel()
@@ -173,18 +176,17 @@ class Server:
             serving.result()
             return
         if not idle.is_set():
-            log.warning("cut connections whose clients did not take their answers")
+            log.warning("closed connections whose clients did not take their responses")
         serving.cancel()
 
-    async def _unless_stopped(self, starting: Any) -> ModelInfo | None:
-        """The result of `starting`, or None where the server is stopped first."""
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, ModelInfo]) -> ModelInfo | None:
+        """Return the result of `starting`, or None if the server is stopped first."""
         start = asyncio.ensure_future(starting)
         stop = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
         if start.done():
             stop.cancel()
-            info: ModelInfo = start.result()
-            return info
+            return start.result()
         start.cancel()
         with contextlib.suppress(asyncio.CancelledError, StartError):
             await start
@@ -201,62 +203,31 @@ def with_local_model(settings: Settings) -> Settings:
     return settings.model_copy(update={"model": model, "model_name": settings.served_name})
 
 
-def check_door(settings: Settings, keys: KeyRing) -> None:
-    """Raises StartError where strangers could come in without a key."""
+def check_exposure(settings: Settings, keys: KeyRing) -> None:
+    """Raise StartError if strangers could use the server without a key."""
     if not keys.is_open or settings.insecure or is_loopback(settings.host):
         return
     raise StartError(
-        f"Whoever reaches {settings.host} could use this server: it has no key.",
-        "Give it one (`penstock key` makes one: --api-key, or --keys FILE), or say --insecure.",
+        f"Anyone who reaches {settings.host} could use this server, because it has no key.",
+        "Make a key with `penstock key` and give it with --api-key or --keys FILE, or serve"
+        " without keys: --insecure.",
     )
 
 
-def open_listener(settings: Settings) -> socket.socket:
-    """The listening socket. Raises StartError where the address cannot be had."""
-    host, port = settings.host, settings.port
-    try:
-        # The kernel's clock starts before ours, and cannot tell slow from dead so well.
-        give_up_after = max(2 * settings.stall_timeout, settings.stall_timeout + 10)
-        return listen(host, port, settings.max_connections, give_up_after)
-    except OSError as error:
-        reasons = {
-            errno.EADDRINUSE: (
-                f"Port {port} is in use on {host}.",
-                f"Stop what listens there, or take another: --port {port + 1}",
-            ),
-            errno.EACCES: (
-                f"Port {port} on {host} is not allowed to this user.",
-                "Ports below 1024 are the administrator's. Take another: --port 8000",
-            ),
-        }
-        unknown = (
-            f"Cannot listen on {host}:{port}: {error.strerror}.",
-            "Give an address of this machine: --host 127.0.0.1",
-        )
-        raise StartError(*reasons.get(error.errno or 0, unknown)) from None
-
-
-def url_of(listener: socket.socket, scheme: str = "http") -> str:
-    """Where a browser on this machine finds the server."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
-    return f"{scheme}://{host}:{port}"
-
-
 def raise_file_limit() -> None:
-    """Every connection is an open file, and systems start out with few."""
+    """Allow more open files: every connection is one, and the default limit is low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    wanted = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
     if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(server_of: Callable[[], Server]) -> None:
-    """Serve in this process until it is told to stop (SIGINT, SIGTERM). Raises StartError."""
+def run(make_server: Callable[[], Server]) -> None:
+    """Serve in this process until SIGINT or SIGTERM. Raises StartError."""
 
     async def main() -> None:
-        server = server_of()
+        server = make_server()
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(report_loop_error)
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -264,7 +235,7 @@ def run(server_of: Callable[[], Server]) -> None:
             loop.add_signal_handler(number, server.stop)
         loop.add_signal_handler(signal.SIGHUP, server.reload)
         await server.run()
-        for number in numbers:  # one that comes while the interpreter ends would make it a failure
+        for number in numbers:  # a late signal would turn a clean exit into a failure
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
@@ -273,7 +244,7 @@ def run(server_of: Callable[[], Server]) -> None:
 
 @contextlib.contextmanager
 def local_server(settings: Settings) -> Iterator[str]:
-    """A server of one's own for a while, in a thread; yields its URL. Raises StartError."""
+    """Run a server in a thread while the context lasts; yield its URL. Raises StartError."""
     started: queue.SimpleQueue[Server | BaseException] = queue.SimpleQueue()
 
     settings = with_local_model(settings)
@@ -301,5 +272,5 @@ def local_server(settings: Settings) -> Iterator[str]:
     finally:
         loop, server = stops[0]
         loop.call_soon_threadsafe(server.stop)
-        loop.call_soon_threadsafe(server.stop)  # without waiting for open streams
+        loop.call_soon_threadsafe(server.stop)  # the second call skips draining
         runner.join()

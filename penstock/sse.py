@@ -1,9 +1,9 @@
-"""Server-Sent Events, read: bytes cut anywhere → events.
+"""A parser of Server-Sent Events: bytes to events.
 
-In: the body of a `text/event-stream`, in pieces as the network gave them. Out: the events that are
-complete. Not known here: sockets, reconnecting, what the data means.
+In: the body of a `text/event-stream`, in pieces of any size. Out: the complete events. This module
+knows no sockets, no reconnecting, and not the meaning of the data.
 
-Written from the WHATWG text, whose paragraphs are named at the rules they ask for:
+The comments quote the rules of the WHATWG specification:
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 """
 
@@ -12,36 +12,40 @@ import re
 import msgspec
 
 MAX_BYTES = 1024 * 1024
-"""What one line, and the data of one event, may hold by default."""
+"""The default limit of a line, and of the data of an event, in bytes."""
 
 BOM = b"\xef\xbb\xbf"
-RETRY = re.compile(r"[0-9]{1,15}")  # "only ASCII digits"; more of them is nobody's milliseconds
+RETRY = re.compile(r"[0-9]{1,15}")  # "only ASCII digits"; 15 are enough for any wait
 
 
 class OversizeEventError(ValueError):
-    """A line, or the data of one event, is longer than the parser was told to take."""
+    """A line, or the data of an event, is longer than the limit of the parser."""
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True):
-    """One event as a browser would see it: `event` is its type, `id` the last id seen so far."""
+    """An event as a browser would see it."""
 
     data: str
+    """The data; several data lines are joined by newlines."""
     event: str = "message"
+    """The type of the event."""
     id: str = ""
+    """The last id received, in this event or an earlier event."""
 
 
 class Parser:
-    """`feed` it bytes as they come, `close` it when no more will.
+    """A parser of one stream: call `feed` with the bytes as they arrive, then `close`.
 
-    `last_event_id` is that of the last block that was complete, and `retry_ms` the reconnection
-    time the server asked for, if it did.
+    `max_bytes` is the limit of a line, and of the data of an event, in bytes.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.last_event_id = ""
+        """The id of the last complete block; empty before the first id."""
         self.retry_ms: int | None = None
+        """The reconnection time of the server, in milliseconds, if the server sent `retry`."""
         self._max_bytes = max_bytes
-        self._line = bytearray()  # the line that is not complete yet
+        self._line = bytearray()  # the incomplete line
         self._is_first_line = True
         self._ended_in_cr = False
         self._forget_event()
@@ -49,7 +53,7 @@ class Parser:
     def feed(self, piece: bytes) -> list[ServerSentEvent]:
         """Return the events that this piece completes.
 
-        Raises `OversizeEventError`; the parser is of no use after it.
+        Raises OversizeEventError if a line or event is too long; do not use the parser after it.
         """
         if self._ended_in_cr and piece.startswith(b"\n"):  # the rest of a CRLF
             piece = piece[1:]
@@ -57,7 +61,7 @@ class Parser:
         if not piece:
             return []
         self._ended_in_cr = piece.endswith(b"\r")
-        lines = piece.splitlines()  # of bytes: at CRLF, LF and CR, and nothing else
+        lines = piece.splitlines()  # bytes split only at CRLF, LF and CR
         rest = b"" if piece.endswith((b"\r", b"\n")) else lines.pop()
         events = []
         for line in lines:
@@ -69,7 +73,7 @@ class Parser:
         return events
 
     def close(self) -> None:
-        """Drop what is incomplete: an event without its blank line never happened."""
+        """Drop an incomplete event: an event without its blank line does not count."""
         self._line.clear()
         self._forget_event()
 
@@ -86,7 +90,7 @@ class Parser:
     def _take(self, line: bytes) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()
-        # A line that starts with a colon is a comment: its field has no name, so nothing takes it.
+        # A comment starts with a colon, so its field has no name and is ignored.
         field, _, value = line.decode("utf-8", "replace").partition(":")
         value = value.removeprefix(" ")
         if field == "data":
@@ -103,7 +107,7 @@ class Parser:
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:
-        self.last_event_id = self._id  # also where there is no data
+        self.last_event_id = self._id  # also without data
         event = None
         if self._data:  # "if the data buffer is an empty string, [...] return"
             event = ServerSentEvent("\n".join(self._data), self._event or "message", self._id)
@@ -111,7 +115,7 @@ class Parser:
         return event
 
     def _forget_event(self) -> None:
-        """Start the next event. The id is kept: it holds until another one comes."""
+        """Start the next event. It has the same id until another id arrives."""
         self._data: list[str] = []
         self._data_size = 0
         self._event = ""

@@ -1,22 +1,23 @@
-"""Pieces of an engine's output → text that is safe to send: whole characters, no stop strings.
+"""An engine's output to text that is safe to send: whole characters, and no stop strings.
 
-In: the engine's pieces in order, `str` or UTF-8 `bytes` cut anywhere. Out: text whose concatenation
-is the answer, whatever the pieces were. Not known here: tokens, streams, time.
+In: the engine's pieces in order, as `str` or as UTF-8 `bytes` cut anywhere. Out: text whose
+concatenation is the answer, for every way to cut the pieces. This module knows no tokens, no
+streams and no time.
 
 The rules:
 
-- Bytes become what `bytes.decode("utf-8", "replace")` makes of all of them: an incomplete character
-  waits for its rest, invalid bytes become U+FFFD.
-- The answer ends before the earliest place where any of the stop strings begins; the stop string
-  and everything after it are dropped. Of two that begin at the same place either gives this text,
-  so the shorter one decides, which is the sooner.
-- Text is held back only while it is the beginning of a stop string, and as little as possible: the
-  longest end of the text so far that some stop string begins with. So where stops are "abcd" and
-  "b", the "b" of "abc" does not end the answer yet: "d" would move its end before the "a".
+- All bytes together decode as `bytes.decode("utf-8", "replace")` decodes them: an incomplete
+  character waits for its rest, and invalid bytes become U+FFFD.
+- The answer ends before the earliest place where a stop string begins. The stop string and all
+  text after it are dropped. If two stop strings begin at the same place, both give the same
+  answer, so the shorter stop string ends it, because it is complete first.
+- Text is held back only while it may begin a stop string: the longest suffix of the text so far
+  that is a prefix of a stop string. With the stop strings "abcd" and "b", the "b" of "abc" does not
+  end the answer yet, because a "d" would move the end before the "a".
 
-All stop strings together are one Aho-Corasick automaton, so the work is linear in the text, however
-many and however repetitive the stops are. A piece that no stop string can begin in is passed on
-without looking at its characters one by one.
+All stop strings form one Aho-Corasick automaton, so the work is linear in the text, for any number
+of stop strings. If no stop string can begin in a piece, the piece is returned without a look at
+each character.
 """
 
 import codecs
@@ -26,7 +27,11 @@ _NOWHERE = 1 << 62
 
 
 class Text:
-    """The text of one answer: `push` each piece, send what comes back, `flush` at the end."""
+    """The text of one answer: call `push` with each piece, then `flush`, and send the results.
+
+    `stop` holds the stop strings. Raises ValueError if one of them is empty, and TypeError if
+    `stop` is a string itself.
+    """
 
     __slots__ = ("_joiner", "_match", "_node", "_starts", "_stops", "held", "stopped")
 
@@ -34,22 +39,22 @@ class Text:
         if isinstance(stop, str):
             raise TypeError("stop is a sequence of strings, not one string")
         self.stopped = False
-        """A stop string has ended the answer; from here on `push` and `flush` return nothing."""
+        """True if a stop string ended the answer; `push` and `flush` then return no text."""
         self.held = ""
-        """Text kept back because it is the beginning of a stop string."""
+        """The text that is held back because it may begin a stop string."""
         self._joiner: codecs.IncrementalDecoder | None = None
         self._stops = _Stops(stop) if stop else None
         self._starts = frozenset(each[0] for each in stop)
         self._node = 0
-        self._match = _NOWHERE  # where in `held` the earliest complete stop string begins
+        self._match = _NOWHERE  # the place in `held` where the first complete stop string begins
 
     @property
     def incomplete(self) -> bytes:
-        """Bytes kept back because they are the beginning of a character."""
+        """The bytes that are held back because they begin a character."""
         return b"" if self._joiner is None else self._joiner.getstate()[0]
 
     def push(self, piece: str | bytes) -> str:
-        """Take the next piece; return the text that is certain now."""
+        """Add the next piece and return the text that is now certain."""
         if self._joiner is not None or not isinstance(piece, str):
             piece = self._join(piece)
         if self._stops is None:
@@ -59,7 +64,7 @@ class Text:
         return self._hold_back(piece, self._stops)
 
     def flush(self) -> str:
-        """Return what was held back: no further piece will come."""
+        """End the answer and return the text that was held back."""
         text = self.push(self._joiner.decode(b"", True)) if self._joiner is not None else ""
         if self._match != _NOWHERE:
             self.stopped = True
@@ -72,7 +77,7 @@ class Text:
     def _join(self, piece: str | bytes) -> str:
         if self._joiner is None:
             self._joiner = codecs.getincrementaldecoder("utf-8")("replace")
-        if isinstance(piece, str):  # text after an incomplete character: that one stays incomplete
+        if isinstance(piece, str):  # the incomplete character stays incomplete
             return self._joiner.decode(b"", True) + piece
         return self._joiner.decode(piece)
 
@@ -90,7 +95,7 @@ class Text:
             node = following[node].get(char, 0)
             if longest[node]:
                 match = min(match, end - longest[node])
-            if match <= end - depth[node]:  # nothing that began before the match can still grow
+            if match <= end - depth[node]:  # no stop string that begins earlier can still match
                 self.stopped = True
                 self._forget()
                 return text[:match]
@@ -107,11 +112,11 @@ class Text:
 
 
 class _Stops:
-    """The stop strings as one automaton; a node is a beginning of a stop string, 0 the empty one.
+    """The stop strings as one automaton. A node is a prefix of a stop string; node 0 is empty.
 
-    `following[n]` leads one character on, `fallback[n]` is the node of the longest proper end of n
-    that is a node too, `depth[n]` the length of n, `longest[n]` the length of the longest stop
-    string that n ends with, or 0.
+    `following[n]` maps a character to the node of n with that character. `fallback[n]` is the node
+    of the longest proper suffix of n that is a node. `depth[n]` is the length of n. `longest[n]` is
+    the length of the longest stop string that n ends with, or 0.
     """
 
     __slots__ = ("tables",)
@@ -134,7 +139,9 @@ class _Stops:
             longest[node] = depth[node]
         fallback = [0] * len(following)
         level = list(following[0].values())
-        for node in level:  # grows as it goes: every node after the nodes nearer to the root
+        for (
+            node
+        ) in level:  # it grows during the loop: each node comes after the nodes nearer to the root
             for char, child in following[node].items():
                 end = fallback[node]
                 while end and char not in following[end]:

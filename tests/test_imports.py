@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"},
     "cli": WORDS
-    | {"cli", "client", "bench", "server", "settings", "observe", "web.auth"}
+    | {"cli", "client", "bench", "server", "settings", "observe", "web.keys"}
     | {"engine.protocol", "engine.catalog", "__init__"},
 }
 

@@ -1,4 +1,4 @@
-"""The parser does what the WHATWG text says, wherever the network cuts the bytes."""
+"""The parser follows the WHATWG specification, wherever the network cuts the bytes."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ def data(*pieces: bytes) -> list[str]:
 
 E = ServerSentEvent
 
-# The examples of the specification, in its order, and what its prose says of them.
+# The examples of the specification, in its order, with the events that its text names.
 EXAMPLES = {
     "untyped": (
         b"data: This is the first message.\n\n"
@@ -131,9 +131,9 @@ def test_a_comment_is_nothing_wherever_it_stands() -> None:
 
 
 def test_a_block_without_data_fires_nothing_even_after_an_id() -> None:
-    """httpx-sse 0.4.3 and the OpenAI SDK fire an empty event for each keep-alive here.
+    """httpx-sse 0.4.3 and the OpenAI SDK emit an empty event for each keep-alive here.
 
-    Once they have seen any id, a blank line dispatches. The specification asks for data.
+    After any id, they dispatch an event at each blank line. The specification requires data.
     """
     assert parse(b"id: 1\ndata: a\n\n: ping\n\n: ping\n\n") == [E("a", id="1")]
     assert parse(b"event: x\n\nid: 2\n\nretry: 5\n\ndata: a\n\n") == [E("a", id="2")]
@@ -201,11 +201,11 @@ def test_retry_takes_ascii_digits_only(value: bytes, retry_ms: int | None) -> No
     assert parser.retry_ms == retry_ms
 
 
-# --- the end, and limits
+# --- the end and the limits
 
 
 @pytest.mark.parametrize("end", [b"", b"data: b", b"data: b\n", b"id: 1\nevent: x\ndata: b\n"])
-def test_what_is_not_followed_by_a_blank_line_is_dropped(end: bytes) -> None:
+def test_an_event_without_a_blank_line_is_dropped(end: bytes) -> None:
     assert parse(b"data: a\n\n" + end) == [E("a")]
 
 
@@ -230,14 +230,14 @@ def test_a_line_may_be_as_long_as_a_mebibyte_by_default() -> None:
         parse(line + b"x\n\n")
 
 
-# --- against others
+# --- other parsers, and random input
 
 scalars = st.characters(exclude_categories=["Cs"])
 
 
 @st.composite
 def json_streams(draw: st.DrawFn) -> tuple[list[str], list[bytes]]:
-    """Texts, and the stream that carries each in one data line of JSON, cut anywhere."""
+    """Draw texts, and a stream cut anywhere that holds each text in one data line of JSON."""
     texts = draw(st.lists(st.text(scalars, max_size=20), max_size=5))
     keep = b": ping\n\n" if draw(st.booleans()) else b""
     ascii_only = draw(st.booleans())
@@ -276,7 +276,7 @@ lines = st.sampled_from(
 
 @given(st.lists(lines, max_size=12), st.sampled_from([b"\n", b"\r\n"]))
 def test_sseclient_py_sees_the_same_events(body_lines: list[bytes], newline: bytes) -> None:
-    """It keeps no ids from event to event and fires what is cut at the end: neither is compared."""
+    """Compare data and type. sseclient-py forgets ids and emits an incomplete last event."""
     body = b"".join(line + newline for line in [*body_lines, b"", b""])
     theirs = [(event.data, event.event) for event in sseclient.SSEClient(iter([body])).events()]
     assert [(event.data, event.event) for event in parse(body)] == theirs

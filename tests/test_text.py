@@ -15,13 +15,13 @@ T = TypeVar("T", str, bytes)
 
 
 def whole(answer: str, stop: Sequence[str]) -> str:
-    """The rule on the whole answer: it ends where the first stop string begins."""
+    """Return the whole answer up to the first stop string: the rule that the deltas must match."""
     places = [answer.find(each) for each in stop if each in answer]
     return answer[: min(places)] if places else answer
 
 
 def beginning(text: str, stop: Sequence[str]) -> str:
-    """The longest end of the text that is a proper beginning of a stop string."""
+    """Return the longest suffix of the text that is a proper prefix of a stop string."""
     beginnings = [each[:n] for each in stop for n in range(len(each))]
     return max((each for each in beginnings if text.endswith(each)), key=len, default="")
 
@@ -32,15 +32,15 @@ def stream(pieces: Iterable[str | bytes], stop: Sequence[str] = ()) -> str:
 
 
 def every_split(answer: T) -> Iterator[list[T]]:
-    """Every way to cut it into pieces, none of them empty."""
+    """Yield every way to cut the answer into pieces that are not empty."""
     here: tuple[bool, ...]
     for here in itertools.product((False, True), repeat=max(len(answer) - 1, 0)):
         places = [0, *(n for n, is_cut in enumerate(here, 1) if is_cut), len(answer)]
         yield [answer[a:b] for a, b in itertools.pairwise(places)]
 
 
-# Few letters, so that stops overlap, repeat and contain each other; characters of one to four
-# bytes; a combining accent; a family of emoji joined by U+200D.
+# Few letters, so that stop strings overlap, repeat and contain each other; characters of one to
+# four bytes; a combining accent; a family of emoji joined by U+200D.
 letters = st.sampled_from(
     [*"aaabbc", "\n", "é", "e\u0301", "\u0301", "€", "😀", "👩‍👩‍👧", "\u200d"]
 )
@@ -50,7 +50,7 @@ stops = st.lists(st.lists(letters, min_size=1, max_size=5).map("".join), max_siz
 
 @st.composite
 def cut(draw: st.DrawFn, source: st.SearchStrategy[T]) -> list[T]:
-    """Pieces, some of them empty, of something."""
+    """Draw something, and cut it into pieces, some of them empty."""
     answer = draw(source)
     cuts: list[int] = draw(st.lists(st.integers(0, len(answer)), max_size=len(answer) + 2))
     return [answer[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(answer)])]
@@ -168,7 +168,7 @@ def test_nothing_comes_after_a_stop() -> None:
     assert text.flush() == ""
 
 
-def test_flush_releases_what_was_held_once() -> None:
+def test_flush_releases_held_text_once() -> None:
     text = Text(["<end>"])
     assert text.push("half <en") == "half "
     assert text.held == "<en"
@@ -206,7 +206,7 @@ def test_one_string_is_not_taken_for_a_sequence_of_letters() -> None:
 unruly_bytes = st.lists(
     st.one_of(
         st.sampled_from([*"aé€😀", "\ufffd", "\ufeff"]).map(str.encode),
-        # Where the rules of UTF-8 change: overlong, surrogates, beyond U+10FFFF, lone tails.
+        # Bytes where the rules of UTF-8 change: overlong forms, surrogates, beyond U+10FFFF, tails.
         st.sampled_from(
             [bytes([b]) for b in b"\x80\x8f\x90\x9f\xa0\xbf\xc0\xc2\xe0\xed\xf0\xf4\xff"]
         ),
@@ -274,7 +274,7 @@ def test_text_may_come_as_str_and_bytes_in_turn(pieces: list[str | bytes], stop:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """The best of three: noise only ever adds."""
+    """Return the shortest of three runs, because noise only adds time."""
     times = []
     for _ in range(3):
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""The built wheel, alone in an empty environment: what people install is whole."""
+"""The built wheel works alone in an empty environment."""
 
 import os
 import re
@@ -18,8 +18,8 @@ ROOT = Path(penstock.__file__).parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    # By way of the source distribution, in a directory of its own: what an earlier build left in
-    # build/ cannot get in.
+    # Build from the source distribution, in a separate directory, so that files of an earlier
+    # build in build/ are left out.
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)],
         check=True,
@@ -51,7 +51,7 @@ def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Pa
         stderr=subprocess.PIPE,
         text=True,
         env=empty,
-        cwd=tmp_path,  # not the checkout: nothing may be found there
+        cwd=tmp_path,  # not the checkout, so that nothing is read from it
     ) as server:
         assert server.stderr is not None
         url, said = "", []

@@ -7,7 +7,7 @@ server's process (all its threads), and of the engine's beside it.
 import psutil
 
 from benchmarks.hold.report import Figures
-from penstock.web.auth import new_key
+from penstock.web.keys import new_key
 from tests.support.raw import Connection, generate, open_stream, post, request
 from tests.support.servers import RunningServer, serve
 

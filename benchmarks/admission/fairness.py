@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.admission.asking import ask, post
 from benchmarks.hold.report import Figures, spread_ms
-from penstock.web.auth import key_table, new_key
+from penstock.web.keys import key_table, new_key
 from tests.support.servers import serve
 
 NUM_SLOTS = 4

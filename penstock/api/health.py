@@ -1,4 +1,4 @@
-"""Is it up (live), may it be sent requests (ready), and the notebook's plain `/health`."""
+"""Health checks: whether the process runs, and whether it can serve requests."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ from starlette.routing import Route
 
 
 def health_routes(unready: Callable[[], str | None]) -> list[Route]:
-    """The routes under `/health`. `unready` says why requests cannot be served now, or None."""
+    """Return the routes under `/health`.
+
+    `unready` says why the server cannot serve requests now, or returns None.
+    """
 
     def answer(status: str, reason: str | None) -> Response:
         if reason is None:
@@ -16,15 +19,15 @@ def health_routes(unready: Callable[[], str | None]) -> list[Route]:
         return JSONResponse({"status": reason}, status_code=503, headers={"Retry-After": "1"})
 
     async def health(_: Request) -> Response:
-        """Whether requests can be served."""
+        """Report whether the server can serve requests."""
         return answer("healthy", unready())
 
     async def ready(_: Request) -> Response:
-        """The same, for a load balancer."""
+        """Report whether a load balancer may send requests here."""
         return answer("ready", unready())
 
     async def live(_: Request) -> Response:
-        """Whether the process answers."""
+        """Report that the process runs."""
         return answer("live", None)
 
     return [

@@ -1,4 +1,4 @@
-"""`GET /metrics`, for Prometheus; and what is read only when it asks."""
+"""`GET /metrics` for Prometheus, and the values that are read only when it asks."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,10 @@ from penstock.web.liveness import Liveness
 
 
 def metrics_routes(registry: CollectorRegistry) -> list[Route]:
-    """The route `/metrics`: Prometheus' text, or OpenMetrics where that is asked for."""
+    """Return the route `/metrics`: Prometheus' text format, or OpenMetrics on request."""
 
     async def metrics(http: Request) -> Response:
-        """Figures for Prometheus."""
+        """Return the server's metrics for Prometheus."""
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
         return Response(encode(registry), headers={"Content-Type": content_type})
 
@@ -30,7 +30,7 @@ def metrics_routes(registry: CollectorRegistry) -> list[Route]:
 def metrics_registry(
     settings: Settings, engine: EngineHandle, streams: Streams, liveness: Liveness
 ) -> CollectorRegistry:
-    """The figures of one server, and those of its process (memory, processor, files)."""
+    """Return the metrics of the server and of its process (memory, processor, files)."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(Metrics(streams.meter, levels_of(settings, engine, streams, liveness)))
@@ -40,11 +40,13 @@ def metrics_registry(
 def levels_of(
     settings: Settings, engine: EngineHandle, streams: Streams, liveness: Liveness
 ) -> Callable[[], Levels]:
-    """Reads what is counted nowhere because it can be looked at."""
+    """Return a function that reads the values that nobody has to count."""
 
     def read() -> Levels:
         open_streams = streams.open_streams()
-        waiting = sum(stream.phase in ("queued", "submitted", "in line") for stream in open_streams)
+        waiting = sum(
+            stream.phase in ("queued", "submitted", "accepted") for stream in open_streams
+        )
         usages = [stream.usage for stream in open_streams]
         lags = liveness.lags()
         return Levels(
@@ -55,8 +57,8 @@ def levels_of(
             waiting=waiting,
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
-            kept=streams.num_kept,
-            kept_bytes=streams.num_kept_bytes,
+            kept=len(streams.kept),
+            kept_bytes=streams.kept.num_bytes,
             readers=len(lags),
             lag=sum(lags),
             greatest_lag=max(lags, default=0),

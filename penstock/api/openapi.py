@@ -19,7 +19,7 @@ from penstock import __version__
 SCHEMAS = "#/components/schemas/"
 
 
-def description_route(routes: Iterable[Route], bodies: Mapping[str, type[BaseModel]]) -> Route:
+def openapi_route(routes: Iterable[Route], bodies: Mapping[str, type[BaseModel]]) -> Route:
     """The route that describes these. `bodies`: the model of what is posted to each path."""
 
     @functools.cache  # 20 ms, and most servers are never asked

@@ -1,4 +1,4 @@
-"""The page at `/` and its files, read once at start."""
+"""The web page at `/` and its files, which are read once at start."""
 
 import mimetypes
 from importlib import resources
@@ -10,7 +10,7 @@ from starlette.routing import Route
 from penstock.errors import Problem
 
 HEADERS = {
-    # Only what this server sends may run or load; what a model says is text anyway.
+    # The page may only load and run this server's own files.
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -19,7 +19,7 @@ HEADERS = {
 
 
 def page_routes(model_id: str) -> list[Route]:
-    """`/` (the page for a browser, a JSON greeting for others) and `/page/{file}`."""
+    """Return `/` (the page for browsers, a JSON greeting for other clients) and `/page/{file}`."""
     files = {
         entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
         for entry in (resources.files("penstock") / "page").iterdir()

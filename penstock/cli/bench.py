@@ -1,21 +1,21 @@
 """The command `penstock bench`: what a person writes → `Options`, and what they get for it."""
 
 import asyncio
-import os
 import resource
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
 import uvloop
 from rich.console import Console
-from rich.markup import escape
 
 from penstock.bench import plot
 from penstock.bench.plan import Api, Arrivals, Lengths, Load, Prompts, parse_field, parse_slo
 from penstock.bench.report import clean, display, report, to_json
 from penstock.bench.run import BenchError, Options, bench
+from penstock.cli.key import key_from_environment
+from penstock.cli.screen import fail
 
 WIDTH_OF_A_FILE = 120
 DEFAULT_REQUESTS = 100
@@ -243,7 +243,7 @@ def _bench(
             fields=dict(parse_field(each) for each in field or ()),
             limits_s=None if slo is None else parse_slo(slo),
             seed=seed,
-            api_key=api_key or _key(),
+            api_key=api_key or key_from_environment(),
         )
         if plot_to is not None:
             plot.check(plot_to)
@@ -251,9 +251,9 @@ def _bench(
             raise ValueError(f"there is no folder {json.parent}")
         _run(options, json, plot_to)
     except BenchError as error:
-        _fail(str(error), error.hint)
+        fail(clean(str(error)), error.hint)
     except (ValueError, OSError) as error:
-        _fail(str(error))
+        fail(clean(str(error)))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -343,21 +343,8 @@ def _read_prompts(file: Path) -> list[str]:
     return lines
 
 
-def _key() -> str | None:
-    """The key for a server: the first where this machine's own server is told of several."""
-    return os.environ.get("PENSTOCK_API_KEY", "").partition(",")[0].strip() or None
-
-
 def _allow_many_sockets() -> None:
     """As many open files as the system lets this process have: each stream is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _fail(sentence: str, hint: str = "") -> NoReturn:
-    console = Console(stderr=True, highlight=False)
-    console.print(f"[bold red]Error:[/bold red] {escape(clean(sentence))}", soft_wrap=True)
-    if hint:
-        console.print(f"  {escape(hint)}", soft_wrap=True)
-    raise typer.Exit(1)

@@ -1,125 +1,294 @@
-"""`penstock generate` and `penstock chat`: a model in the terminal.
+"""`penstock generate` and `penstock chat`: talk to a model in the terminal.
 
-In: a prompt or a conversation, and the URL of a server or a way to start one. Out: text on standard
-output as it comes; figures and errors on standard error. Not known here: how a server is started,
-how a stream travels (see `client`).
-
-What a model says is not trusted: on a terminal its control characters are shown, not obeyed.
-Written to a file or a pipe, the text is left as it is.
+In: a prompt or a conversation, and the URL of a server or the settings of a new one. Out: text on
+standard output as it arrives; figures and errors on standard error. This module does not know how a
+server starts or how a stream travels (see `penstock.client`).
 """
 
-import io
-import json
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Annotated, Any, NoReturn, TypedDict, Unpack
+from dataclasses import dataclass
+from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from penstock.cli.key import key_from_environment
+from penstock.cli.screen import Screen, fail, figures
 from penstock.client import Client, Completion, Options, PenstockError, Stream
 from penstock.errors import StartError
 from penstock.events import Timings, Usage
 
-OpenServer = Callable[[], AbstractContextManager[str]]
-"""Makes a server available for a while and gives its URL."""
-
 CHAT_MAX_TOKENS = 1024
 CHAT_HELP = """\
-/help    this
-/clear   forget the conversation and begin again
-/exit    leave; so does Ctrl-D
-Ctrl-C   stop the answer; what was said of it stays in the conversation"""
+/help    Show this help
+/clear   Forget the conversation and start a new one
+/exit    Leave the chat, as Ctrl-D does
+Ctrl-C   Stop the answer; the conversation keeps the text received so far"""
 
-# All of C0 but tab and newline, DEL, and C1, which terminals that read UTF-8 obey as well. A
-# carriage return would only overwrite the line, so it is dropped, and CRLF comes out as LF.
-_SHOWN = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-_SHOWN |= {ord("\t"): "\t", ord("\n"): "\n", ord("\r"): ""}
+P = ParamSpec("P")
 
+SERVER, ANSWER = "Server", "Answer"
 
-def printable(text: str) -> str:
-    """The text with its control characters made visible, so that a terminal does not obey them."""
-    return text.translate(_SHOWN)
+commands = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
-def generate(
-    prompt: str,
-    *,
-    server: OpenServer,
-    stream: bool = True,
-    as_json: bool = False,
-    system: str | None = None,
-    **options: Unpack[Options],
+@dataclass(kw_only=True)
+class SharedOptions:
+    """The options that `generate` and `chat` share. None means that an option was not given."""
+
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            envvar="PENSTOCK_URL",
+            metavar="URL",
+            rich_help_panel=SERVER,
+            help="Use the server at this URL, with the key in PENSTOCK_API_KEY if it needs a key."
+            " Without --url, the command starts a server of its own and stops it at the end.",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            rich_help_panel=SERVER,
+            help="The model of the command's own server, as in penstock serve.",
+        ),
+    ] = None
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            rich_help_panel=SERVER,
+            help="The engine of the command's own server, as in penstock serve.",
+        ),
+    ] = None
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="TEXT",
+            rich_help_panel=ANSWER,
+            help="An instruction that precedes the conversation.",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            metavar="N",
+            rich_help_panel=ANSWER,
+            help="Generate at most N tokens."
+            f" [dim]\\[default: 100 in generate, {CHAT_MAX_TOKENS} in chat][/dim]",
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            metavar="T",
+            rich_help_panel=ANSWER,
+            help="Vary the answer: 0 always takes the likeliest token, 2 varies most."
+            " [dim]\\[default: 0.7][/dim]",
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p",
+            metavar="P",
+            rich_help_panel=ANSWER,
+            help="Sample from the likeliest tokens whose probabilities add up to P, 0 to 1."
+            " [dim]\\[default: 0.95][/dim]",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            metavar="K",
+            rich_help_panel=ANSWER,
+            help="Sample from the K likeliest tokens; 0 means all tokens."
+            " [dim]\\[default: 40][/dim]",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            rich_help_panel=ANSWER,
+            help="Repeat an answer: the same seed, prompt and model give the same text."
+            " [dim]\\[default: random][/dim]",
+        ),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            metavar="TEXT",
+            rich_help_panel=ANSWER,
+            help="End the answer before this text. Repeat the option for up to 4 texts.",
+        ),
+    ] = None
+
+    def generate_options(self) -> Options:
+        """Return the fields of a request that these options set."""
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "stop": self.stop or None,
+        }
+
+    def system_turns(self) -> list[dict[str, str]]:
+        """Return the conversation's first turns: the instruction, if one was given."""
+        return [] if self.system is None else [_turn("system", self.system)]
+
+    @contextmanager
+    def connected(self) -> Iterator[Client]:
+        """Open a client of the server at `url`, or of a server that runs as long as the context.
+
+        Raises StartError if the server cannot start, and ValueError if the options contradict.
+        """
+        with self._server() as url, Client(url, api_key=key_from_environment()) as client:
+            yield client
+
+    def _server(self) -> AbstractContextManager[str]:
+        if self.url is not None:
+            if self.model is not None or self.engine is not None:
+                raise ValueError("--model and --engine start a new server: leave out the URL")
+            return nullcontext(self.url)
+        from penstock.server import local_server
+        from penstock.settings import load_settings
+
+        given = {"model": self.model, "engine": self.engine}
+        flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        # Nobody else knows the port, and the server ends with the command. Keys and TLS would only
+        # get in the way.
+        unguarded: dict[str, Any] = {"api_key": [], "admin_key": [], "keys": ""}
+        unguarded |= {"tls_cert": "", "tls_key": ""}
+        return local_server(load_settings(host="127.0.0.1", port=0, **unguarded, **flags))
+
+
+def with_shared_options(
+    command: Callable[Concatenate[SharedOptions, P], None],
+) -> Callable[..., None]:
+    """Return a command for Typer with the function's own parameters and the shared options.
+
+    The command reports an error in one sentence and exits with the status that shells expect.
+    """
+    shared = inspect.signature(SharedOptions).parameters
+    _, *own = inspect.signature(command).parameters.values()
+
+    def run(**given: Any) -> None:
+        options = SharedOptions(**{name: given.pop(name) for name in shared})
+        with _exit_status():
+            command(options, **given)  # type: ignore[call-arg] # what Typer read from `own`
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+    parameters += shared.values()
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # for Typer
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+@commands.command(
+    "generate",
+    help="Continue a text, and print each token as the model generates it.\n\n"
+    '[bold]penstock generate "Once upon a time"[/bold]  start a server with the built-in model'
+    "\n\n"
+    '[bold]penstock generate --url http://127.0.0.1:8000 "Once"[/bold]  use a running server\n\n'
+    '[bold]penstock generate --temperature 0 --stop . "The cat"[/bold]  one likely sentence\n\n'
+    "[bold]cat story.txt | penstock generate[/bold]  read the prompt from standard input\n\n"
+    '[bold]penstock generate --no-stream --json "Once"[/bold]  print one JSON object\n\n'
+    "Ctrl-C stops the answer. Only the text goes to standard output.",
+)
+@with_shared_options
+def _generate(
+    options: SharedOptions,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to continue. Without it, or with -, read standard input."),
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream/--no-stream", help="Print text as it arrives, or all of it at the end."
+        ),
+    ] = True,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print a line of JSON per event; with --no-stream, one object."
+        ),
+    ] = False,
 ) -> None:
-    """Write the answer to a prompt on standard output.
-
-    With `as_json` as one JSON object, or where it is streamed as one line of JSON for each event.
-    With `system` the prompt is a question in a conversation that begins with this instruction.
-    Raises PenstockError and StartError.
-    """
-    screen = _Screen()
-    asked: str | None = prompt
-    if system is not None:
-        asked, options["messages"] = None, [_turn("system", system), _turn("user", prompt)]
-    with server() as url, Client(url, api_key=_key()) as client:
-        if not stream:
-            completion = client.generate(asked, **options)
-            if as_json:
-                screen.write_json(
-                    {
-                        "text": completion.text,
-                        "usage": _counts(completion.usage),
-                        "request_time": completion.request_time,
-                        "finish_reason": completion.finish_reason,
-                    }
-                )
-            else:
-                screen.write(completion.text)
-                screen.end_line()
-                screen.note(_figures(completion))
-            return
-        with client.stream(asked, **screen.told_of_cuts(), **options) as answer:
-            if as_json:
-                _write_events(answer, screen)
-            else:
-                _write_text(answer, screen)
+    text = _read_prompt(prompt)
+    screen = Screen()
+    fields = options.generate_options()
+    asked = text if options.system is None else None
+    if asked is None:
+        fields["messages"] = [*options.system_turns(), _turn("user", text)]
+    with options.connected() as client:
+        if stream:
+            write = _write_events if as_json else _write_text
+            with client.stream(asked, **screen.cut_callbacks(), **fields) as answer:
+                write(answer, screen)
+        else:
+            completion = client.generate(asked, **fields)
+            _write_completion(completion, screen, as_json=as_json)
 
 
-def chat(*, server: OpenServer, system: str | None = None, **options: Unpack[Options]) -> None:
-    """Talk with the model, a line at a time, until /exit or the end of the input.
-
-    Raises PenstockError and StartError where there is nobody to talk with; what goes wrong later is
-    said, and the conversation goes on.
-    """
-    screen = _Screen(ends_lines=True)
-    beginning = [] if system is None else [_turn("system", system)]
-    conversation = list(beginning)
-    options.setdefault("max_tokens", CHAT_MAX_TOKENS)
-    with server() as url, Client(url, api_key=_key()) as client:
-        screen.note(f"{client.model()} at {url}. /help says what else there is, Ctrl-D leaves.")
+@commands.command(
+    "chat",
+    help="Chat with a model.\n\n"
+    "[bold]penstock chat[/bold]  start a server with the built-in model\n\n"
+    "[bold]penstock chat --url http://127.0.0.1:8000[/bold]  use a running server\n\n"
+    '[bold]penstock chat --system "Answer in one sentence."[/bold]  give an instruction\n\n'
+    "Ctrl-C stops an answer and keeps the text received so far. Ctrl-D leaves the chat. Type /help"
+    " for the other commands.",
+)
+@with_shared_options
+def _chat(options: SharedOptions) -> None:
+    screen = Screen(ends_lines=True)
+    conversation = options.system_turns()
+    fields = options.generate_options()
+    if options.max_tokens is None:
+        fields["max_tokens"] = CHAT_MAX_TOKENS
+    with options.connected() as client:
+        screen.note(
+            f"{client.model()} at {client.url}. Type /help for the commands, Ctrl-D to leave."
+        )
         for line in _lines(screen):
             if line == "/exit":
                 break
             if line == "/help":
                 screen.say(CHAT_HELP)
             elif line == "/clear":
-                conversation = list(beginning)
-                screen.note("The conversation begins anew.")
+                conversation = options.system_turns()
+                screen.note("Started a new conversation.")
             elif line.startswith("/"):
-                screen.say(f"There is no command {line.split()[0]}. /help lists them.")
+                screen.say(f"There is no command {line.split()[0]}. Type /help for the commands.")
             elif line:
                 question = _turn("user", line)
-                options["messages"] = [*conversation, question]
-                if answer := _converse(client, options, screen):
+                fields["messages"] = [*conversation, question]
+                if answer := _converse(client, fields, screen):
                     conversation += [question, _turn("assistant", answer)]
 
 
-def _converse(client: Client, options: Options, screen: "_Screen") -> str:
-    """Write one answer of a chat and return it. Ctrl-C and errors end the answer, not the chat."""
+def _converse(client: Client, fields: Options, screen: Screen) -> str:
+    """Write an answer and return its text. Ctrl-C and errors end the answer, not the chat."""
     answer = None
     try:
-        with client.stream(**screen.told_of_cuts(), **options) as answer:
+        with client.stream(**screen.cut_callbacks(), **fields) as answer:
             _write_text(answer, screen)
     except KeyboardInterrupt:
         screen.end_line()
@@ -130,15 +299,31 @@ def _converse(client: Client, options: Options, screen: "_Screen") -> str:
     return answer.text if answer is not None else ""
 
 
-def _write_text(answer: Stream, screen: "_Screen") -> None:
+def _write_completion(completion: Completion, screen: Screen, *, as_json: bool) -> None:
+    if as_json:
+        screen.write_json(
+            {
+                "text": completion.text,
+                "usage": _usage_fields(completion.usage),
+                "request_time": completion.request_time,
+                "finish_reason": completion.finish_reason,
+            }
+        )
+        return
+    screen.write(completion.text)
+    screen.end_line()
+    screen.note(figures(completion.usage, completion.timings, completion.finish_reason))
+
+
+def _write_text(answer: Stream, screen: Screen) -> None:
     for text in answer:
         screen.write(text)
     screen.end_line()
-    screen.note(_figures(answer))
+    screen.note(figures(answer.usage, answer.timings, answer.finish_reason))
 
 
-def _write_events(answer: Stream, screen: "_Screen") -> None:
-    """A line of JSON for each event, as the native API has it."""
+def _write_events(answer: Stream, screen: Screen) -> None:
+    """Write a line of JSON for each event, in the native API's form."""
     index = 0
     for index, text in enumerate(answer, 1):
         screen.write_json({"token": text, "index": index - 1, "finished": False})
@@ -148,48 +333,44 @@ def _write_events(answer: Stream, screen: "_Screen") -> None:
             "index": index,
             "finished": True,
             "finish_reason": answer.finish_reason,
-            "usage": _counts(answer.usage),
-            "timings": _seconds(answer.timings),
+            "usage": _usage_fields(answer.usage),
+            "timings": _timings_fields(answer.timings),
         }
     )
-
-
-def _figures(answer: Stream | Completion) -> str:
-    """`27 tokens · 84.2 tokens/s · first after 0.012 s · stop`, as far as it is known."""
-    parts = []
-    if answer.usage is not None:
-        count = answer.usage.completion_tokens
-        parts.append(f"{count} token" if count == 1 else f"{count} tokens")
-    if answer.timings is not None:
-        if answer.timings.tokens_per_second is not None:
-            parts.append(f"{answer.timings.tokens_per_second:.1f} tokens/s")
-        if answer.timings.time_to_first_token is not None:
-            parts.append(f"first after {answer.timings.time_to_first_token:.3f} s")
-    if answer.finish_reason is not None:
-        parts.append(answer.finish_reason)
-    return " · ".join(parts)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _counts(usage: Usage | None) -> dict[str, int] | None:
+def _usage_fields(usage: Usage | None) -> dict[str, int] | None:
     if usage is None:
         return None
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return {name: getattr(usage, name) for name in names}
 
 
-def _seconds(timings: Timings | None) -> dict[str, float | None] | None:
+def _timings_fields(timings: Timings | None) -> dict[str, float | None] | None:
     if timings is None:
         return None
     return {name: getattr(timings, name) for name in timings.__struct_fields__}
 
 
-def _lines(screen: "_Screen") -> Iterator[str]:
-    """What a person types, a line at a time. Ctrl-C drops the line, Ctrl-D ends."""
-    with suppress(ImportError):  # some Pythons are built without it
+def _read_prompt(argument: str | None) -> str:
+    """Return the argument, or standard input without the newline that a shell adds."""
+    if argument is not None and argument != "-":
+        return argument
+    if argument is None and sys.stdin.isatty():
+        raise ValueError('give a prompt: penstock generate "Once upon a time"')
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise ValueError("the prompt is not UTF-8 text") from None
+
+
+def _lines(screen: Screen) -> Iterator[str]:
+    """Yield each line that the user types. Ctrl-C drops the line, Ctrl-D ends the iteration."""
+    with suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401 - importing it makes `input` edit its line
 
     prompt = "> " if sys.stdin.isatty() and screen.is_terminal else ""
@@ -206,263 +387,18 @@ def _lines(screen: "_Screen") -> Iterator[str]:
             return
 
 
-class _Told(TypedDict):
-    """What `Client.stream` tells of a connection."""
-
-    on_cut: Callable[[str], None]
-    on_resume: Callable[[], None]
-
-
-class _Screen:
-    """Standard output for what the model says, standard error for everything else."""
-
-    def __init__(self, *, ends_lines: bool = False) -> None:
-        self.is_terminal = sys.stdout.isatty()
-        self._ends_lines = ends_lines or self.is_terminal
-        self._is_in_line = False
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters
-                encoding = None if stream.isatty() else "utf-8"
-                stream.reconfigure(encoding=encoding, errors="replace")
-
-    def write(self, text: str) -> None:
-        """Text of the model's, at once."""
-        sys.stdout.write(printable(text) if self.is_terminal else text)
-        sys.stdout.flush()
-        if text:
-            self._is_in_line = not text.endswith("\n")
-
-    def write_json(self, value: object) -> None:
-        """A line of JSON, in ASCII for a terminal: that has no control characters."""
-        sys.stdout.write(json.dumps(value, ensure_ascii=self.is_terminal) + "\n")
-        sys.stdout.flush()
-
-    def end_line(self) -> None:
-        """Begin a new line if the text left one open; what goes to a file is left as it is."""
-        if self._is_in_line and self._ends_lines:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        self._is_in_line = False
-
-    def told_of_cuts(self) -> "_Told":
-        """What to call when a stream is cut, and when it goes on, which a person then sees."""
-        return {
-            "on_cut": lambda _: self._note_amid("connection lost, resuming..."),
-            "on_resume": lambda: self._note_amid("resumed"),
-        }
-
-    def _note_amid(self, text: str) -> None:
-        """A note in the middle of the text, which then goes on in a line of its own."""
-        if self.is_terminal and sys.stderr.isatty():
-            self.end_line()
-        self.note(text)
-
-    def say(self, text: str) -> None:
-        """A line for the person, on standard error."""
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201 - that is its purpose
-
-    def note(self, text: str) -> None:
-        """A dim line for a person at a terminal, and for nobody else."""
-        if sys.stderr.isatty():
-            plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-            before, after = ("", "") if plain else ("\x1b[2m", "\x1b[0m")
-            print(f"{before}{printable(text)}{after}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-# --- the commands, for `penstock.cli.main` to add
-
-commands = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        envvar="PENSTOCK_URL",
-        metavar="URL",
-        help="A server that runs already; its key, where it wants one, is in PENSTOCK_API_KEY."
-        " Without it this command starts an engine of its own.",
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="The model of an engine of its own, as in serve."
-    ),
-]
-Engine = Annotated[
-    str | None, typer.Option("--engine", metavar="ENGINE", help="Its engine, as in serve.")
-]
-System = Annotated[
-    str | None,
-    typer.Option("--system", metavar="TEXT", help="An instruction before the conversation."),
-]
-MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", metavar="N", help="Generate at most this many tokens.")
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature", metavar="T", help="0 takes the likeliest token, higher is more varied."
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p", metavar="P", help="Choose among the likeliest tokens of this total probability."
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", metavar="K", help="Choose among this many tokens; 0 among all."),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same answer.")
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", help="End before this text; up to 4 times."),
-]
-
-
-@commands.command(
-    "generate",
-    help="Continue a text, every token as it is made.\n\n"
-    '[bold]penstock generate "Once upon a time"[/bold]  an engine of its own, the built-in model'
-    "\n\n"
-    '[bold]penstock generate --url http://127.0.0.1:8000 "Once"[/bold]  a server that runs already'
-    "\n\n"
-    '[bold]penstock generate --temperature 0 --stop . "The cat"[/bold]  one likely sentence\n\n'
-    "[bold]cat story.txt | penstock generate[/bold]  the prompt from standard input\n\n"
-    '[bold]penstock generate --no-stream --json "Once"[/bold]  one JSON object, for programs\n\n'
-    "Ctrl-C stops it. Only the text goes to standard output.",
-)
-def _generate(
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="The text to continue; - or nothing reads it from standard input."),
-    ] = None,
-    url: Url = None,
-    model: Model = None,
-    engine: Engine = None,
-    stream: Annotated[
-        bool,
-        typer.Option("--stream/--no-stream", help="Write text as it comes, or all at the end."),
-    ] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object, or one for each event of a stream.")
-    ] = False,
-    system: System = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    stop: Stop = None,
-) -> None:
-    with _ending_well():
-        generate(
-            _prompt(prompt),
-            server=_server(url, model, engine),
-            stream=stream,
-            as_json=as_json,
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=stop or None,
-        )
-
-
-@commands.command(
-    "chat",
-    help="Talk with a model.\n\n"
-    "[bold]penstock chat[/bold]  an engine of its own, the built-in model\n\n"
-    "[bold]penstock chat --url http://127.0.0.1:8000[/bold]  a server that runs already\n\n"
-    '[bold]penstock chat --system "Answer in one sentence."[/bold]  with an instruction\n\n'
-    "Ctrl-C stops an answer and keeps what was said of it, Ctrl-D leaves, /help lists the rest.",
-)
-def _chat(
-    url: Url = None,
-    model: Model = None,
-    engine: Engine = None,
-    system: System = None,
-    max_tokens: MaxTokens = CHAT_MAX_TOKENS,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    stop: Stop = None,
-) -> None:
-    with _ending_well():
-        chat(
-            server=_server(url, model, engine),
-            system=system,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=stop or None,
-        )
-
-
-def _prompt(argument: str | None) -> str:
-    """The prompt given, or standard input without the newline that a shell ends it with."""
-    if argument is not None and argument != "-":
-        return argument
-    if argument is None and sys.stdin.isatty():
-        raise ValueError('give a prompt: penstock generate "Once upon a time"')
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise ValueError("the prompt is not UTF-8 text") from None
-
-
-def _key() -> str | None:
-    """The key for a running server: the first where that one is told of several."""
-    return os.environ.get("PENSTOCK_API_KEY", "").partition(",")[0].strip() or None
-
-
-def _server(url: str | None, model: str | None, engine: str | None) -> OpenServer:
-    if url is not None:
-        if model is not None or engine is not None:
-            raise ValueError("--model and --engine are for an engine of its own: leave out the URL")
-        return lambda: nullcontext(url)
-
-    def own() -> AbstractContextManager[str]:
-        from penstock.server import local_server
-        from penstock.settings import load_settings
-
-        given = {"model": model, "engine": engine}
-        flags: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        # Its port is known to nobody else, and it is gone in a moment: what guards a server for
-        # others would only be in the way.
-        unguarded: dict[str, Any] = {"api_key": [], "admin_key": [], "keys": ""}
-        unguarded |= {"tls_cert": "", "tls_key": ""}
-        return local_server(load_settings(host="127.0.0.1", port=0, **unguarded, **flags))
-
-    return own
-
-
 @contextmanager
-def _ending_well() -> Iterator[None]:
-    """One sentence instead of a traceback, and the exit status that shells expect."""
+def _exit_status() -> Iterator[None]:
+    """Turn an exception into one sentence and the exit status that shells expect."""
     try:
         yield
     except KeyboardInterrupt:
-        _Screen().say("")
+        Screen().say("")
         raise typer.Exit(130) from None
-    except BrokenPipeError:  # the reader has seen enough; nothing is left to flush into its pipe
+    except BrokenPipeError:  # the reader closed the pipe; do not flush into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
     except StartError as error:
-        _fail(f"{error} {error.hint}".rstrip())
+        fail(f"{error} {error.hint}".rstrip())
     except (PenstockError, ValueError) as error:
-        _fail(str(error))
-
-
-def _fail(sentence: str) -> NoReturn:
-    _Screen().say(f"Error: {sentence}")
-    raise typer.Exit(1)
+        fail(str(error))

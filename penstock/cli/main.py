@@ -1,24 +1,23 @@
-"""The command line: parse, call one function, print.
+"""The command line: the application, and `penstock serve`.
 
-`serve` has a flag for every setting (see `settings`), made from that one model; `generate` and
-`chat` stand in `terminal`, `bench` in `bench.command`.
+In: arguments. Out: a running server, or another command (`chat`, `key` and `bench` in this folder).
+`serve` has a flag for every setting; the flags are generated from the model in `settings`.
 """
 
 import importlib.metadata
 import inspect
 import logging
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from setproctitle import setproctitle
 
 from penstock import __version__
-from penstock.cli.bench import commands as bench_commands
-from penstock.cli.chat import commands
+from penstock.cli import bench, chat, key
 from penstock.cli.loading import LoadingDisplay
+from penstock.cli.screen import console, fail
 from penstock.engine.catalog import DEFAULT_ENGINE, ENGINES
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
@@ -27,14 +26,15 @@ from penstock.settings import Settings, load_settings
 
 app = typer.Typer(
     name="penstock",
-    help="The streaming server for language models: every token as it is made.\n\n"
-    "Begin with [bold]penstock serve[/bold], then open http://127.0.0.1:8000.",
+    help="Serve a language model, and stream each token as the model generates it.\n\n"
+    "[bold]penstock serve[/bold]  serve the built-in model; then open http://127.0.0.1:8000\n\n"
+    '[bold]penstock generate "Once upon a time"[/bold]  continue a text in the terminal\n\n'
+    "[bold]penstock COMMAND --help[/bold]  explain a command, with examples",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True, highlight=False)
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +49,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -61,13 +64,13 @@ def _serve(**flags: Any) -> None:
     try:
         settings = load_settings(**given)
     except StartError as error:
-        fail(error)
+        fail(str(error), error.hint)
     with logging_to(unbuffered(sys.stderr.fileno()), settings.log_format):
         try:
             _run_server(settings)
         except StartError as error:
             if settings.log_format == "text":
-                fail(error)
+                fail(str(error), error.hint)
             log.critical("%s", error, extra={"fields": {"hint": error.hint}})
             raise typer.Exit(1) from None
 
@@ -85,7 +88,7 @@ def _run_server(settings: Settings) -> None:
             log.info("serving", extra={"fields": served})
             return
         num_slots = settings.slots or info.slots
-        slots = f"{num_slots} slots" if num_slots else "no bound on slots"
+        slots = f"{num_slots} slots" if num_slots else "unlimited slots"
         console.print(
             f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
             f" ({info.engine}, {slots}, {info.context_length:,} tokens of context)\n"
@@ -103,16 +106,8 @@ def _run_server(settings: Settings) -> None:
         run(make)
 
 
-def fail(error: StartError) -> NoReturn:
-    """Say why and what to do, and exit with 1."""
-    console.print(f"[bold red]Error:[/bold red] {escape(str(error))}", soft_wrap=True)
-    if error.hint:
-        console.print(f"  {escape(error.hint)}", soft_wrap=True)
-    raise typer.Exit(1)
-
-
 def _signature() -> inspect.Signature:
-    """A keyword argument for each setting; None means that the flag was not given."""
+    """Return a keyword parameter for each setting; None means that the flag was not given."""
     parameters = []
     for name, field in Settings.model_fields.items():
         if field.exclude:
@@ -139,48 +134,25 @@ def _signature() -> inspect.Signature:
     return inspect.Signature(parameters)
 
 
-_serve.__signature__ = _signature()  # type: ignore[attr-defined] # what typer reads
+_serve.__signature__ = _signature()  # type: ignore[attr-defined] # for Typer
 _serve.__annotations__ = {name: p.annotation for name, p in _signature().parameters.items()}
 app.command(
     "serve",
-    help="Serve a model: the page, the API, at http://127.0.0.1:8000.\n\n"
+    help="Serve a model: an HTTP API and a web page at http://127.0.0.1:8000.\n\n"
     "[bold]penstock serve[/bold]  the built-in model\n\n"
-    "[bold]penstock serve --model ./qwen.gguf --slots 4[/bold]  any GGUF file\n\n"
-    "[bold]penstock serve --model unsloth/Qwen3-0.6B-GGUF:Q4_K_M[/bold]  one from the hub\n\n"
-    "[bold]penstock serve --engine mock --mock-interval 0.05[/bold]  a fixed text, for"
+    "[bold]penstock serve --model ./qwen.gguf --slots 4[/bold]  a GGUF file, 4 requests at once\n\n"
+    "[bold]penstock serve --model unsloth/Qwen3-0.6B-GGUF:Q4_K_M[/bold]  a model from the Hugging"
+    " Face hub\n\n"
+    "[bold]penstock serve --engine mock --mock-interval 0.05[/bold]  a fixed text every time, for"
     " developing clients\n\n"
-    "Each flag may also be a variable (PENSTOCK_PORT=9000) or a line of penstock.toml.",
+    "You can also set each flag as a variable (PENSTOCK_PORT=9000) or in penstock.toml (port ="
+    " 9000). A flag overrides a variable, and a variable overrides the file. Ctrl-C stops the"
+    " server.",
 )(_serve)
-app.add_typer(commands)
-app.add_typer(bench_commands)
-
-
-@app.command("key")
-def _key(
-    name: Annotated[str, typer.Argument(help="Who will have the key.")] = "me",
-    admin: Annotated[
-        bool, typer.Option("--admin", help="May read /metrics, and read and end others' streams.")
-    ] = False,
-) -> None:
-    """Make a key: prints it, once, and what a file of keys has of it.
-
-    The file, named by [bold]--keys[/bold], holds a table for each key. It may limit what the key
-    may have: max_streams, max_resumable, max_retained_bytes, tokens_per_minute. After a change send
-    the server SIGHUP.
-    """
-    from penstock.web.auth import is_name, key_table, new_key
-
-    if not is_name(name):
-        fail(StartError("A name has letters, digits, '.', '_', '-', 64 at most."))
-    key = new_key()
-    console.print(
-        f"The key of {name}. It is shown this once, and kept nowhere: the file has its hash.\n"
-        f"  [bold]{key}[/bold]\nFor the file of keys:",
-        soft_wrap=True,
-    )
-    print(key_table(name, key, is_admin=admin))  # noqa: T201 - what a file takes, on standard output
+for commands in (chat.commands, key.commands, bench.commands):
+    app.add_typer(commands)
 
 
 def main() -> None:
-    """`penstock` and `python -m penstock`."""
+    """Run the command line: the entry point of `penstock` and `python -m penstock`."""
     app()

@@ -1,6 +1,6 @@
-"""The Python client: `Client` and `AsyncClient`, what they return and what they raise.
+"""The Python client of a Penstock server: `Client`, `AsyncClient`, their results and their errors.
 
-Imports the words (`events`, `sse`), httpx and msgspec, and nothing of the server.
+The client imports `penstock.events`, `penstock.sse`, httpx and msgspec, and nothing of the server.
 """
 
 from penstock.client.answer import Completion, Options

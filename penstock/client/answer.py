@@ -1,7 +1,8 @@
-"""What a client says and understands: arguments → a request's body, bytes → an answer (pure).
+"""Requests and answers as bytes: options to a request's body, a response's bytes to an answer.
 
-In: what the caller asked for, and the bytes of a response, cut anywhere. Out: the body to send, and
-the text, figures or error that came back. Not known here: sockets, httpx, sync or async.
+In: the arguments of a call, and the bytes of a response in pieces of any size. Out: the body to
+send, and the text, figures or error that the response contains. This module knows no sockets, no
+httpx, and not whether the caller is sync or async.
 """
 
 import difflib
@@ -26,55 +27,69 @@ T = TypeVar("T")
 
 
 class Options(TypedDict, total=False):
-    """What may be asked of an answer. Left out, or None: the server's default."""
+    """The options of an answer. The server's default applies to an option that is absent or None.
+
+    `stream` and `generate` take these options as keyword arguments. The limits and defaults below
+    are those of the server.
+    """
 
     messages: Sequence[Mapping[str, str]] | None
-    """A conversation, `[{"role": "user", "content": "..."}]`, instead of a prompt."""
+    """A conversation to answer instead of a prompt: a list like
+    `[{"role": "user", "content": "Hi"}]`. The roles are `system`, `user` and `assistant`."""
     max_tokens: int | None
-    """The most tokens to generate."""
+    """The most tokens to generate: 1 to 1024, 100 by default."""
     temperature: float | None
-    """0 always takes the likeliest token; higher is more varied."""
+    """How varied the answer is: 0 to 2, 0.7 by default. 0 always takes the likeliest token."""
     top_p: float | None
-    """Choose among the likeliest tokens that together have this probability."""
+    """Sample from the likeliest tokens whose probabilities add up to `top_p`: 0 to 1, 0.95 by
+    default."""
     top_k: int | None
-    """Choose among this many of the likeliest tokens; 0 for all of them."""
+    """Sample from the `top_k` likeliest tokens: 0 to 100,000, 40 by default. 0 means all tokens."""
     seed: int | None
-    """The same seed, request and model give the same answer."""
+    """Repeat an answer: the same seed, request and model give the same text. Random by default."""
     stop: str | Sequence[str] | None
-    """The answer ends before any of these strings; up to 4."""
+    """A string, or up to 4 strings. The answer ends before the first of them."""
 
 
 class Completion(msgspec.Struct, frozen=True):
-    """A whole answer. `request_time` is in seconds, as the server measured it."""
+    """A whole answer, as `generate` returns it."""
 
     text: str
+    """The text of the answer."""
     usage: Usage
+    """The number of tokens, as the engine counted them."""
     request_time: float
+    """Seconds that the request took, as the server measured them."""
     finish_reason: str | None = None
+    """Why the answer ended: "stop", "length", "cancelled" or "deadline"."""
     timings: Timings | None = None
+    """The times of the request by the server's clock, in seconds, or None if the server sent no
+    times."""
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `GET /health` says."""
+    """The response to `GET /health`."""
 
     status: str
 
 
 class Root(msgspec.Struct, frozen=True):
-    """What `GET /` says to a program."""
+    """The response to `GET /` for a program."""
 
     model: str
 
 
-def body(prompt: str | None, options: Options, *, stream: bool, resumable: bool = False) -> bytes:
-    """The JSON of a request. Raises TypeError or ValueError for what makes no request."""
+def request_body(
+    prompt: str | None, options: Options, *, stream: bool, resumable: bool = False
+) -> bytes:
+    """Return the JSON body of a request. Raises TypeError or ValueError for invalid arguments."""
     for name in options:
         if name not in Options.__annotations__:
             near = difflib.get_close_matches(name, Options.__annotations__, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"unknown option {name!r}{hint}")
     if (prompt is None) == (options.get("messages") is None):
-        raise TypeError("give a prompt or messages: one of the two")
+        raise TypeError("give either a prompt or messages")
     fields: dict[str, object] = {"prompt": prompt, **options, "stream": stream}
     if resumable:
         fields["resumable"] = True
@@ -83,11 +98,11 @@ def body(prompt: str | None, options: Options, *, stream: bool, resumable: bool 
     try:
         return msgspec.json.encode({k: v for k, v in fields.items() if v is not None})
     except UnicodeEncodeError:
-        raise ValueError("the text holds half a character (a lone surrogate)") from None
+        raise ValueError("the text contains a lone surrogate, which is half a character") from None
 
 
 def refusal(status: int, reason: str, content: bytes) -> RefusedError:
-    """The error for an answer whose status is not 200; it need not come from Penstock."""
+    """Return the error for a response whose status is not 200, whether or not from Penstock."""
     plain = f"the server answered {status} {reason}".rstrip()
     try:
         problem = _decode(content, _Problem)
@@ -98,30 +113,31 @@ def refusal(status: int, reason: str, content: bytes) -> RefusedError:
     )
 
 
-def whole(content_type: str, content: bytes, kind: type[T]) -> T:
-    """An answer of one piece. Raises UnexpectedAnswerError."""
+def decode_json(content_type: str, content: bytes, kind: type[T]) -> T:
+    """Return a whole response as a value of a type. Raises UnexpectedAnswerError."""
     check_content_type(content_type, "application/json")
     return _decode(content, kind)
 
 
 def check_content_type(content_type: str, expected: str) -> None:
-    """Raises UnexpectedAnswerError: a 200 alone may be anybody's page."""
+    """Raise UnexpectedAnswerError if the type is another one: any server may answer 200."""
     got = content_type.partition(";")[0].strip().lower()
     if got != expected:
         raise UnexpectedAnswerError(
-            f"the answer is {got or 'of no type'} instead of {expected}: not a Penstock server?"
+            f"the response has {f'the type {got}' if got else 'no type'} instead of {expected}: is"
+            " this a Penstock server?"
         )
 
 
-class Answer:
-    """A streamed answer as it comes in.
+class StreamedAnswer:
+    """A streamed answer that is built from the bytes of one or several connections.
 
-    `feed` it bytes, tell it when they `end`, and `take` texts until it gives None. Whatever goes
-    wrong waits its turn: every text that came before it is given first, then `take` raises it.
+    `feed` it the bytes, call `end` after the last byte, and `take` its texts until `take` returns
+    None. `take` returns every text that arrived before an error, and then raises the error.
 
-    Where more may come on another connection, `interrupt` it instead of ending it, and feed it what
-    comes after event `last_received`. Every event must have the number that is due, so nothing is
-    taken twice and nothing left out. `after` is the event after which the first one is due.
+    If another connection will continue the answer, call `interrupt` instead of `end`, and then feed
+    the bytes after event `last_received`. Each event must have the next number, so no text is
+    repeated or lost. `after` is the number of the event before the first expected event.
     """
 
     def __init__(self, *, is_resumable: bool = False, after: int | None = None) -> None:
@@ -129,15 +145,15 @@ class Answer:
         self.timings: Timings | None = None
         self.finish_reason: str | None = None
         self.is_over = False
-        """Nothing more will come: a terminal event did, or something went wrong."""
+        """True after the terminal event or an error: the answer gets no more text."""
         self.has_ended = False
-        """The terminal event came, or the server said that it had come before."""
+        """True after the terminal event, even if the caller knew it before this connection."""
         self.last_taken = after
-        """The number of the event whose text was taken last; None before the first."""
+        """The number of the last event whose text the caller took; None before the first event."""
         self.last_received = after
-        """The number of the event that came last."""
+        """The number of the last event that arrived; None before the first event."""
         self.retry_s: float | None = None
-        """How long the server asks to wait before a new connection."""
+        """Seconds to wait before a new connection, if the server sent `retry`."""
         self._is_resumable = is_resumable
         self._parser = Parser()
         self._num_deltas = 0
@@ -147,29 +163,29 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What was taken so far."""
+        """The text that the caller took so far."""
         return "".join(self._taken)
 
     @property
     def is_waiting(self) -> bool:
-        """`take` needs more bytes first."""
+        """True if `take` needs more bytes first."""
         return not self._ready and not self.is_over
 
     def feed(self, piece: bytes) -> None:
-        """Take in the next bytes of the response's body."""
+        """Add the next bytes of the response's body."""
         try:
             events = self._parser.feed(piece)
         except OversizeEventError as error:
-            self._fail(UnexpectedAnswerError(f"the stream held {error}"))
+            self._fail(UnexpectedAnswerError(f"the stream contains {error}"))
             return
         if self._parser.retry_ms is not None:
             self.retry_s = self._parser.retry_ms / 1000
         for event in events:
             if event.event == "message" and not self.is_over:
-                self._hear(event)
+                self._add(event)
 
     def interrupt(self) -> None:
-        """The connection is gone; what it brought of an event comes again on the next."""
+        """Drop an incomplete event: the next connection sends that event again."""
         self._parser = Parser()
 
     def end(
@@ -177,18 +193,18 @@ class Answer:
         why: str = "the connection ended before the answer did",
         cause: PenstockError | None = None,
     ) -> None:
-        """No more bytes will come. Without a terminal event that is a cut."""
+        """End the answer. Without a terminal event, `take` raises CutStreamError after the text."""
         if not self.is_over:
             failure = self._cut(why)
             failure.__cause__ = cause
             self._fail(failure)
 
     def end_as_known(self) -> None:
-        """There is nothing after what the caller already has."""
+        """End the answer without an error: the caller already has every event."""
         self.is_over = self.has_ended = True
 
     def take(self) -> str | None:
-        """The next text, or None at the end. Raises what went wrong."""
+        """Return the next text, or None at the end. Raises the PenstockError of a failed answer."""
         if self._ready:
             self.last_taken, text = self._ready.popleft()
             self._taken.append(text)
@@ -198,18 +214,18 @@ class Answer:
         self.last_taken = self.last_received
         return None
 
-    def _hear(self, heard: ServerSentEvent) -> None:
+    def _add(self, received: ServerSentEvent) -> None:
         try:
-            event = _decode(heard.data, _StreamEvent)
+            event = _decode(received.data, _StreamEvent)
         except UnexpectedAnswerError as error:
             self._fail(error)
             return
         due = 0 if self.last_received is None else self.last_received + 1
         number = due if event.index is None else event.index
         if number != due:
-            self._fail(self._cut(f"event {number} came where {due} was due"))
-        elif self._is_resumable and heard.id not in ("", str(due)):
-            self._fail(self._cut(f"event {due} came with the id {heard.id[:20]!r}"))
+            self._fail(self._cut(f"event {number} arrived instead of event {due}"))
+        elif self._is_resumable and received.id not in ("", str(due)):
+            self._fail(self._cut(f"event {due} arrived with the id {received.id[:20]!r}"))
         elif not event.finished:
             self.last_received = due
             self._num_deltas += 1
@@ -245,7 +261,7 @@ class Answer:
         return "".join([*self._taken, *(text for _, text in self._ready)])
 
 
-# The shapes on the wire. Unknown fields are somebody's addition, and ignored.
+# The JSON objects of a server. Unknown fields are ignored: a later server may add fields.
 
 
 class _Problem(msgspec.Struct):
@@ -257,7 +273,7 @@ class _Problem(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     code: str = "error"
-    message: str = "the server failed without saying why"
+    message: str = "the server reported an error without a message"
     retry_safe: bool = False
 
 
@@ -275,4 +291,4 @@ def _decode(content: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UnexpectedAnswerError(f"not understood: {error}") from None
+        raise UnexpectedAnswerError(f"the response cannot be decoded: {error}") from None

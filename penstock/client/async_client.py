@@ -1,11 +1,11 @@
-"""`AsyncClient`: `Client` for asyncio, with the same names and the same promises (see `client`).
+"""`AsyncClient`: the client of a Penstock server for asyncio.
+
+In: a URL and the arguments of a call. Out: text as it arrives, then its figures, or an error of
+`errors`. This module repeats only the code of `client` that waits for a socket.
 
     async with AsyncClient() as client, client.stream("Once upon a time") as stream:
         async for text in stream:
             print(text, end="", flush=True)
-
-Not known here: anything that `client` does not know. A loop that is left without a `with` block
-closes its stream when asyncio next gets to it.
 """
 
 import asyncio
@@ -18,13 +18,21 @@ import httpx
 
 from penstock.client import http
 from penstock.client.answer import Completion, Health, Options, Root
-from penstock.client.resume import RESUME_TIMEOUT_S, Ask, Backoff, Read, Reading, Wait
+from penstock.client.resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
 
 T = TypeVar("T")
 
 
-class AsyncStream(http.AnswerSoFar):
-    """`Stream` for asyncio: `async with`, `async for`, `await stream.cancel()`."""
+class AsyncStream(http.BaseStream):
+    """An answer that arrives while the model generates it: read its text with `async for`.
+
+    The request is sent when an `async for` loop or an `async with` block begins. If you leave the
+    block early, the generation on the server ends at once. A loop outside of a block ends it only
+    when asyncio finalizes the loop's iterator, so prefer a block. Inside a block you can leave a
+    loop and continue with another loop. If the connection is cut, a resumable stream continues over
+    a new connection (see `num_resumes`). A stream that cannot continue raises CutStreamError; it
+    never ends silently.
+    """
 
     def __init__(self, client: httpx.AsyncClient, request: httpx.Request, reading: Reading) -> None:
         super().__init__(reading)
@@ -33,7 +41,7 @@ class AsyncStream(http.AnswerSoFar):
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
         self._left = asyncio.Event()
-        self._farewell: asyncio.Task[None] | None = None
+        self._cancelling: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._is_entered = True
@@ -52,31 +60,41 @@ class AsyncStream(http.AnswerSoFar):
                 await self.close()
 
     async def cancel(self) -> None:
-        """End the generation; what was generated and a terminal event still come."""
+        """Cancel the generation on the server, and keep the stream open to read its end.
+
+        The stream then returns the text generated so far and ends with the finish reason
+        "cancelled". A stream that has not begun is closed; a stream that has ended stays as it is.
+        Raises RefusedError if the server refuses, and ServerUnreachableError or CutStreamError if
+        the server cannot be reached.
+        """
         if self.id is None:
             await self.close()
         elif not self._answer.is_over:
-            with http.explained(self._client):
-                response = await self._client.send(http.cancellation(self._client, self.id))
+            with http.translated_errors(self._client):
+                response = await self._client.send(http.cancel_request(self._client, self.id))
             http.check_cancelled(response)
 
     async def close(self) -> None:
-        """Leave the stream. Before the end this ends the generation too, unless it is another's."""
+        """Leave the stream and close its connection.
+
+        If the stream has not ended, this ends its generation on the server too, except for a stream
+        from `AsyncClient.resume`. Reading it afterwards raises PenstockError.
+        """
         self._is_closed = True
         self._left.set()
         if self._reading.leave() and self.id is not None:
-            # A task, for whoever leaves may be cancelled again and again meanwhile.
-            self._farewell = asyncio.create_task(self._say_farewell(self.id))
+            # A task, because the caller may be cancelled again and again meanwhile.
+            self._cancelling = asyncio.create_task(self._cancel_on_server(self.id))
         if self._response is not None:
             await self._response.aclose()
-        if self._farewell is not None:
-            await asyncio.shield(self._farewell)
+        if self._cancelling is not None:
+            await asyncio.shield(self._cancelling)
 
     async def _open(self) -> None:
-        """Send the request, once."""
+        """Send the request, unless it was sent already."""
         self._check_open()
         if self._response is None:
-            with http.explained(self._client):
+            with http.translated_errors(self._client):
                 self._response = await self._client.send(self._request, stream=True)
                 try:
                     if http.is_refused(self._response):
@@ -97,12 +115,12 @@ class AsyncStream(http.AnswerSoFar):
                 case Wait(seconds):
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._left.wait(), seconds)
-                case Ask():
-                    await self._ask(step)
+                case Reconnect():
+                    await self._reconnect(step)
                 case _:
                     assert_never(step)
         text = self._answer.take()
-        if text is None and self._pieces is not None:  # as in Stream
+        if text is None and self._pieces is not None:  # as in `Stream._next`
             with suppress(httpx.RequestError, httpx.StreamError):
                 async for _ in self._pieces:
                     pass
@@ -113,23 +131,23 @@ class AsyncStream(http.AnswerSoFar):
         try:
             piece = await anext(self._pieces, None)
         except httpx.RequestError as error:
-            self._reading.cut(http.why(self._client, error))
+            self._reading.cut(http.reason_of(self._client, error))
         else:
             self._reading.cut(http.ENDED) if piece is None else self._reading.feed(piece)
 
-    async def _ask(self, ask: Ask) -> None:
+    async def _reconnect(self, step: Reconnect) -> None:
         assert self._response is not None
         assert self.id is not None
         await self._response.aclose()
         try:
-            request = http.attempt(self._client, self.id, ask)
+            request = http.reconnect_request(self._client, self.id, step)
             self._response = await self._client.send(request, stream=True)
             if http.is_refused(self._response):
                 await self._response.aread()
         except httpx.RequestError as error:
-            self._reading.cut(http.why(self._client, error))
+            self._reading.cut(http.reason_of(self._client, error))
         else:
-            self._go_on(self._response)
+            self._continue(self._response)
             self._listen_to(self._response)
 
     def _listen_to(self, response: httpx.Response) -> None:
@@ -137,13 +155,26 @@ class AsyncStream(http.AnswerSoFar):
         if self._reading.is_resumable:
             http.expect_heartbeats(self._client, response.request)
 
-    async def _say_farewell(self, stream_id: str) -> None:
-        with suppress(httpx.HTTPError, RuntimeError):  # the server's linger is a second net
-            await self._client.send(http.farewell(self._client, stream_id))
+    async def _cancel_on_server(self, stream_id: str) -> None:
+        with suppress(httpx.HTTPError, RuntimeError):  # the server ends it after its linger
+            await self._client.send(http.quick_cancel_request(self._client, stream_id))
 
 
 class AsyncClient:
-    """`Client` for asyncio. Tasks of one event loop may share it."""
+    """A client of one Penstock server. Tasks of one event loop can share it.
+
+    `url` is the URL of the server, with its path if it has one. `api_key` is the key to send; None
+    sends no key. `timeout` is the number of seconds that the server may send nothing, 600 by
+    default; None sets no limit. A connection must be made within `timeout` and within 10 seconds.
+    A resumable stream has heartbeats, so 45 seconds without a byte cut its connection.
+
+    `resume_timeout` is the number of seconds that a cut stream may be without a connection before
+    the client gives up, 50 by default. A server continues a stream without readers for 60 seconds.
+    `backoff` sets the waits between attempts to resume a stream.
+
+    Use the client in an `async with` block, or await `close` when you no longer need it. Raises
+    ValueError if `url` is not the URL of a server or `resume_timeout` is negative.
+    """
 
     def __init__(
         self,
@@ -155,8 +186,8 @@ class AsyncClient:
         backoff: Backoff = Backoff(),  # noqa: B008 - it is frozen
     ) -> None:
         self.url = url
-        self._patience = http.patience(resume_timeout, backoff)
-        self._client = httpx.AsyncClient(**http.settings(url, api_key, timeout))
+        self._policy = http.resume_policy(resume_timeout, backoff)
+        self._client = httpx.AsyncClient(**http.connection_options(url, api_key, timeout))
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
@@ -177,13 +208,25 @@ class AsyncClient:
         on_resume: http.OnResume | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
-        """An answer as it is generated; see `Options` for what may be asked of it.
+        """Return the answer to a prompt as a stream; the request is sent when you read it.
 
-        After a cut it goes on by itself, and tells `on_cut` and `on_resume`, as `Client.stream`.
+        Give either `prompt`, the text to continue, or the option `messages`, a conversation.
+        `Options` lists the `options`. By default the stream is `resumable`: after a cut it
+        continues over a new connection, and no text is lost or repeated. With `resumable=False` the
+        stream raises CutStreamError at the first cut.
+
+        `on_cut` is called with the reason, a sentence, each time the connection is lost.
+        `on_resume` is called without arguments each time the stream continues.
+
+        Raises TypeError or ValueError for invalid arguments. Reading the stream raises
+        ServerUnreachableError, RefusedError, UnexpectedAnswerError, CutStreamError or
+        FailedStreamError.
         """
-        request = http.generation(self._client, prompt, options, stream=True, resumable=resumable)
-        patience = self._patience if resumable else None
-        return self._begun(request, http.reading(patience, on_cut, on_resume))
+        request = http.generate_request(
+            self._client, prompt, options, stream=True, resumable=resumable
+        )
+        policy = self._policy if resumable else None
+        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume))
 
     def resume(
         self,
@@ -193,35 +236,56 @@ class AsyncClient:
         on_cut: http.OnCut | None = None,
         on_resume: http.OnResume | None = None,
     ) -> AsyncStream:
-        """Read a resumable stream that was begun elsewhere, as `Client.resume`."""
-        reading = http.reading_along(self._patience, stream_id, after, on_cut, on_resume)
-        return self._begun(http.resumption(self._client, stream_id, after), reading)
+        """Return a resumable stream that another client or process opened.
+
+        `stream_id` is the stream's `id`. `after` is the id of the last event that you already have,
+        such as the `last_event_id` of a stream; None, the default, reads from the start. The stream
+        may be running or ended, and other clients may read it too. Leaving it does not end the
+        generation; `AsyncStream.cancel` does. `on_cut` and `on_resume` are called as in `stream`.
+
+        Raises ValueError for an empty `stream_id` or a negative `after`. Reading the stream raises
+        RefusedError if the server does not have the stream, and the errors of `stream`.
+        """
+        reading = http.shared_reading(self._policy, stream_id, after, on_cut, on_resume)
+        return self._new_stream(http.resume_request(self._client, stream_id, after), reading)
 
     async def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Completion:
-        """The whole answer at once."""
-        request = http.generation(self._client, prompt, options, stream=False)
+        """Generate the whole answer and return it.
+
+        Give either `prompt`, the text to continue, or the option `messages`, a conversation.
+        `Options` lists the `options`. Raises TypeError or ValueError for invalid arguments, and
+        ServerUnreachableError, RefusedError, UnexpectedAnswerError or CutStreamError.
+        """
+        request = http.generate_request(self._client, prompt, options, stream=False)
         return await self._ask(request, Completion)
 
     async def health(self) -> str:
-        """The server's own word for how it is: "healthy"."""
+        """Return the status that the server reports: "healthy".
+
+        Raises RefusedError if the server is not ready, and ServerUnreachableError, CutStreamError
+        or UnexpectedAnswerError if it does not answer.
+        """
         return (await self._ask(self._client.build_request("GET", "/health"), Health)).status
 
     async def model(self) -> str:
-        """The name of the model that is served."""
+        """Return the name of the model that the server serves.
+
+        Raises ServerUnreachableError, RefusedError, CutStreamError or UnexpectedAnswerError.
+        """
         return (await self._ask(self._client.build_request("GET", "/"), Root)).model
 
     async def close(self) -> None:
-        """Leave every stream, and close every connection."""
+        """Close every stream of this client, and then every connection."""
         for stream in list(self._streams):
             await stream.close()
         await self._client.aclose()
 
-    def _begun(self, request: httpx.Request, reading: Reading) -> AsyncStream:
+    def _new_stream(self, request: httpx.Request, reading: Reading) -> AsyncStream:
         stream = AsyncStream(self._client, request, reading)
         self._streams.add(stream)
         return stream
 
     async def _ask(self, request: httpx.Request, kind: type[T]) -> T:
-        with http.explained(self._client):
+        with http.translated_errors(self._client):
             response = await self._client.send(request)
-        return http.understood(response, kind)
+        return http.decoded(response, kind)

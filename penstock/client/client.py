@@ -1,8 +1,9 @@
-"""`Client`: what a program uses to talk to a Penstock server.
+"""`Client`: the client of a Penstock server for programs without asyncio.
 
-In: a URL and what is asked. Out: text as it comes, then its figures, or one of `errors`. Not known
-here: how bytes become text (see `answer`), what to do after a cut (see `resume`), servers, engines.
-`async_client` is its twin: only what waits for a socket stands in both.
+In: a URL and the arguments of a call. Out: text as it arrives, then its figures, or an error of
+`errors`. This module does not know how bytes become text (see `answer`) or what to do after a cut
+(see `resume`). `async_client` is its counterpart for asyncio; the two repeat only the code that
+waits for a socket.
 
     client = Client("http://127.0.0.1:8000")
     with client.stream("Once upon a time", max_tokens=50) as stream:
@@ -21,18 +22,19 @@ import httpx
 
 from penstock.client import http
 from penstock.client.answer import Completion, Health, Options, Root
-from penstock.client.resume import RESUME_TIMEOUT_S, Ask, Backoff, Read, Reading, Wait
+from penstock.client.resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
 
 T = TypeVar("T")
 
 
-class Stream(http.AnswerSoFar):
-    """An answer as it is generated: iterate over it for its text.
+class Stream(http.BaseStream):
+    """An answer that arrives while the model generates it: iterate over it to read its text.
 
-    The request is sent when a loop or a `with` block begins. Leaving it early ends the generation
-    on the server at once. Inside a `with` block a loop may be left and taken up again. A stream
-    whose connection is cut goes on over another one (see `num_resumes`), or raises; it never just
-    ends.
+    The request is sent when a loop or a `with` block begins. If you leave the loop or the block
+    early, the generation on the server ends at once. Inside a `with` block you can leave a loop and
+    continue with another loop. If the connection is cut, a resumable stream continues over a new
+    connection (see `num_resumes`). A stream that cannot continue raises CutStreamError; it never
+    ends silently.
     """
 
     def __init__(self, client: httpx.Client, request: httpx.Request, reading: Reading) -> None:
@@ -42,7 +44,7 @@ class Stream(http.AnswerSoFar):
         self._response: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._left = threading.Event()
-        self._leaving = threading.RLock()  # a client that is closed waits for who leaves a stream
+        self._leaving = threading.RLock()  # `Client.close` waits for a thread that is leaving
 
     def __enter__(self) -> Self:
         self._is_entered = True
@@ -61,30 +63,40 @@ class Stream(http.AnswerSoFar):
                 self.close()
 
     def cancel(self) -> None:
-        """End the generation; what was generated and a terminal event still come."""
+        """Cancel the generation on the server, and keep the stream open to read its end.
+
+        The stream then returns the text generated so far and ends with the finish reason
+        "cancelled". A stream that has not begun is closed; a stream that has ended stays as it is.
+        Raises RefusedError if the server refuses, and ServerUnreachableError or CutStreamError if
+        the server cannot be reached.
+        """
         if self.id is None:
             self.close()
         elif not self._answer.is_over:
-            with http.explained(self._client):
-                response = self._client.send(http.cancellation(self._client, self.id))
+            with http.translated_errors(self._client):
+                response = self._client.send(http.cancel_request(self._client, self.id))
             http.check_cancelled(response)
 
     def close(self) -> None:
-        """Leave the stream. Before the end this ends the generation too, unless it is another's."""
+        """Leave the stream and close its connection.
+
+        If the stream has not ended, this ends its generation on the server too, except for a stream
+        from `Client.resume`. Reading it afterwards raises PenstockError.
+        """
         self._is_closed = True
         self._left.set()
         with self._leaving:
             if self._response is not None:
                 self._response.close()
             if self._reading.leave() and self.id is not None:
-                with suppress(httpx.HTTPError, RuntimeError):  # the server's linger is a second net
-                    self._client.send(http.farewell(self._client, self.id))
+                with suppress(httpx.HTTPError, RuntimeError):  # the server ends it after its linger
+                    self._client.send(http.quick_cancel_request(self._client, self.id))
 
     def _open(self) -> None:
-        """Send the request, once."""
+        """Send the request, unless it was sent already."""
         self._check_open()
         if self._response is None:
-            with http.explained(self._client):
+            with http.translated_errors(self._client):
                 self._response = self._client.send(self._request, stream=True)
                 try:
                     if http.is_refused(self._response):
@@ -104,12 +116,12 @@ class Stream(http.AnswerSoFar):
                     self._read()
                 case Wait(seconds):
                     self._left.wait(seconds)
-                case Ask():
-                    self._ask(step)
+                case Reconnect():
+                    self._reconnect(step)
                 case _:
                     assert_never(step)
         text = self._answer.take()
-        if text is None:  # read the end of the response too: its connection can be used again
+        if text is None:  # read to the end of the response, so that its connection can be reused
             with suppress(httpx.RequestError, httpx.StreamError):
                 for _ in self._pieces:
                     pass
@@ -119,23 +131,23 @@ class Stream(http.AnswerSoFar):
         try:
             piece = next(self._pieces, None)
         except httpx.RequestError as error:
-            self._reading.cut(http.why(self._client, error))
+            self._reading.cut(http.reason_of(self._client, error))
         else:
             self._reading.cut(http.ENDED) if piece is None else self._reading.feed(piece)
 
-    def _ask(self, ask: Ask) -> None:
+    def _reconnect(self, step: Reconnect) -> None:
         assert self._response is not None
         assert self.id is not None
         self._response.close()
         try:
-            request = http.attempt(self._client, self.id, ask)
+            request = http.reconnect_request(self._client, self.id, step)
             self._response = self._client.send(request, stream=True)
             if http.is_refused(self._response):
                 self._response.read()
         except httpx.RequestError as error:
-            self._reading.cut(http.why(self._client, error))
+            self._reading.cut(http.reason_of(self._client, error))
         else:
-            self._go_on(self._response)
+            self._continue(self._response)
             self._listen_to(self._response)
 
     def _listen_to(self, response: httpx.Response) -> None:
@@ -145,13 +157,19 @@ class Stream(http.AnswerSoFar):
 
 
 class Client:
-    """A Penstock server, seen from a program. Threads may share it.
+    """A client of one Penstock server. Threads can share it.
 
-    `timeout` is how many seconds may pass without a byte from the server, None for any number;
-    connecting may take ten of them. (A stream that can be resumed has heartbeats: 45 seconds of
-    silence are a cut.) `resume_timeout` is how many seconds a stream that was cut may be without a
-    connection before it is given up; the server keeps it for 60. `backoff` is how long to wait
-    before each attempt.
+    `url` is the URL of the server, with its path if it has one. `api_key` is the key to send; None
+    sends no key. `timeout` is the number of seconds that the server may send nothing, 600 by
+    default; None sets no limit. A connection must be made within `timeout` and within 10 seconds.
+    A resumable stream has heartbeats, so 45 seconds without a byte cut its connection.
+
+    `resume_timeout` is the number of seconds that a cut stream may be without a connection before
+    the client gives up, 50 by default. A server continues a stream without readers for 60 seconds.
+    `backoff` sets the waits between attempts to resume a stream.
+
+    Use the client in a `with` block, or call `close` when you no longer need it. Raises
+    ValueError if `url` is not the URL of a server or `resume_timeout` is negative.
     """
 
     def __init__(
@@ -164,8 +182,8 @@ class Client:
         backoff: Backoff = Backoff(),  # noqa: B008 - it is frozen
     ) -> None:
         self.url = url
-        self._patience = http.patience(resume_timeout, backoff)
-        self._client = httpx.Client(**http.settings(url, api_key, timeout))
+        self._policy = http.resume_policy(resume_timeout, backoff)
+        self._client = httpx.Client(**http.connection_options(url, api_key, timeout))
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
     def __enter__(self) -> Self:
@@ -186,15 +204,25 @@ class Client:
         on_resume: http.OnResume | None = None,
         **options: Unpack[Options],
     ) -> Stream:
-        """An answer as it is generated; see `Options` for what may be asked of it.
+        """Return the answer to a prompt as a stream; the request is sent when you read it.
 
-        Where it is resumable it outlives its connection: after a cut it goes on by itself, with no
-        text lost and none given twice. `on_cut` is called with the reason when the connection is
-        lost, `on_resume` when the stream goes on.
+        Give either `prompt`, the text to continue, or the option `messages`, a conversation.
+        `Options` lists the `options`. By default the stream is `resumable`: after a cut it
+        continues over a new connection, and no text is lost or repeated. With `resumable=False` the
+        stream raises CutStreamError at the first cut.
+
+        `on_cut` is called with the reason, a sentence, each time the connection is lost.
+        `on_resume` is called without arguments each time the stream continues.
+
+        Raises TypeError or ValueError for invalid arguments. Reading the stream raises
+        ServerUnreachableError, RefusedError, UnexpectedAnswerError, CutStreamError or
+        FailedStreamError.
         """
-        request = http.generation(self._client, prompt, options, stream=True, resumable=resumable)
-        patience = self._patience if resumable else None
-        return self._begun(request, http.reading(patience, on_cut, on_resume))
+        request = http.generate_request(
+            self._client, prompt, options, stream=True, resumable=resumable
+        )
+        policy = self._policy if resumable else None
+        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume))
 
     def resume(
         self,
@@ -204,39 +232,56 @@ class Client:
         on_cut: http.OnCut | None = None,
         on_resume: http.OnResume | None = None,
     ) -> Stream:
-        """Read a resumable stream that was begun elsewhere, from its start or after an event.
+        """Return a resumable stream that another client or process opened.
 
-        It need not have ended, and others may read it too: leaving it does not end it, `cancel`
-        does. Another process goes on where a `stream` stopped by its `id` and `last_event_id`.
+        `stream_id` is the stream's `id`. `after` is the id of the last event that you already have,
+        such as the `last_event_id` of a stream; None, the default, reads from the start. The stream
+        may be running or ended, and other clients may read it too. Leaving it does not end the
+        generation; `Stream.cancel` does. `on_cut` and `on_resume` are called as in `stream`.
+
+        Raises ValueError for an empty `stream_id` or a negative `after`. Reading the stream raises
+        RefusedError if the server does not have the stream, and the errors of `stream`.
         """
-        reading = http.reading_along(self._patience, stream_id, after, on_cut, on_resume)
-        return self._begun(http.resumption(self._client, stream_id, after), reading)
+        reading = http.shared_reading(self._policy, stream_id, after, on_cut, on_resume)
+        return self._new_stream(http.resume_request(self._client, stream_id, after), reading)
 
     def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Completion:
-        """The whole answer at once."""
-        request = http.generation(self._client, prompt, options, stream=False)
+        """Generate the whole answer and return it.
+
+        Give either `prompt`, the text to continue, or the option `messages`, a conversation.
+        `Options` lists the `options`. Raises TypeError or ValueError for invalid arguments, and
+        ServerUnreachableError, RefusedError, UnexpectedAnswerError or CutStreamError.
+        """
+        request = http.generate_request(self._client, prompt, options, stream=False)
         return self._ask(request, Completion)
 
     def health(self) -> str:
-        """The server's own word for how it is: "healthy"."""
+        """Return the status that the server reports: "healthy".
+
+        Raises RefusedError if the server is not ready, and ServerUnreachableError, CutStreamError
+        or UnexpectedAnswerError if it does not answer.
+        """
         return self._ask(self._client.build_request("GET", "/health"), Health).status
 
     def model(self) -> str:
-        """The name of the model that is served."""
+        """Return the name of the model that the server serves.
+
+        Raises ServerUnreachableError, RefusedError, CutStreamError or UnexpectedAnswerError.
+        """
         return self._ask(self._client.build_request("GET", "/"), Root).model
 
     def close(self) -> None:
-        """Leave every stream, and close every connection."""
+        """Close every stream of this client, and then every connection."""
         for stream in list(self._streams):
             stream.close()
         self._client.close()
 
-    def _begun(self, request: httpx.Request, reading: Reading) -> Stream:
+    def _new_stream(self, request: httpx.Request, reading: Reading) -> Stream:
         stream = Stream(self._client, request, reading)
         self._streams.add(stream)
         return stream
 
     def _ask(self, request: httpx.Request, kind: type[T]) -> T:
-        with http.explained(self._client):
+        with http.translated_errors(self._client):
             response = self._client.send(request)
-        return http.understood(response, kind)
+        return http.decoded(response, kind)

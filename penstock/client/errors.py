@@ -1,15 +1,15 @@
-"""Everything a client can raise, as one tree.
+"""The exceptions that a client raises, as one tree.
 
     PenstockError
-    ├── ServerUnreachableError     nobody answers at the URL
-    ├── RefusedError               the server said no: status, code, detail, errors
-    ├── UnexpectedAnswerError      what came is not what a Penstock server sends
-    └── IncompleteAnswerError      the answer began and did not come to its end: text, num_deltas
-        ├── CutStreamError         ... because the connection ended, or an event was lost
-        └── FailedStreamError      ... and the server said why: code, message, retry_safe
+    ├── ServerUnreachableError     no server accepts connections at the URL
+    ├── RefusedError               the server refused the request: status, code, detail, errors
+    ├── UnexpectedAnswerError      the response is not from a Penstock server
+    └── IncompleteAnswerError      the answer began but did not end: text, num_deltas
+        ├── CutStreamError         the connection ended, or an event was lost
+        └── FailedStreamError      the server reported an error: code, message, retry_safe
 
-Arguments that make no sense (no prompt, an unknown option, a URL without "http://") are a
-`TypeError` or a `ValueError`, as everywhere in Python.
+Invalid arguments (no prompt, an unknown option, a URL without "http://") raise TypeError or
+ValueError, as everywhere in Python.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,37 @@ from penstock.events import Timings, Usage
 
 
 class PenstockError(Exception):
-    """Anything that went wrong between this client and its server."""
+    """The base class of every error between a client and its server."""
 
 
 class ServerUnreachableError(PenstockError):
-    """No connection could be made."""
+    """No connection to the server could be made."""
 
 
 class InvalidField(msgspec.Struct, frozen=True):
-    """A field the server did not accept, and why."""
+    """A field of a request that the server did not accept."""
 
     field: str
+    """The name of the field."""
     message: str
+    """The reason, as a sentence."""
 
 
 class RefusedError(PenstockError):
-    """The server answered with an error status instead of an answer (RFC 9457 problem details).
+    """The server refused a request: it answered with an error status instead of an answer.
 
-    `code` is short and stable, None where the server gave none (a proxy's error page); `detail` is
-    a sentence; `errors` has a line for each invalid field.
+    The server describes the error as RFC 9457 problem details. An error page from another server,
+    such as a proxy, raises RefusedError too.
     """
+
+    status: int
+    """The HTTP status, for example 422."""
+    code: str | None
+    """The stable name of the error, or None if the response has no code."""
+    detail: str
+    """The error as a sentence."""
+    errors: tuple[InvalidField, ...]
+    """The invalid fields of the request; empty for other errors."""
 
     def __init__(
         self,
@@ -57,14 +68,16 @@ class RefusedError(PenstockError):
 
 
 class UnexpectedAnswerError(PenstockError):
-    """Something answered, but not with what a Penstock server sends."""
+    """A server answered, but its response is not the response of a Penstock server."""
 
 
 class IncompleteAnswerError(PenstockError):
-    """An answer that did not come to its end.
+    """The base class of the errors of an answer that began but did not come to its end."""
 
-    `text` is what came of it, `num_deltas` in how many events; one event holds one token or more.
-    """
+    text: str
+    """The text of the answer that arrived."""
+    num_deltas: int
+    """The number of events in which the text arrived. Each event holds one or more tokens."""
 
     def __init__(self, message: str, *, text: str = "", num_deltas: int = 0) -> None:
         super().__init__(message)
@@ -73,15 +86,26 @@ class IncompleteAnswerError(PenstockError):
 
 
 class CutStreamError(IncompleteAnswerError):
-    """The connection ended without a terminal event, or an event was lost on the way."""
+    """The connection ended before the answer did, or an event was lost.
+
+    A resumable stream raises CutStreamError for a lost connection only if it cannot be resumed.
+    """
 
 
 class FailedStreamError(IncompleteAnswerError):
-    """The server ended the stream with an error.
+    """The server ended the stream with an error."""
 
-    `code` is short and stable, `message` a sentence, `retry_safe` whether the same request may
-    simply be sent again. `usage` and `timings` are those of what was generated, where known.
-    """
+    code: str
+    """The stable name of the error."""
+    message: str
+    """The error as a sentence."""
+    retry_safe: bool
+    """True if you can send the same request again."""
+    usage: Usage | None
+    """The number of tokens of the incomplete answer, or None if the server did not send it."""
+    timings: Timings | None
+    """The times of the request by the server's clock, in seconds, or None if the server did not
+    send them."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""What `Client` and `AsyncClient` share of HTTP: nothing here waits for a socket.
+"""The HTTP that `Client` and `AsyncClient` share; nothing in this module waits for a socket.
 
-In: a URL, a request's body, a response, an error of httpx. Out: settings, requests, values and
-errors of ours. Not known here: whether the caller is sync or async.
+In: a URL, the arguments of a call, a response, an error of httpx. Out: requests, values, and errors
+of this package. This module does not know whether the caller is sync or async.
 """
 
 import ipaddress
@@ -13,7 +13,14 @@ from urllib.parse import quote
 
 import httpx
 
-from penstock.client.answer import Answer, Options, body, check_content_type, refusal, whole
+from penstock.client.answer import (
+    Options,
+    StreamedAnswer,
+    check_content_type,
+    decode_json,
+    refusal,
+    request_body,
+)
 from penstock.client.errors import (
     CutStreamError,
     PenstockError,
@@ -21,7 +28,7 @@ from penstock.client.errors import (
     ServerUnreachableError,
     UnexpectedAnswerError,
 )
-from penstock.client.resume import Ask, Backoff, Patience, Reading
+from penstock.client.resume import Backoff, Reading, Reconnect, ResumePolicy
 from penstock.events import Timings, Usage
 
 T = TypeVar("T")
@@ -31,8 +38,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 600.0
 MAX_CONNECT_S = 10.0
 MAX_SILENCE_S = 45.0
-"""A stream that can be resumed sends a heartbeat every 15 seconds: after three it is cut."""
-FAREWELL_S = 2.0
+"""Seconds without a byte that end a connection: a resumable stream has a heartbeat every 15 s."""
+QUICK_CANCEL_S = 2.0
+"""Seconds to wait for the cancellation of a stream that the caller leaves."""
 
 ENDED = "the connection ended before the answer did"
 
@@ -40,8 +48,8 @@ OnCut = Callable[[str], object]
 OnResume = Callable[[], object]
 
 
-class Settings(TypedDict):
-    """What both clients of httpx are made with."""
+class ConnectionOptions(TypedDict):
+    """The arguments of `httpx.Client` and `httpx.AsyncClient`."""
 
     base_url: str
     headers: dict[str, str]
@@ -50,8 +58,8 @@ class Settings(TypedDict):
     trust_env: bool
 
 
-def settings(url: str, api_key: str | None, timeout: float | None) -> Settings:
-    """Raises ValueError for what is not the URL of a server."""
+def connection_options(url: str, api_key: str | None, timeout: float | None) -> ConnectionOptions:
+    """Return the options for a server. Raises ValueError if `url` is not the URL of a server."""
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -67,16 +75,16 @@ def settings(url: str, api_key: str | None, timeout: float | None) -> Settings:
         "headers": headers,
         "timeout": httpx.Timeout(timeout, connect=connect),
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        # A proxy from the environment is for other machines than this one.
+        # Proxies from the environment apply to other machines only.
         "trust_env": not _is_loopback(address.host),
     }
 
 
-# Compressed, a proxy would keep events back until it has a block of them.
+# A proxy that compresses would hold events back until it has a whole block.
 EVENTS = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
 
 
-def generation(
+def generate_request(
     http: AnyClient,
     prompt: str | None,
     options: Options,
@@ -84,39 +92,39 @@ def generation(
     stream: bool,
     resumable: bool = False,
 ) -> httpx.Request:
-    """The request for an answer, streamed or whole."""
+    """Return the request for an answer, streamed or whole."""
     headers = {"Content-Type": "application/json", **(EVENTS if stream else {})}
-    content = body(prompt, options, stream=stream, resumable=resumable)
+    content = request_body(prompt, options, stream=stream, resumable=resumable)
     return http.build_request("POST", "/generate", content=content, headers=headers)
 
 
-def resumption(http: AnyClient, stream_id: str, after: int | None) -> httpx.Request:
-    """The request for a stream's events after this one, or for all of them."""
+def resume_request(http: AnyClient, stream_id: str, after: int | None) -> httpx.Request:
+    """Return the request for the events of a stream after event `after`, or for all events."""
     headers = EVENTS if after is None else {**EVENTS, "Last-Event-ID": str(after)}
     return http.build_request("GET", _path(stream_id), headers=headers)
 
 
-def attempt(http: AnyClient, stream_id: str, ask: Ask) -> httpx.Request:
-    """The same on behalf of a stream that was cut: whoever does not answer soon is not there."""
-    request = resumption(http, stream_id, ask.after)
+def reconnect_request(http: AnyClient, stream_id: str, step: Reconnect) -> httpx.Request:
+    """Return the request that resumes a cut stream, with the time limit of this attempt."""
+    request = resume_request(http, stream_id, step.after)
     for phase, limit_s in request.extensions["timeout"].items():
-        request.extensions["timeout"][phase] = min(limit_s or ask.timeout_s, ask.timeout_s)
+        request.extensions["timeout"][phase] = min(limit_s or step.timeout_s, step.timeout_s)
     return request
 
 
 def expect_heartbeats(http: AnyClient, request: httpx.Request) -> None:
-    """From now on, the head being there, a long silence is a cut. (httpx reads this per phase.)"""
+    """Limit the silence in a response whose head has arrived. (httpx reads the limit per read.)"""
     request.extensions["timeout"]["read"] = min(http.timeout.read or MAX_SILENCE_S, MAX_SILENCE_S)
 
 
-def cancellation(http: AnyClient, stream_id: str) -> httpx.Request:
-    """The request that ends a stream from outside."""
+def cancel_request(http: AnyClient, stream_id: str) -> httpx.Request:
+    """Return the request that cancels a stream."""
     return http.build_request("DELETE", _path(stream_id))
 
 
-def farewell(http: AnyClient, stream_id: str) -> httpx.Request:
-    """The same from one who leaves, and does not wait for long."""
-    return http.build_request("DELETE", _path(stream_id), timeout=FAREWELL_S)
+def quick_cancel_request(http: AnyClient, stream_id: str) -> httpx.Request:
+    """Return the request that cancels a stream, with a short time limit."""
+    return http.build_request("DELETE", _path(stream_id), timeout=QUICK_CANCEL_S)
 
 
 def _path(stream_id: str) -> str:
@@ -124,20 +132,20 @@ def _path(stream_id: str) -> str:
 
 
 def check_cancelled(response: httpx.Response) -> None:
-    """Where the stream was not found it has ended, which is what was asked for."""
+    """Raise RefusedError if the server refused to cancel. A stream that it lacks has ended."""
     if not response.is_success and response.status_code != httpx.codes.NOT_FOUND:
         _refuse(response)
 
 
-def understood(response: httpx.Response, kind: type[T]) -> T:
-    """The value a whole response holds. Raises RefusedError and UnexpectedAnswerError."""
+def decoded(response: httpx.Response, kind: type[T]) -> T:
+    """Return the value of a whole response. Raises RefusedError or UnexpectedAnswerError."""
     if response.status_code != httpx.codes.OK:
         _refuse(response)
-    return whole(_content_type(response), response.content, kind)
+    return decode_json(_content_type(response), response.content, kind)
 
 
 def is_refused(response: httpx.Response) -> bool:
-    """There will be no stream; the body says why."""
+    """Return whether the server refused the request; the response's body then says why."""
     return response.status_code != httpx.codes.OK
 
 
@@ -153,43 +161,46 @@ def _content_type(response: httpx.Response) -> str:
     return str(response.headers.get("content-type", ""))
 
 
-def patience(resume_timeout: float, backoff: Backoff) -> Patience:
-    """Raises ValueError for what is no time."""
+def resume_policy(resume_timeout: float, backoff: Backoff) -> ResumePolicy:
+    """Return the policy of a client. Raises ValueError for an invalid time."""
     if not resume_timeout >= 0:
-        raise ValueError("resume_timeout is a number of seconds, 0 or more")
-    return Patience(resume_timeout, backoff)
+        raise ValueError("resume_timeout must be a number of seconds, 0 or more")
+    return ResumePolicy(resume_timeout, backoff)
 
 
-def reading(
-    patience: Patience | None,
+def own_reading(
+    policy: ResumePolicy | None,
     on_cut: OnCut | None,
     on_resume: OnResume | None,
 ) -> Reading:
-    """What will be read of a stream of our own. Without patience a cut is its end."""
-    answer = Answer(is_resumable=patience is not None)
-    return Reading(answer, patience, on_cut=on_cut, on_resume=on_resume)
+    """Return the reading of a stream that this client opens. Without a policy it is not resumed."""
+    answer = StreamedAnswer(is_resumable=policy is not None)
+    return Reading(answer, policy, on_cut=on_cut, on_resume=on_resume)
 
 
-def reading_along(
-    patience: Patience,
+def shared_reading(
+    policy: ResumePolicy,
     stream_id: str,
     after: int | None,
     on_cut: OnCut | None,
     on_resume: OnResume | None,
 ) -> Reading:
-    """What will be read of a stream that somebody else opened. Raises ValueError."""
+    """Return the reading of a stream that another client opened.
+
+    Raises ValueError for an empty `stream_id` or a negative `after`.
+    """
     if not stream_id:
-        raise ValueError("give the id of a stream")
+        raise ValueError("stream_id must not be empty")
     if after is not None and after < 0:
-        raise ValueError("after is the number of an event: 0 or more, or None for all of them")
-    answer = Answer(is_resumable=True, after=after)
-    reading = Reading(answer, patience, is_own=False, on_cut=on_cut, on_resume=on_resume)
+        raise ValueError("after must be the id of an event (0 or more), or None for all events")
+    answer = StreamedAnswer(is_resumable=True, after=after)
+    reading = Reading(answer, policy, is_own=False, on_cut=on_cut, on_resume=on_resume)
     reading.id = stream_id
     return reading
 
 
-class AnswerSoFar:
-    """What a stream shows of its answer, and how it begins, goes on and ends."""
+class BaseStream:
+    """The parts of a stream that need no socket: its properties and its responses' heads."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -199,41 +210,53 @@ class AnswerSoFar:
 
     @property
     def id(self) -> str | None:
-        """The server's name for this stream, known once it has begun."""
+        """The server's id of this stream; None before the stream begins.
+
+        `Client.resume` and `GET /streams/{id}` take this id.
+        """
         return self._reading.id
 
     @property
     def text(self) -> str:
-        """What was read of the answer so far."""
+        """The text of the answer that you have read so far."""
         return self._answer.text
 
     @property
     def last_event_id(self) -> int | None:
-        """The number of the event that was read last: `resume` goes on after it."""
+        """The id of the last event that you have read; None before the first event.
+
+        Give it to `Client.resume` as `after` to continue after this event.
+        """
         return self._answer.last_taken
 
     @property
     def num_resumes(self) -> int:
-        """How often the connection was cut and the stream went on over another one."""
+        """The number of times that the stream was cut and resumed over a new connection."""
         return self._reading.num_resumes
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens as the engine counted them; None before the end."""
+        """The number of tokens of the prompt and of the answer, as the engine counted them.
+
+        None before the end of the stream.
+        """
         return self._answer.usage
 
     @property
     def timings(self) -> Timings | None:
-        """Where the time went, by the server's clock; None before the end."""
+        """The times of the request by the server's clock, in seconds; None before the end."""
         return self._answer.timings
 
     @property
     def finish_reason(self) -> str | None:
-        """Why it ended: "stop", "length" or "cancelled"; None before the end."""
+        """Why the answer ended: "stop", "length", "cancelled", "deadline" or "error".
+
+        None before the end of the stream.
+        """
         return self._answer.finish_reason
 
     def _begin(self, response: httpx.Response) -> None:
-        """The first response is here. Raises what it says against there being a stream."""
+        """Accept the first response. Raises RefusedError or UnexpectedAnswerError."""
         if response.status_code == httpx.codes.NO_CONTENT and response.request.method == "GET":
             self._answer.end_as_known()
             return
@@ -243,8 +266,8 @@ class AnswerSoFar:
         if self._reading.id is None:
             self._reading.id = response.headers.get("x-stream-id")
 
-    def _go_on(self, response: httpx.Response) -> None:
-        """Another response is here, after a cut."""
+    def _continue(self, response: httpx.Response) -> None:
+        """Accept the response to an attempt to resume the stream."""
         if response.status_code != httpx.codes.OK:
             self._reading.refused(_refusal(response), response.headers.get("retry-after"))
             return
@@ -261,22 +284,22 @@ class AnswerSoFar:
 
 
 @contextmanager
-def explained(http: AnyClient) -> Iterator[None]:
-    """What httpx says of a connection, as an error of ours."""
+def translated_errors(http: AnyClient) -> Iterator[None]:
+    """Turn the errors of httpx into errors of this package."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise ServerUnreachableError(why(http, error)) from error
+        raise ServerUnreachableError(reason_of(http, error)) from error
     except httpx.RequestError as error:
-        raise CutStreamError(why(http, error)) from error
+        raise CutStreamError(reason_of(http, error)) from error
 
 
-def why(http: AnyClient, error: httpx.RequestError) -> str:
-    """A sentence for what ended a connection."""
+def reason_of(http: AnyClient, error: httpx.RequestError) -> str:
+    """Return a sentence that says why a connection failed."""
     url = str(http.base_url).rstrip("/")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         if "SSL" in str(error) or isinstance(error.__cause__, ssl.SSLError):
-            return f"no secure connection to {url}: {error}"
+            return f"cannot make a secure connection to {url}: {error}"
         return f"no server at {url}: start one with `penstock serve`"
     if isinstance(error, httpx.ReadTimeout):
         silence_s = error.request.extensions["timeout"]["read"]

@@ -1,8 +1,8 @@
-"""A stream that holds: what to do after each byte, cut and status (pure).
+"""Resuming a cut stream: the next step after each byte, cut and status.
 
-In: what each connection brought, which is bytes, its end, or a refusal. Out: one step at a time, to
-read on, to wait, or to ask again from an event. Not known here: sockets, httpx, sync or async; time
-and chance are given.
+In: the bytes, the end or the refusal of each connection. Out: one step at a time: read, wait, or
+reconnect after an event. This module knows no sockets, no httpx, and not whether the caller is sync
+or async. The caller supplies the clock and the random numbers.
 """
 
 import random
@@ -14,78 +14,92 @@ from http import HTTPStatus
 
 import msgspec
 
-from penstock.client.answer import Answer
+from penstock.client.answer import StreamedAnswer
 from penstock.client.errors import PenstockError, RefusedError
 
 RESUME_TIMEOUT_S = 50.0
-"""Less than the 60 s for which a server lets a stream go on without readers."""
+"""Seconds without a connection; less than the 60 s that a server keeps a stream without readers."""
 ATTEMPT_S = 10.0
+"""Seconds that an attempt may take at most."""
 MIN_ATTEMPT_S = 1.0
 
-PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-"""Beside every 5xx: what may be answered otherwise a moment later."""
+RETRIED = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+"""Statuses to retry, as well as every 5xx."""
 FORGOTTEN = {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+"""Statuses of a stream that the server no longer has."""
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """How long to wait before each attempt: between half of it and all of it, by chance.
+    """The waits between attempts to resume a stream.
 
-    The chance keeps a thousand clients of one server that was restarted from coming back at once.
+    The wait before attempt n (from 0) is `first * factor**n` seconds, at most `max` seconds, times
+    a random number from 0.5 to 1. The random number keeps the many clients of a restarted server
+    from coming back at the same moment.
     """
 
     first: float = 0.25
-    """Seconds before the first attempt; the server may name another number of them."""
+    """Seconds before the first attempt, unless the server sent `retry`."""
     factor: float = 2.0
+    """The growth of the wait from one attempt to the next."""
     max: float = 5.0
+    """The longest wait, in seconds."""
 
     def wait_s(self, num_attempts: int, chance: float, first: float | None = None) -> float:
-        """Seconds to wait after so many attempts; `chance` is from 0 to 1."""
-        exponent = min(num_attempts, 64)  # a float ends somewhere
+        """Return the seconds to wait after `num_attempts` attempts.
+
+        `chance` is a random number from 0 to 1. `first` replaces the field `first` if it is given.
+        """
+        exponent = min(num_attempts, 64)  # a float overflows beyond this
         longest = min(self.max, (first or self.first) * self.factor**exponent)
         return longest * (1 + chance) / 2
 
 
-class Patience(msgspec.Struct, frozen=True):
-    """How a cut stream is resumed."""
+class ResumePolicy(msgspec.Struct, frozen=True):
+    """How long and how often to try to resume a cut stream."""
 
     timeout_s: float = RESUME_TIMEOUT_S
-    """How long it may be without a connection, between one event and the next."""
+    """Seconds that the stream may be without a connection, from one event to the next."""
     backoff: Backoff = Backoff()
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
 
 
 class Read(msgspec.Struct, frozen=True):
-    """Read on: the bytes are to `feed`, the end of the connection is a `cut`."""
+    """A step: read from the connection, then call `feed` with the bytes or `cut` at its end."""
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Wait so long."""
+    """A step: wait for some seconds."""
 
     seconds: float
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """Ask for the events after this one, or for all, and wait for a head no longer than this."""
+class Reconnect(msgspec.Struct, frozen=True):
+    """A step: request the events after `after`, then call `resumed`, `refused` or `cut`."""
 
     after: int | None
+    """The number of the last event that arrived; None requests all events."""
     timeout_s: float
+    """Seconds to wait for the response's head."""
 
 
-Step = Read | Wait | Ask
+Step = Read | Wait | Reconnect
 
 
 class Reading:
-    """One answer, read over as many connections as it takes.
+    """The reading of one answer over one or several connections.
 
-    While there is a `step`, take it and tell what came of it: `feed`, `cut`, `resumed` or
-    `refused`. Then the answer has something to take, if only its error.
+    While `step` returns a step, take it, and report the result with `feed`, `cut`, `resumed` or
+    `refused`. When `step` returns None, the answer has a text or an error to take.
+
+    Without a `policy` a cut ends the answer. `is_own` is False for a stream that another client
+    opened. `on_cut` is called with the reason of a cut, and `on_resume` after a resumption.
     """
 
     def __init__(
         self,
-        answer: Answer,
-        patience: Patience | None = None,
+        answer: StreamedAnswer,
+        policy: ResumePolicy | None = None,
         *,
         is_own: bool = True,
         on_cut: Callable[[str], object] | None = None,
@@ -93,26 +107,27 @@ class Reading:
     ) -> None:
         self.answer = answer
         self.id: str | None = None
-        """The server's name for this stream, known once it has begun."""
+        """The server's id of this stream; None before the stream begins."""
         self.num_resumes = 0
-        self._patience = patience  # None: a cut is the end
+        """The number of times that the stream was resumed."""
+        self._policy = policy
         self._is_own = is_own
         self._on_cut = on_cut
         self._on_resume = on_resume
-        self._cut: str | None = None  # why there is no connection now
+        self._cut: str | None = None  # the reason, while there is no connection
         self._lost_at = 0.0
-        self._lost_before_s = 0.0  # without a connection, since the last event, before this cut
+        self._lost_before_s = 0.0  # since the last event, without the current cut
         self._num_attempts = 0  # since the last event
         self._wait_s: float | None = None
-        self._is_done_with = False
+        self._has_left = False
 
     @property
     def is_resumable(self) -> bool:
-        """Whether a cut is not the end."""
-        return self._patience is not None and self.id is not None
+        """True if the stream can continue after a cut."""
+        return self._policy is not None and self.id is not None
 
     def step(self) -> Step | None:
-        """What to do now; None where the answer has something to take."""
+        """Return the next step, or None if the answer has a text or an error to take."""
         if not self.answer.is_waiting:
             return None
         if self._cut is None:
@@ -121,10 +136,10 @@ class Reading:
             wait, self._wait_s = Wait(self._wait_s), None
             return wait
         attempt_s = min(max(self._left_s(), MIN_ATTEMPT_S), ATTEMPT_S)
-        return Ask(self.answer.last_received, attempt_s)
+        return Reconnect(self.answer.last_received, attempt_s)
 
     def feed(self, piece: bytes) -> None:
-        """Bytes came."""
+        """Pass bytes of the connection to the answer."""
         before = self.answer.last_received
         self.answer.feed(piece)
         if self.answer.last_received != before:
@@ -132,21 +147,21 @@ class Reading:
             self._lost_before_s = 0.0
 
     def cut(self, why: str) -> None:
-        """The connection ended, or could not be made."""
+        """Report that the connection ended, or that no connection could be made."""
         if self.answer.is_over:
             return
-        if self._patience is None or self.id is None:
+        if self._policy is None or self.id is None:
             self.answer.end(why)
             return
         if self._cut is None:
             self.answer.interrupt()
-            self._cut, self._lost_at = why, self._patience.clock()
+            self._cut, self._lost_at = why, self._policy.clock()
             if self._on_cut is not None:
                 self._on_cut(why)
-        self._ask_again(why)
+        self._retry(why)
 
     def resumed(self) -> None:
-        """The server goes on with the stream on a new connection."""
+        """Report that the server continues the stream on a new connection."""
         self._lost_before_s += self._lost_s()
         self._cut = None
         self.num_resumes += 1
@@ -154,53 +169,61 @@ class Reading:
             self._on_resume()
 
     def refused(self, error: PenstockError, retry_after: str | None = None) -> None:
-        """The server answered, but not with the stream."""
+        """Report that the server answered with an error instead of the stream.
+
+        `retry_after` is the value of the header `Retry-After`, if the response has it.
+        """
         status = error.status if isinstance(error, RefusedError) else HTTPStatus.OK
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in PASSING:
-            self._ask_again(str(error), retry_after_s(retry_after, time.time()))
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in RETRIED:
+            self._retry(str(error), retry_after_s(retry_after, time.time()))
         elif status in FORGOTTEN:
-            self._give_up(f"the rest is lost, for the server no longer has it: {error}", error)
+            self._give_up(f"the rest is lost because the server no longer has it: {error}", error)
         else:
-            self._give_up(f"it could not be resumed: {error}", error)
+            self._give_up(f"the stream could not be resumed: {error}", error)
 
     def leave(self) -> bool:
-        """Nobody will read on. Whether the server must be told: once, and where it goes on alone.
+        """Stop reading. Return True if the caller must now cancel the stream on the server.
 
-        A stream that somebody else opened is theirs, and one that cannot be resumed ends with its
-        connection.
+        That is so at most once, and only for a stream that this client opened and that would
+        otherwise go on without a connection.
         """
-        is_news = not (self._is_done_with or self.answer.has_ended)
-        self._is_done_with = True
-        return is_news and self._is_own and self.is_resumable
+        is_running = not (self._has_left or self.answer.has_ended)
+        self._has_left = True
+        return is_running and self._is_own and self.is_resumable
 
-    def _ask_again(self, why: str, at_least_s: float = 0.0) -> None:
-        assert self._patience is not None
+    def _retry(self, why: str, at_least_s: float = 0.0) -> None:
+        assert self._policy is not None
         left = self._left_s()
         if left <= 0 or at_least_s > left:
             reason = "" if why == self._cut else f": {why}"
-            self._give_up(f"it could not be resumed in {self._patience.timeout_s:g} s{reason}")
+            self._give_up(
+                f"the stream could not be resumed in {self._policy.timeout_s:g} s{reason}"
+            )
             return
-        wait = self._patience.backoff.wait_s(
-            self._num_attempts, self._patience.chance(), self.answer.retry_s
+        wait = self._policy.backoff.wait_s(
+            self._num_attempts, self._policy.chance(), self.answer.retry_s
         )
         self._wait_s = max(min(wait, left), at_least_s)
         self._num_attempts += 1
 
     def _give_up(self, why: str, cause: PenstockError | None = None) -> None:
-        self._is_done_with = True  # the server does not hear us, or has nothing to end
+        self._has_left = True  # the server is unreachable, or has no stream to cancel
         self.answer.end(f"{self._cut}; {why}", cause)
 
     def _left_s(self) -> float:
-        assert self._patience is not None
-        return self._patience.timeout_s - self._lost_before_s - self._lost_s()
+        assert self._policy is not None
+        return self._policy.timeout_s - self._lost_before_s - self._lost_s()
 
     def _lost_s(self) -> float:
-        assert self._patience is not None
-        return self._patience.clock() - self._lost_at
+        assert self._policy is not None
+        return self._policy.clock() - self._lost_at
 
 
 def retry_after_s(value: str | None, now: float) -> float:
-    """Seconds that a `Retry-After` asks for: a number of them, or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a `Retry-After`, which is a number or a date (RFC 9110, 10.2.3).
+
+    `now` is the current Unix time. The result is 0 for a missing or invalid value.
+    """
     if value is None:
         return 0.0
     if re.fullmatch("[0-9]{1,9}", value.strip()):

@@ -88,7 +88,7 @@ class Sink(Protocol):
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """`num_tokens` more tokens were generated; they add `text` to the model's reasoning.
 
-        Only called if the request has `separate_reasoning`.
+        Called only if the request has `separate_reasoning`.
         """
 
     def tool_call(
@@ -96,7 +96,7 @@ class Sink(Protocol):
     ) -> None:
         """`num_tokens` more tokens were generated; they add `arguments` to tool call `number`.
 
-        The first part of a call, and only the first, has a `call_id` and a `name`. Only called if
+        The first part of a call, and only the first, has a `call_id` and a `name`. Called only if
         the request has `tools`.
         """
 
@@ -134,8 +134,8 @@ class Engine(Protocol):
 
 
 EngineState = Literal["loading", "ready", "down", "stopped"]
-"""Whether an engine takes requests: only a "ready" engine does. An engine that is "down" has died
-and is being restarted."""
+"""The states of an engine. Only a "ready" engine takes requests; a "down" engine has died and is
+being restarted."""
 
 
 class LosableSink(Sink, Protocol):
@@ -157,11 +157,11 @@ class EngineHandle(Protocol):
 
     @property
     def state(self) -> EngineState:
-        """Whether requests can be submitted, and if not, why."""
+        """The engine's state; requests can be submitted only while it is "ready"."""
 
     @property
     def info(self) -> ModelInfo | None:
-        """What the engine serves, or None until it was ready for the first time."""
+        """The model's information, or None until the engine is ready for the first time."""
 
     @property
     def num_restarts(self) -> int:

@@ -56,7 +56,7 @@ class Splitter:
         self._opens, self._closes = marks
         self._state: Literal["begin", "thought", "answer"] = "thought" if is_open else "begin"
         self._is_blank = True
-        """Whether the current part has had only white space so far."""
+        """True while the current part has had only white space."""
         self._held = ""
         starts = "|".join(re.escape(self._closes[:n]) for n in range(len(self._closes) - 1, 0, -1))
         self._hold = re.compile(rf"\s*(?:{starts})?\Z")

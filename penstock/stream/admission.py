@@ -45,7 +45,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the queue: `position` 1 is next. `eta` is the expected wait in seconds, or None."""
+    """A place in the queue; `position` 1 is next. `eta` is the expected wait in seconds."""
 
     position: int
     eta: float | None

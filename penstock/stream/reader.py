@@ -8,7 +8,7 @@ gets more events at once, so nothing is queued for it. It knows nothing about by
 import asyncio
 from collections.abc import Callable
 
-from penstock.events import Delta, Event, Failure
+from penstock.events import Delta, Event, Failure, TerminalEvent
 from penstock.stream.stream import Stream
 
 # Keeps one send bounded for a reader that is far behind.
@@ -28,10 +28,12 @@ class Reader:
     __slots__ = (
         "_call_soon",
         "_cursors",
+        "_logs",
         "_new_since",
         "_num_open",
         "_on_news",
         "is_closed",
+        "is_done",
         "is_woken",
         "num_taken",
         "streams",
@@ -41,6 +43,7 @@ class Reader:
     def __init__(self, *streams: Stream, cursor: int = 0) -> None:
         self.streams = streams
         self._cursors = [cursor] * len(streams)
+        self._logs = tuple(enumerate(stream.log for stream in streams))
         # Streams whose terminal event was not taken yet.
         self._num_open = sum(
             stream.log.terminal is None or len(stream.log) > cursor for stream in streams
@@ -51,6 +54,8 @@ class Reader:
         self.is_woken = False
         """True from `wake` until the next `take`."""
         self.is_closed = False
+        self.is_done = not self._num_open
+        """True once every terminal event was taken, or the reader is closed."""
         self.num_taken = 0
         """Events in the last `take`."""
         self.taken_since = 0.0
@@ -68,11 +73,6 @@ class Reader:
     def lag(self) -> int:
         """Return how many events the reader is behind."""
         return sum(len(stream.log) for stream in self.streams) - sum(self._cursors)
-
-    @property
-    def is_done(self) -> bool:
-        """Return True if every terminal event was taken or the reader is closed."""
-        return self.is_closed or not self._num_open
 
     def listen(self, on_news: Callable[[], None]) -> None:
         """Call `on_news` soon after the first `wake` that follows each `take`.
@@ -99,26 +99,20 @@ class Reader:
         """Return the new events, at most 256 of each stream; wake again if there are more."""
         self.is_woken = False
         self.taken_since = self._new_since
-        num_taken = 0
+        self.num_taken = 0
         has_more = False
         batches: list[Batch] = []
         cursors = self._cursors
-        for number, stream in enumerate(self.streams):
-            events = stream.log.after(cursors[number], MAX_EVENTS_AT_ONCE)
-            if not events:
-                continue
-            num = len(events)
-            num_taken += num
-            cursors[number] += num
-            batches.append((number, events))
-            last = events[-1]
-            if not isinstance(last, Delta):
-                self._num_open -= 1
-                if isinstance(last, Failure) or last.reason == "cancelled":
-                    self._cancel_all()
-            elif num == MAX_EVENTS_AT_ONCE:
-                has_more = True
-        self.num_taken = num_taken
+        for number, log in self._logs:
+            events = log.after(cursors[number], MAX_EVENTS_AT_ONCE)
+            if events:
+                num = len(events)
+                self.num_taken += num
+                cursors[number] += num
+                batches.append((number, events))
+                has_more = has_more or num == MAX_EVENTS_AT_ONCE
+                if not isinstance(events[-1], Delta):
+                    self._note_end(events[-1])
         if not has_more:
             self._new_since = 0.0
         elif self.lag > 0:
@@ -128,11 +122,14 @@ class Reader:
     def close(self) -> None:
         """Stop reading. A second call does nothing."""
         if not self.is_closed:
-            self.is_closed = True
+            self.is_closed = self.is_done = True
             self.wake()
             for stream in self.streams:
                 stream.detach(self)
 
-    def _cancel_all(self) -> None:
-        for stream in self.streams:
-            stream.cancel()
+    def _note_end(self, end: TerminalEvent) -> None:
+        self._num_open -= 1
+        self.is_done = self.is_closed or not self._num_open
+        if isinstance(end, Failure) or end.reason == "cancelled":
+            for stream in self.streams:
+                stream.cancel()

@@ -9,16 +9,17 @@ from penstock.observe.meter import Meter
 class StreamTimer:
     """Notes the times of one stream, on the monotonic clock, in seconds; 0.0 means not yet."""
 
-    __slots__ = ("_first_delta_at", "_last_delta_at", "_meter", "_note_gap", "_started_at", "began")
+    __slots__ = ("_meter", "_started_at", "began", "first_delta_at", "last_delta_at", "note_gap")
 
     def __init__(self, meter: Meter) -> None:
         self.began = time.monotonic()
         """When the stream was admitted."""
         self._meter = meter
-        self._note_gap = meter.engine_gap.add
+        self.note_gap = meter.engine_gap.add
+        """Counts the time between two deltas."""
         self._started_at = 0.0
-        self._first_delta_at = 0.0
-        self._last_delta_at = 0.0
+        self.first_delta_at = 0.0
+        self.last_delta_at = 0.0
 
     def start(self) -> None:
         """Note that the request has a slot. Only the first call counts."""
@@ -26,17 +27,11 @@ class StreamTimer:
             self._started_at = time.monotonic()
             self._meter.stream_delayed(self._started_at - self.began)
 
-    def delta(self) -> float:
-        """Note that a delta enters the log; return the time."""
-        now = time.monotonic()
-        if self._first_delta_at:
-            self._note_gap(now - self._last_delta_at)
-        else:
-            self._first_delta_at = now
-            queue_time = (self._started_at or now) - self.began
-            self._meter.first_delta(queue_time, now - self.began)
-        self._last_delta_at = now
-        return now
+    def first_delta(self, now: float) -> None:
+        """Note that the first delta enters the log."""
+        self.first_delta_at = now
+        queue_time = (self._started_at or now) - self.began
+        self._meter.first_delta(queue_time, now - self.began)
 
     def leave_queue(self, timings: Timings) -> None:
         """Note that a stream ended; if it never had a slot, its whole life was queue time."""
@@ -46,11 +41,11 @@ class StreamTimer:
     def timings(self, completion_tokens: int) -> Timings:
         """Return the stream's figures as of now."""
         now = time.monotonic()
-        decode_time = self._last_delta_at - self._first_delta_at
+        decode_time = self.last_delta_at - self.first_delta_at
         return Timings(
             queue_time=round((self._started_at or now) - self.began, 6),
             time_to_first_token=(
-                round(self._first_delta_at - self.began, 6) if self._first_delta_at else None
+                round(self.first_delta_at - self.began, 6) if self.first_delta_at else None
             ),
             total_time=round(now - self.began, 6),
             tokens_per_second=(

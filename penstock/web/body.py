@@ -1,8 +1,8 @@
-"""The door for JSON: from a request's bytes to an object, or a problem.
+"""Reads a request's body as strict JSON.
 
-In: an HTTP request. Out: a dict of JSON values, strict beyond RFC 8259: UTF-8 without a byte order
-mark, finite numbers, no repeated names, no lone surrogates, bounded size and depth. Not known
-here: what the fields mean. No problem ever holds a piece of the input.
+The result is a dict of JSON values, checked beyond RFC 8259: UTF-8 without a byte order mark,
+finite numbers, no repeated names, no lone surrogates, bounded size and depth. The meaning of the
+fields is not known here. No problem ever contains a piece of the input.
 """
 
 import asyncio
@@ -21,8 +21,10 @@ MAX_NUMBER_DIGITS = 1000
 
 
 class BodyReader:
-    """Reads bodies of `max_bytes` at most, each within `timeout` seconds, until `refuse` is called:
-    then no more, nor the rest of those that are under way."""
+    """Reads bodies of at most `max_bytes`, each within `timeout` seconds.
+
+    After `refuse` was called it reads no more, and stops the reads that are under way.
+    """
 
     def __init__(self, *, max_bytes: int, timeout: float) -> None:
         self._max_bytes = max_bytes
@@ -31,14 +33,14 @@ class BodyReader:
         self._refusal: Callable[[], Problem] | None = None
 
     def refuse(self, refusal: Callable[[], Problem]) -> None:
-        """From now on raise this instead."""
+        """Raise the problem that `refusal` makes instead of reading, from now on."""
         self._refusal = refusal
         for limit in self._under_way:
             if not limit.expired():
                 limit.reschedule(0)
 
     async def read_object(self, request: Request) -> dict[str, Any]:
-        """The object in the request's body. Raises Problem."""
+        """Return the JSON object in the request's body. Raises Problem."""
         check_content_type(request.headers.get("content-type"))
         return parse_object(await self._read(request))
 
@@ -58,10 +60,12 @@ class BodyReader:
                         raise self._too_large()
         except TimeoutError:
             problem = self._refusal() if self._refusal else self._too_slow()
-            problem.headers["Connection"] = "close"  # what is left of the body is not a request
+            problem.headers["Connection"] = "close"  # the rest of the body is not a request
             raise problem from None
         except ClientDisconnect:
-            raise Problem("client_gone", "The body was not sent whole.") from None
+            raise Problem(
+                "client_gone", "The client disconnected before it had sent the whole body."
+            ) from None
         finally:
             self._under_way.discard(limit)
         return bytes(body)
@@ -81,7 +85,7 @@ class BodyReader:
 
 
 def check_content_type(value: str | None) -> None:
-    """Raises Problem (415) for anything but JSON in UTF-8."""
+    """Raise Problem (415) unless the header declares JSON in UTF-8."""
     media_type, *parameters = (value or "").lower().split(";")
     named = [parameter.strip().partition("=") for parameter in parameters]
     charsets = [charset.strip('"') for name, _, charset in named if name.startswith("charset")]
@@ -93,7 +97,7 @@ def check_content_type(value: str | None) -> None:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` is. Raises Problem."""
+    """Parse a JSON object. Raises Problem."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
@@ -133,7 +137,7 @@ def _check_unicode(value: object) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise Problem("invalid_unicode", "A string holds half of a surrogate pair.") from None
+        raise Problem("invalid_unicode", "A string contains half of a surrogate pair.") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise Problem("invalid_json", "A number is too large to be one.")
+        raise Problem("invalid_json", "A number is too large for a 64-bit float.")
     return value
 
 

@@ -1,71 +1,68 @@
-"""Granian, embedded on a socket that is already ours.
+"""The HTTP server: Granian, embedded on a socket that we opened.
 
-The one file that leans on Granian's private parts (hence its upper bound in pyproject.toml): its
-server insists on making its own socket, and stops by an event.
+Only this file uses Granian's private parts, so pyproject.toml bounds its version: Granian's server
+insists on making its own socket, and an event stops it.
 """
 
 import asyncio
 import logging
 import os
 import socket
-import ssl
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Send
 
-from penstock.errors import StartError
+from penstock.web.tls import Tls, reason_of
 
 log = logging.getLogger(__name__)
 logging.getLogger("_granian").setLevel(logging.WARNING)
 
 HEADER_TIMEOUT_S = 10
-# Past this a request's head is answered 431, at the library's next read: some of 100 KiB pass. Less
-# than 8 KiB it does not take.
+# A larger request head gets 431 at Granian's next read, so some heads of 100 KiB pass. Granian's
+# minimum is 8 KiB.
 MAX_HEAD_BYTES = 64 * 1024
-# The kernel takes so much for a client that does not read, and then twice that. Its own choice is
-# megabytes: minutes of tokens, before anybody could notice.
-SEND_BUFFER_BYTES = 32 * 1024
-
-
-# An HTTP/2 client that does not answer a ping in 20 seconds is gone.
+# An HTTP/2 client that does not answer a ping within this time is gone.
 HTTP2_PING_S = 20
-# How often files of a certificate are looked at.
+# How often the certificate's files are checked for changes.
 CERTIFICATE_CHECK_S = 2.0
 
 
-@dataclass(frozen=True)
-class Tls:
-    """The files of a certificate (with those it is signed with) and of its key, both PEM."""
+class _MustWait(dict[type, bool]):
+    """Maps the kinds of awaitables that `send` returns to whether they must be awaited.
 
-    certificate: Path
-    key: Path
+    Granian returns a future only if it has to wait for the client. A coroutine has not even begun.
+    """
 
-    def check(self) -> None:
-        """Raises OSError (ssl.SSLError is one) where they do not serve."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate, self.key, password="")  # rather than ask for one
+    def __missing__(self, kind: type) -> bool:
+        is_future = hasattr(kind, "_asyncio_future_blocking")  # asyncio's own test for futures
+        self[kind] = is_future or issubclass(kind, Coroutine)
+        return self[kind]
 
-    def version(self) -> tuple[int, ...]:
-        """What is different when a file is; 0 for one that is not there."""
-        version: list[int] = []
-        for path in (self.certificate, self.key):
-            try:
-                status = path.stat()
-            except OSError:
-                version += (0, 0)
-            else:
-                version += (status.st_mtime_ns, status.st_ino)
-        return tuple(version)
+
+_must_wait = _MustWait()
+
+
+class GranianWriter:
+    """Writes a response's body through Granian's ASGI `send` (see `writer.Writer`)."""
+
+    __slots__ = ("_send",)
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    def write(self, data: bytes, is_last: bool) -> Awaitable[None] | None:
+        """Write part of the body."""
+        sent = self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        return sent if _must_wait[type(sent)] else None
 
 
 class GranianServer(Server):
-    """Serves `app` on `listener`, which stays open, until `stop`."""
+    """Serves `app` on `listener` until `stop`; the listener stays open."""
 
     def __init__(
         self,
@@ -79,7 +76,7 @@ class GranianServer(Server):
         super().__init__(
             app,
             interface=Interfaces.ASGINL,
-            # Where it may be either, a silent connection outlives the timeout for headers.
+            # In mode `auto`, a silent connection outlives the timeout for headers.
             http=HTTPModes.auto if http2 else HTTPModes.http1,
             http1_settings=HTTP1Settings(
                 header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=MAX_HEAD_BYTES
@@ -98,14 +95,14 @@ class GranianServer(Server):
 
     def _init_shared_socket(self) -> None:
         descriptor = os.dup(self._listener.fileno())  # Granian closes it when it stops
-        holder: Any = SocketHolder  # its stub knows nothing of its arguments
+        holder: Any = SocketHolder  # its type stub lacks the arguments
         self._shd = holder(descriptor, False, self.backlog)
 
 
-class Web:
-    """Serves an application on `listener`; with TLS always with the certificate that there is now.
+class HttpServer:
+    """Serves an application on `listener`; with TLS, always with the current certificate.
 
-    TLS speaks HTTP/1.1 and HTTP/2, whichever the client asks for (ALPN).
+    TLS offers HTTP/1.1 and HTTP/2; the client chooses (ALPN).
     """
 
     def __init__(
@@ -134,10 +131,10 @@ class Web:
             version = now
             try:
                 self._tls.check()
-            except OSError as error:  # perhaps only one of the two is new yet
-                log.error("the certificate stays as it was: %s", _reason(error))
+            except OSError as error:  # perhaps only one of the two files is new yet
+                log.error("keeping the old certificate: %s", reason_of(error))
                 continue
-            # On the same socket, so that no connection is refused between the two.
+            # On the same socket, so that no connection is refused between the two servers.
             servers.append(self._begin())
             servers[-2][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
             servers = [each for each in servers if not each[1].done()]
@@ -160,58 +157,3 @@ async def _is_set_within(event: asyncio.Event, timeout: float | None) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _reason(error: OSError) -> str:
-    """Why, without a path."""
-    if isinstance(error, ssl.SSLError):
-        return "the certificate and the key are no pair of PEM files without a password"
-    return error.strerror or type(error).__name__
-
-
-def tls_of(certificate: str, key: str) -> Tls | None:
-    """TLS with these files, or none where there are none. Raises StartError."""
-    if not certificate and not key:
-        return None
-    if not certificate or not key:
-        raise StartError(
-            "TLS needs a certificate and its key.", "Give both: --tls-cert FILE --tls-key FILE"
-        )
-    tls = Tls(Path(certificate), Path(key))
-    try:
-        tls.check()
-    except OSError as error:
-        raise StartError(
-            f"The certificate cannot be used: {_reason(error)}.",
-            "--tls-cert is a PEM file with the certificate and those that it is signed with,"
-            " --tls-key one with its key.",
-        ) from None
-    return tls
-
-
-def listen(host: str, port: int, backlog: int, give_up_after: float) -> socket.socket:
-    """A listening TCP socket. Raises OSError.
-
-    Accepted sockets inherit what is set here. `give_up_after`: seconds after which the kernel
-    drops a connection whose peer takes nothing, be it stalled or vanished (Linux only).
-    """
-    family, kind, proto, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Else a token waits up to 40 ms for the client to acknowledge the one before (Nagle's
-        # algorithm against delayed acknowledgements).
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = int(give_up_after * 1000)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        listener.bind(address)
-        listener.listen(backlog)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener

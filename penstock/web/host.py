@@ -1,33 +1,35 @@
-"""Which host a request is for, and which page it comes from.
+"""Checks the host that a request is for, and the web page it comes from.
 
-The HTTP library lets the Host header through as it comes: here it is exactly one, and well-formed.
+The HTTP server passes the Host header on unchecked. This module requires exactly one well-formed
+Host header.
 
-A server that only this machine can reach is still reached by every web page that is open on it: a
-page may ask for http://127.0.0.1:8000, and one whose own name is made to resolve to 127.0.0.1 (DNS
-rebinding) may even read the answer. So where no key is asked for, the host must be a name of this
-machine, and a page that asks must come from there as well, or from an origin that is admitted. The
-port may be any: it may be forwarded.
+Every web page open on a machine can reach a server on that machine: a page may send requests to
+http://127.0.0.1:8000, and a page whose own name resolves to 127.0.0.1 (DNS rebinding) could even
+read the response. So a server without keys requires that the host is a name of this machine, and
+that a page comes from this machine or from an admitted origin. The port does not matter: it may be
+forwarded.
 """
 
 import ipaddress
 import re
 from collections.abc import Callable, Collection
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.errors import Problem
-from penstock.web.problems import problem_for
 
-# RFC 3986: a name or IPv4 address, or an IPv6 address in brackets; then perhaps a port.
+# RFC 3986: a name or an IPv4 address, or an IPv6 address in brackets; then an optional port.
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(rb"https?://(?P<host>[^/]*)")
 
 
 class HostCheck:
-    """ASGI middleware: refuses requests that are for no host, or for one that is not this.
+    """ASGI middleware: refuses a request for no host, for another host, or from a foreign page.
 
-    `hosts`: names beside those of this machine, or None where any will do; asked for each request.
-    `origins`: those admitted from elsewhere ("*": all of them).
+    `hosts` returns the admitted names besides this machine's own, or None to admit any name; it
+    is called for each request. `origins` are the admitted web origins; "*" admits all. `report`
+    makes the response for a problem.
     """
 
     def __init__(
@@ -35,14 +37,17 @@ class HostCheck:
         app: ASGIApp,
         hosts: Callable[[], Collection[str] | None],
         origins: Collection[str],
+        report: Callable[[Scope, Problem], Response],
     ) -> None:
         self._app = app
         self._hosts = hosts
         self._origins = origins
+        self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an admitted request on."""
         if scope["type"] == "http" and (problem := self._check(scope)):
-            await problem_for(scope, problem)(scope, receive, send)
+            await self._report(scope, problem)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -57,14 +62,15 @@ class HostCheck:
         if not _is_ours(host, hosts):
             return Problem(
                 "host_not_allowed",
-                "This server answers to the names of its own machine only. --allow-host admits"
-                " another.",
+                "This server only accepts the names of its own machine as Host. Start it with"
+                " --allow-host NAME to admit another name.",
             )
         origins = [value for name, value in scope["headers"] if name == b"origin"]
         if not all(self._admits(origin, hosts) for origin in origins):
             return Problem(
                 "origin_not_allowed",
-                "Pages from elsewhere may not use this server. --cors-origin admits them.",
+                "Web pages from other origins may not use this server. Start it with"
+                " --cors-origin ORIGIN to admit one.",
             )
         return None
 
@@ -77,7 +83,7 @@ class HostCheck:
 
 
 def _name_in(host: bytes) -> str | None:
-    """The name or address in a Host header; None where it is not well-formed."""
+    """Return the name or address in a Host header, or None if it is malformed."""
     found = _HOST.fullmatch(host)
     return found["name"].decode("ascii").strip("[]").lower() if found else None
 
@@ -87,7 +93,7 @@ def _is_ours(name: str, hosts: Collection[str]) -> bool:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name or address means this machine, and none else."""
+    """Return True if a name or address can only mean this machine."""
     if name in ("127.0.0.1", "localhost"):
         return True
     try:

@@ -1,8 +1,9 @@
-"""The liveness: once a second, a look at every response that is being streamed.
+"""Keeps streamed responses alive: one timer looks at all of them once a second.
 
-One that has sent nothing for a while is woken to send a heartbeat, so that nothing on the way takes
-it for dead. One whose client does not take what is sent is ended: without that, a client that never
-reads would hold its stream, and its slot, for ever. One timer for all costs a token nothing.
+A response that has sent nothing for a while is woken to send a heartbeat, so that nothing on the
+way takes the connection for dead. A response whose client does not take what is sent is ended:
+otherwise a client that never reads would hold its stream and its slot for ever. A single timer
+for all responses costs nothing per token.
 """
 
 import asyncio
@@ -13,34 +14,35 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-
-
-class Watched(Protocol):
-    """What the liveness knows of a response (see `response.BodyWriter`)."""
-
-    is_sending: bool
-    """A send waits for the client."""
-    since: float
-    """When the last send began (while it waits) or was taken, on the monotonic clock."""
-
-    @property
-    def lag(self) -> int:
-        """Events that its reader is behind."""
-
-    def send_sign_of_life(self) -> None:
-        """It has been silent for long."""
-
-    def stop(self) -> None:
-        """Its client is stalled: end it."""
-
-
-# A send that waits for longer has a client that does not keep up.
+# A write that waits longer belongs to a client that does not keep up.
 BLOCKED_AFTER_S = 1.0
 
 
+class Watched(Protocol):
+    """The part of a response that is watched (see `delivery.BodyWriter`)."""
+
+    is_sending: bool
+    """True while a write waits for the client."""
+    since: float
+    """When the last write began (while it waits) or was taken, on the monotonic clock."""
+
+    @property
+    def lag(self) -> int:
+        """Return how many events the response's reader is behind."""
+
+    def send_sign_of_life(self) -> None:
+        """Send something: the response has been silent for long."""
+
+    def stop(self) -> None:
+        """End the response: its client is stalled."""
+
+
 class Liveness:
-    """`heartbeat`: seconds of silence after which one is sent. `stall_timeout`: seconds that one
-    send may wait for its client."""
+    """Watches responses.
+
+    A heartbeat is due after `heartbeat` seconds of silence. A write may wait `stall_timeout`
+    seconds for its client.
+    """
 
     def __init__(self, heartbeat: float, stall_timeout: float) -> None:
         self._heartbeat = heartbeat
@@ -53,31 +55,31 @@ class Liveness:
         return len(self._writers)
 
     def lags(self) -> list[int]:
-        """For each response, how many events its reader is behind."""
+        """Return how many events the reader of each response is behind."""
         return [writer.lag for writer in self._writers]
 
     def num_blocked(self) -> int:
-        """Responses whose clients have not taken what was sent for a second or longer."""
+        """Count the responses whose clients have taken nothing for a second or longer."""
         latest = time.monotonic() - BLOCKED_AFTER_S
         return sum(writer.is_sending and writer.since < latest for writer in self._writers)
 
     def add(self, writer: Watched) -> None:
-        """Look after this response."""
+        """Watch this response."""
         self._writers.add(writer)
 
     def remove(self, writer: Watched) -> None:
-        """It has ended."""
+        """Stop watching this response."""
         self._writers.discard(writer)
 
     async def run(self) -> None:
-        """Look after all of them, for ever."""
+        """Check all responses, for ever."""
         tick = min(TICK_S, self._heartbeat / 2, self._stall_timeout / 2)
         while True:
             await asyncio.sleep(tick)
-            self.beat(time.monotonic())
+            self.check(time.monotonic())
 
-    def beat(self, now: float) -> None:
-        """One look, at a time on the monotonic clock."""
+    def check(self, now: float) -> None:
+        """Check all responses once; `now` is on the monotonic clock."""
         for writer in list(self._writers):
             waited = now - writer.since
             if writer.is_sending and waited > self._stall_timeout:

@@ -1,98 +1,97 @@
-"""A problem → RFC 9457 problem details, the native API's form of an error.
+"""Failures as HTTP responses, in the form of the API that the request's route belongs to.
 
-Under `/v1` every error has OpenAI's form instead (`openai_errors`).
+Each API brings its routes together with its form of an error (`RouteGroup`). So the form is bound
+to the route; only an address without a route is matched by its prefix.
 """
 
-import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match
-from starlette.types import Scope
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
-from penstock.api.openai.errors import PREFIX, error_response
-from penstock.errors import FieldError, InvalidFields, Problem, reason_from_pydantic
-from penstock.events import Failure, TerminalEvent
-from penstock.web.access import ProblemResponse
+from penstock.errors import Problem
+from penstock.web.access import access_of, discard_body
 
-# The names of our own fields, indices, and what might be a misspelt one of either.
-_NAME = re.compile(r"\w{1,64}", re.ASCII)
-
-# pydantic's error types → our codes; anything else is "invalid_value".
-_CODES = {
-    "missing": "missing_field",
-    "extra_forbidden": "unknown_field",
-    "greater_than": "out_of_range",
-    "greater_than_equal": "out_of_range",
-    "less_than_equal": "out_of_range",
-    "int_parsing_size": "out_of_range",
-    "too_long": "too_many_items",
-    "too_short": "too_few_items",
-    "string_too_long": "too_long",
-    "string_too_short": "too_short",
-    "literal_error": "invalid_value",
-    "empty_prompt": "empty_prompt",
-    "invalid_schema": "invalid_schema",
-}
+ErrorForm = Callable[[Problem], Response]
+"""Makes the response that reports a problem, in one API's form."""
 
 
-def problem_response(problem: Problem) -> Response:
-    """The response that tells a client of a problem."""
-    body: dict[str, Any] = {
-        "type": f"urn:penstock:problem:{problem.code}",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-        "code": problem.code,
-        "retry_safe": problem.retry_safe,
-    }
-    if isinstance(problem, InvalidFields):
-        body["errors"] = [vars(error) for error in problem.errors]
-    return ProblemResponse(problem, body, problem.status, "application/problem+json")
+@dataclass(frozen=True)
+class RouteGroup:
+    """Routes whose errors have one form. `prefix` claims the addresses without a route below it."""
+
+    routes: Sequence[Route]
+    error_form: ErrorForm
+    prefix: str
 
 
-def problem_for(scope: Scope, problem: Problem) -> Response:
-    """The same in the form of the API that the request is for."""
-    if f"{scope['path']}/".startswith(PREFIX):
-        return error_response(problem)
-    return problem_response(problem)
+class ProblemResponse(JSONResponse):
+    """A problem as a response. Its code goes into the log and the metrics."""
+
+    def __init__(
+        self, problem: Problem, body: dict[str, Any], status: int, media_type: str
+    ) -> None:
+        super().__init__(body, status, problem.headers, media_type)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note the code, read a small unwanted body, and send the response."""
+        access_of(scope).problem_code = self._code
+        await discard_body(scope, receive)
+        await super().__call__(scope, receive, send)
 
 
-def problem_of(end: TerminalEvent) -> Problem | None:
-    """Why there is no whole answer that ends so, if there is none."""
-    if isinstance(end, Failure):
-        return Problem(end.code, end.message, retry_safe=end.retry_safe)
-    if end.reason == "deadline" and not end.usage.completion_tokens:
-        return Problem(
-            "deadline_passed",
-            "The time that this request had was up before it began. Send it again later, or allow"
-            " it more.",
+class ErrorResponses:
+    """Reports problems in the form of the group that a request's route belongs to."""
+
+    def __init__(self, groups: Sequence[RouteGroup]) -> None:
+        # The longest prefix first.
+        self._groups = sorted(groups, key=lambda group: -len(group.prefix))
+        self.handlers = {Problem: self._problem, HTTPException: self._http, Exception: self._bug}
+        """Exception handlers for Starlette."""
+
+    def response(self, scope: Scope, problem: Problem) -> Response:
+        """Return the response that reports `problem` to the client of this request."""
+        return self._form_of(scope)(problem)
+
+    def _form_of(self, scope: Scope) -> ErrorForm:
+        for group in self._groups:
+            if any(route.matches(scope)[0] is not Match.NONE for route in group.routes):
+                return group.error_form
+        path = scope["path"] + "/"
+        return next(g.error_form for g in self._groups if path.startswith(g.prefix))
+
+    async def _problem(self, http: Request, problem: Exception) -> Response:
+        assert isinstance(problem, Problem)
+        return self.response(http.scope, problem)
+
+    async def _http(self, http: Request, error: Exception) -> Response:
+        """Report what Starlette itself refuses."""
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            problem = Problem("no_such_route", "There is nothing at this address.")
+        elif error.status_code == 405:
+            allowed = ", ".join(_methods_of(http))
+            detail = f"This address only accepts {allowed}."
+            problem = Problem("method_not_allowed", detail, headers={"Allow": allowed})
+        else:
+            problem = Problem("bad_request", "The request cannot be read.")
+        return self.response(http.scope, problem)
+
+    async def _bug(self, http: Request, _: Exception) -> Response:
+        return self.response(
+            http.scope,
+            Problem("internal_error", "Something went wrong in the server; its log has details."),
         )
-    return None
-
-
-def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:
-    """pydantic's errors in our words. What the client sent is in none of them."""
-    return InvalidFields([_field_error(error) for error in errors[:16]])
-
-
-def _field_error(error: ErrorDetails) -> FieldError:
-    # Where the input is an object with names of its own, the place is part of the input.
-    place = [str(part) for part in error["loc"]]
-    field = ".".join(part if _NAME.fullmatch(part) else "?" for part in place)
-    kind = error["type"]
-    code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
-    message = reason_from_pydantic(error["msg"])
-    if kind == "extra_forbidden":
-        message = "There is no such field."
-    return FieldError(field or "body", code, f"{field}: {message}" if field else message)
 
 
 def _methods_of(request: Request) -> list[str]:
-    """What the address may be asked with, on whichever of its routes."""
+    """Return the methods that any route at this address accepts."""
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -101,31 +100,3 @@ def _methods_of(request: Request) -> list[str]:
             for route in request.app.routes
         )
     ]
-
-
-async def _problem(http: Request, problem: Exception) -> Response:
-    assert isinstance(problem, Problem)
-    return problem_for(http.scope, problem)
-
-
-async def _http_error(http: Request, error: Exception) -> Response:
-    """What Starlette itself refuses."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 404:
-        problem: Problem = Problem("no_such_route", "There is nothing at this address.")
-    elif error.status_code == 405:
-        allowed = ", ".join(_methods_of(http))
-        detail = f"This address answers to {allowed} only."
-        problem = Problem("method_not_allowed", detail, headers={"Allow": allowed})
-    else:
-        problem = Problem("bad_request", "The request cannot be read.")
-    return problem_for(http.scope, problem)
-
-
-async def _bug(http: Request, _: Exception) -> Response:
-    problem = Problem("internal_error", "Something went wrong in the server; its log says what.")
-    return problem_for(http.scope, problem)
-
-
-PROBLEM_HANDLERS = {Problem: _problem, HTTPException: _http_error, Exception: _bug}
-"""For Starlette: answers to every failure on every route, in its API's form."""

@@ -1,4 +1,4 @@
-"""`penstock generate` and `penstock chat` as a person has them: real processes, real terminals."""
+"""`penstock generate` and `penstock chat` in real processes and real terminals."""
 
 import json
 import os
@@ -18,18 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.cli.chat import printable
+from penstock.cli.screen import printable
 from tests.client.test_answer import FINISH, delta, frame
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 
 PATIENCE_S = 30.0
 AGAIN_S = 3.0
 
-# The terminal it is given becomes the one that Ctrl-C comes from, as in a shell.
+# Make the given terminal the controlling terminal, so that Ctrl-C reaches the process.
 RUN = "from penstock.cli.main import main; main()"
 RUN_IN_TERMINAL = (
     "import fcntl, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-    # Tests that a script runs in the background have it ignored, and pass that on.
+    # A script that runs tests in the background ignores SIGINT, and child processes inherit that.
     f"signal.signal(signal.SIGINT, signal.default_int_handler); {RUN}"
 )
 
@@ -51,9 +51,9 @@ def run(*arguments: str, stdin: bytes = b"", **more: str) -> "subprocess.Complet
 
 
 class Terminal:
-    """A command in a terminal of its own. `expect` waits for words, `type` presses keys.
+    """A command in its own terminal. `expect` waits for words, `type` presses keys.
 
-    Wait for the prompt before typing: a Ctrl-D pressed earlier is no end of a line to readline.
+    Wait for the prompt before you type: readline does not see a Ctrl-D from before the prompt.
     """
 
     def __init__(self, *arguments: str, **more: str) -> None:
@@ -68,14 +68,14 @@ class Terminal:
         )
         os.close(slave)
         self.seen = ""
-        """All that stood on the terminal."""
+        """All output so far."""
         self._unread = 0
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
     def expect(self, words: str) -> str:
-        """Wait for these words; return what came since those that were waited for last."""
+        """Wait for these words; return the output since the previous call, up to the words."""
         end = time.monotonic() + PATIENCE_S
         while words not in self.seen[self._unread :]:
             assert self._read(end), f"no {words!r} in {self.seen[self._unread :]!r}"
@@ -83,10 +83,11 @@ class Terminal:
         return self.seen[start : self._unread]
 
     def interrupt(self, until: str) -> str:
-        """Press Ctrl-C, as often as it takes until these words come.
+        """Press Ctrl-C until these words appear.
 
-        Python and its readline look for signals before they begin to wait: one that comes in the
-        microseconds between is seen only with the next key or byte. People press it again.
+        Python and readline check for signals before they begin to wait. A signal that arrives in
+        the microseconds between takes effect only with the next key or byte. People press Ctrl-C
+        again.
         """
         for _ in range(int(PATIENCE_S / AGAIN_S)):
             self.type("\x03")
@@ -98,7 +99,7 @@ class Terminal:
         return self.expect(until)
 
     def wait(self) -> int:
-        """Wait until the command has ended; its exit status."""
+        """Wait until the command ends; return its exit status."""
         end = time.monotonic() + PATIENCE_S
         while self._read(end):
             pass
@@ -116,7 +117,7 @@ class Terminal:
             return False
         try:
             piece = os.read(self._master, 65536)
-        except OSError:  # Linux's way to say that nobody holds the other side
+        except OSError:  # Linux reports this way that the other side is closed
             return False
         self.seen += piece.decode(errors="replace").replace("\r\n", "\n")
         return bool(piece)
@@ -132,7 +133,7 @@ def terminal(*arguments: str, **more: str) -> Iterator[Terminal]:
 
 
 def answers(*texts: str, reason: str = "stop") -> Callable[[Peer], None]:
-    """A whole stream of these texts."""
+    """Return a script that sends a whole stream of these texts."""
     frames = [delta(n, text) for n, text in enumerate(texts)]
     end = frame(**{**FINISH, "index": len(texts), "finish_reason": reason})
     return lambda peer: peer.send(HEAD, *map(chunk, [*frames, end]), END)
@@ -147,7 +148,7 @@ def sent(peer: Peer) -> Any:
     return json.loads(peer.body)
 
 
-# --- what a terminal may be shown
+# --- control characters
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:
@@ -184,7 +185,7 @@ def test_a_terminal_is_shown_the_text_and_a_line_of_figures() -> None:
     ):
         assert command.wait() == 0
     assert command.seen == (
-        "Hé\\x1b]0;title\\x07\n2 tokens · 40.5 tokens/s · first after 0.200 s · stop\n"
+        "Hé\\x1b]0;title\\x07\n2 tokens · 40.5 tokens/s · first token after 0.200 s · stop\n"
     )
 
 
@@ -216,7 +217,7 @@ def test_text_is_shown_as_it_comes() -> None:
         assert command.wait() == 0
 
 
-def test_every_flag_is_asked_for() -> None:
+def test_every_flag_is_sent() -> None:
     flags = ["--max-tokens", "5", "--temperature", "0", "--top-p", "0.5", "--top-k", "0"]
     flags += ["--seed", "7", "--stop", ".", "--stop", "\n\n"]
     with scripted_server(answers("a", "b")) as server:
@@ -294,7 +295,7 @@ def test_a_prompt_that_is_not_text_is_refused() -> None:
     assert (done.returncode, done.stderr) == (1, b"Error: the prompt is not UTF-8 text\n")
 
 
-def test_without_a_prompt_a_terminal_is_told_to_give_one() -> None:
+def test_without_a_prompt_a_terminal_is_asked_for_a_prompt() -> None:
     with terminal("generate") as command:
         assert command.wait() == 1
     assert command.seen == 'Error: give a prompt: penstock generate "Once upon a time"\n'
@@ -312,7 +313,7 @@ def has_forgotten(peer: Peer) -> None:
 
 
 def is_ended(peer: Peer) -> None:
-    """The terminal left, and says so."""
+    """The command leaves the stream and cancels it."""
     assert (peer.method, peer.path) == ("DELETE", "/streams/a-stream")
     peer.send(whole(b'{"id":"a-stream","finish_reason":"cancelled"}'))
 
@@ -332,14 +333,15 @@ def fails(peer: Peer) -> None:
     [
         (
             hangs_up,
-            "the connection to {url} ended before the answer did; the rest is lost, for the server"
-            " no longer has it: There is no such stream.",
+            "the connection to {url} ended before the answer did; the rest is lost because the"
+            " server no longer has it: There is no such stream.",
         ),
         (refuses, "Too \\x1b[1mlong."),
         (fails, "The engine stopped."),
         (
             lambda peer: peer.send(whole(b"<html>", content_type=b"text/html")),
-            "the answer is text/html instead of text/event-stream: not a Penstock server?",
+            "the response has the type text/html instead of text/event-stream: is this a Penstock"
+            " server?",
         ),
         (
             lambda peer: peer.send(whole(b"<html>", b"500 Oops", b"text/html")),
@@ -348,7 +350,9 @@ def fails(peer: Peer) -> None:
     ],
     ids=["cut", "refused", "failed", "a page", "an error page"],
 )
-def test_what_goes_wrong_is_one_sentence(script: Callable[[Peer], None], sentence: str) -> None:
+def test_an_error_of_the_answer_is_one_sentence(
+    script: Callable[[Peer], None], sentence: str
+) -> None:
     with scripted_server(script, has_forgotten) as server:
         done = run("generate", "Hi", "--url", server.url)
     assert done.stderr.decode() == f"Error: {sentence.format(url=server.url)}\n"
@@ -366,7 +370,7 @@ def test_what_goes_wrong_is_one_sentence(script: Callable[[Peer], None], sentenc
     ],
 )
 @pytest.mark.parametrize("command", [["generate", "Hi"], ["chat"]], ids=["generate", "chat"])
-def test_what_cannot_begin_is_one_sentence(
+def test_an_error_before_the_answer_is_one_sentence(
     command: list[str], arguments: list[str], sentence: str
 ) -> None:
     done = run(*command, *arguments)
@@ -397,7 +401,7 @@ def test_ctrl_c_ends_the_generation_at_once() -> None:
     assert [peer.method for peer in server.requests] == ["POST", "DELETE"]
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     def script(peer: Peer) -> None:
         peer.send(HEAD)
         for n in range(100_000):
@@ -420,7 +424,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
 
 
 def goes_on(*texts: str, after: int) -> Callable[[Peer], None]:
-    """The rest of a stream, from the event after that one."""
+    """Return a script that sends the rest of a stream, from the event after event `after`."""
     first = after + 1
     frames = [delta(n, text) for n, text in enumerate(texts, first)]
     end = frame(**{**FINISH, "index": first + len(texts)})
@@ -459,7 +463,7 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
         scripted_server(*scripts) as server,
         terminal("chat", "--url", server.url, "--system", "Be kind.") as command,
     ):
-        command.expect(f"tiny at {server.url}. /help says what else there is")
+        command.expect(f"tiny at {server.url}. Type /help for the commands, Ctrl-D to leave.")
         command.expect("> ")
         command.type("Hello\n")
         command.expect("Hé!\n")
@@ -468,13 +472,13 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
         command.expect("I am tiny.\n")
         command.expect("> ")
         command.type("/help\n")
-        command.expect("forget the conversation")
+        command.expect("Forget the conversation")
         command.expect("> ")
         command.type("/nonsense\n")
-        command.expect("There is no command /nonsense. /help lists them.")
+        command.expect("There is no command /nonsense. Type /help for the commands.")
         command.expect("> ")
         command.type("\n/clear\n")
-        command.expect("begins anew")
+        command.expect("Started a new conversation.")
         command.expect("> ")
         command.type("Do you know me?\n")
         command.expect("Who?\n")
@@ -499,7 +503,7 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
     assert bodies[2]["messages"] == [system, {"role": "user", "content": "Do you know me?"}]
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_was_said_of_it() -> None:
+def test_ctrl_c_stops_an_answer_and_keeps_its_text() -> None:
     is_gone = threading.Event()
 
     def endless(peer: Peer) -> None:
@@ -605,10 +609,10 @@ def test_a_chat_may_be_piped() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-# --- an engine of its own
+# --- a server of its own
 
 
-def test_without_a_url_an_engine_of_its_own_answers() -> None:
+def test_without_a_url_the_commands_own_server_answers() -> None:
     done = run("generate", "Hi", "--engine", "mock", "--json", PENSTOCK_MOCK_INTERVAL="0")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
@@ -617,7 +621,7 @@ def test_without_a_url_an_engine_of_its_own_answers() -> None:
     assert events[-1]["finish_reason"] in ("stop", "length")
 
 
-def test_ctrl_c_leaves_an_engine_of_its_own_running() -> None:
+def test_ctrl_c_leaves_the_commands_own_server_running() -> None:
     with terminal("chat", "--engine", "mock", PENSTOCK_MOCK_INTERVAL="0.02") as command:
         command.expect("> ")
         processes = psutil.Process(command.process.pid).children(recursive=True)

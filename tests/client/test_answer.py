@@ -1,4 +1,4 @@
-"""What a client understands of the bytes of a stream, wherever they are cut."""
+"""A client reads the same answer from the bytes of a stream, wherever they are cut."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from penstock.client import (
     PenstockError,
     UnexpectedAnswerError,
 )
-from penstock.client.answer import Answer, Completion, body, refusal, whole
+from penstock.client.answer import Completion, StreamedAnswer, decode_json, refusal, request_body
 from penstock.events import Timings, Usage
 
 FINISH = {
@@ -45,9 +45,9 @@ TWO = delta(0, "Hé") + delta(1, "llo 👋")
 WHOLE = TWO + frame(**FINISH)
 
 
-def read(*pieces: bytes, answer: Answer | None = None) -> list[str]:
-    """Feed all, then take all."""
-    answer = answer or Answer()
+def read(*pieces: bytes, answer: StreamedAnswer | None = None) -> list[str]:
+    """Feed all pieces, then take all texts."""
+    answer = answer or StreamedAnswer()
     for piece in pieces:
         answer.feed(piece)
     answer.end()
@@ -55,21 +55,21 @@ def read(*pieces: bytes, answer: Answer | None = None) -> list[str]:
 
 
 def read_until_error(*pieces: bytes) -> tuple[list[str], PenstockError]:
-    answer = Answer()
+    answer = StreamedAnswer()
     for piece in pieces:
         answer.feed(piece)
     answer.end()
     texts = []
     try:
         for text in iter(answer.take, None):
-            texts.append(text)  # noqa: PERF402 - what came before the error is wanted
+            texts.append(text)  # noqa: PERF402 - keep the texts before an error
     except PenstockError as error:
         return texts, error
     raise AssertionError(f"ended quietly after {texts}")
 
 
 def test_an_answer_is_its_texts_and_then_its_figures() -> None:
-    answer = Answer()
+    answer = StreamedAnswer()
     answer.feed(delta(0, "Hé"))
     assert answer.text == ""
     assert answer.take() == "Hé"
@@ -85,7 +85,7 @@ def test_an_answer_is_its_texts_and_then_its_figures() -> None:
 
 
 def test_an_answer_waits_for_bytes_only_while_it_has_nothing_to_give() -> None:
-    answer = Answer()
+    answer = StreamedAnswer()
     waiting = [answer.is_waiting]
     answer.feed(delta(0, "a")[:-1])
     waiting.append(answer.is_waiting)
@@ -127,20 +127,20 @@ def test_fields_of_a_later_server_are_tolerated() -> None:
     stream = frame(token="a", index=0, finished=False, ids=[1, 2], logprobs=None)
     odd["finish_reason"] = "deadline"
     odd["index"] = 1
-    answer = Answer()
+    answer = StreamedAnswer()
     assert read(stream + frame(**odd), answer=answer) == ["a"]
     assert answer.finish_reason == "deadline"
 
 
-def test_the_end_of_the_notebooks_own_server_is_an_end() -> None:
-    answer = Answer()
+def test_a_terminal_event_without_figures_is_an_end() -> None:
+    answer = StreamedAnswer()
     assert read(delta(0, "a") + frame(token="", index=1, finished=True), answer=answer) == ["a"]
     assert (answer.finish_reason, answer.usage, answer.timings) == (None, None, None)
 
 
 def test_figures_may_be_unknown() -> None:
     timings = {"queue_time": 0, "time_to_first_token": None, "total_time": 1}
-    answer = Answer()
+    answer = StreamedAnswer()
     end = {**FINISH, "index": 0, "timings": {**timings, "tokens_per_second": None}}
     assert read(frame(**end), answer=answer) == []
     assert answer.timings == Timings(0.0, None, 1.0, None)
@@ -150,7 +150,7 @@ def test_a_lost_event_raises_after_the_texts_before_it() -> None:
     texts, error = read_until_error(delta(0, "a") + delta(2, "c") + frame(**FINISH))
     assert texts == ["a"]
     assert isinstance(error, CutStreamError)
-    assert "event 2 came where 1 was due" in str(error)
+    assert "event 2 arrived instead of event 1" in str(error)
     assert (error.text, error.num_deltas) == ("a", 1)
 
 
@@ -191,7 +191,7 @@ def test_an_error_without_words_is_still_an_error() -> None:
         b"\xff",
     ],
 )
-def test_what_is_not_an_event_of_ours_raises(data: bytes) -> None:
+def test_an_event_of_another_form_raises(data: bytes) -> None:
     texts, error = read_until_error(delta(0, "a") + b"data: " + data + b"\n\n" + delta(1, "b"))
     assert texts == ["a"]
     assert isinstance(error, UnexpectedAnswerError)
@@ -204,18 +204,18 @@ def test_a_line_without_end_is_refused() -> None:
 
 
 def test_nothing_after_the_terminal_event_counts() -> None:
-    answer = Answer()
+    answer = StreamedAnswer()
     assert read(WHOLE + delta(7, "more") + b"data: nonsense\n\n", answer=answer) == ["Hé", "llo 👋"]
     assert answer.finish_reason == "stop"
 
 
 def test_an_error_is_raised_again_and_an_end_stays_an_end() -> None:
-    answer = Answer()
+    answer = StreamedAnswer()
     answer.end()
     for _ in range(2):
         with pytest.raises(CutStreamError):
             answer.take()
-    answer = Answer()
+    answer = StreamedAnswer()
     answer.feed(WHOLE)
     assert list(iter(answer.take, None)) == ["Hé", "llo 👋"]
     assert answer.take() is None
@@ -232,18 +232,20 @@ def test_any_texts_cut_anywhere_come_back_equal(texts: list[str], data: st.DataO
     assert read(*(stream[a:b] for a, b in itertools.pairwise(places))) == texts
 
 
-# --- what is asked
+# --- requests
 
 
-def test_a_request_holds_what_was_given_and_nothing_else() -> None:
-    assert json.loads(body("Hi", {}, stream=True)) == {"prompt": "Hi", "stream": True}
-    assert json.loads(body("", {"seed": None, "top_k": 0}, stream=False)) == {
+def test_a_request_contains_the_given_options_and_nothing_else() -> None:
+    assert json.loads(request_body("Hi", {}, stream=True)) == {"prompt": "Hi", "stream": True}
+    assert json.loads(request_body("", {"seed": None, "top_k": 0}, stream=False)) == {
         "prompt": "",
         "top_k": 0,
         "stream": False,
     }
     messages = [{"role": "user", "content": "Hé"}]
-    assert json.loads(body(None, {"messages": messages, "stop": ("a", "b")}, stream=True)) == {
+    assert json.loads(
+        request_body(None, {"messages": messages, "stop": ("a", "b")}, stream=True)
+    ) == {
         "messages": messages,
         "stop": ["a", "b"],
         "stream": True,
@@ -251,29 +253,31 @@ def test_a_request_holds_what_was_given_and_nothing_else() -> None:
 
 
 def test_one_stop_string_is_a_list_of_one() -> None:
-    assert json.loads(body("Hi", {"stop": "\n\n"}, stream=True))["stop"] == ["\n\n"]
+    assert json.loads(request_body("Hi", {"stop": "\n\n"}, stream=True))["stop"] == ["\n\n"]
 
 
 def test_a_prompt_or_messages_are_needed_and_not_both() -> None:
     for prompt, messages in ((None, None), ("Hi", [{"role": "user", "content": "Hi"}])):
-        with pytest.raises(TypeError, match="one of the two"):
-            body(prompt, {"messages": messages}, stream=True)
+        with pytest.raises(TypeError, match="give either a prompt or messages"):
+            request_body(prompt, {"messages": messages}, stream=True)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(TypeError, match="unknown option 'max_token'; did you mean 'max_tokens'"):
-        body("Hi", {"max_token": 3}, stream=True)  # type: ignore[typeddict-unknown-key]
+        request_body("Hi", {"max_token": 3}, stream=True)  # type: ignore[typeddict-unknown-key]
 
 
 def test_half_a_character_cannot_be_sent() -> None:
-    with pytest.raises(ValueError, match="surrogate"):
-        body("\ud83d", {}, stream=True)
+    with pytest.raises(
+        ValueError, match="the text contains a lone surrogate, which is half a character"
+    ):
+        request_body("\ud83d", {}, stream=True)
 
 
-# --- what is refused
+# --- refusals
 
 
-def test_problem_details_are_told_in_full() -> None:
+def test_problem_details_become_an_error_with_all_their_fields() -> None:
     problem = {
         "type": "about:blank",
         "title": "Invalid field",
@@ -300,7 +304,7 @@ def test_an_error_page_of_anybody_is_a_refusal_too(content: bytes) -> None:
 
 def test_a_whole_answer_must_be_json_of_the_right_shape() -> None:
     good = b'{"text":"a","usage":{"prompt_tokens":1,"completion_tokens":2},"request_time":0.5}'
-    assert whole("application/json; charset=utf-8", good, Completion).usage == Usage(1, 2)
+    assert decode_json("application/json; charset=utf-8", good, Completion).usage == Usage(1, 2)
     for content_type, content in (
         ("text/html", good),
         ("", good),
@@ -308,4 +312,4 @@ def test_a_whole_answer_must_be_json_of_the_right_shape() -> None:
         ("application/json", b'{"text":"a"}'),
     ):
         with pytest.raises(UnexpectedAnswerError):
-            whole(content_type, content, Completion)
+            decode_json(content_type, content, Completion)

@@ -1,7 +1,7 @@
 """Client and AsyncClient against a server that is scripted byte by byte, on real sockets.
 
-Each test of streaming runs for both: `read` is the same few lines, sync or async. It reads over one
-connection; test_resumed_streams.py is about several.
+Each test of streaming runs for both clients: `read` is the same few lines, sync or async. These
+tests read over one connection; test_resumed_streams.py reads over several.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ FRAMES = [delta(0, "Hé"), delta(1, "llo"), TERMINAL]
 
 @dataclass
 class Outcome:
-    """What a program saw of a stream."""
+    """The texts and the error that a program got from a stream."""
 
     stream: Stream | AsyncStream
     texts: list[str] = field(default_factory=list)
@@ -142,7 +142,7 @@ def read(request: pytest.FixtureRequest) -> Read:
 
 
 def answers(*pieces: bytes) -> Callable[[Peer], None]:
-    """A whole stream, each piece sent by itself."""
+    """Return a script that sends a whole stream, each piece by itself."""
     return lambda peer: peer.send(HEAD, *map(chunk, pieces), END)
 
 
@@ -237,7 +237,7 @@ def test_leaving_early_closes_the_connection_at_once(read: Read, is_entered: boo
         peer.wait_until_gone()
         is_gone.set()
 
-    def left() -> None:  # while the client itself is still open
+    def left() -> None:  # while the client is still open
         assert is_gone.wait(10), "the connection is still open"
 
     with scripted_server(script) as server:
@@ -315,7 +315,7 @@ def test_a_cancelled_stream_still_comes_to_its_end(read: Read) -> None:
     assert outcome.stream.usage == Usage(4, 2)
 
 
-def test_cancelling_what_the_server_has_forgotten_is_no_error(read: Read) -> None:
+def test_cancelling_a_stream_that_the_server_forgot_is_no_error(read: Read) -> None:
     is_refused = threading.Event()
 
     def streaming(peer: Peer) -> None:
@@ -345,7 +345,7 @@ def test_cancelling_may_be_refused(read: Read) -> None:
     assert outcome.error.code == "x"
 
 
-def test_cancelling_before_the_beginning_and_after_the_end_asks_nobody() -> None:
+def test_cancelling_before_the_beginning_and_after_the_end_sends_no_request() -> None:
     with (
         scripted_server(answers(*FRAMES)) as server,
         Client(server.url) as client,
@@ -357,7 +357,7 @@ def test_cancelling_before_the_beginning_and_after_the_end_asks_nobody() -> None
         assert len(server.requests) == 1
 
 
-# --- a stream that is cut, fails, or is none
+# --- a stream that is cut, fails, or does not begin
 
 
 def test_a_connection_that_ends_without_a_terminal_event_raises(read: Read) -> None:
@@ -393,7 +393,7 @@ def test_a_connection_cut_anywhere_raises(
 
 
 def test_a_response_without_length_that_just_closes_is_cut_too(read: Read) -> None:
-    """HTTP/1.0 proxies end a body by closing: nothing in HTTP tells it from a crash."""
+    """HTTP/1.0 proxies end a body by closing the connection, as a crash does."""
 
     def script(peer: Peer) -> None:
         peer.send(b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", *FRAMES[:2])
@@ -439,7 +439,7 @@ def test_a_terminal_event_is_the_end_whatever_the_connection_does(
         assert outcome.stream.finish_reason == "stop"
 
 
-def test_an_error_event_raises_what_it_says(read: Read) -> None:
+def test_an_error_event_raises_its_error(read: Read) -> None:
     problem = {"code": "engine_died", "message": "The engine stopped.", "retry_safe": True}
     end = {**FINISH, "index": 1, "finish_reason": "error", "error": problem}
     with scripted_server(answers(FRAMES[0], frame(**end))) as server:
@@ -455,7 +455,7 @@ def test_a_lost_event_raises(read: Read) -> None:
     with scripted_server(answers(FRAMES[0], delta(2, "x"), TERMINAL)) as server:
         outcome = read(server.url)
     assert outcome.texts == ["Hé"]
-    assert "event 2 came where 1 was due" in str(outcome.cut)
+    assert "event 2 arrived instead of event 1" in str(outcome.cut)
 
 
 def test_a_refusal_raises_before_the_first_text(read: Read) -> None:
@@ -516,7 +516,7 @@ def test_no_server_says_how_to_start_one(read: Read) -> None:
     assert str(error) == f"no server at {url}: start one with `penstock serve`"
 
 
-# --- whole answers, and the rest
+# --- whole answers, health and model, URLs
 
 COMPLETION = (
     b'{"text":"H\xc3\xa9","usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},'
@@ -590,7 +590,7 @@ async def test_health_and_model_in_asyncio_too() -> None:
     "url", ["127.0.0.1:8000", "localhost:8000", "", "ftp://x", "http://", "http://a:b", "/x"]
 )
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_what_is_no_url_of_a_server_is_refused(
+def test_a_url_that_is_not_of_a_server_is_refused(
     url: str, kind: type[Client] | type[AsyncClient]
 ) -> None:
     with pytest.raises(ValueError, match="URL"):

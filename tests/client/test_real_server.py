@@ -1,4 +1,4 @@
-"""The clients against a real server: ours, and the notebook's own two in Python."""
+"""Clients against a real server: our own, and plain clients with requests and sseclient-py."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def test_a_stream_gives_every_word_and_the_engines_own_counts(client: Client) ->
     assert stream.id
 
 
-def test_a_whole_answer_is_what_the_stream_adds_up_to(client: Client) -> None:
+def test_a_whole_answer_equals_the_concatenated_stream(client: Client) -> None:
     completion = client.generate("Hi", max_tokens=200)
     assert completion.text == "".join(client.stream("Hi", max_tokens=200)) == TEXT
     assert completion.finish_reason == "stop"
@@ -85,7 +85,7 @@ async def test_asyncio_streams_side_by_side(server: RunningServer) -> None:
         assert await client.model() == "mock"
 
 
-def test_a_cancelled_stream_ends_with_what_was_generated(client: Client) -> None:
+def test_a_cancelled_stream_ends_with_the_text_generated_so_far(client: Client) -> None:
     with client.stream("Hi", max_tokens=1000) as stream:
         for _ in stream:
             stream.cancel()
@@ -101,7 +101,7 @@ def test_health_and_model(client: Client) -> None:
     assert client.model() == "mock"
 
 
-def test_what_the_server_does_not_accept_is_told_by_field(client: Client) -> None:
+def test_a_refusal_names_each_invalid_field(client: Client) -> None:
     with pytest.raises(RefusedError) as raised:
         client.generate("Hi", max_tokens=0, temperature=3)
     assert raised.value.status == 422
@@ -116,7 +116,7 @@ def test_leaving_early_frees_the_slot_at_once() -> None:
         serve(engine="mock", mock_interval=0, engine_arg=arguments) as server,
         Client(server.url, timeout=20) as client,
     ):
-        for _ in range(3):  # each would wait for ever for the one before it
+        for _ in range(3):  # each would wait forever for the previous stream
             for text in client.stream("Hi"):
                 assert text == WORDS[0]
                 break
@@ -164,13 +164,13 @@ def test_a_server_that_is_killed_raises_a_cut() -> None:
         server.process.wait()
         with pytest.raises(CutStreamError) as raised:
             list(texts)
-    assert "it could not be resumed in 0.5 s: no server at" in str(raised.value)
+    assert "the stream could not be resumed in 0.5 s: no server at" in str(raised.value)
     assert raised.value.text == stream.text
     assert raised.value.text.startswith(WORDS[0])
     assert raised.value.text != TEXT
 
 
-# --- the notebook's own clients, as they stand in it (requests, and sseclient-py)
+# --- plain clients: requests, alone and with sseclient-py
 
 PROMPT = "Artificial intelligence will transform the future by"
 
@@ -185,7 +185,7 @@ def payload(*, stream: bool) -> dict[str, object]:
     }
 
 
-def test_the_notebooks_whole_answer(server: RunningServer) -> None:
+def test_requests_gets_a_whole_answer(server: RunningServer) -> None:
     response = requests.post(f"{server.url}/generate", json=payload(stream=False), timeout=20)
     assert response.status_code == 200
     result = response.json()
@@ -198,13 +198,13 @@ def test_the_notebooks_whole_answer(server: RunningServer) -> None:
     assert f"Request time: {result['request_time']:.2f} seconds"
 
 
-def test_the_notebooks_stream(server: RunningServer) -> None:
+def test_sseclient_py_reads_a_stream(server: RunningServer) -> None:
     with requests.post(
         f"{server.url}/generate", json=payload(stream=True), stream=True, timeout=20
     ) as response:
         assert response.status_code == 200
         assert response.headers["X-Stream-ID"]
-        client = sseclient.SSEClient(response)  # type: ignore[arg-type] # as the notebook calls it
+        client = sseclient.SSEClient(response)  # type: ignore[arg-type] # the usual call
         tokens = []
         indexes = []
         for event in client.events():

@@ -1,7 +1,4 @@
-"""What a client does after each byte, cut and status, without a socket or a clock that runs.
-
-`FakeServer` is the other side: a log of events, and connections that are cut where a test says.
-"""
+"""The steps of a client after each byte, cut and status, without a socket or a real clock."""
 
 import itertools
 import json
@@ -13,13 +10,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.client import CutStreamError, PenstockError, RefusedError, UnexpectedAnswerError
-from penstock.client.answer import Answer
+from penstock.client.answer import StreamedAnswer
 from penstock.client.resume import (
-    Ask,
     Backoff,
-    Patience,
     Read,
     Reading,
+    Reconnect,
+    ResumePolicy,
     Step,
     Wait,
     retry_after_s,
@@ -42,14 +39,14 @@ def event(number: int, **fields: object) -> bytes:
 
 
 def log_of(*texts: str) -> list[bytes]:
-    """The frames of a whole stream."""
+    """Return the frames of a whole stream."""
     frames = [event(n, token=text, index=n, finished=False) for n, text in enumerate(texts)]
     return [*frames, event(len(texts), **{**FINISH, "index": len(texts)})]
 
 
 @dataclass
 class Told:
-    """What the callbacks were told."""
+    """A record of the calls of `on_cut` and `on_resume`."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -69,8 +66,10 @@ def a_reading(
 ) -> tuple[Reading, FakeClock]:
     clock = clock or FakeClock()
     told = told or Told()
-    patience = Patience(timeout_s, clock=clock, chance=lambda: chance)
-    reading = Reading(Answer(is_resumable=True), patience, on_cut=told.cut, on_resume=told.resumed)
+    policy = ResumePolicy(timeout_s, clock=clock, chance=lambda: chance)
+    reading = Reading(
+        StreamedAnswer(is_resumable=True), policy, on_cut=told.cut, on_resume=told.resumed
+    )
     reading.id = "a-stream"
     return reading, clock
 
@@ -78,7 +77,7 @@ def a_reading(
 def read_all(
     reading: Reading, clock: FakeClock, connections: Iterator[list[bytes]], log: list[bytes]
 ) -> list[str]:
-    """Read to the end. Each connection brings its pieces of what is asked for and is then cut."""
+    """Read to the end. Each connection sends its pieces of the requested rest and is then cut."""
     texts: list[str] = []
     pieces = iter(next(connections))
     while True:
@@ -91,7 +90,7 @@ def read_all(
                 texts.append(text)
             case Wait(seconds):
                 clock.now += seconds
-            case Ask(after):
+            case Reconnect(after):
                 rest = b"".join(log[0 if after is None else after + 1 :])
                 sent = next(connections)
                 pieces = iter(part(rest, sent))
@@ -102,12 +101,12 @@ def read_all(
 
 
 def part(rest: bytes, like: list[bytes]) -> list[bytes]:
-    """As many bytes of the rest as these pieces have, cut as they are."""
+    """Cut the rest into pieces of the same sizes as the pieces of `like`."""
     ends = list(itertools.accumulate(map(len, like), initial=0))
     return [rest[a:b] for a, b in itertools.pairwise(ends)]
 
 
-# --- no text lost, none given twice
+# --- no text is lost or repeated
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=6)
 
@@ -117,7 +116,7 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), 
 def test_any_cuts_of_any_connections_give_the_text_once(
     texts: list[str], sizes: list[list[int]], has_pings: bool
 ) -> None:
-    """Sizes are those of the pieces that each connection brings before it is cut."""
+    """`sizes` holds the sizes of the pieces that each connection sends before it is cut."""
     log = log_of(*texts)
     if has_pings:
         log = [b": ping\n" + each for each in log]
@@ -143,7 +142,7 @@ def test_a_cut_at_every_byte_gives_the_text_once() -> None:
 
 
 def test_one_byte_less_than_an_event_for_ever_is_given_up() -> None:
-    """Or a proxy that lets through less than one event would hold us as long as it stands."""
+    """Otherwise a proxy that passes less than one event would hold the client forever."""
     reading, clock = a_reading()
     log = log_of("Hello")
     connections = itertools.repeat([bytes(len(log[0]) - 1)])
@@ -160,19 +159,19 @@ def test_an_event_that_does_not_follow_is_never_taken() -> None:
         reading.feed(log[0])
         assert reading.answer.take() == "a"
         reading.cut(CUT)
-        assert list(steps(reading, clock))[-1] == Ask(0, 10)
+        assert list(steps(reading, clock))[-1] == Reconnect(0, 10)
         reading.resumed()
         reading.feed(wrong)
-        with pytest.raises(CutStreamError, match="where 1 was due") as raised:
+        with pytest.raises(CutStreamError, match="arrived instead of event 1") as raised:
             reading.answer.take()
         assert raised.value.text == "a"
-        assert reading.leave()  # it may well go on at the server
+        assert reading.leave()  # it may still run on the server
 
 
-def test_an_event_whose_id_is_another_s_is_never_taken() -> None:
+def test_an_event_with_a_wrong_id_is_never_taken() -> None:
     reading, _ = a_reading()
     reading.feed(event(7, token="a", index=0, finished=False))
-    with pytest.raises(CutStreamError, match="event 0 came with the id '7'"):
+    with pytest.raises(CutStreamError, match="event 0 arrived with the id '7'"):
         reading.answer.take()
 
 
@@ -197,21 +196,21 @@ def test_a_terminal_event_needs_no_end_of_the_connection() -> None:
     assert reading.answer.take() is None
 
 
-# --- how long, and how often
+# --- waits and limits
 
 
 def steps(reading: Reading, clock: FakeClock) -> Iterator[Step]:
-    """The steps up to the next question."""
+    """Yield the steps up to the next Reconnect."""
     while (step := reading.step()) is not None:
         yield step
         if isinstance(step, Wait):
             clock.now += step.seconds
-        if isinstance(step, Ask):
+        if isinstance(step, Reconnect):
             return
 
 
 def fail_until_the_end(reading: Reading, clock: FakeClock) -> list[float]:
-    """Every attempt fails at once; how long was waited before each."""
+    """Let every attempt fail at once; return the wait before each."""
     waits: list[float] = []
     reading.cut(CUT)
     while not reading.answer.is_over:
@@ -227,7 +226,7 @@ def test_waits_grow_up_to_a_bound_and_the_last_one_ends_in_time() -> None:
     assert clock.now == 1020
     with pytest.raises(CutStreamError) as raised:
         reading.answer.take()
-    assert str(raised.value) == f"{CUT}; it could not be resumed in 20 s: Nobody answers"
+    assert str(raised.value) == f"{CUT}; the stream could not be resumed in 20 s: Nobody answers"
     assert not reading.leave()
 
 
@@ -239,7 +238,7 @@ def test_chance_halves_a_wait_at_most() -> None:
         assert backoff.wait_s(attempts, 1.0) == longest
 
 
-def test_an_event_makes_patience_new() -> None:
+def test_an_event_renews_the_time_limit() -> None:
     log = log_of("a", "b", "c")
     reading, clock = a_reading(timeout_s=3)
     for number in range(3):
@@ -258,7 +257,7 @@ def test_an_event_makes_patience_new() -> None:
 
 
 def test_time_with_a_connection_does_not_count() -> None:
-    """A prompt may be read for minutes: then heartbeats come, and no event."""
+    """Prefill may take minutes, with heartbeats and no event."""
     reading, clock = a_reading(timeout_s=10)
     for _ in range(4):
         reading.feed(b": ping\n")
@@ -272,19 +271,19 @@ def test_time_with_a_connection_does_not_count() -> None:
 def test_an_attempt_is_given_no_more_time_than_there_is() -> None:
     reading, clock = a_reading(timeout_s=12)
     reading.cut(CUT)
-    assert list(steps(reading, clock))[-1] == Ask(None, 10)
+    assert list(steps(reading, clock))[-1] == Reconnect(None, 10)
     clock.now += 9
     reading.cut("Nobody answers")
     (_, ask) = steps(reading, clock)
-    assert isinstance(ask, Ask)
+    assert isinstance(ask, Reconnect)
     assert 2 < ask.timeout_s < 3
     clock.now = 1012
     reading.cut("Nobody answers")
     assert reading.answer.is_over
 
 
-def test_no_patience_means_one_connection() -> None:
-    reading = Reading(Answer())
+def test_without_a_policy_there_is_one_connection() -> None:
+    reading = Reading(StreamedAnswer())
     reading.id = "a-stream"
     reading.cut(CUT)
     with pytest.raises(CutStreamError, match=f"^{CUT}$"):
@@ -292,8 +291,8 @@ def test_no_patience_means_one_connection() -> None:
     assert not reading.leave()
 
 
-def test_a_stream_without_a_name_cannot_be_resumed() -> None:
-    """The server of the notebook gives none, and takes no notice of `resumable`."""
+def test_a_stream_without_an_id_cannot_be_resumed() -> None:
+    """A simple server may send no id and ignore `resumable`."""
     reading, _ = a_reading()
     reading.id = None
     reading.cut(CUT)
@@ -308,11 +307,11 @@ def test_the_servers_own_retry_is_the_first_wait() -> None:
     assert next(steps(reading, clock)) == Wait(1.5)
 
 
-# --- what was answered
+# --- statuses
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520])
-def test_what_may_pass_is_asked_again_when_the_server_says(status: int) -> None:
+def test_a_temporary_error_is_retried_after_the_servers_retry_after(status: int) -> None:
     reading, clock = a_reading()
     reading.cut(CUT)
     list(steps(reading, clock))
@@ -329,7 +328,7 @@ def test_a_short_retry_after_does_not_shorten_the_back_off() -> None:
     assert next(steps(reading, clock)) == Wait(4)
 
 
-def test_a_retry_after_beyond_all_patience_is_the_end_at_once() -> None:
+def test_a_retry_after_beyond_the_time_limit_ends_the_stream_at_once() -> None:
     reading, clock = a_reading()
     reading.cut(CUT)
     list(steps(reading, clock))
@@ -360,12 +359,12 @@ def test_a_stream_the_server_no_longer_has_is_lost(status: int) -> None:
     "error",
     [*(RefusedError(n, "No.") for n in (204, 307, 400, 401, 409)), UnexpectedAnswerError("No.")],
 )
-def test_any_other_answer_ends_it(error: PenstockError) -> None:
+def test_any_other_answer_ends_the_stream(error: PenstockError) -> None:
     reading, clock = a_reading()
     reading.cut(CUT)
     list(steps(reading, clock))
     reading.refused(error)
-    with pytest.raises(CutStreamError, match=f"^{CUT}; it could not be resumed: No.$"):
+    with pytest.raises(CutStreamError, match=f"^{CUT}; the stream could not be resumed: No.$"):
         reading.answer.take()
 
 
@@ -381,7 +380,7 @@ def test_any_other_answer_ends_it(error: PenstockError) -> None:
         ("1.5", 0),
         ("soon", 0),
         ("", 0),
-        ("٣", 0),  # a digit, but not of HTTP's
+        ("٣", 0),  # a digit, but not in HTTP
         ("Thu, 99 Jan 1970 00:17:00 GMT", 0),
     ],
 )
@@ -389,10 +388,10 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float) -> 
     assert retry_after_s(value, now=1000.0) == seconds
 
 
-# --- what is shown, and leaving
+# --- callbacks, and leaving
 
 
-def test_a_cut_is_told_once_and_so_is_the_resumption() -> None:
+def test_each_cut_and_each_resumption_is_reported_once() -> None:
     told = Told()
     reading, clock = a_reading(told=told)
     reading.cut(CUT)
@@ -407,20 +406,20 @@ def test_a_cut_is_told_once_and_so_is_the_resumption() -> None:
     assert reading.num_resumes == 1
 
 
-def test_leaving_is_told_to_the_server_once_and_only_while_there_is_something_to_end() -> None:
+def test_leaving_cancels_on_the_server_once_and_only_while_the_stream_runs() -> None:
     reading, _ = a_reading()
     assert [reading.leave(), reading.leave()] == [True, False]
     reading, _ = a_reading()
     reading.feed(b"".join(log_of("a")))
     assert not reading.leave()
-    reading = Reading(Answer(is_resumable=True), Patience(), is_own=False)
+    reading = Reading(StreamedAnswer(is_resumable=True), ResumePolicy(), is_own=False)
     reading.id = "another's"
     assert not reading.leave()
 
 
 def test_a_stream_is_read_on_after_an_event() -> None:
     log = log_of("a", "b", "c")
-    answer = Answer(is_resumable=True, after=1)
+    answer = StreamedAnswer(is_resumable=True, after=1)
     answer.feed(b"".join(log[2:]))
     assert [answer.take(), answer.take()] == ["c", None]
     assert answer.last_taken == 3

@@ -1,7 +1,8 @@
-"""Streams that go on over another connection: both clients on real sockets.
+"""Streams that continue over another connection: both clients on real sockets.
 
-First against a server that is scripted byte by byte, then against a real one behind a proxy that
-cuts. Each test of streaming runs for both clients: `read` is the same few lines, sync or async.
+The first server is scripted byte by byte; the second is a real server behind a proxy that cuts
+connections. Each test of streaming runs for both clients: `read` is the same few lines, sync or
+async.
 """
 
 import asyncio
@@ -41,7 +42,7 @@ QUICK = Backoff(first=0.01, max=0.05)
 
 @dataclass
 class Outcome:
-    """What a program saw of a stream."""
+    """The texts, the error and the callbacks that a program got from a stream."""
 
     stream: Stream | AsyncStream
     texts: list[str] = field(default_factory=list)
@@ -158,7 +159,7 @@ Script = Callable[[Peer], None]
 
 
 def sends(*frames: bytes, then: Callable[[Peer], None] = Peer.close) -> Script:
-    """A stream of these frames, and what becomes of its connection."""
+    """Return a script that sends these frames and then calls `then`."""
 
     def script(peer: Peer) -> None:
         peer.send(HEAD, *map(chunk, frames))
@@ -232,7 +233,7 @@ def test_three_heartbeats_that_did_not_come_are_a_cut_however_patient_the_client
     assert outcome.told == [f"nothing came from {server.url} for 0.2 seconds", "resumed"]
 
 
-def test_an_attempt_that_nobody_answers_is_given_up_before_the_stream_is(
+def test_an_attempt_without_an_answer_ends_before_the_stream_does(
     read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("penstock.client.resume.ATTEMPT_S", 0.2)
@@ -258,7 +259,7 @@ def test_a_server_that_is_busy_or_drains_is_asked_again_when_it_says(read: Read)
 
 
 def test_a_server_that_restarts_is_found_again(read: Read) -> None:
-    """Refused connections count as attempts; the port is taken again while the client waits."""
+    """Refused connections count as attempts; the server returns while the client waits."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
@@ -304,7 +305,7 @@ def test_a_gap_is_an_error_and_ends_the_generation(read: Read) -> None:
     with scripted_server(*scripts) as server:
         outcome = read(server.url)
         assert is_ended.is_set()
-    assert "event 2 came where 1 was due" in str(outcome.cut)
+    assert "event 2 arrived instead of event 1" in str(outcome.cut)
     assert (outcome.cut.text, outcome.cut.num_deltas) == ("Hé", 1)
 
 
@@ -315,25 +316,25 @@ def test_a_history_that_is_lost_says_so(read: Read, status: bytes) -> None:
         outcome = read(server.url)
     assert outcome.texts == ["Hé"]
     assert outcome.cut.text == "Hé"
-    assert "the rest is lost, for the server no longer has it: It is no longer kept." in str(
+    assert "the rest is lost because the server no longer has it: It is no longer kept." in str(
         outcome.error
     )
     assert isinstance(outcome.cut.__cause__, RefusedError)
-    assert len(server.requests) == 2  # nobody is told of a stream that is not there
+    assert len(server.requests) == 2  # the client does not cancel a stream that is gone
 
 
 @pytest.mark.parametrize("status", [b"409 Conflict", b"400 Bad Request", b"204 No Content"])
-def test_what_cannot_be_resumed_says_why(read: Read, status: bytes) -> None:
+def test_a_stream_that_cannot_be_resumed_says_why(read: Read, status: bytes) -> None:
     with scripted_server(sends(LOG[0]), answers(status)) as server:
         outcome = read(server.url)
-    assert "it could not be resumed: " in str(outcome.cut)
+    assert "the stream could not be resumed: " in str(outcome.cut)
 
 
 def test_a_page_instead_of_the_stream_ends_it(read: Read) -> None:
     page = whole(b"<h1>Welcome</h1>", content_type=b"text/html")
     with scripted_server(sends(LOG[0]), lambda peer: peer.send(page)) as server:
         outcome = read(server.url)
-    assert "could not be resumed: the answer is text/html" in str(outcome.cut)
+    assert "could not be resumed: the response has the type text/html" in str(outcome.cut)
 
 
 def test_a_server_that_does_not_come_back_is_given_up(read: Read) -> None:
@@ -342,7 +343,7 @@ def test_a_server_that_does_not_come_back_is_given_up(read: Read) -> None:
         outcome = read(server.url, resume_timeout=0.5)
     assert 0.5 <= time.monotonic() - begin < 5
     assert outcome.cut.text == "Hé"
-    assert "it could not be resumed in 0.5 s" in str(outcome.error)
+    assert "the stream could not be resumed in 0.5 s" in str(outcome.error)
     assert 5 < len(server.requests) < 100
 
 
@@ -389,7 +390,7 @@ def test_closing_the_client_leaves_its_streams() -> None:
         assert [peer.method for peer in server.requests] == ["POST", "DELETE"]
 
 
-def test_a_server_that_does_not_hear_the_farewell_holds_nobody_up(read: Read) -> None:
+def test_leaving_does_not_wait_for_a_server_that_is_silent(read: Read) -> None:
     scripts = [sends(LOG[0], then=Peer.wait_until_gone), Peer.wait_until_gone]
     begin = time.monotonic()
     with scripted_server(*scripts) as server:
@@ -454,7 +455,7 @@ def test_a_wait_between_attempts_ends_when_the_stream_is_left(is_async: bool) ->
         assert [peer.method for peer in server.requests] == ["POST", "DELETE"]
 
 
-# --- scripted: a stream that was begun elsewhere
+# --- scripted: a stream that another client opened
 
 
 def test_a_stream_is_read_by_its_id_from_its_start_and_after_an_event(read: Read) -> None:
@@ -485,13 +486,13 @@ def test_an_id_that_the_server_does_not_know_is_refused(read: Read) -> None:
     assert outcome.error.status == 404
 
 
-def test_leaving_what_another_began_does_not_end_it(read: Read) -> None:
+def test_leaving_a_stream_of_another_client_does_not_end_it(read: Read) -> None:
     with scripted_server(sends(*LOG[:2], then=Peer.wait_until_gone)) as server:
         read(server.url, resume=("a", None), leave_after=1)
     assert [peer.method for peer in server.requests] == ["GET"]
 
 
-def test_what_makes_no_stream_is_refused_at_once() -> None:
+def test_invalid_arguments_are_refused_at_once() -> None:
     with Client() as client:
         with pytest.raises(ValueError, match="id"):
             client.resume("")
@@ -508,7 +509,7 @@ def test_what_makes_no_stream_is_refused_at_once() -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Token i of a request is "<first word of its prompt>:<i> ": the truth is known."""
+    """Start a server whose token i is "<first word of the prompt>:<i> ", so the text is known."""
     with serve(
         engine="mock", mock_interval=0.002, engine_arg=["numbered=true", "length=2000"]
     ) as running:
@@ -522,7 +523,7 @@ def numbered(word: str, count: int) -> list[str]:
 def test_cuts_at_any_byte_of_a_real_stream_lose_and_repeat_nothing(
     server: RunningServer, read: Read
 ) -> None:
-    """Each connection brings from 300 bytes to 1,500, head and all, and is cut by FIN or RST."""
+    """Each connection sends 300 to 1,500 bytes, head included, and is cut by FIN or RST."""
 
     def faults(chance: random.Random) -> Faults:
         return Faults(down=[cut(chance.randint(300, 1500), chance.choice(["FIN", "RST"]))])
@@ -532,7 +533,7 @@ def test_cuts_at_any_byte_of_a_real_stream_lose_and_repeat_nothing(
         first = []
 
         def faults_but_of_the_head(chance: random.Random) -> Faults:
-            """A stream whose first head did not come has no name to be resumed by."""
+            """Let the first head through: without it there is no id to resume."""
             first.append(1)
             return Faults(down=[cut(700)]) if len(first) == 1 else faults(chance)
 
@@ -562,7 +563,7 @@ def test_a_network_that_goes_silent_is_a_cut(server: RunningServer, read: Read) 
 @pytest.mark.parametrize("is_entered", [False, True], ids=["bare loop", "with block"])
 def test_leaving_a_real_stream_ends_it_at_once(read: Read, is_entered: bool) -> None:
     with serve(engine="mock", mock_interval=0, engine_arg=["slots=1", "hang_at=2"]) as server:
-        for _ in range(3):  # each would wait for a minute for the one before it
+        for _ in range(3):  # each would wait a minute for the previous stream
             outcome = read(server.url, leave_after=1, is_entered=is_entered)
             assert outcome.error is None
             assert len(outcome.texts) == 1

@@ -1,7 +1,7 @@
-"""What every engine must do, over the process boundary as the server uses it.
+"""The conformance test: every engine must pass it, across the process boundary.
 
-A new engine joins by one line in CASES; vLLM, which needs an environment of its own and is slow to
-start, by importing these tests (tests/vllm).
+Add an engine with one line in CASES. vLLM needs another environment and starts slowly, so
+tests/vllm imports these tests instead.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass(frozen=True)
 class Case:
-    """An engine to hold to the protocol; `options` are its constructor's, for so many slots."""
+    """An engine to test; `options` returns its constructor's arguments for a number of slots."""
 
     name: str
     options: Callable[[int], dict[str, Any]]
@@ -39,7 +39,7 @@ class Case:
 
     @contextlib.asynccontextmanager
     async def running(self, slots: int = 4) -> AsyncIterator[SupervisedEngine]:
-        """One that is ready; it is stopped when the context ends."""
+        """Start the engine, and stop it when the context ends."""
         engine = SupervisedEngine(ENGINES[self.name].target, self.options(slots))
         await engine.start()
         try:
@@ -74,7 +74,7 @@ def submit(engine: SupervisedEngine, request: Request) -> RecordingSink:
     return sink
 
 
-async def test_start_tells_what_is_served(case: Case) -> None:
+async def test_start_returns_the_model_s_information(case: Case) -> None:
     async with case.running(slots=3) as engine:
         assert engine.info is not None
         assert engine.info.engine == case.name
@@ -163,7 +163,7 @@ async def test_a_continuation_says_what_the_uninterrupted_request_would_have_sai
 ) -> None:
     async with case.running() as engine:
         whole = await submit(engine, ask("a", 40)).end()
-        assert len(whole.token_ids) == 40, "this prompt is answered in tokens with names"
+        assert len(whole.token_ids) == 40, "every token of this answer has an id"
         for at in (1, 13, 39):
             rest = await submit(
                 engine,
@@ -175,15 +175,15 @@ async def test_a_continuation_says_what_the_uninterrupted_request_would_have_sai
                 ),
             ).end()
             assert rest.prompt_ids == whole.prompt_ids
-            # By their tokens: a busy engine may say two in one piece.
+            # Compare token ids: a busy engine may send two tokens in one piece.
             assert rest.token_ids == whole.token_ids[at:]
             assert whole.text().endswith(rest.text())
             assert (rest.reason, rest.completion_tokens) == (whole.reason, 40 - at)
 
 
-async def test_a_continuation_reads_text_where_tokens_have_no_names(case: Case) -> None:
+async def test_a_continuation_reads_text_where_token_ids_are_unknown(case: Case) -> None:
     if case.name == "vllm":
-        pytest.skip("vLLM names every token")
+        pytest.skip("vLLM reports the id of every token")
     async with case.running() as engine:
         whole = await submit(engine, ask("a", 40)).end()
         ids, texts = whole.token_ids, [str(piece) for piece in whole.pieces]
@@ -221,7 +221,7 @@ async def test_an_answer_ends_with_the_context(case: Case) -> None:
     async with case.running() as engine:
         assert engine.info is not None
         room = 12
-        low, high = 1, engine.info.context_length  # how many words leave that room?
+        low, high = 1, engine.info.context_length  # find how many words leave this room
         while low < high:
             words = (low + high + 1) // 2
             probe = submit(engine, ask(f"p{words}", 1, prompt="a " * words))
@@ -289,17 +289,17 @@ async def test_a_thousand_may_wait(case: Case) -> None:
 
 async def test_cancel_frees_the_slot_at_once(case: Case) -> None:
     async with case.running(slots=1) as engine:
-        # Cancelled from within its first delta: the engine may be far ahead of a task that waits.
+        # Cancel from inside the first delta: the engine may be far ahead of a task that waits.
         first = RecordingSink(on_delta=lambda: engine.cancel("first"))
         engine.submit(ask("first", 500), first)
-        await first.until("accepted")  # else the second may come to the line before it
+        await first.until("accepted")  # otherwise the second may be queued before it
         second = submit(engine, ask("second", 3))
         await second.end()
         assert first.calls == ["accepted", "started", "delta"]
         assert second.completion_tokens == 3
 
 
-async def test_cancel_leaves_the_line(case: Case) -> None:
+async def test_cancel_leaves_the_queue(case: Case) -> None:
     async with case.running(slots=1) as engine:
         first, waiting, last = (RecordingSink() for _ in range(3))
         for sink, name, length in (
@@ -308,14 +308,14 @@ async def test_cancel_leaves_the_line(case: Case) -> None:
             (last, "last", 3),
         ):
             engine.submit(ask(name, length), sink)
-            await sink.until("accepted")  # else a later one may come to the line before it
+            await sink.until("accepted")  # otherwise a later request may be queued before it
         engine.cancel("waiting")
         await last.end()
         assert "started" not in waiting.calls
         assert first.ended
 
 
-async def test_cancel_ignores_what_it_does_not_know(case: Case) -> None:
+async def test_cancel_ignores_unknown_and_ended_requests(case: Case) -> None:
     async with case.running() as engine:
         engine.cancel("never")
         sink = await submit(engine, ask("a", 3)).end()
@@ -347,7 +347,7 @@ async def test_a_killed_engine_loses_each_request_once_and_comes_back(case: Case
     async with case.running(slots=1) as engine:
         pid = engine.pid
         assert pid is not None
-        # Killed from within the first delta: the engine may be far ahead of a task that waits.
+        # Kill from inside the first delta: the engine may be far ahead of a task that waits.
         running = RecordingSink(on_delta=functools.partial(kill, pid))
         engine.submit(ask("running", 900, sampling=Sampling(temperature=1.5, seed=1)), running)
         await running.until("accepted")
@@ -362,19 +362,19 @@ async def test_a_killed_engine_loses_each_request_once_and_comes_back(case: Case
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, if it still lives."""
+    """Send SIGKILL to a process, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 async def resubmit(engine: SupervisedEngine, request: Request, limit_s: float) -> RecordingSink:
-    """Submit as soon as there is an engine again."""
+    """Submit a request as soon as the engine is back, and wait for its end."""
     async with asyncio.timeout(limit_s):
         while True:
             try:
                 return await submit(engine, request).end()
             except EngineUnavailable:
-                await asyncio.sleep(0.01)  # the engine's return is not announced to callers
+                await asyncio.sleep(0.01)  # there is no event for the engine's return
 
 
 async def test_a_prompt_that_leaves_too_little_room_is_refused_where_the_answer_must_fit(
@@ -401,7 +401,7 @@ async def test_log_probabilities_come_with_the_tokens_where_they_are_asked_for(c
     async with case.running() as engine:
         assert engine.info is not None
         if "top_logprobs" not in engine.info.supports:
-            pytest.skip("this engine has none, and says so")
+            pytest.skip("the engine does not support this, and says so")
         plain = await submit(engine, ask("a", 20)).end()
         sink = await submit(engine, ask("b", 20, top_logprobs=2)).end()
         alone = await submit(engine, ask("c", 20, top_logprobs=0)).end()
@@ -418,7 +418,7 @@ async def test_a_biased_token_is_certain_or_impossible(case: Case) -> None:
     async with case.running() as engine:
         assert engine.info is not None
         if "logit_bias" not in engine.info.supports:
-            pytest.skip("this engine has none, and says so")
+            pytest.skip("the engine does not support this, and says so")
         plain = await submit(engine, ask("a", 5)).end()
         first = plain.token_ids[0]
         never = Sampling(temperature=0.0, logit_bias=((first, -100.0),))
@@ -433,7 +433,7 @@ async def test_an_answer_under_a_schema_is_json_that_keeps_to_it(case: Case) -> 
     async with case.running() as engine:
         assert engine.info is not None
         if "json_schema" not in engine.info.supports:
-            pytest.skip("this engine has none, and says so")
+            pytest.skip("the engine does not support this, and says so")
         schema = json.dumps({"enum": [{"lake": 5}, {"sea": True}]})
         sink = await submit(engine, ask("a", 30, json_schema=schema)).end()
         bad = await submit(engine, ask("b", 30, json_schema='{"type": 5}')).end()

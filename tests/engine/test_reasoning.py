@@ -1,4 +1,4 @@
-"""What a model thinks is told apart from what it answers, wherever its text is cut."""
+"""Reasoning is separated from the answer, wherever the text is cut."""
 
 from itertools import groupby, pairwise
 
@@ -41,7 +41,7 @@ def split(pieces: list[str], *, is_open: bool = False) -> dict[str, str]:
         ("", True, "", ""),
     ],
 )
-def test_what_is_thought_and_what_is_answered(
+def test_reasoning_is_separated_from_the_answer(
     text: str, is_open: bool, thought: str, answer: str
 ) -> None:
     for pieces in ([text], list(text)):
@@ -53,7 +53,7 @@ def test_what_is_thought_and_what_is_answered(
     st.lists(st.integers(0, 60)),
     st.booleans(),
 )
-def test_where_the_text_is_cut_makes_no_difference(
+def test_the_cuts_in_the_text_make_no_difference(
     words: list[str], cuts: list[int], is_open: bool
 ) -> None:
     text = "".join(words)

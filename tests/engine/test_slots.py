@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from penstock.engine.slots import Slots
 
 
-def test_the_first_come_begin_and_the_others_follow_in_order() -> None:
+def test_requests_begin_in_the_order_of_their_arrival() -> None:
     begun: list[str] = []
     slots = Slots(2)
     for name in "abcd":
@@ -15,21 +15,21 @@ def test_the_first_come_begin_and_the_others_follow_in_order() -> None:
     assert begun == ["a", "b", "c", "d"]
 
 
-def test_a_full_line_refuses() -> None:
+def test_a_full_queue_refuses() -> None:
     slots = Slots(1, max_waiting=1)
     assert slots.acquire("a", lambda: None)
     assert slots.acquire("b", lambda: None)
     assert not slots.acquire("c", lambda: None)
 
 
-def test_no_bound_means_no_line() -> None:
+def test_no_bound_means_no_queue() -> None:
     slots = Slots(0)
     assert all(slots.acquire(str(n), lambda: None) for n in range(100))
     assert (slots.num_running, slots.num_waiting) == (100, 0)
 
 
 @given(st.integers(1, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60))
-def test_never_more_than_the_slots_run_and_nobody_is_forgotten(
+def test_never_more_than_the_slots_run_and_no_request_is_forgotten(
     num_slots: int, steps: list[tuple[bool, int]]
 ) -> None:
     slots = Slots(num_slots)

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Locator, Page, Route, expect
 
 from penstock.engine.mock import TEXT, split_words
-from penstock.web.auth import new_key
+from penstock.web.keys import new_key
 from tests.page.conftest import OpenPage
 from tests.support.raw import ask, generate, open_stream, request
 from tests.support.servers import RunningServer, serve

@@ -13,7 +13,7 @@ import requests
 
 from penstock import Client
 from penstock.client.errors import RefusedError
-from penstock.web.auth import key_table, new_key
+from penstock.web.keys import key_table, new_key
 from tests.support.raw import Connection, ask, generate, open_stream, post, request
 from tests.support.servers import RunningServer, serve, start
 

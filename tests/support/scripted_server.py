@@ -1,4 +1,4 @@
-"""A server that says exactly the bytes a test tells it to, when it is told to.
+"""A server that sends exactly the bytes of a script, at the moments that the script chooses.
 
     def script(peer: Peer) -> None:
         peer.send(HEAD, chunk(b"data: ..."))
@@ -7,8 +7,8 @@
     with scripted_server(script) as server:
         Client(server.url)...
 
-Each request is answered by the next script, on whichever connection it comes, in a thread of its
-own. A script that ends leaves the connection open for the next request unless it closed it.
+The next script answers each request, on any connection, in its own thread. After a script the
+connection stays open for the next request, unless the script closed it.
 """
 
 import queue
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 PATIENCE_S = 20.0
-"""No wait in a script is longer: a test that would hang fails instead."""
+"""Seconds that a script may wait, so that a test fails instead of hanging."""
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
@@ -35,7 +35,7 @@ def chunk(body: bytes) -> bytes:
 def whole(
     body: bytes, status: bytes = b"200 OK", content_type: bytes = b"application/json"
 ) -> bytes:
-    """A response of one piece."""
+    """Return a whole response."""
     return b"HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (
         *(status, content_type, len(body)),
         body,
@@ -43,7 +43,7 @@ def whole(
 
 
 class Peer:
-    """One request, and the connection it came on."""
+    """A request and its connection."""
 
     def __init__(self, connection: socket.socket, head: bytes, body: bytes) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -57,7 +57,7 @@ class Peer:
             self._connection.sendall(piece)
 
     def wait_until_gone(self) -> None:
-        """Until the client has closed its side."""
+        """Wait until the client closes its side."""
         with suppress(ConnectionError):
             while self._connection.recv(4096):
                 pass
@@ -67,7 +67,7 @@ class Peer:
         self._connection.close()
 
     def reset(self) -> None:
-        """Close it as a crash or a firewall does: RST instead of FIN."""
+        """Close the connection with RST instead of FIN, as a crash or a firewall does."""
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._connection.close()
 
@@ -103,7 +103,7 @@ class ScriptedServer:
             thread.join(PATIENCE_S)
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed: the test is over
+        with suppress(OSError):  # the listener is closed: the test is over
             while True:
                 connection, _ = self._listener.accept()
                 connection.settimeout(PATIENCE_S)
@@ -120,13 +120,13 @@ class ScriptedServer:
                     self.requests.append(peer)
                     self._scripts.get_nowait()(peer)
         except ConnectionError:
-            pass  # the client left first, as it may
+            pass  # the client may leave first
         except BaseException as error:
             self.errors.append(error)
 
 
 def _read(connection: socket.socket) -> Peer | None:
-    """The next request, or None where the client is gone."""
+    """Return the next request, or None if the client is gone."""
     received = b""
     with suppress(ConnectionError):
         while b"\r\n\r\n" not in received:
@@ -143,7 +143,7 @@ def _read(connection: socket.socket) -> Peer | None:
 
 @contextmanager
 def scripted_server(*scripts: Script) -> Iterator[ScriptedServer]:
-    """A server with a script for each request that will come."""
+    """Run a server with one script for each expected request."""
     server = ScriptedServer(scripts)
     try:
         yield server

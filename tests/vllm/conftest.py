@@ -1,7 +1,7 @@
-"""vLLM's tests: `make test-vllm` runs them, in an environment that has it; `make test` does not.
+"""Fixtures of vLLM's tests. `make test-vllm` runs them in vLLM's environment; `make test` does not.
 
-Two models for most, each loaded once: pytest runs everything that asks for one before it turns to
-the other.
+Most tests run with two models. Each model is loaded once: pytest runs all tests of one model before
+the tests of the other.
 """
 
 import os
@@ -16,13 +16,13 @@ from tests.vllm.models import make_models
 
 HERE = Path(__file__).parent
 
-# Set by `make test-vllm`: there a missing vLLM is a failure, not a reason to skip.
+# `make test-vllm` sets TEST_VLLM. Then a missing vLLM is a failure, not a reason to skip.
 if not os.environ.get("TEST_VLLM"):
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One event loop for all, as the engines outlive a test; and time to load a model."""
+    """Run all tests in one event loop, because engines outlive a test. Allow time to load one."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(900), append=False)
@@ -32,12 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the folders `opt`, `rill` and `thinker`."""
+    """Make the models `opt`, `rill` and `thinker`, and return the folder that contains them."""
     return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=["opt", "rill"])
 async def case(request: pytest.FixtureRequest, models: Path) -> AsyncIterator[SharedCase]:
-    """vLLM with one of the models, for the conformance test."""
+    """Start vLLM with one of the models, for the conformance test."""
     async with SharedCase.of(request.param, models / request.param) as shared:
         yield shared

@@ -1,4 +1,4 @@
-"""vLLM as the conformance test's engine: loaded once, not for every test."""
+"""vLLM as an engine of the conformance test, loaded once for all tests."""
 
 import contextlib
 import os
@@ -18,28 +18,28 @@ TARGET = "tests.vllm.probed:ProbedVllm"
 SLOTS = 4
 RESTART_LIMIT_S = 300.0
 CONCLUDED_TOKENS = 60
-"""What the engine of tests/vllm/concluding.py brings to a conclusion has so many at most."""
+"""The engine of tests/vllm/concluding.py makes only answers of at most this length reason."""
 
 
 def engine_args() -> dict[str, Any]:
-    """What makes vLLM small, exact and quick to start."""
+    """Return engine arguments that make vLLM small, exact and quick to start."""
     return {
         "dtype": "float32",
-        "enforce_eager": True,  # compiling takes a minute and changes no promise
+        "enforce_eager": True,  # compiling takes a minute and changes no behaviour
         "kv_cache_memory_bytes": 128 * 2**20,
     }
 
 
 @dataclass(frozen=True)
 class SharedCase(Case):
-    """One engine for all tests; `running` sets its number of slots."""
+    """A case whose engine is shared by all tests; `running` sets its number of slots."""
 
     engine: SupervisedEngine | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def of(cls, name: str, model: Path) -> AsyncIterator["SharedCase"]:
-        """vLLM with this model, until the context ends."""
+        """Start vLLM with this model, and stop it when the context ends."""
         options = {"model": str(model), "name": name, "slots": SLOTS, **engine_args()}
         engine = SupervisedEngine(TARGET, options)
         await engine.start()
@@ -50,27 +50,27 @@ class SharedCase(Case):
 
     @contextlib.asynccontextmanager
     async def running(self, slots: int = SLOTS) -> AsyncIterator[SupervisedEngine]:
-        """The one engine, with so many slots."""
+        """Set the number of slots of the shared engine and return it."""
         await self.tell(f"slots {slots}")
         assert self.engine is not None
         yield self.engine
 
     async def tell(self, what: str) -> str:
-        """Say something to `ProbedVllm`; its answer."""
+        """Send a command to `ProbedVllm` and return its answer."""
         assert self.engine is not None
         request = Request(id=what, max_tokens=1, prompt="")
         return (await resubmit(self.engine, request, RESTART_LIMIT_S)).text()
 
 
 async def end_of(engine: SupervisedEngine, request: Request) -> RecordingSink:
-    """Submit and wait for the end."""
+    """Submit a request and wait for its end."""
     sink = RecordingSink()
     engine.submit(request, sink)
     return await sink.end()
 
 
 def group_of(leader: int) -> list[psutil.Process]:
-    """The processes of a group that are alive (what is dead and not yet reaped is not)."""
+    """Return the processes of a group that are alive and no zombies."""
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
@@ -80,6 +80,6 @@ def group_of(leader: int) -> list[psutil.Process]:
 
 
 def core_of(leader: int) -> psutil.Process:
-    """vLLM's own process, which schedules and holds the model (or its workers do)."""
+    """Return vLLM's core process, which schedules requests and starts the workers, if any."""
     (core,) = [p for p in group_of(leader) if "EngineCore" in p.name() + " ".join(p.cmdline())]
     return core

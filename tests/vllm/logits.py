@@ -1,7 +1,7 @@
-"""What the model itself says about two tokens: transformers, in float32, without any engine.
+"""Prints a model's own logits of two tokens: transformers in float32, without an engine.
 
-`python -m tests.vllm.logits MODEL` reads lines of JSON, [ids so far, one token, the other], and
-writes for each the two tokens' logits.
+`python -m tests.vllm.logits MODEL` reads lines of JSON, [ids so far, one token, the other token],
+and writes a line with the logits of both tokens for each.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> None:
-    """See above."""
+    """Answer every line of standard input."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
-"""Three models in Hugging Face form, made here: nothing is downloaded.
+"""Makes three models in Hugging Face form, without downloads.
 
-`python -m tests.vllm.models FOLDER` makes them in a process of its own: transformers and torch say
-much, and pytest takes every warning for an error.
+`python -m tests.vllm.models FOLDER` makes the model `opt` in another process, because transformers
+and torch emit warnings and pytest turns every warning into an error.
 """
 
 import json
@@ -14,12 +14,12 @@ from tests.support.templates import CALL, REASONING
 
 CONTEXT = 2048
 THINKER_TOKENS = {CALL: "<tool_call>", "`": "</tool_call>", "^": "<think>", "@": "</think>"}
-"""Tokens of rill's that it hardly needs → what they are in `thinker`."""
+"""Tokens that rill rarely needs → the special tokens that replace them in `thinker`."""
 END_OF_THOUGHT_ID = 36
 
 
 def make_models(folder: Path) -> Path:
-    """The folders `rill`, from the GGUF that Penstock ships, `opt` and `thinker`."""
+    """Make the folders `rill` (from Penstock's own GGUF), `opt` and `thinker` in `folder`."""
     export = ["training.export", "hf", "--out", str(folder / "rill")]
     for arguments in (export, ["tests.vllm.models", str(folder)]):
         subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True)
@@ -28,9 +28,9 @@ def make_models(folder: Path) -> Path:
 
 
 def make_opt(folder: Path, tokenizer_from: Path) -> None:
-    """A small random model of the notebook's family (facebook/opt), with rill's vocabulary.
+    """Make a small random model of the family facebook/opt, with rill's vocabulary.
 
-    Like the real ones it has no chat template, and its prompts begin with a token of their own.
+    Like the real models it has no chat template, and its prompts begin with a special token.
     """
     import torch
     from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
@@ -46,21 +46,23 @@ def make_opt(folder: Path, tokenizer_from: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT,
-        init_std=0.3,  # logits far apart: greedy choices are no ties
+        init_std=0.3,  # logits far apart, so greedy choices are no ties
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
     model = OPTForCausalLM(config).eval()
-    with torch.no_grad():  # its answers never end by themselves: this token's logit is always 0
+    with torch.no_grad():  # answers never end by themselves: the logit of this token is 0
         model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def make_thinker(folder: Path, rill: Path) -> None:
-    """rill, as a model that reasons and calls: with a template for both, and with marks that are
-    special tokens, as many a model has them. It has learnt neither, so it must be brought to it."""
+    """Make a copy of rill whose template reasons and calls tools, with special tokens as marks.
+
+    rill has learned neither, so tests must force it.
+    """
     shutil.copytree(rill, folder)
     tokenizer = json.loads((rill / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]

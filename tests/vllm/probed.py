@@ -1,7 +1,7 @@
-"""The vLLM engine, which can also be asked what vLLM's core is doing. Runs in the engine's process.
+"""The vLLM engine with commands for tests, which a request's id contains.
 
-A request whose id is "slots N" sets the number of slots; "busy" is answered with whether vLLM's
-scheduler has any request, and "free" with whether every KV block is free.
+"slots N" sets the number of slots. "busy" answers whether vLLM's scheduler has any request, and
+"free" whether every KV block is free.
 """
 
 from penstock.engine.protocol import Sink
@@ -11,7 +11,7 @@ from penstock.request import Request
 
 
 class ProbedVllm(Vllm):
-    """See above."""
+    """vLLM's engine that also answers the commands."""
 
     async def _run(self, request: Request, sink: Sink) -> None:
         if request.id.startswith("slots "):
@@ -19,7 +19,7 @@ class ProbedVllm(Vllm):
             answer = ""
         elif request.id == "busy":
             answer = str(await self._llm.engine_core.call_utility_async("has_work"))
-        elif request.id == "free":  # the cache is only emptied where no block is in use
+        elif request.id == "free":  # vLLM empties the cache only if no block is in use
             answer = str(await self._llm.reset_prefix_cache())
         else:
             await super()._run(request, sink)

@@ -1,9 +1,9 @@
-"""What is made of answers that a model could give: each a line of JSON on standard input.
+"""Reads scripted answers with vLLM's parsers: one line of JSON on standard input for each answer.
 
-`python -m tests.vllm.readings MODEL`: all in one process, as importing vLLM takes ten seconds. A
-line has the names of the parsers, for calls and for reasoning; the tools, if any; the text, which
-follows a prompt that has opened the reasoning; how many tokens of it come at a time; and how many
-have come when the engine dies, if it does.
+`python -m tests.vllm.readings MODEL` reads all in one process, because importing vLLM takes ten
+seconds. A line contains the names of the parsers for calls and for reasoning, the tools or null,
+the text after a prompt that opens the reasoning, the number of tokens per step, and the number of
+tokens after which the engine dies, or null.
 """
 
 import functools
@@ -18,9 +18,9 @@ PROMPT = "<|assistant|><think>\n"
 
 
 def main() -> None:
-    """Write for each [what was thought, what was said, what was called with what]."""
+    """Write a line [reasoning, answer, [[function, arguments]...]] for each answer."""
     answers = sys.stdout
-    sys.stdout = sys.stderr  # vLLM may write to it
+    sys.stdout = sys.stderr  # vLLM may write to standard output
     for line in sys.stdin:
         sink = reading_of(*json.loads(line))
         calls = [
@@ -34,7 +34,7 @@ def main() -> None:
 def reading_of(
     tool_parser: str, reasoning_parser: str, tools: Any, text: str, step: int, death: int | None
 ) -> RecordingSink:
-    """What the answer's sink is told; every token must be counted once."""
+    """Read one answer and return its recorded sink, after checking that every token counts once."""
     chats = chats_of(tool_parser, reasoning_parser)
     request = Request(
         id="",
@@ -52,12 +52,14 @@ def reading_of(
     start = 0
     while start < len(ids):
         if start == death:
-            # What has come without text comes again, as a stream sees to it.
+            # Tokens that came without text are generated again, as in a stream.
             death, start = None, num_with_text
-            said = ids[:num_with_text]
+            generated = ids[:num_with_text]
             del told.token_ids[num_with_text:]
             told.num_tokens = num_with_text
-            sink = chats.answer_format(request).sink(told, tuple(prompt_ids), said, chats.tokenizer)
+            sink = chats.answer_format(request).sink(
+                told, tuple(prompt_ids), generated, chats.tokenizer
+            )
         part = ids[start : start + step]
         before = told.text() + "".join(told.thoughts)
         sink.delta(chats.tokenizer.decode(part), len(part), tuple(part))
@@ -71,7 +73,7 @@ def reading_of(
 
 @functools.cache
 def chats_of(tool_parser: str, reasoning_parser: str) -> Any:
-    """What the engine makes of the model's chats with these parsers."""
+    """Return the model's `Chats` with these parsers."""
     from penstock.engine.vllm.chats import Chats
     from penstock.engine.vllm.engine import configure
 

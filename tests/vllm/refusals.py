@@ -1,6 +1,6 @@
-"""What Penstock says of vLLM's configurations, each a line of JSON on standard input.
+"""Checks configurations of vLLM: one line of JSON on standard input for each.
 
-`python -m tests.vllm.refusals`: all in one process, as importing vLLM takes ten seconds.
+`python -m tests.vllm.refusals` checks all in one process, because importing vLLM takes ten seconds.
 """
 
 import json
@@ -8,14 +8,13 @@ import sys
 
 
 def main() -> None:
-    """Write for each [what is wrong, what to do]; where nothing is wrong, what is advised to have
-    tools, if anything."""
+    """Write a line [error, hint] for each configuration, or [advice on tools] if it is valid."""
     from penstock.engine.vllm.chats import Chats
     from penstock.engine.vllm.engine import configure
     from penstock.errors import StartError
 
     answers = sys.stdout
-    sys.stdout = sys.stderr  # vLLM may write to it
+    sys.stdout = sys.stderr  # vLLM may write to standard output
     for line in sys.stdin:
         try:
             engine_args = json.loads(line)

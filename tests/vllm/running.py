@@ -1,7 +1,7 @@
-"""How many requests vLLM runs, as its scheduler counts them at every step: a plugin of vLLM's.
+"""A plugin of vLLM's that reports how many requests its scheduler runs at every step.
 
-`watched` puts the plugin where a vLLM started meanwhile finds it, be it Penstock's or vLLM's own
-server, and yields what it tells.
+`watched` installs the plugin for every vLLM that starts in its context (Penstock's engine or vLLM's
+own server), and yields the `Watch` that receives its reports.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ RECORD = struct.Struct("dqq")
 
 
 def plugin() -> Any:
-    """The class that vLLM looks for; made here because only vLLM's processes have its base."""
+    """Return the plugin's class, whose base class exists only in vLLM's processes."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class RunningCount(StatLoggerBase):  # type: ignore[misc] # vLLM's classes are untyped here
@@ -48,7 +48,7 @@ def __getattr__(name: str) -> Any:
 
 
 class Watch:
-    """`records` grows: monotonic time, requests that run, requests that wait in vLLM."""
+    """The receiver of the reports: `records` grows by (monotonic time, running, waiting)."""
 
     def __init__(self, receiver: socket.socket) -> None:
         self.records: list[tuple[float, int, int]] = []
@@ -63,7 +63,7 @@ class Watch:
                 self._changed.notify_all()
 
     def until(self, running: int, since: float, limit_s: float = 30.0) -> float:
-        """When, after `since`, vLLM first ran just so many; waits for it."""
+        """Wait until vLLM runs exactly `running` requests, and return when it did after `since`."""
         deadline = time.monotonic() + limit_s
         seen = 0
         with self._changed:
@@ -79,7 +79,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watch]:
-    """vLLMs that are started in this context tell the `Watch`."""
+    """Install the plugin for this context and yield its `Watch`."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         info = Path(folder) / "running_count-1.dist-info"
         info.mkdir()

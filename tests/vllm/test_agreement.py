@@ -1,8 +1,8 @@
-"""The built-in model says the same in llama.cpp (f16 weights) and in vLLM (f32).
+"""The built-in model gives the same answers in llama.cpp (f16 weights) and in vLLM (f32).
 
-Greedy decoding, token by token. Two ways of computing the same sum differ in the last digits, so
-where two tokens are a near tie the engines may choose differently. Then the model's own logits are
-asked, and the test says so; anything but a near tie is a failure.
+The test decodes greedily, token by token. Two ways of computing the same sum differ in the last
+digits, so the engines may choose differently if two tokens are a near tie. Then the test checks the
+model's own logits and warns; anything but a near tie is a failure.
 """
 
 import json
@@ -72,7 +72,7 @@ async def test_the_built_in_model_says_the_same_in_both_engines(
 
 
 def say_why(prompt: str, one: RecordingSink, other: RecordingSink, model: Path) -> None:
-    """The texts differ: fails unless the tokens at which they part are a near tie."""
+    """Explain why two texts differ. Fails unless the first different tokens are a near tie."""
     assert len(one.token_ids) == one.completion_tokens, "an id is not known"
     pairs = enumerate(zip(one.token_ids, other.token_ids, strict=False))
     at = next(index for index, (left, right) in pairs if left != right)
@@ -92,7 +92,7 @@ def say_why(prompt: str, one: RecordingSink, other: RecordingSink, model: Path) 
 
 
 def prompt_ids(model: Path, prompt: str) -> list[int]:
-    """The prompt's tokens, as both engines read them."""
+    """Return the prompt's token ids, which are the same in both engines."""
     from tokenizers import Tokenizer
 
     ids: list[int] = Tokenizer.from_file(str(model / "tokenizer.json")).encode(prompt).ids

@@ -1,8 +1,7 @@
-"""`penstock serve --engine vllm`, asked over its socket: the notebook's client, and its ends.
+"""`penstock serve --engine vllm` over its socket: plain SSE clients, disconnects and deaths.
 
-A server for each model, which the last test with it kills: first vLLM's core under the one with the
-OPT model, then the server with the built-in one. What needs answers without an end has the OPT
-model, whose answers have none.
+Each model has one server. The last test with the OPT model kills vLLM's core, and the last test
+with the built-in model kills the server. Tests that need endless answers use the OPT model.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ GONE_WITHIN_S = 5.0  # it takes milliseconds; a machine may be busy
 
 @pytest.fixture(scope="module")
 def watch() -> Iterator[Watch]:
-    """What vLLM's scheduler counts in `server`."""
+    """Watch the counts of vLLM's scheduler in `server`."""
     with watched() as watch:
         yield watch
 
@@ -48,7 +47,7 @@ only_rill = pytest.mark.parametrize("server", ["rill"], indirect=True, scope="mo
 
 
 def stream(server: RunningServer, **fields: Any) -> list[dict[str, Any]]:
-    """The events of one generation, as the notebook's client reads them."""
+    """Return the events of one generation, read by a plain SSE client."""
     body = {"prompt": "Once upon a time", "temperature": 0, **fields}
     with requests.post(f"{server.url}/generate", json=body, stream=True, timeout=60) as answer:
         assert answer.status_code == 200, answer.text
@@ -62,9 +61,9 @@ def text_of(events: list[dict[str, Any]]) -> str:
     return "".join(event["token"] for event in events)
 
 
-def test_the_notebook_s_client_gets_vllm_s_tokens_as_they_are_made(server: RunningServer) -> None:
+def test_a_plain_sse_client_gets_vllm_s_tokens_as_they_are_generated(server: RunningServer) -> None:
     *deltas, end = stream(server, max_tokens=50)
-    assert len(deltas) >= 45  # some tokens are a part of a character
+    assert len(deltas) >= 45  # some tokens are only a part of a character
     assert [event["index"] for event in deltas] == list(range(len(deltas)))
     assert end["finished"]
     assert end["finish_reason"] == "length"
@@ -111,7 +110,7 @@ def test_messages_are_answered_by_a_model_with_a_chat_template(server: RunningSe
 
 
 @only_rill
-def test_who_knows_no_tools_refuses_them_by_name(server: RunningServer) -> None:
+def test_a_model_without_tools_refuses_them_by_name(server: RunningServer) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     user = {"role": "user", "content": "Hello"}
     assistant = {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -150,7 +149,7 @@ def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch
 def test_a_client_that_goes_ends_its_request_in_vllm(
     server: RunningServer, watch: Watch, go: Callable[[Connection], None], streamed: bool
 ) -> None:
-    with open_stream(server.port, generate(max_tokens=1000))[0]:  # so that vLLM goes on counting
+    with open_stream(server.port, generate(max_tokens=1000))[0]:  # keeps vLLM counting
         watch.until(1, time.monotonic())
         client = Connection(server.port).send(generate(max_tokens=1000, stream=streamed))
         watch.until(2, time.monotonic())
@@ -161,7 +160,7 @@ def test_a_client_that_goes_ends_its_request_in_vllm(
 
 @only_opt
 def test_streams_outlive_a_core_that_is_killed(server: RunningServer) -> None:
-    """And what they say is what they would have said; this model often stops within a character."""
+    """The text is the same as without the kill, also if vLLM dies within a character."""
     prompts = ["Once upon a time", "The lake", "A girl named Ada"]
     undisturbed = [stream(server, prompt=prompt, max_tokens=300) for prompt in prompts]
     core = core_of(server.engine_pid()).pid
@@ -203,7 +202,7 @@ def test_a_server_that_is_killed_leaves_nothing_of_vllm_behind(server: RunningSe
 
 
 def open_files(leader: int) -> set[str]:
-    """What the processes of a group share: memory that is mapped, sockets that are bound."""
+    """Return the mapped files and the bound sockets of the processes of a group."""
     processes = group_of(leader)
     maps = {mapped.path for process in processes for mapped in process.memory_maps()}
     sockets = {str(own.laddr) for process in processes for own in process.net_connections("unix")}

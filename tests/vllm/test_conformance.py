@@ -1,7 +1,7 @@
-"""vLLM is held to what every engine must do, with both models; then what is vLLM's alone.
+"""vLLM passes the conformance test with both models; then tests of vLLM's own behaviour.
 
-Each start takes half a minute, so the last tests end the engines in different ways: the one with
-the OPT model is killed and comes back, the other is stopped.
+Each start takes half a minute, so the tests share their engines and the last tests end them: the
+engine with the OPT model is killed and comes back, the other engine is stopped.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
     test_an_answer_under_a_schema_is_json_that_keeps_to_it,
     test_an_empty_prompt_is_valid,
     test_cancel_frees_the_slot_at_once,
-    test_cancel_ignores_what_it_does_not_know,
-    test_cancel_leaves_the_line,
+    test_cancel_ignores_unknown_and_ended_requests,
+    test_cancel_leaves_the_queue,
     test_deltas_are_pushed_while_the_engine_goes_on,
     test_greedy_text_is_the_same_each_time_and_in_company,
     test_log_probabilities_come_with_the_tokens_where_they_are_asked_for,
@@ -47,7 +47,7 @@ CORE_LIMIT_S = 5.0  # it takes milliseconds; a machine may be busy
 NUM_TRIES = 20
 
 
-async def test_start_tells_what_is_served(case: SharedCase) -> None:
+async def test_start_returns_the_model_s_information(case: SharedCase) -> None:
     async with case.running() as engine:
         assert engine.info is not None
         assert (engine.info.engine, engine.info.slots) == ("vllm", SLOTS)
@@ -55,7 +55,7 @@ async def test_start_tells_what_is_served(case: SharedCase) -> None:
 
 
 async def test_every_token_has_its_id_and_its_delta(case: SharedCase) -> None:
-    """vLLM merges what our process was too late to take, and on a busy machine it may be late."""
+    """vLLM merges tokens that our process takes too late, as it may on a busy machine."""
     async with case.running() as engine:
         for n in range(NUM_TRIES):
             sink = await end_of(engine, ask(f"{n}", 40))
@@ -113,9 +113,11 @@ async def test_cancels_at_every_moment_leave_nothing_in_vllm(case: SharedCase) -
         assert await case.tell("free") == "True"
 
 
-async def test_text_is_what_the_tokens_say(case: SharedCase, models: Path) -> None:
-    """Also where tokens are parts of characters; a random model puts parts together that are none,
-    and where its answer ends within a character vLLM holds the last part back."""
+async def test_the_text_is_that_of_the_tokens(case: SharedCase, models: Path) -> None:
+    """A random model also combines parts of characters that form no character.
+
+    If an answer ends within a character, vLLM holds the last part back.
+    """
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=1)
     async with case.running() as engine:
         sinks = [await end_of(engine, ask(f"{n}", 200, sampling=sampling)) for n in range(3)]
@@ -137,14 +139,14 @@ async def test_a_killed_engine_loses_each_request_once_and_comes_back(case: Shar
 
 @only_opt
 async def test_a_core_that_dies_idle_is_noticed(case: SharedCase) -> None:
-    """The last one with its model: its engine is not started again."""
+    """This is the last test with its model: the engine does not start again."""
     engine = case.engine
     assert engine is not None
     pid = engine.pid
     assert pid is not None
     os.kill(core_of(pid).pid, signal.SIGKILL)
     async with asyncio.timeout(CORE_LIMIT_S):
-        # The end of an engine is not announced to callers.
+        # There is no event for an engine's death.
         while engine.state == "ready":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     group = group_of(pid)
@@ -155,14 +157,14 @@ async def test_a_core_that_dies_idle_is_noticed(case: SharedCase) -> None:
 
 @only_rill
 async def test_stop_leaves_no_process(case: SharedCase) -> None:
-    """The last one with its model: its engine is not started again."""
+    """This is the last test with its model: the engine does not start again."""
     assert case.engine is not None
     pid = case.engine.pid
     assert pid is not None
     group = group_of(pid)
     assert len(group) >= 3
     await case.engine.stop()
-    # They are killed; that the kernel takes down half a gigabyte of each may take a moment.
+    # They are killed, but the kernel needs a moment to free half a gigabyte of each.
     _, left = await asyncio.to_thread(psutil.wait_procs, group, CORE_LIMIT_S)
     assert left == []
     assert group_of(pid) == []

@@ -1,6 +1,6 @@
-"""Every way in which vLLM cannot serve: said in one line with the next step, and exit code 1.
+"""Every start of vLLM that fails names the reason and the next step, and exits with code 1.
 
-Where vLLM is not installed, see tests/server/test_processes.py.
+tests/server/test_processes.py tests the start without vLLM installed.
 """
 
 import json
@@ -37,8 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.fixture(scope="module")
 def answers(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """What is said of each of REFUSED, in order; then of what is right, without a parser for calls
-    and with one."""
+    """Return the answer to each of REFUSED, then to valid arguments without and with a parser."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "opt").symlink_to(models / "opt")
     (folder / "empty").mkdir()
@@ -60,7 +59,7 @@ def answers(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list
 
 
 @pytest.mark.parametrize("index", range(len(REFUSED)), ids=[what for _, what in REFUSED])
-def test_what_vllm_cannot_be_told_is_refused_with_its_reason(
+def test_an_invalid_argument_is_refused_with_vllm_s_reason(
     answers: list[list[str]], index: int
 ) -> None:
     said = " ".join(answers[index])
@@ -68,7 +67,7 @@ def test_what_vllm_cannot_be_told_is_refused_with_its_reason(
     assert "\n" not in said
 
 
-def test_what_is_right_is_not_refused_and_a_parser_for_calls_is_advised(
+def test_valid_arguments_are_accepted_with_advice_on_the_parser_for_calls(
     answers: list[list[str]],
 ) -> None:
     without, with_parser = answers[len(REFUSED) :]
@@ -77,7 +76,7 @@ def test_what_is_right_is_not_refused_and_a_parser_for_calls_is_advised(
     assert with_parser == []
 
 
-def test_a_model_for_which_there_is_no_memory_is_said(models: Path) -> None:
+def test_a_lack_of_memory_for_the_model_is_reported(models: Path) -> None:
     arguments = engine_args() | {"kv_cache_memory_bytes": 2**20}
     with start(
         engine="vllm",

@@ -1,6 +1,8 @@
-"""Calls after reasoning are found in what a model could say, however vLLM cuts it: by parsers of
-vLLM's two kinds, one of which goes by text and one by tokens, and with reasoning told apart by the
-template's marks and by a parser. And wherever the engine dies, reasoning goes on."""
+"""Tool calls after reasoning are found however vLLM cuts the text; reasoning survives a death.
+
+The tests use both kinds of vLLM's parsers, which read text or tokens, and separate the reasoning by
+the template's marks or by a parser.
+"""
 
 import itertools
 import json
@@ -28,7 +30,7 @@ DEATHS = list(itertools.product(["", "deepseek_r1", "qwen3"], range(1, 9)))
 
 @pytest.fixture(scope="module")
 def readings(models: Path) -> list[Any]:
-    """What is made of each of CASES, and then of DEATHS."""
+    """Return the reading of each of CASES, then of each of DEATHS."""
     tools = [Tool.model_validate(tool).shown() for tool in BOTH]
     text = "Hm.\n</think>\n\nYes.\n"
     lines = [

@@ -1,8 +1,8 @@
-"""Tools and reasoning over vLLM itself, as OpenAI's own client sees them.
+"""Tools and reasoning with vLLM itself, as OpenAI's own client sees them.
 
-The model is rill with a template that has both (see `models.make_thinker`), in two servers: one
-that has a parser for calls alone, and tells reasoning apart by the template's marks; and one with a
-parser for either. What ends an engine stands last.
+The model is rill with a template for both (see `models.make_thinker`), in two servers. The first
+has a parser for calls only and separates reasoning by the template's marks; the second has a parser
+for each. The test that kills an engine comes last.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def test_a_call_is_the_same_streamed_and_whole(thinker: RunningServer, choice: A
     assert joined(chunks)["reasoning_content"] == ""
 
 
-def test_who_must_call_does_not_think_first_where_no_parser_knows_thoughts(
+def test_a_required_call_comes_without_reasoning_if_no_parser_reads_reasoning(
     thinker: RunningServer,
 ) -> None:
     answer = create(thinker, **CALLS, tool_choice="required").choices[0]
@@ -91,14 +91,14 @@ def test_who_must_call_does_not_think_first_where_no_parser_knows_thoughts(
     assert json.loads(answer.message.tool_calls[0].function.arguments)["zone"] in ZONES
 
 
-def test_a_call_that_is_only_thought_of_is_none(thinker: RunningServer) -> None:
+def test_a_call_inside_the_reasoning_does_not_count(thinker: RunningServer) -> None:
     answer = create(thinker, **CALLS, max_tokens=100).choices[0]
     assert answer.message.tool_calls is None
     assert "get_time" in answer.message.reasoning_content
 
 
 def test_a_call_comes_as_it_is_generated(thinker: RunningServer) -> None:
-    """vLLM merges what our process was too late to take, and on a busy machine it may be late."""
+    """vLLM merges tokens that our process takes too late, as it may on a busy machine."""
     for _ in range(NUM_TRIES):
         chunks = create(thinker, **CALLS_AT_ONCE, tool_choice=NAMED, stream=True)
         parts = [chunk for chunk in chunks if chunk.choices[0].delta.tool_calls]
@@ -176,7 +176,7 @@ def test_odd_parameters_harm_nobody(thinker: RunningServer, schema: dict[str, An
     function = {"name": "f", "parameters": {"type": "object", **schema}}
     tools: Any = [{"type": "function", "function": function}]
     fields = {**CALLS_AT_ONCE, "tools": tools, "tool_choice": "required", "max_tokens": 30}
-    with contextlib.suppress(openai.BadRequestError):  # it may be refused, and never fail
+    with contextlib.suppress(openai.BadRequestError):  # a refusal is fine, a failure is not
         assert create(thinker, **fields).usage.completion_tokens > 0
     assert create(thinker, messages=HELLO, max_tokens=1).usage.completion_tokens == 1
     assert core_of(thinker.engine_pid()).pid == engine
@@ -203,7 +203,7 @@ def test_a_model_is_told_not_to_think(thinker: RunningServer) -> None:
     model_is_told_not_to_think(thinker, THINKS)
 
 
-def test_what_was_thought_before_is_shown_to_the_template(thinker: RunningServer) -> None:
+def test_earlier_reasoning_is_shown_to_the_template(thinker: RunningServer) -> None:
     turn = {"role": "assistant", "content": "Yes.", "reasoning_content": "Is it?"}
     longer = create(thinker, messages=[*HELLO, turn, *HELLO], max_tokens=1).usage.prompt_tokens
     turn["reasoning_content"] = ""
@@ -212,9 +212,7 @@ def test_what_was_thought_before_is_shown_to_the_template(thinker: RunningServer
 
 
 @pytest.mark.parametrize("name", ["thinker", "parsed"])
-def test_what_is_said_under_a_schema_is_the_answer(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_text_under_a_schema_is_the_answer(name: str, request: pytest.FixtureRequest) -> None:
     server: RunningServer = request.getfixturevalue(name)
     schema = {"name": "a", "schema": {"enum": [{"lake": 5}]}}
     asked: Any = {"type": "json_schema", "json_schema": schema}
@@ -227,14 +225,16 @@ def test_what_is_said_under_a_schema_is_the_answer(
 
 
 def thoughtful(server: RunningServer, **fields: Any) -> dict[str, Any]:
-    """What to ask for to have thoughts that end: with some bias towards their end, which neither
-    keeps them from beginning nor is too little."""
+    """Return `fields` with a bias that makes the reasoning end.
+
+    Too much bias keeps the reasoning from beginning, too little keeps it from ending.
+    """
     for bias in range(3, 40):
         asked = {**fields, "logit_bias": {str(END_OF_THOUGHT_ID): bias}}
         message = create(server, **asked).choices[0].message
         if getattr(message, "reasoning_content", "") and (message.content or message.tool_calls):
             return asked
-    raise AssertionError("no bias makes it think and then answer")
+    raise AssertionError("no bias makes the model reason and then answer")
 
 
 def test_vllm_s_parser_tells_reasoning_apart(parsed: RunningServer) -> None:
@@ -246,7 +246,7 @@ def test_vllm_s_parser_tells_reasoning_apart(parsed: RunningServer) -> None:
     assert "</think>" not in message.reasoning_content
 
 
-def test_who_must_call_may_think_first_where_a_parser_knows_thoughts(
+def test_a_required_call_may_follow_reasoning_if_a_parser_reads_reasoning(
     parsed: RunningServer,
 ) -> None:
     fields = {**CALLS, "tool_choice": "required", "max_tokens": 150}
@@ -268,7 +268,7 @@ def test_who_must_call_may_think_first_where_a_parser_knows_thoughts(
 def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
     thinker: RunningServer,
 ) -> None:
-    """The last one with its server, whose core it kills."""
+    """This is the last test with its server, because it kills vLLM's core."""
     no_end = {str(token_id): -100 for token_id in (END_OF_TEXT_ID, END_OF_TURN_ID)}
     endless = {"messages": HELLO, "temperature": 0, "max_tokens": 300, "stream": True}
     thinking = post(json.dumps({**endless, "logit_bias": no_end}).encode(), path=CHAT)
@@ -282,7 +282,7 @@ def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
             connection.socket.settimeout(RESTART_LIMIT_S)
         *_, end = chunks_of(b"data: {}\n\n" + rest_of(calls))
         assert (end["error"]["code"], end["error"]["retry_safe"]) == ("engine_died", True)
-        rest = rest_of(thoughts).replace(b": ping\n", b"")  # it waits for the engine
+        rest = rest_of(thoughts).replace(b": ping\n", b"")  # sent while the engine restarts
     *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
     assert end["choices"][0]["finish_reason"] == "length"
     assert len(thoughts_of(chunks)) > 100
@@ -290,5 +290,5 @@ def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
 
 
 def thoughts_of(chunks: list[dict[str, Any]]) -> str:
-    """Of a stream that comes to nothing else."""
+    """Join the reasoning of chunks that contain only reasoning."""
     return "".join(chunk["choices"][0]["delta"]["reasoning_content"] for chunk in chunks)

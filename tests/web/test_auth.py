@@ -7,17 +7,10 @@ from typing import Any
 
 import pytest
 
+from penstock.api.native.errors import problem_details
 from penstock.errors import StartError
-from penstock.web.auth import (
-    KeyCheck,
-    KeyRing,
-    hash_of,
-    key_ring,
-    key_table,
-    new_key,
-    owner_of,
-    read_keys,
-)
+from penstock.web.auth import KeyCheck, owner_of
+from penstock.web.keys import KeyRing, hash_of, key_ring, key_table, new_key, read_keys
 
 KEY = "psk_0123456789abcdefghijklmnopqrstuv"
 
@@ -173,6 +166,8 @@ async def test_without_keys_owners_are_addresses_and_of_ipv6_networks(
 
     for address in (one, other):
         scope = {"type": "http", "path": "/generate", "headers": [], "client": (address, 1)}
-        await KeyCheck(app, KeyRing())(scope, nothing, nothing)
+        await KeyCheck(app, KeyRing(), lambda _, problem: problem_details(problem))(
+            scope, nothing, nothing
+        )
     assert (owners[0] == owners[1]) is same
     assert not owners[0].is_closed

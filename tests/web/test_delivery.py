@@ -13,9 +13,10 @@ from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 from penstock.web.access import KEY, Access, access_of
-from penstock.web.delivery import HEARTBEAT, MAX_SEND_BYTES, StreamResponse, watch_client
+from penstock.web.delivery import HEARTBEAT, MAX_WRITE_BYTES, ConnectedReader, StreamResponse
+from penstock.web.granian import GranianWriter
 from penstock.web.liveness import Liveness
-from tests.support.scripted import ask, opened, ScriptedEngine, settle
+from tests.support.scripted import ScriptedEngine, ask, opened, settle
 
 
 class Socket:
@@ -63,16 +64,16 @@ async def responding(
 ) -> AsyncIterator["asyncio.Task[None]"]:
     reader = Reader(stream)
     scope: Scope = {"type": "http", "headers": []}
-    scope[KEY] = Access(scope, socket.send)
-    watch = watch_client(reader, socket.receive)
+    scope[KEY] = Access(scope, GranianWriter(socket.send))
+    connected = ConnectedReader(reader, socket.receive)
     await settle()
     frames = NativeFrames(with_ids=stream.resumable)
     liveness = Liveness(15, 30) if liveness is None else liveness
-    response = StreamResponse(reader, frames, watch, liveness, resumed=resumed)
+    response = StreamResponse(connected, frames, liveness, resumed=resumed)
 
     async def respond() -> None:
         await response(scope, socket.receive, socket.send)
-        rest = access_of(scope).rest
+        rest = access_of(scope).send_rest
         assert rest is not None
         await rest()
 
@@ -140,16 +141,16 @@ async def test_a_client_that_does_not_take_gets_the_rest_in_one_send(socket: Soc
 async def test_much_is_sent_in_pieces_and_all_of_it(socket: Socket) -> None:
     _, stream = a_stream()
     async with responding(stream, socket) as task:
-        stream.delta("x" * 3 * MAX_SEND_BYTES, 1, ())
+        stream.delta("x" * 3 * MAX_WRITE_BYTES, 1, ())
         stream.delta("end", 1, ())
         await settle()
         stream.finish("stop", 2)
         async with asyncio.timeout(5):
             await task
-    assert max(map(len, socket.sent)) == MAX_SEND_BYTES
+    assert max(map(len, socket.sent)) == MAX_WRITE_BYTES
     body = b"".join(socket.sent)
     assert body.count(b"data: ") == 3
-    assert b"x" * 3 * MAX_SEND_BYTES in body
+    assert b"x" * 3 * MAX_WRITE_BYTES in body
 
 
 async def test_a_send_that_fails_ends_the_response_with_its_error(socket: Socket) -> None:
@@ -172,7 +173,7 @@ async def test_a_sign_of_life_is_sent_when_it_is_asked_for(socket: Socket) -> No
     liveness = Liveness(heartbeat=0.0, stall_timeout=30)
     async with responding(stream, socket, liveness):
         before = list(socket.sent)
-        liveness.beat(float("inf"))
+        liveness.check(float("inf"))
         await settle()
         assert socket.sent == [*before, HEARTBEAT]
 
@@ -186,7 +187,7 @@ async def test_a_client_that_takes_nothing_is_ended_as_stalled(socket: Socket) -
         await settle()
         assert liveness.lags() == [0]
         assert liveness.num_blocked() == 0
-        liveness.beat(float("inf"))
+        liveness.check(float("inf"))
         async with asyncio.timeout(5):
             await task
         assert liveness.num_stalled == 1

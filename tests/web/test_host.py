@@ -5,9 +5,17 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 
+from penstock.api.native.errors import problem_details
+from penstock.errors import Problem
 from penstock.web.access import KEY, Access
+from penstock.web.granian import GranianWriter
 from penstock.web.host import HostCheck, is_loopback
+
+
+def report(_: Any, problem: Problem) -> Response:
+    return problem_details(problem)
 
 
 def status(
@@ -28,8 +36,8 @@ def status(
 
     headers = [(b"host", host.encode()), *((b"origin", each.encode()) for each in origins)]
     scope: dict[str, Any] = {"type": "http", "path": "/", "headers": headers}
-    scope[KEY] = Access(scope, send)
-    asyncio.run(HostCheck(app, lambda: hosts, admitted)(scope, send, send))  # type: ignore[arg-type] # nothing is received
+    scope[KEY] = Access(scope, GranianWriter(send))
+    asyncio.run(HostCheck(app, lambda: hosts, admitted, report)(scope, send, send))  # type: ignore[arg-type] # nothing is received
     (answer,) = statuses
     return answer
 

@@ -31,18 +31,18 @@ def pulse_of(response: Response) -> Liveness:
 def test_a_silent_response_sends_a_sign_of_life_in_time_and_not_before() -> None:
     response = Response()
     liveness = pulse_of(response)
-    liveness.beat(response.since + HEARTBEAT_S - 1)
+    liveness.check(response.since + HEARTBEAT_S - 1)
     assert response.num_signs == 0
-    liveness.beat(response.since + HEARTBEAT_S + 1)
+    liveness.check(response.since + HEARTBEAT_S + 1)
     assert response.num_signs == 1
 
 
 def test_a_send_that_waits_too_long_is_ended_and_not_before() -> None:
     response = Response(is_sending=True)
     liveness = pulse_of(response)
-    liveness.beat(response.since + STALL_S - 1)
+    liveness.check(response.since + STALL_S - 1)
     assert response.num_stops == 0
-    liveness.beat(response.since + STALL_S + 1)
+    liveness.check(response.since + STALL_S + 1)
     assert response.num_stops == 1
     assert response.num_signs == 0
     assert liveness.num_stalled == 1
@@ -51,7 +51,7 @@ def test_a_send_that_waits_too_long_is_ended_and_not_before() -> None:
 def test_a_send_that_was_taken_is_not_stalled_however_long_ago() -> None:
     response = Response()
     liveness = pulse_of(response)
-    liveness.beat(response.since + 10 * STALL_S)
+    liveness.check(response.since + 10 * STALL_S)
     assert response.num_stops == 0
     liveness.remove(response)
     assert len(liveness) == 0

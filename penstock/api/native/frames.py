@@ -1,52 +1,29 @@
-"""Events of a stream → the bytes of the native API's Server-Sent Events.
+"""Turns a stream's events into the native API's Server-Sent Events, and into its whole answer.
 
-In: a log's events. Out: frames; everything but the text and the index of a delta is made once, at
-import. One frame is one event with one `data:` line: JSON escapes line breaks, so no text can
-break out of it.
+Everything but a delta's text and index is prepared at import. A frame is one event with one `data:`
+line: JSON escapes line breaks, so no text can break out of it.
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from penstock.events import Delta, Event, Failure, TerminalEvent
-from penstock.stream.reader import Reader
-from penstock.stream.registry import ended_as
+from penstock.api.dialect import Form
+from penstock.events import Delta, Failure, Finish, TerminalEvent, finish_reason_of
+from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
-from penstock.web.delivery import Framer, Readable
 
 _encode = msgspec.json.encode
 _ID = b"id: %d\n"
 _DELTA = b'data: {"token":%b,"index":%d,"finished":false}\n\n'
 
 
-class Form(Protocol):
-    """How a resumable stream was opened (`Stream.opened_as`), and so is shown to its readers."""
-
-    def num_events(self, stream: Stream) -> int:
-        """The events that have ids so far."""
-
-    def read_on(self, stream: Stream, first: int) -> tuple[Readable[Any], Framer[Any]]:
-        """What reads the stream and frames it, from the event with this id on."""
-
-
-class NativeForm:
-    """The native API's."""
-
-    def num_events(self, stream: Stream) -> int:
-        """An event's id is its index in the log."""
-        return len(stream.log)
-
-    def read_on(self, stream: Stream, first: int) -> tuple[Reader, "NativeFrames"]:
-        """With ids, as at first."""
-        return Reader(stream, first), NativeFrames(first, with_ids=True)
-
-
 class NativeFrames:
     """Frames one stream for one reader, from the event at `index` on.
 
-    An event's index is its place in the log, from 0; `with_ids` makes it the event's id as well,
-    as a reader needs it to resume. An event has the same bytes for every reader.
+    An event's index is its place in the log, counted from 0. `with_ids` also makes it the event's
+    id, which a reader needs to resume. An event has the same bytes for every reader.
     """
 
     __slots__ = ("_index", "_with_ids")
@@ -55,29 +32,65 @@ class NativeFrames:
         self._index = index
         self._with_ids = with_ids
 
-    def frame(self, events: list[Event]) -> bytes:
-        """The frames of these events, in one piece."""
+    def frame(self, batches: list[Batch]) -> bytes:
+        """Return the frames of these events, in one piece."""
         parts: list[bytes] = []
         index = self._index
-        for event in events:
-            if self._with_ids:
-                parts.append(_ID % index)
-            if isinstance(event, Delta):
-                parts.append(_DELTA % (_encode(event.text), index))
-            else:
-                end = {"token": "", "index": index, "finished": True, **ending(event)}
-                if self._with_ids and isinstance(event, Failure) and index:
-                    end["error"]["resume_after"] = index - 1
-                parts.append(b"data: %b\n\n" % _encode(end))
-            index += 1
+        for _, events in batches:
+            for event in events:
+                if self._with_ids:
+                    parts.append(_ID % index)
+                if isinstance(event, Delta):
+                    parts.append(_DELTA % (_encode(event.text), index))
+                else:
+                    parts.append(b"data: %b\n\n" % _encode(self._last_event(event, index)))
+                index += 1
         self._index = index
         return b"".join(parts)
 
+    def _last_event(self, event: TerminalEvent, index: int) -> dict[str, Any]:
+        end = {"token": "", "index": index, "finished": True, **ending(event)}
+        if self._with_ids and isinstance(event, Failure) and index:
+            end["error"]["resume_after"] = index - 1
+        return end
+
+
+class NativeForm(Form, frozen=True):
+    """The native API's form of an answer, which has no options."""
+
+    dialect = "native"
+
+    def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> NativeFrames:
+        """Return what frames the one stream."""
+        return NativeFrames(with_ids=with_ids)
+
+    def num_events(self, stream: Stream) -> int:
+        """Return the length of the log: an event's id is its index there."""
+        return len(stream.log)
+
+    def resume(self, stream: Stream, first: int) -> tuple[int, NativeFrames]:
+        """Return the cursor and the framer for the events from id `first` on."""
+        return first, NativeFrames(first, with_ids=True)
+
+    def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """Return the one JSON object of a whole answer."""
+        (stream,) = streams
+        end = stream.ended
+        assert isinstance(end, Finish)
+        fields = ending(end)
+        return {
+            "text": stream.log.text(),
+            "usage": fields["usage"],
+            "request_time": end.timings.total_time,
+            "finish_reason": fields["finish_reason"],
+            "timings": msgspec.to_builtins(end.timings),
+        }
+
 
 def ending(event: TerminalEvent) -> dict[str, Any]:
-    """A terminal event's fields in the native API."""
+    """Return the fields of a terminal event in the native API."""
     fields: dict[str, Any] = {
-        "finish_reason": ended_as(event),
+        "finish_reason": finish_reason_of(event),
         "usage": {
             "prompt_tokens": event.usage.prompt_tokens,
             "completion_tokens": event.usage.completion_tokens,

@@ -7,9 +7,7 @@ from starlette.responses import Response
 
 from penstock.errors import InvalidFields, Problem, kind_of
 from penstock.events import Failure
-from penstock.web.access import ProblemResponse
-
-PREFIX = "/v1/"
+from penstock.web.problems import ProblemResponse
 
 # Of our codes, those for which OpenAI has a word that its clients look for.
 _CODES = {

@@ -19,14 +19,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from penstock.api.native.routes import MAX_MESSAGES, StopStrings
+from penstock.api.fields import MAX_MESSAGES, StopStrings, Strict, invalid_fields
 from penstock.api.openai.tools import Schema, ToolChoice, Tools, check_tools, tool_fields
-from penstock.api.openai.turns import ChatTurn, Strict, check_calls_are_answered_for, misplaced
+from penstock.api.openai.turns import ChatTurn, check_calls_are_answered_for, misplaced
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import FieldError, InvalidFields
 from penstock.request import Request, Sampling
 from penstock.stream.registry import new_stream_id
-from penstock.web.problems import invalid_fields
 
 MAX_CHOICES_PER_PROMPT = 8
 MAX_PROMPTS = 16

@@ -13,11 +13,11 @@ the model thinks is `reasoning_content`, beside the `content`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
+from penstock.api.dialect import Form
 from penstock.api.openai.errors import failure_object
 from penstock.events import (
     Delta,
@@ -30,7 +30,7 @@ from penstock.events import (
     ToolCall,
     Usage,
 )
-from penstock.stream.reader import MergedReader
+from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
 
 DONE = b"[DONE]"
@@ -41,15 +41,16 @@ _ID = b"id: %d\n"
 _PLACE = "\ufdd0"  # a character that stands in no text stands where the text will
 
 
-@dataclass(frozen=True)
-class ChunkForm:
-    """How the streams of one response are shown, to whoever reads them.
+class ChunkForm(Form, frozen=True):
+    """How the streams of one response are shown as OpenAI's objects.
 
-    `echoes` is what each choice's text begins with. `num_per_prompt`: choices of the same prompt,
-    which is counted once.
+    `id`, `created` and `model` stand in every object. `include_usage` adds a last chunk with the
+    usage, `continuous_usage` puts the usage so far into every chunk. `echoes` has the text that
+    each choice begins with. `num_per_prompt` is the number of choices of one prompt, whose tokens
+    count once.
     """
 
-    is_chat: bool
+    is_chat: ClassVar[bool]
     id: str
     created: int
     model: str
@@ -59,20 +60,23 @@ class ChunkForm:
     echoes: tuple[str, ...] = ("",)
     num_per_prompt: int = 1
 
+    def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> "ChunkFrames":
+        """Return what frames these streams from their beginning."""
+        return ChunkFrames(self, streams, with_ids=with_ids)
+
     def num_events(self, stream: Stream) -> int:
-        """Events that have ids so far: the log's, and what comes after its end."""
+        """Return how many events have ids so far: those of the log, and those after its end."""
         num_after_end = 0
         if stream.ended is not None:
             num_after_end = 2 if self.ends_with_usage(stream.ended) else 1
         return len(stream.log) + num_after_end
 
-    def read_on(self, stream: Stream, first: int) -> tuple[MergedReader, "ChunkFrames"]:
-        """A reader of a stream that has no company, and frames with ids, from event `first` on."""
+    def resume(self, stream: Stream, first: int) -> tuple[int, "ChunkFrames"]:
+        """Return the cursor and the framer for the events from id `first` on."""
         cursor = first
         if stream.ended is not None:
             cursor = min(first, len(stream.log) - 1)
-        frames = ChunkFrames(self, [stream], cursor, first - cursor, with_ids=True)
-        return MergedReader([stream], cursor), frames
+        return cursor, ChunkFrames(self, [stream], cursor, first - cursor, with_ids=True)
 
     def ends_with_usage(self, end: TerminalEvent) -> bool:
         """Whether a chunk with the usage follows the last choice's end: not after a failure."""
@@ -154,6 +158,20 @@ class ChunkForm:
         return completion_logprobs(deltas, offset)
 
 
+class ChatForm(ChunkForm, frozen=True):
+    """How the answer of `/v1/chat/completions` is shown."""
+
+    dialect = "openai.chat"
+    is_chat = True
+
+
+class CompletionForm(ChunkForm, frozen=True):
+    """How the answer of `/v1/completions` is shown."""
+
+    dialect = "openai.completions"
+    is_chat = False
+
+
 class ChunkFrames:
     """Frames the streams of one response for one reader, from `cursor` on.
 
@@ -185,22 +203,24 @@ class ChunkFrames:
         # where that is not theirs.
         self._must_open = form.is_chat and len(streams) > 1
 
-    def frame(self, events: list[tuple[int, Event]]) -> bytes:
-        """The frames of these events, in one piece."""
+    def frame(self, batches: list[Batch]) -> bytes:
+        """Return the frames of these events, in one piece."""
         parts: list[bytes] = []
-        if self._must_open and events and not isinstance(events[0][1], Failure):
+        if self._must_open and batches and not isinstance(batches[0][1][0], Failure):
             self._must_open = False
             parts += [choice.opening() for choice in self._choices]
-        for number, event in events:
-            if self._is_over:  # the other choices of a response that has failed say no more
-                break
-            if isinstance(event, Delta):
-                if self._with_ids:
-                    parts.append(_ID % self._next_id)
-                    self._next_id += 1
-                parts += self._choices[number].delta(event)
-            else:
-                parts += self._end(number, event)
+        for number, events in batches:
+            choice = self._choices[number]
+            for event in events:
+                if self._is_over:  # after a failure, the other choices say nothing more
+                    return b"".join(parts)
+                if isinstance(event, Delta):
+                    if self._with_ids:
+                        parts.append(_ID % self._next_id)
+                        self._next_id += 1
+                    parts += choice.delta(event)
+                else:
+                    parts += self._end(number, event)
         return b"".join(parts)
 
     def _end(self, number: int, end: TerminalEvent) -> list[bytes]:

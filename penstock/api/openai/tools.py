@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
-from penstock.api.openai.turns import Strict, ToolName, misplaced
+from penstock.api.fields import Strict
+from penstock.api.openai.turns import ToolName, misplaced
 
 MAX_TOOLS = 128
 MAX_SCHEMA_CHARACTERS = 65_536

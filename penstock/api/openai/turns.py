@@ -8,23 +8,11 @@ template makes of it.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from penstock.api.fields import Strict
 from penstock.request import Message, ToolUse
-
-
-class Strict(BaseModel):
-    """Takes what it names, and nothing else."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCustomError:

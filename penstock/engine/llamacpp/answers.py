@@ -47,7 +47,7 @@ class Probability(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """One event of `/completion`: a step's text, prefill progress, the end (`stop`) or an error."""
+    """An event of `/completion`: a step's text, prefill progress, the end (`stop`) or an error."""
 
     content: str = ""
     tokens: tuple[int, ...] = ()
@@ -75,7 +75,7 @@ class _Delta(msgspec.Struct):
 
 
 class ChatChunk(msgspec.Struct):
-    """One event of `/v1/chat/completions`.
+    """An event of `/v1/chat/completions`.
 
     `timings` counts the tokens so far, `usage` all tokens of the answer.
     """

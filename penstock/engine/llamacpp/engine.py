@@ -102,7 +102,7 @@ class _Models(msgspec.Struct):
 
 
 class HttpRequest(asyncio.Protocol):
-    """One HTTP request on its own connection, with a streamed response.
+    """An HTTP request on its own connection, with a streamed response.
 
     `on_body` is called with the bytes of the response's body, cut anywhere. `done` becomes the
     status when the response is complete, or raises ConnectionError if it is cut off.

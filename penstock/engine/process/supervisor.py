@@ -101,7 +101,7 @@ class SupervisedEngine:
         self._heard_at = 0.0
         """The last sign of life, or the first request since the last, on the loop's clock."""
         self._has_worked = False
-        """Whether the process has accepted a request, so that its death is no failed start."""
+        """True once the process has accepted a request: then its death is no failed start."""
         self.state: EngineState = "loading"
         self.info: ModelInfo | None = None
         self.num_restarts = 0
@@ -225,6 +225,9 @@ class SupervisedEngine:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # its own group: killed as a whole, no Ctrl-C
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         _, self._channel = await loop.create_connection(lambda: _Channel(self._receive), sock=ours)

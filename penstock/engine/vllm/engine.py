@@ -33,9 +33,7 @@ from penstock.request import Request, Sampling
 
 # vLLM reads these variables when it is imported. The user's own values stay.
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-os.environ.setdefault(
-    "VLLM_NO_USAGE_STATS", "1"
-)  # no usage statistics unless the user enables them
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # unless the user enables statistics
 
 try:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -77,7 +75,7 @@ class Vllm(TaskEngine):
     server; without a parser there are no tools. Every other argument is an engine argument of vLLM
     (`dtype`, `max_model_len`, `reasoning_parser`...). Three defaults differ from vLLM's:
     `max_num_seqs` is `slots`, statistics are off, and each start draws a new seed for the requests
-    without one.
+    without a seed.
     """
 
     def __init__(
@@ -107,9 +105,7 @@ class Vllm(TaskEngine):
     async def start(self) -> ModelInfo:
         """Load the model, which takes half a minute or more. Raises StartError if it fails."""
         folder = tempfile.mkdtemp(prefix="penstock-")
-        os.environ["VLLM_RPC_BASE_PATH"] = (
-            folder  # the folder of the sockets between vLLM's processes
-        )
+        os.environ["VLLM_RPC_BASE_PATH"] = folder  # for the sockets between vLLM's processes
         reaper.kill_group_at_exit(folder)
         args, config = configure(self._engine_args, self._tool_call_parser)
         self._chats = Chats(config, self._tool_call_parser)

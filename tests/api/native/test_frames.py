@@ -18,7 +18,7 @@ def events_of(data: bytes) -> list[dict[str, object]]:
 
 def test_a_stream_is_framed_as_the_notebook_s_clients_read_it() -> None:
     log: list[Event] = [Delta(" AI", 1), Delta(" is", 1), END]
-    first, second, last = events_of(NativeFrames().frame(log))
+    first, second, last = events_of(NativeFrames().frame([(0, log)]))
     assert first == {"token": " AI", "index": 0, "finished": False}
     assert second == {"token": " is", "index": 1, "finished": False}
     assert last == {
@@ -38,7 +38,7 @@ def test_a_stream_is_framed_as_the_notebook_s_clients_read_it() -> None:
 
 def test_a_failure_is_a_terminal_event_of_the_same_shape() -> None:
     end = Failure("engine_died", "It stopped.", True, Usage(4, 0), TIMINGS)
-    (event,) = events_of(NativeFrames().frame([end]))
+    (event,) = events_of(NativeFrames().frame([(0, [end])]))
     assert event["finished"] is True
     assert event["finish_reason"] == "error"
     assert event["error"] == {
@@ -49,15 +49,19 @@ def test_a_failure_is_a_terminal_event_of_the_same_shape() -> None:
 
 
 def test_what_a_seed_no_longer_gives_is_said_and_only_that() -> None:
-    (usual,) = events_of(NativeFrames().frame([END]))
-    (event,) = events_of(NativeFrames().frame([msgspec.structs.replace(END, reproducible=False)]))
+    (usual,) = events_of(NativeFrames().frame([(0, [END])]))
+    (event,) = events_of(
+        NativeFrames().frame([(0, [msgspec.structs.replace(END, reproducible=False)])])
+    )
     assert "reproducible" not in usual
     assert event == {**usual, "reproducible": False}
 
 
 def test_a_failure_of_a_resumable_stream_says_after_which_event_to_resume() -> None:
     end = Failure("server_shutdown", "It stops.", True, Usage(4, 1), TIMINGS)
-    _, event = events_of(NativeFrames(with_ids=True).frame([Delta("a", 1), Delta("b", 1), end]))[1:]
+    _, event = events_of(
+        NativeFrames(with_ids=True).frame([(0, [Delta("a", 1), Delta("b", 1), end])])
+    )[1:]
     assert event["error"] == {
         "code": "server_shutdown",
         "message": "It stops.",
@@ -72,9 +76,9 @@ def test_an_event_has_the_same_bytes_for_every_reader(
 ) -> None:
     log: list[Event] = [*(Delta(text, 1) for text in texts), END]
     cursor = data.draw(st.integers(0, len(log)))
-    before = NativeFrames(with_ids=True).frame(log[:cursor])
-    after = NativeFrames(cursor, with_ids=True).frame(log[cursor:])
-    assert before + after == NativeFrames(with_ids=True).frame(log)
+    before = NativeFrames(with_ids=True).frame([(0, log[:cursor])])
+    after = NativeFrames(cursor, with_ids=True).frame([(0, log[cursor:])])
+    assert before + after == NativeFrames(with_ids=True).frame([(0, log)])
     ids = [event.id for event in Parser().feed(before + after)]
     assert ids == [str(index) for index in range(len(log))]
 
@@ -84,6 +88,6 @@ def test_any_text_survives_framing_in_any_batches(texts: list[str], cut: int) ->
     """CR, LF, U+2028, NUL and what looks like an event stay inside their one event."""
     log: list[Event] = [*(Delta(text, 1) for text in texts), END]
     frames = NativeFrames()
-    events = events_of(frames.frame(log[:cut]) + frames.frame(log[cut:]))
+    events = events_of(frames.frame([(0, log[:cut])]) + frames.frame([(0, log[cut:])]))
     assert [event["token"] for event in events] == [*texts, ""]
     assert [event["index"] for event in events] == list(range(len(texts) + 1))

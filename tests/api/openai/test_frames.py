@@ -5,25 +5,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.openai.frames import ChunkForm, ChunkFrames
+from penstock.api.openai.frames import ChatForm, ChunkForm, ChunkFrames, CompletionForm
 from penstock.events import TokenLogprob
 from penstock.request import Request
+from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
-from tests.support.scripted import ScriptedEngine
+from tests.support.scripted import ScriptedEngine, opened
 
 DONE = "[DONE]"
 
 
 def form(**fields: Any) -> ChunkForm:
-    return ChunkForm(**{"is_chat": True, "id": "x", "created": 5, "model": "m", **fields})
+    shape = ChatForm if fields.pop("is_chat", True) else CompletionForm
+    return shape(**{"id": "x", "created": 5, "model": "m", **fields})
 
 
 def streams(number: int = 1, **fields: Any) -> list[Stream]:
     """As many, each accepted with a prompt of two tokens."""
-    opened = Streams([ScriptedEngine()])
+    registry = Streams([ScriptedEngine()])
     request = {"max_tokens": 9, "prompt": "x", **fields}
-    made = [opened.open(Request(id=f"{n}", **request), resumable=True) for n in range(number)]
+    made = [opened(registry, Request(id=f"{n}", **request), resumable=True) for n in range(number)]
     for stream in made:
         stream.accepted((1, 2))
     return made
@@ -37,7 +39,7 @@ def data_of(frames: bytes) -> list[Any]:
 
 
 def all_events(made: list[Stream]) -> list[Any]:
-    return [(n, event) for n, stream in enumerate(made) for event in stream.log.after(0)]
+    return [(n, [event]) for n, stream in enumerate(made) for event in stream.log.after(0)]
 
 
 @given(
@@ -72,14 +74,14 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
     frames = ChunkFrames(shape, made)
     made[1].delta("b", 1, ())
     made[1].finish("length", 1)
-    first = data_of(frames.frame([(1, event) for event in made[1].log.after(0)]))
+    first = data_of(frames.frame([(1, made[1].log.after(0))]))
     # All begin in order, whichever has something to say first.
     assert [chunk["choices"][0]["index"] for chunk in first] == [0, 1, 1, 1]
     for chunk in first[:2]:
         assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert first[2]["choices"][0]["delta"] == {"content": "b"}
     made[0].finish("stop", 0)
-    last, usage, done = data_of(frames.frame([(0, event) for event in made[0].log.after(0)]))
+    last, usage, done = data_of(frames.frame([(0, made[0].log.after(0))]))
     assert last["choices"][0]["delta"] == {}
     counts = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
     assert usage["usage"] == counts | {"completion_tokens_details": {"reasoning_tokens": 0}}
@@ -184,7 +186,8 @@ async def test_reading_on_gives_the_same_bytes_from_any_frame_on(
     ids = [frame.partition(b"\n")[0] for frame in whole]
     assert ids == [b"id: %d" % number for number in range(len(whole))]
     for start in range(len(whole)):
-        reader, frames = shape.read_on(stream, start)
+        cursor, frames = shape.resume(stream, start)
+        reader = Reader(stream, cursor=cursor)
         rest = b""
         while not reader.is_done:
             rest += frames.frame(reader.take())

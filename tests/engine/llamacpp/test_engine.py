@@ -1,4 +1,4 @@
-"""What llama.cpp's engine does beyond what every engine must. It runs in this process here."""
+"""The llama.cpp engine beyond the conformance test. It runs in the test's own process."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> Non
     engine = LlamaCpp(model=str(find_model("rill")), name="rill", slots=1, n_batch=128)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     await engine.start()
-    for number, handler in handlers.items():  # llama.cpp has put its own
+    for number, handler in handlers.items():  # llama.cpp has replaced them
         signal.signal(number, handler)
     try:
         sink = RecordingSink()
@@ -42,10 +42,10 @@ async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> Non
         ('{"a": ', "limit", "finish"),
     ],
 )
-async def test_an_answer_that_left_its_schema_is_not_passed_off_as_one(
+async def test_an_answer_that_does_not_follow_its_schema_fails(
     text: str, stop_type: str, ending: str
 ) -> None:
-    """llama.cpp drops a grammar that it cannot follow, and says so in its log alone."""
+    """llama.cpp drops a grammar that it can no longer follow, and only logs that."""
     sink = RecordingSink()
     reader = CompletionReader(sink, 0, must_be_json=True)
     for chunk in (
@@ -73,7 +73,7 @@ def test_an_impossible_token_has_openai_s_lowest_log_probability() -> None:
     assert [each.logprob for each in sink.logprobs] == [-9999.0]
 
 
-def test_nothing_of_a_bad_schema_is_repeated() -> None:
+def test_the_message_about_a_bad_schema_does_not_repeat_the_schema() -> None:
     for bad in ({"$ref": "http://zqxj"}, {"type": "string", "pattern": "(zqxj"}, {"type": "zqxj"}):
         with pytest.raises(InvalidSchemaError) as refused:
             compact_schema(json.dumps(bad))
@@ -81,7 +81,7 @@ def test_nothing_of_a_bad_schema_is_repeated() -> None:
         assert 10 < len(str(refused.value)) <= 200
 
 
-def test_an_object_has_so_many_properties_and_no_more() -> None:
+def test_an_object_may_have_400_properties_and_no_more() -> None:
     for place in ("properties", "items"):
         many = {f"p{number}": {"type": "string"} for number in range(400)}
         schema: dict[str, Any] = {"type": "object", "properties": many}
@@ -110,7 +110,8 @@ async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
         engine.submit(ask("a", 22, **fields), whole)
         await whole.end()
         fields["prompt_ids"] = whole.prompt_ids
-        # The grammar begins anew: more thoughts, as after an opened mark, and after an answer text.
+        # The grammar starts again from the beginning: it generates small letters, which are
+        # thoughts after the opened mark, and text after an answer.
         engine.submit(ask("b", 3, **fields, generated=tuple(whole.token_ids[:3])), in_thought)
         await in_thought.end()
         engine.submit(ask("c", 3, **fields, generated=tuple(whole.token_ids)), in_answer)

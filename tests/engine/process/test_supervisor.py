@@ -1,5 +1,7 @@
-"""What the server makes of an engine's last words, and of a fault of its own."""
+"""The supervisor reports why an engine did not start, and survives its own bugs."""
 
+import asyncio
+import gc
 import logging
 import sys
 from typing import NoReturn
@@ -13,13 +15,13 @@ from tests.support.recording import RecordingSink
 
 
 class Complaining:
-    """An engine that cannot start, and says why on its standard error."""
+    """An engine that does not start and writes the reason to standard error."""
 
     def __init__(self, *, lines: str) -> None:
         self._lines = lines
 
     async def start(self) -> NoReturn:
-        """See above."""
+        """Write `lines` to standard error. Raises StartError."""
         sys.stderr.write(self._lines)
         raise StartError("It did not start.", "Do something else.")
 
@@ -42,7 +44,9 @@ VLLM = "(EngineCore pid=9314) ERROR 11-24 11:13:01 [core.py:1510] "
     ],
     ids=["llama.cpp", "Python", "vLLM", "nothing"],
 )
-async def test_the_first_error_that_it_wrote_is_the_reason(lines: str, complaint: str) -> None:
+async def test_the_first_error_that_the_engine_wrote_is_the_reason(
+    lines: str, complaint: str
+) -> None:
     engine = SupervisedEngine("tests.engine.process.test_supervisor:Complaining", {"lines": lines})
     with pytest.raises(StartError) as caught:
         await engine.start()
@@ -52,7 +56,22 @@ async def test_the_first_error_that_it_wrote_is_the_reason(lines: str, complaint
     assert caught.value.hint == "Do something else."
 
 
-async def test_a_fault_over_one_request_is_no_other_s(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_process_that_does_not_start_leaves_no_socket_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError("out of processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    engine = SupervisedEngine("penstock.engine.mock:Mock", {})
+    with pytest.raises(OSError, match="out of processes"):
+        await engine.start()
+    gc.collect()  # pytest reports a socket that is still open
+
+
+async def test_a_bug_with_one_request_does_not_reach_another_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def break_down() -> None:
         raise StopIteration
 

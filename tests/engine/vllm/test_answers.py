@@ -1,4 +1,4 @@
-"""What one of vLLM's parsers finds in an answer, told to a sink: without vLLM."""
+"""The sinks for vLLM's answers, tested with scripted parsers and without vLLM."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ class Message:
 
 
 class Script:
-    """Says of each piece in turn what it was told beforehand, and writes down what it was given."""
+    """A parser that returns scripted results in turn and records its arguments."""
 
     def __init__(self, *parsed: Message | None) -> None:
         self.given: list[tuple[str, list[int], bool]] = []
@@ -45,7 +45,7 @@ class Script:
 BEGIN = Call(0, "call_a", Function("look"))
 
 
-def test_a_call_comes_in_parts_and_its_id_and_name_once() -> None:
+def test_a_call_comes_in_parts_with_its_id_and_name_in_the_first() -> None:
     sink = RecordingSink()
     script = Script(
         None,
@@ -78,7 +78,7 @@ def test_a_call_without_an_id_is_given_one() -> None:
     assert second[1] not in ("", first[1])
 
 
-def test_a_second_call_ends_the_answer_where_there_may_be_one() -> None:
+def test_a_second_call_ends_the_answer_if_only_one_is_allowed() -> None:
     sink = RecordingSink()
     second = [Call(0, None, Function(None, "}")), Call(1, "call_b", Function("look"))]
     script = Script(Message(tool_calls=[BEGIN]), Message(tool_calls=second))
@@ -90,7 +90,7 @@ def test_a_second_call_ends_the_answer_where_there_may_be_one() -> None:
     assert sink.tool_parts == [(0, "call_a", "look", ""), (0, "", "", "}")]
 
 
-def test_the_tokens_of_a_piece_are_told_once_whatever_is_in_it() -> None:
+def test_the_tokens_of_a_piece_are_counted_once_whatever_it_contains() -> None:
     sink = RecordingSink()
     script = Script(Message("Hm.", "Yes.", [BEGIN]), None, Message(content="No."))
     parsing = ParsingSink(sink, script, parallel_calls=True)
@@ -102,7 +102,7 @@ def test_the_tokens_of_a_piece_are_told_once_whatever_is_in_it() -> None:
     assert (sink.thoughts, sink.text()) == (["Hm."], "Yes.No.")
 
 
-def test_what_was_held_back_is_told_at_the_end() -> None:
+def test_text_that_was_held_back_comes_at_the_end() -> None:
     sink = RecordingSink()
     parsing = ParsingSink(sink, Script(None, Message(content="<tool")), parallel_calls=True)
     parsing.delta("<tool", 1, (1,))
@@ -111,7 +111,7 @@ def test_what_was_held_back_is_told_at_the_end() -> None:
     assert sink.calls[-1] == "finish"
 
 
-def test_a_parser_is_given_the_answer_alone_where_marks_tell_the_reasoning_apart() -> None:
+def test_a_parser_gets_only_the_answer_if_marks_separate_the_reasoning() -> None:
     sink = RecordingSink()
     script = Script(Message(content="Yes"), Message(tool_calls=[BEGIN]))
     parsing = ParsingSink(sink, script, parallel_calls=True)

@@ -1,0 +1,177 @@
+"""The one way to answer a request, for every API.
+
+Open the streams, wait until the engine has accepted or refused them, then send the answer streamed
+or whole, and clean up whatever happens. `resume` sends the rest of a stream to a later reader. What
+differs between APIs is in their dialects.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from penstock.api.dialect import Call, Dialect, Form
+from penstock.errors import Problem
+from penstock.events import Failure, TerminalEvent
+from penstock.stream.quotas import Owner
+from penstock.stream.reader import Reader
+from penstock.stream.record import ChoiceGroup, StreamRecord
+from penstock.stream.registry import Streams
+from penstock.stream.stream import Stream
+from penstock.web.access import access_of
+from penstock.web.auth import owner_of
+from penstock.web.body import BodyReader
+from penstock.web.delivery import ConnectedReader, StreamResponse, queue_event
+from penstock.web.liveness import Liveness
+
+MAX_EVENT_ID_DIGITS = 15
+# When an EventSource should reconnect, in milliseconds: not all of them at once.
+RETRY_MS = (500, 1500)
+# nginx's status for a client that left before its response; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Answering:
+    """Answers requests over `streams`."""
+
+    def __init__(self, streams: Streams, liveness: Liveness, bodies: BodyReader) -> None:
+        self.streams = streams
+        self._liveness = liveness
+        self._bodies = bodies
+        self._forms: dict[str, type[Form]] = {}
+        self.fields: dict[str, type[BaseModel]] = {}
+        """The model of the request's body for each path."""
+
+    def route(self, path: str, dialect: Dialect) -> Route:
+        """Return the route at which this dialect is spoken; its streams can be resumed."""
+        self._forms[dialect.form.dialect] = dialect.form
+        self.fields[path] = dialect.fields
+
+        async def endpoint(http: HttpRequest) -> Response:
+            return await self.answer(http, dialect)
+
+        endpoint.__doc__ = dialect.summary
+        return Route(path, endpoint, methods=["POST"], name=dialect.operation)
+
+    async def answer(self, http: HttpRequest, dialect: Dialect) -> Response:
+        """Answer a request for a generation. Raises Problem."""
+        owner = owner_of(http.scope)
+        self.streams.check(owner)
+        call = dialect.parse(await self._bodies.read_object(http), http)
+        opened = self._open(call, owner)
+        access_of(http.scope).carries(opened, call.num_per_prompt)
+        connected = ConnectedReader(Reader(*opened), http.receive)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(connected.close)
+            for stream in opened:
+                if problem := await asyncio.shield(stream.was_accepted):
+                    raise problem
+            if not call.streamed:
+                return await _whole(call, opened, connected)
+            cleanup.pop_all()  # the response closes the reader
+        return StreamResponse(
+            connected,
+            call.form.framer(opened, with_ids=call.resumable),
+            self._liveness,
+            tell_place=queue_event if call.queue_events else None,
+        )
+
+    async def resume(self, http: HttpRequest, stream_id: str) -> Response:
+        """Send the events of a resumable stream after the last one that the client has seen."""
+        stream = self.streams.find(stream_id, owner_of(http.scope))
+        saved = stream.record.form
+        form = self._forms[saved.dialect].load(saved)
+        first = first_event_of(http)
+        num_events = form.num_events(stream)
+        if first > num_events:
+            raise _bad_event_id("is beyond the last event of this stream")
+        if stream.ended is not None and first == num_events:
+            return Response(status_code=204)  # this stops an EventSource from reconnecting
+        access_of(http.scope).resumes(stream)
+        self.streams.meter.resumed("running" if stream.ended is None else "ended")
+        cursor, framer = form.resume(stream, first)
+        return StreamResponse(
+            ConnectedReader(Reader(stream, cursor=cursor), http.receive),
+            framer,
+            self._liveness,
+            preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
+            resumed=True,
+        )
+
+    def _open(self, call: Call, owner: Owner) -> list[Stream]:
+        """Open a stream for each choice: all of them or none. Raises Problem."""
+        size = len(call.requests)
+        if size > 1:
+            self.streams.check(owner, num_streams=size)
+        first_id = call.requests[0].id
+        form = call.form.save()
+        opened: list[Stream] = []
+        try:
+            for number, request in enumerate(call.requests):
+                choices = ChoiceGroup(first_id, number, size) if size > 1 else None
+                record = StreamRecord(request, owner, call.resumable, call.timeout, form, choices)
+                opened.append(self.streams.open(record))
+        except Problem:
+            for stream in opened:
+                stream.cancel()
+            raise
+        return opened
+
+
+async def _whole(call: Call, opened: Sequence[Stream], connected: ConnectedReader) -> Response:
+    """Return the whole answer. Raises Problem if there is none."""
+    headers = {"X-Stream-ID": opened[0].id}
+    for ending in asyncio.as_completed([stream.end() for stream in opened]):
+        end = await ending
+        if problem := problem_of(end):
+            problem.headers |= headers
+            raise problem
+        if not isinstance(end, Failure) and end.reason == "cancelled":
+            for stream in opened:
+                stream.cancel()
+    if connected.reader.is_closed:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return JSONResponse(call.form.whole(opened), headers=headers)
+
+
+def problem_of(end: TerminalEvent) -> Problem | None:
+    """Return the problem for which a stream that ended so has no whole answer, if there is one."""
+    if isinstance(end, Failure):
+        return Problem(end.code, end.message, retry_safe=end.retry_safe)
+    if end.reason == "deadline" and not end.usage.completion_tokens:
+        return Problem(
+            "deadline_passed",
+            "The request's time was up before it started. Send it again later, or allow it more"
+            " time.",
+        )
+    return None
+
+
+def first_event_of(http: HttpRequest) -> int:
+    """Return the id of the first event that the client has not seen. Raises Problem.
+
+    `Last-Event-ID` wins over `?after=`: an EventSource that reconnects sends the header, and its
+    URL still has the query of its first request.
+    """
+    given = http.headers.getlist("last-event-id") or http.query_params.getlist("after")
+    if not given:
+        return 0
+    if len(given) > 1:
+        raise _bad_event_id("is given twice")
+    (event_id,) = given
+    if not (event_id.isascii() and event_id.isdigit()) or len(event_id) > MAX_EVENT_ID_DIGITS:
+        raise _bad_event_id("is not the id of an event")
+    return int(event_id) + 1
+
+
+def _bad_event_id(what: str) -> Problem:
+    return Problem(
+        "bad_event_id",
+        f"The last event's id (Last-Event-ID, or ?after=) {what}. It is the number in the `id:`"
+        " line of the last event that you received.",
+    )

@@ -1,0 +1,94 @@
+"""What an API must define: how it reads requests and how it shows answers and errors.
+
+A dialect is bound to a route (see `answering`). Everything else, from opening a stream to cleaning
+up after it, is the same for all APIs. To add an API, make a folder with a dialect and its routes,
+and add one line to the list of APIs in `app`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import msgspec
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+
+from penstock.request import Request
+from penstock.stream.record import SavedForm
+from penstock.stream.stream import Stream
+from penstock.web.delivery import Framer
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How one answer is shown: a dialect's choices for it, as plain values.
+
+    A form is saved with its stream, so that a later reader, also in another process, sees the same
+    bytes. `dialect` tags the saved form.
+    """
+
+    dialect: ClassVar[str]
+
+    def save(self) -> SavedForm:
+        """Return the form as a value for the stream's record."""
+        return SavedForm(self.dialect, msgspec.to_builtins(self))
+
+    @classmethod
+    def load(cls, saved: SavedForm) -> Self:
+        """Return the form that was saved. Raises msgspec.ValidationError if it is malformed."""
+        return msgspec.convert(saved.options, cls)
+
+    def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> Framer:
+        """Return what frames these streams from their beginning; `with_ids` gives events ids."""
+        raise NotImplementedError
+
+    def num_events(self, stream: Stream) -> int:
+        """Return how many events with ids a resumable stream has so far."""
+        raise NotImplementedError
+
+    def resume(self, stream: Stream, first: int) -> tuple[int, Framer]:
+        """Return the cursor and the framer for a reader of the events from id `first` on."""
+        raise NotImplementedError
+
+    def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """Return the whole answer of these streams, which have all finished, as JSON values."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a client asked for: the streams to open and how to show them.
+
+    `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
+    of them. `timeout` is in seconds, None if the client set none. `queue_events` asks for events
+    instead of comments while the stream waits in the queue.
+    """
+
+    requests: Sequence[Request]
+    form: Form
+    streamed: bool
+    resumable: bool = False
+    timeout: float | None = None
+    num_per_prompt: int = 1
+    queue_events: bool = False
+
+
+class Parse(Protocol):
+    """Turns a request's JSON body into a call."""
+
+    def __call__(self, body: dict[str, Any], http: HttpRequest) -> Call:
+        """Return the call. Raises Problem."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to ask for a generation and to show its answer.
+
+    `operation` names its route and `summary` describes it in one sentence. `fields` is the model of
+    the request's body, for the OpenAPI description.
+    """
+
+    operation: str
+    summary: str
+    fields: type[BaseModel]
+    parse: Parse
+    form: type[Form]
