@@ -37,9 +37,19 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of its own with what a release needs: this tree, made ready."""
     tree = tmp_path_factory.mktemp("released")
     names = ("CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "mkdocs.yml", "pyproject.toml")
-    names += (".github", ".gitignore", "penstock")
+    folders = (".github", ".gitignore", "penstock")
     listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", *names],
+        [
+            "git",
+            "-C",
+            str(ROOT),
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            *names,
+            *folders,
+        ],
         check=True,
         capture_output=True,
         text=True,
