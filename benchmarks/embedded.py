@@ -1,16 +1,16 @@
-"""Penstock's embedded engine beside llama.cpp's own server: same model, threads, slots, one run.
+"""Compares Penstock's embedded engine with llama.cpp's own server: same model, threads and slots.
 
     python -m benchmarks.embedded --streams 1,16 --repeats 3 [--plot FILE]
 
-Both serve the built-in model from a process of their own. A client reads N streams at once for a
-while: tokens per second over all of them, time to first token, and the gaps between reads. The two
-take turns, so that both see the same machine; medians of the repeats, then the ratio.
+Both servers run the built-in model, each in its own process. A client reads N streams at once for a
+few seconds and measures the total tokens per second, the time to first token, and the gaps between
+reads. The servers take turns, so that both see the same machine. The output is the medians of the
+repeats and their ratio.
 """
 
 import argparse
 import asyncio
 import contextlib
-import datetime
 import json
 import os
 import platform
@@ -22,13 +22,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import bars, check
-from penstock import __version__
+from benchmarks.report import Numbers, circumstances, medians, quantile
 from penstock.engine.llamacpp.hub import find_model
+from tests.support.raw import post
+from tests.support.servers import serve
 
 SLOTS = 16
 CONTEXT = 1024
@@ -51,7 +52,7 @@ sys.stdin.read()
 
 @dataclass
 class Measured:
-    """What one run of N streams showed. Times in seconds."""
+    """The measurements of one run of N streams. Times in seconds."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -62,7 +63,7 @@ class Measured:
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> Numbers:
         return {
             "tokens_per_second": round(self.tokens_per_second, 1),
             "ttft_p50_ms": round(1000 * statistics.median(self.first), 2),
@@ -71,8 +72,12 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A server to measure: where it is, how it is asked and how it says that it is done."""
+class MeasuredServer:
+    """A server to measure: its port, and its API.
+
+    `fields`: fields of the request's body. `end`: matches the end of a stream, with the number of
+    tokens as its group.
+    """
 
     name: str
     port: int
@@ -84,16 +89,7 @@ class Target:
         body = json.dumps(
             {"prompt": "Once upon a time", "stream": True, "seed": seed, **SAMPLING, **self.fields}
         ).encode()
-        head = (
-            f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
-
-
-def quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+        return post(body, "Connection: close", path=self.path)
 
 
 def free_port() -> int:
@@ -103,7 +99,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def llama_server(max_tokens: int) -> Iterator[Target]:
+def llama_server(max_tokens: int) -> Iterator[MeasuredServer]:
     port = free_port()
     arguments = [str(find_model("rill")), str(port), str(SLOTS), str(SLOTS * CONTEXT), str(THREADS)]
     process = subprocess.Popen(
@@ -116,7 +112,7 @@ def llama_server(max_tokens: int) -> Iterator[Target]:
     process.stdout.readline()
     fields = {"n_predict": max_tokens, "samplers": ["top_k", "top_p", "temperature"]}
     try:
-        yield Target(
+        yield MeasuredServer(
             "llama.cpp's server",
             port,
             "/completion",
@@ -129,38 +125,22 @@ def llama_server(max_tokens: int) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def penstock_server(max_tokens: int) -> Iterator[Target]:
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "penstock", "serve", "--port", str(port)),
-            *("--slots", str(SLOTS), "--engine-arg", f"n_ctx={SLOTS * CONTEXT}"),
-            *("--engine-arg", f"n_threads={THREADS}"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    while "page and API" not in (line := process.stderr.readline()):
-        if not line:
-            raise SystemExit("penstock did not start")
-    try:
-        yield Target(
+def penstock_server(max_tokens: int) -> Iterator[MeasuredServer]:
+    arguments = [f"n_ctx={SLOTS * CONTEXT}", f"n_threads={THREADS}"]
+    with serve(slots=SLOTS, engine_arg=arguments) as server:
+        yield MeasuredServer(
             "penstock",
-            port,
+            server.port,
             "/generate",
             {"max_tokens": max_tokens},
             re.compile(rb'"finished":true.*?"completion_tokens":(\d+)', re.S),
         )
-    finally:
-        process.kill()
-        process.wait()
 
 
-async def read_stream(target: Target, seed: int, measured: Measured) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+async def read_stream(server: MeasuredServer, seed: int, measured: Measured) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     began = time.perf_counter()
-    writer.write(target.request(seed))
+    writer.write(server.request(seed))
     tail, last = b"", 0.0
     while data := await reader.read(65536):
         now = time.perf_counter()
@@ -172,21 +152,21 @@ async def read_stream(target: Target, seed: int, measured: Measured) -> None:
             last = now
         tail = (tail + data)[-8192:]
     writer.close()
-    ended = target.end.search(tail)
+    ended = server.end.search(tail)
     if ended is None:
-        raise SystemExit(f"{target.name} cut a stream: {tail[-300:]!r}")
+        raise SystemExit(f"{server.name} cut a stream: {tail[-300:]!r}")
     measured.tokens += int(ended[1])
 
 
-async def measure(target: Target, num_streams: int, seconds: float) -> Measured:
-    """Keep `num_streams` streams open for about `seconds`."""
+async def measure(server: MeasuredServer, num_streams: int, seconds: float) -> Measured:
+    """Keep `num_streams` streams open for about `seconds`, and measure them."""
     measured = Measured()
     began = time.perf_counter()
     seeds = iter(range(1, 1_000_000))
 
     async def reader() -> None:
         while time.perf_counter() - began < seconds:
-            await read_stream(target, next(seeds), measured)
+            await read_stream(server, next(seeds), measured)
 
     await asyncio.gather(*(reader() for _ in range(num_streams)))
     measured.seconds = time.perf_counter() - began
@@ -194,19 +174,21 @@ async def measure(target: Target, num_streams: int, seconds: float) -> Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--streams", default="1,16", help="how many at once (default: 1,16)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="each measurement lasts this")
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--plot", type=Path, help="a picture: .html, .png or .svg")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embedded",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--streams", default="1,16", help="numbers of streams at once")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each server")
+    parser.add_argument("--seconds", type=float, default=6.0, help="duration of a measurement")
+    parser.add_argument("--max-tokens", type=int, default=256, help="token limit of an answer")
+    parser.add_argument("--plot", type=Path, help="save a plot as .html, .png or .svg")
     arguments = parser.parse_args()
     if arguments.plot:
         check(arguments.plot)
     result: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {p: version(p) for p in ("xllamacpp", "granian")} | {"penstock": __version__},
+        **circumstances("benchmarks.embedded"),
         "python": platform.python_version(),
         "runs": {},
     }
@@ -215,33 +197,27 @@ def main() -> None:
         penstock_server(arguments.max_tokens) as ours,
     ):
         for num_streams in map(int, arguments.streams.split(",")):
-            rows: dict[str, list[dict[str, float]]] = {theirs.name: [], ours.name: []}
+            rows: dict[str, list[Numbers]] = {theirs.name: [], ours.name: []}
             for _ in range(arguments.repeats):
-                for target in (theirs, ours):
-                    measured = asyncio.run(measure(target, num_streams, arguments.seconds))
-                    rows[target.name].append(measured.row())
-            medians = {
-                name: {key: statistics.median(row[key] for row in each) for key in each[0]}
-                for name, each in rows.items()
-            }
-            ratio = (
-                medians[ours.name]["tokens_per_second"] / medians[theirs.name]["tokens_per_second"]
-            )
+                for server in (theirs, ours):
+                    measured = asyncio.run(measure(server, num_streams, arguments.seconds))
+                    rows[server.name].append(measured.row())
+            found = {name: medians(each) for name, each in rows.items()}
+            ratio = found[ours.name]["tokens_per_second"] / found[theirs.name]["tokens_per_second"]
             result["runs"][num_streams] = {
                 "ratio": round(ratio, 3),
-                "medians": medians,
+                "medians": found,
                 "repeats": rows,
             }
-            print(f"{num_streams} streams: ratio {ratio:.3f}", json.dumps(medians, indent=1))
+            print(f"{num_streams} streams: ratio {ratio:.3f}", json.dumps(found, indent=1))
     print(json.dumps(result))
     if arguments.plot:
         panels: dict[str, dict[str, dict[str, float]]] = {}
         for streams, run in result["runs"].items():
-            for server, figures in run["medians"].items():
+            for name, figures in run["medians"].items():
                 for figure, value in figures.items():
-                    panels.setdefault(figure, {}).setdefault(server, {})[f"{streams} streams"] = (
-                        value
-                    )
+                    series = panels.setdefault(figure, {}).setdefault(name, {})
+                    series[f"{streams} streams"] = value
         caption = f"{result['date']}, {result['machine']}; medians of {arguments.repeats}"
         bars(panels, arguments.plot, "The built-in model: Penstock and llama.cpp's server", caption)
 

@@ -1,11 +1,11 @@
-"""Mixed use for as long as asked, and then: is anything left behind?
+"""Uses a server in many ways at once, and checks that nothing is left behind.
 
     python -m benchmarks.mixed --minutes 10
 
-Clients stream, complete, disconnect at random moments, cancel and send bad input, all at once, over
-real sockets. The server runs in this process, so that its tasks can be counted, with the embedded
-engine in its own. Ends with exit code 1 where a task, a descriptor, a stream or a slot is left, or
-where any answer was wrong.
+Clients stream, complete, disconnect at random times, cancel and send bad input, all at once, over
+real sockets. The server runs in this process, so that its tasks can be counted. The embedded engine
+runs in its own process. The exit code is 1 if a task, a descriptor, a stream or a slot is left, or
+if an answer was wrong.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import uvloop
 
 from penstock.server import Server, with_local_model
 from penstock.settings import load_settings
+from tests.support.raw import post, request
 
 BAD_BODIES = [
     b"",
@@ -35,11 +36,12 @@ BAD_BODIES = [
     b'{"nothing": "known"}',
     b"[" * 10_000,
 ]
+NUM_SLOTS = 8
 PROMPTS = ["Once upon a time", "The old lighthouse", "Artificial intelligence will", "Rain"]
 
 
-class Client:
-    """One of those who use the server, in every way that people do."""
+class RandomClient:
+    """A client that uses the server in random ways."""
 
     def __init__(self, port: int, seed: int, counts: collections.Counter[str]) -> None:
         self._port = port
@@ -47,7 +49,7 @@ class Client:
         self._counts = counts
 
     async def once(self) -> None:
-        """Do something."""
+        """Do one random action and count its outcome."""
         action: Callable[[], Any] = self._random.choice(
             [self.stream, self.complete, self.disconnect, self.cancel, self.bad_input]
         )
@@ -69,14 +71,14 @@ class Client:
         return "ok" if right else "WRONG"
 
     async def complete(self) -> str:
-        """Take the answer in one piece."""
+        """Request an answer in one piece."""
         answer = await self._exchange(self._body(stream=False))
         body = json.loads(answer.partition(b"\r\n\r\n")[2])
         right = isinstance(body["text"], str) and body["usage"]["completion_tokens"] > 0
         return "ok" if right else "WRONG"
 
     async def disconnect(self) -> str:
-        """Leave after some bytes, or before any."""
+        """Disconnect after some bytes, or before the first."""
         reader, writer = await self._send(self._body(stream=self._random.random() < 0.7))
         for _ in range(self._random.randrange(4)):
             await reader.read(200)
@@ -87,15 +89,12 @@ class Client:
         return "ok"
 
     async def cancel(self) -> str:
-        """Stop a stream from another connection."""
+        """Cancel a stream from another connection."""
         reader, writer = await self._send(self._body(stream=True))
         head = await reader.readuntil(b"\r\n\r\n")
         stream_id = head.partition(b"x-stream-id: ")[2].partition(b"\r\n")[0]
         deleter_reader, deleter = await asyncio.open_connection("127.0.0.1", self._port)
-        deleter.write(
-            b"DELETE /streams/%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            % stream_id
-        )
+        deleter.write(request("DELETE", f"/streams/{stream_id.decode()}", "Connection: close"))
         answer = await deleter_reader.read()
         deleter.close()
         rest = await reader.read()
@@ -104,7 +103,7 @@ class Client:
         return "ok" if right else "WRONG"
 
     async def bad_input(self) -> str:
-        """Send what must be refused."""
+        """Send a bad body, which the server must refuse."""
         answer = await self._exchange(self._random.choice(BAD_BODIES))
         return "ok" if answer.startswith(b"HTTP/1.1 4") else "WRONG"
 
@@ -120,10 +119,7 @@ class Client:
 
     async def _send(self, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        writer.write(
-            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-        )
+        writer.write(post(body, "Connection: close"))
         return reader, writer
 
     async def _exchange(self, body: bytes) -> bytes:
@@ -134,8 +130,8 @@ class Client:
             writer.close()
 
 
-class Held:
-    """What this process and the engine's hold, to be compared later."""
+class HeldResources:
+    """The resources that this process and the engine's process hold at one moment."""
 
     def __init__(self, engine: psutil.Process) -> None:
         gc.collect()
@@ -147,20 +143,20 @@ class Held:
         self.engine_rss_mib = round(engine.memory_info().rss / 2**20, 1)
 
 
-async def settled(server: Server, engine: psutil.Process, before: Held) -> Held:
-    """What is held when it has come down to `before`, or after five seconds."""
+async def settled(server: Server, engine: psutil.Process, before: HeldResources) -> HeldResources:
+    """Wait until the held resources are down to `before`, for at most five seconds."""
     deadline = time.monotonic() + 5
     while True:
-        now = Held(engine)
-        down = now.tasks <= before.tasks and now.descriptors <= before.descriptors
-        if (down and server.num_streams == 0) or time.monotonic() > deadline:
+        now = HeldResources(engine)
+        is_down = now.tasks <= before.tasks and now.descriptors <= before.descriptors
+        if (is_down and server.num_streams == 0) or time.monotonic() > deadline:
             return now
         await asyncio.sleep(0.05)
 
 
 async def queue_times(port: int, num: int) -> list[float]:
-    """Seconds that `num` requests at once waited for a slot: of free slots, hardly any."""
-    client = Client(port, 0, collections.Counter())
+    """Return how many seconds each of `num` requests at once waited for a slot."""
+    client = RandomClient(port, 0, collections.Counter())
     body = json.dumps({"prompt": "x", "max_tokens": 5, "stream": False}).encode()
     answers = await asyncio.gather(*(client._exchange(body) for _ in range(num)))
     return [
@@ -170,7 +166,7 @@ async def queue_times(port: int, num: int) -> list[float]:
 
 async def run(minutes: float, num_clients: int) -> int:
     ready = asyncio.Event()
-    settings = with_local_model(load_settings(port=0))
+    settings = with_local_model(load_settings(port=0, slots=NUM_SLOTS))
     server = Server(settings, on_ready=lambda *_: ready.set())
     serving = asyncio.create_task(server.run())
     await ready.wait()
@@ -180,17 +176,17 @@ async def run(minutes: float, num_clients: int) -> int:
     deadline = time.monotonic() + minutes * 60
 
     async def use(seed: int, until: float) -> None:
-        client = Client(port, seed, counts)
+        client = RandomClient(port, seed, counts)
         while time.monotonic() < until:
             await client.once()
 
-    # Everything that is made on first use exists before the count.
+    # First make everything that is made on first use.
     await asyncio.gather(*(use(-n, time.monotonic() + 3) for n in range(1, num_clients + 1)))
     await asyncio.sleep(1)
-    before = Held(engine)
+    before = HeldResources(engine)
     await asyncio.gather(*(use(n, deadline) for n in range(num_clients)))
     after = await settled(server, engine, before)
-    waited = max(await queue_times(port, settings.slots))
+    waited = max(await queue_times(port, NUM_SLOTS))
     num_streams = server.num_streams
     server.stop()
     await serving
@@ -199,7 +195,8 @@ async def run(minutes: float, num_clients: int) -> int:
     print("before", vars(before))
     print("after ", vars(after))
     print(
-        f"streams left {num_streams}; longest wait for one of {settings.slots} slots {waited:.3f} s"
+        f"{num_streams} streams are left; the longest wait for one of {NUM_SLOTS} slots was"
+        f" {waited:.3f} s"
     )
     faults = [
         *(name for name in counts if "WRONG" in name),
@@ -214,9 +211,13 @@ async def run(minutes: float, num_clients: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--clients", type=int, default=24)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mixed",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=10, help="how long to use the server")
+    parser.add_argument("--clients", type=int, default=24, help="clients at once")
     arguments = parser.parse_args()
     raise SystemExit(uvloop.run(run(arguments.minutes, arguments.clients)))
 

@@ -1,4 +1,4 @@
-"""Bars for the benchmarks' figures, in the forms that `penstock bench --plot` knows."""
+"""Bar charts of the benchmarks' figures, in the formats of `penstock bench --plot`."""
 
 from pathlib import Path
 
@@ -8,24 +8,25 @@ GROUP_WIDTH = 0.8
 
 
 def check(path: Path) -> None:
-    """Before the benchmark: can this be drawn at its end?"""
+    """Check before a benchmark that its plot can be written. Raises SystemExit if not."""
     try:
         plot.check(path)
     except ValueError as error:
         raise SystemExit(f"--plot: {error}") from None
 
 
-def shown(value: float) -> str:
-    """A figure with the digits that mean something."""
+def format_value(value: float) -> str:
+    """Format a figure, with three significant digits below 1,000."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def bars(
     panels: dict[str, dict[str, dict[str, float]]], path: Path, title: str, caption: str
 ) -> None:
-    """A panel for each unit; in it a colour for each series and a group for each load.
+    """Save a chart with a panel for each unit, a colour for each series and a group for each load.
 
-    `panels[unit][series][load]` is a figure, which stands above its bar.
+    `panels[unit][series][load]` is a figure, which is printed above its bar. `caption` is printed
+    below the chart.
     """
     from matplotlib.figure import Figure
 
@@ -41,7 +42,7 @@ def bars(
             offset = (number - (len(by_series) - 1) / 2) * width
             places = [loads.index(load) + offset for load in figures]
             drawn = axes.bar(places, list(figures.values()), width, label=name)
-            axes.bar_label(drawn, fmt=shown, fontsize=7)
+            axes.bar_label(drawn, fmt=format_value, fontsize=7)
         axes.set_xticks(range(len(loads)), loads)
         axes.set_ylabel(unit)
     figure.axes[0].legend(fontsize=8)

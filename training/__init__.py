@@ -1,1 +1,1 @@
-"""The recipe that makes rill, the model that ships inside Penstock. See training/README.md."""
+"""The recipe of rill, the model that ships with Penstock. See training/README.md."""

@@ -1,7 +1,8 @@
-"""Writes the model card: measured numbers and unselected samples put into card.md.
+"""Writes the model card: fills measured numbers and unselected samples into card.md.
 
-`python -m training.card --help`. The prompts and seeds stand below and were fixed before the
-model was; every reply is printed as it came. What card.md says about them is written by hand.
+`python -m training.card --help`. The prompts and seeds below were fixed before the model was
+trained. Every reply is printed unchanged. The comments on the replies in card.md are written by
+hand.
 """
 
 import argparse
@@ -43,17 +44,17 @@ NUM_TRIES = 40
 
 
 def measurements(log: Path) -> dict[str, Any]:
-    """The last line of a finished run: steps, minutes, tokens and the whole held-out loss."""
+    """Return the last line of a finished run: steps, minutes, tokens and the held-out loss."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     finished = [line for line in lines if line.get("sequences_per_kind") == "all"]
     if not finished:
-        sys.exit(f"{log} has no finished run: let `python -m training.train` come to its end")
+        sys.exit(f"{log} has no finished run: let `python -m training.train` finish")
     last: dict[str, Any] = finished[-1]
     return last
 
 
 def loss_table(losses: dict[str, float]) -> str:
-    """Loss in nats per token and perplexity, by kind and over all (each kind counts the same)."""
+    """Format loss (nats per token) and perplexity by kind, with the mean over all kinds."""
     mean = sum(losses.values()) / len(losses)
     rows = [*losses.items(), ("all", mean)]
     lines = [f"| {kind} | {loss:.3f} | {math.exp(loss):.2f} |" for kind, loss in rows]
@@ -72,7 +73,7 @@ def samples(chatter: Chatter) -> str:
 
 
 def subject_table(chatter: Chatter) -> str:
-    """How often a story holds the words that were asked for, and how often it ends by itself."""
+    """Format how often a story contains the requested words, and how often it ends by itself."""
     lines = ["| request | keeps to it | stops by itself |", "|---|---|---|"]
     for request, wanted in SUBJECTS:
         replies = [chatter.chat([request], Sampling(seed=seed)) for seed in range(NUM_TRIES)]
@@ -83,13 +84,13 @@ def subject_table(chatter: Chatter) -> str:
 
 
 def _sample(title: str, seed: int, text: str, reply: Reply) -> str:
-    ending = "stopped by itself" if reply.stopped else "cut at the limit"
+    ending = "stopped by itself" if reply.stopped else "cut at the token limit"
     quoted = "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())
     return f"**{title}** (seed {seed}, {reply.num_tokens} tokens, {ending})\n\n{quoted}"
 
 
 def processor() -> str:
-    """The processor's name, where the system tells."""
+    """Return the processor's name, if the system provides it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -98,11 +99,17 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m training.card", description="Measure and sample rill; write its card."
+        prog="python -m training.card", description="Measure and sample rill, and write its card."
     )
-    parser.add_argument("--model", type=Path, default=MODEL, help="default: %(default)s")
-    parser.add_argument("--folder", type=Path, default=BUILD, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="default: README.md beside the model")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, help="the GGUF file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=BUILD, help="the training folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the card's file (default: README.md next to the model)"
+    )
     options = parser.parse_args()
     for needed in (options.model, options.folder / "train.jsonl"):
         if not needed.exists():

@@ -1,4 +1,4 @@
-"""Asks a GGUF for text through llama.cpp, as Penstock does: the card shows what users get."""
+"""Generates text from a GGUF file with llama.cpp, as Penstock does, for the samples in the card."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ NUM_THREADS = 1
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 always takes the likeliest."""
+    """Sampling parameters. Temperature 0 always takes the most likely token."""
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -23,14 +23,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """A generated text with its number of tokens."""
+
     text: str
     num_tokens: int
     stopped: bool
-    """Whether the model ended by itself, not at max_tokens."""
+    """True if the model ended the text by itself, before the token limit."""
 
 
 class Chatter:
-    """A loaded model; answers one request after the other."""
+    """A loaded model that answers one request at a time."""
 
     def __init__(self, model: Path) -> None:
         params = xllamacpp.CommonParams()
@@ -44,13 +46,13 @@ class Chatter:
         self.server = xllamacpp.Server(params)
 
     def complete(self, prompt: str, sampling: Sampling) -> Reply:
-        """Continue a text; llama.cpp puts <|endoftext|> in front of it."""
+        """Continue a text. llama.cpp puts <|endoftext|> in front of it."""
         body = self._ask(self.server.handle_completions, {"prompt": prompt}, sampling)
         choice = body["choices"][0]
         return _reply(choice["text"], choice, body)
 
     def chat(self, turns: Sequence[str], sampling: Sampling) -> Reply:
-        """Answer the last turn; turns are the user's and the model's in turn, the user first."""
+        """Answer the last turn. Turns alternate between the user and the model; the user begins."""
         roles = ("user", "assistant")
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
         body = self._ask(self.server.handle_chat_completions, {"messages": messages}, sampling)

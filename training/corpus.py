@@ -1,6 +1,6 @@
-"""The token ids of each split, in build/: packed sequences for the trainer, made once.
+"""The token ids of each split, packed for the trainer and cached in build/.
 
-Documents follow one another without padding; <|endoftext|> stands between them.
+Documents follow one another without padding, separated by <|endoftext|>.
 """
 
 import time
@@ -25,7 +25,7 @@ BATCH = 1000
 def pack(
     tokenizer: Tokenizer, seed: int, split: Split, num_tokens: int, kind: Kind | None = None
 ) -> Tokens:
-    """Tokenize documents until there are num_tokens ids."""
+    """Generate and tokenize documents until there are `num_tokens` ids."""
     packed = np.empty(num_tokens, dtype=np.uint16)
     filled = 0
     source = documents(seed, split, kind=kind)
@@ -41,7 +41,7 @@ def pack(
 def train_tokens(
     tokenizer: Tokenizer, folder: Path, num_tokens: int, kind: Kind | None = None
 ) -> Tokens:
-    """The training split, or only one kind of it, read from `folder` or written there first."""
+    """Return the training split, or one kind of it, from `folder`; make it if it is missing."""
     which = f"-{kind.value}" if kind else ""
     path = folder / f"train-{TRAIN_SEED}-{num_tokens}{which}.npy"
     if not path.exists():
@@ -53,7 +53,7 @@ def train_tokens(
 
 
 def held_out_tokens(tokenizer: Tokenizer) -> dict[Kind, Tokens]:
-    """The held-out split, a fixed number of tokens of each kind."""
+    """Return the held-out split: a fixed number of tokens of each kind."""
     return {
         kind: pack(tokenizer, HELD_OUT_SEED, Split.HELD_OUT, HELD_OUT_TOKENS_PER_KIND, kind)
         for kind in Kind

@@ -1,6 +1,6 @@
 """Exports rill: a checkpoint to GGUF, or a GGUF to a Hugging Face folder.
 
-`python -m training.export --help`. Only the first needs PyTorch.
+`python -m training.export --help`. Only the export to GGUF needs PyTorch.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from training.shape import BUILD, MODEL
 
 
 def read_training_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `training.train` left in its folder."""
-    from training.train import load_model  # PyTorch is not needed for the way back
+    """Read the checkpoint and the tokenizer that `training.train` wrote into its folder."""
+    from training.train import load_model  # here, so that the export from GGUF needs no PyTorch
 
     model, _ = load_model(folder / "checkpoint.pt")
     tokens, merges = tokenizer_parts(folder / "tokenizer.json")
@@ -35,14 +35,24 @@ def export_hub(model: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export", description=__doc__.split("\n")[0]
+    )
     formats = parser.add_subparsers(dest="format", required=True)
-    to_gguf = formats.add_parser("gguf", help="checkpoint -> f16 GGUF")
-    to_gguf.add_argument("--folder", type=Path, default=BUILD, help="default: %(default)s")
-    to_gguf.add_argument("--out", type=Path, default=MODEL, help="default: %(default)s")
-    to_hub = formats.add_parser("hf", help="GGUF -> Hugging Face folder")
-    to_hub.add_argument("--model", type=Path, default=MODEL, help="default: %(default)s")
-    to_hub.add_argument("--out", type=Path, default=BUILD / "hf", help="default: %(default)s")
+    to_gguf = formats.add_parser("gguf", help="checkpoint to f16 GGUF (needs PyTorch)")
+    to_gguf.add_argument(
+        "--folder", type=Path, default=BUILD, help="the training folder (default: %(default)s)"
+    )
+    to_gguf.add_argument(
+        "--out", type=Path, default=MODEL, help="the GGUF file (default: %(default)s)"
+    )
+    to_hub = formats.add_parser("hf", help="GGUF to Hugging Face folder")
+    to_hub.add_argument(
+        "--model", type=Path, default=MODEL, help="the GGUF file (default: %(default)s)"
+    )
+    to_hub.add_argument(
+        "--out", type=Path, default=BUILD / "hf", help="the folder (default: %(default)s)"
+    )
     options = parser.parse_args()
     source = options.folder / "checkpoint.pt" if options.format == "gguf" else options.model
     if not source.exists():

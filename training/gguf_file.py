@@ -1,7 +1,7 @@
-"""The GGUF side of rill: its metadata, its tensor names, and the order of rows in q and k.
+"""Reads and writes rill as GGUF: its metadata, tensor names, and the order of rows in q and k.
 
-Hugging Face turns the pair (i, i + half) of a head by one angle, llama.cpp's "llama" architecture
-turns the neighbours (2i, 2i + 1): so the rows of q and k are shuffled on the way there and back.
+Hugging Face rotates the pair (i, i + half) of a head by one angle. llama.cpp's "llama" architecture
+rotates the neighbours (2i, 2i + 1). So the rows of q and k are reordered in both directions.
 """
 
 import json
@@ -34,7 +34,7 @@ LAYER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Shape, weights under their Hugging Face names, and the tokenizer as (tokens, merges)."""
+    """A model: its shape, its weights under Hugging Face names, and its tokenizer."""
 
     shape: Shape
     weights: Mapping[str, Array]
@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def hub_names(layers: int) -> dict[str, str]:
-    """GGUF tensor name -> Hugging Face parameter name, without the leading `model.`."""
+    """Return Hugging Face parameter names, without the leading `model.`, by GGUF tensor name."""
     names = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
     for layer in range(layers):
         for ours, theirs in LAYER_NAMES.items():
@@ -66,14 +66,14 @@ def separate(weight: Array, heads: int) -> Array:
 
 
 def rotated_heads(name: str, shape: Shape) -> int | None:
-    """How many heads the rows of this tensor hold, if it is a q or a k."""
+    """Return how many heads the rows of a tensor contain, None if it is neither q nor k."""
     if ".attn_q." in name:
         return shape.heads
     return shape.kv_heads if ".attn_k." in name else None
 
 
 def tokenizer_parts(tokenizer_json: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tokens in the order of their ids, and merges as "left right"."""
+    """Return the tokens in the order of their ids, and the merges as "left right"."""
     content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     by_id = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
     merges = (m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"])
@@ -81,7 +81,7 @@ def tokenizer_parts(tokenizer_json: Path) -> tuple[tuple[str, ...], tuple[str, .
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint) -> None:
-    """Write f16 matrices and f32 norms; the file appears under its name only when it is whole."""
+    """Write f16 matrices and f32 norms. The file gets its name only when it is complete."""
     fresh = path.with_suffix(".new")
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(fresh, "llama")
@@ -141,7 +141,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
 
 
 def read_gguf(path: Path) -> Checkpoint:
-    """Read a GGUF of this recipe back, with q and k in Hugging Face's order again."""
+    """Read a GGUF that `write_gguf` wrote. Raises ValueError if a field is missing."""
     reader = gguf.GGUFReader(path)
 
     def value(key: str) -> Any:

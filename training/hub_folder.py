@@ -1,4 +1,4 @@
-"""Writes a checkpoint as the folder that Hugging Face transformers, vLLM and others load."""
+"""Writes a checkpoint as a folder that Hugging Face transformers, vLLM and others can load."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from training.text.template import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPEC
 
 
 def build_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a checkpoint; encoding puts <|endoftext|> in front, as llama.cpp does."""
+    """Build a checkpoint's tokenizer. It puts <|endoftext|> in front of a text, like llama.cpp."""
     vocabulary = {token: index for index, token in enumerate(checkpoint.tokens)}
     merges = [(left, right) for left, right in (m.split(" ") for m in checkpoint.merges)]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))

@@ -1,5 +1,5 @@
-"""The network in PyTorch. Its parameter names are those of a Hugging Face Llama checkpoint."""
-# PyTorch is not in the development environment, where its classes are Any to mypy.
+"""The network in PyTorch. It uses the parameter names of a Hugging Face Llama checkpoint."""
+# PyTorch is not in the development environment, so mypy sees its classes as Any.
 # mypy: disallow-subclassing-any=False
 
 import torch
@@ -35,14 +35,14 @@ class Attention(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + half]) by the angle of its position, as Hugging Face does."""
+    """Rotate each pair (x[i], x[i + half]) by the angle of its position, like Hugging Face."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """The SwiGLU feed-forward block."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids in, next-token logits out; the output layer is the embedding again."""
+    """The network: from token ids to next-token logits. The output layer shares the embedding."""
 
     cos: Tensor
     sin: Tensor
@@ -97,12 +97,12 @@ class Llama(nn.Module):
         return functional.linear(self.norm(x), self.embed_tokens.weight)
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss in nats over sequences of context + 1 tokens."""
+        """Return the mean next-token loss in nats over sequences of context + 1 tokens."""
         logits = self(tokens[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     def _initialise(self) -> None:
-        """Normal weights; the projections that write to the residual stream start smaller."""
+        """Draw normal weights, smaller for the projections that write to the residual stream."""
         deep = (2 * self.shape.layers) ** -0.5
         for name, weight in self.named_parameters():
             if weight.dim() == 2:

@@ -1,4 +1,4 @@
-"""The sizes of rill, and where the recipe keeps its files."""
+"""The sizes of rill, and the paths of the recipe's files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ MODEL = Path(__file__).parent.parent / "penstock" / "model" / "rill.gguf"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Llama architecture: RMSNorm, rotary positions, SwiGLU, tied embeddings, no biases."""
+    """The sizes of a Llama with RMSNorm, rotary positions, SwiGLU, tied embeddings, no biases."""
 
     vocabulary: int = 2048
     width: int = 256
@@ -27,7 +27,7 @@ class Shape:
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers; the embedding is counted once, since the output layer shares it."""
+        """The number of parameters. The output layer shares the embedding, which counts once."""
         attention = self.width * self.head_width * 2 * (self.heads + self.kv_heads)
         feed_forward = 3 * self.width * self.feed_forward
         norms = 2 * self.width

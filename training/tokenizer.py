@@ -1,7 +1,7 @@
 """Trains the byte-level BPE tokenizer: `python -m training.tokenizer --help`.
 
-Every byte is in its alphabet, so that any text comes back as it went in. llama.cpp knows the
-same pre-tokenizer by the name "gpt-2".
+Its alphabet has every byte, so any text survives encoding and decoding unchanged. llama.cpp calls
+the same pre-tokenizer "gpt-2".
 """
 
 import argparse
@@ -21,7 +21,7 @@ NUM_DOCUMENTS = 12_000
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
-    """Learn merges from texts; the special tokens take the first ids."""
+    """Train a tokenizer with `vocabulary` tokens on texts. The special tokens get the first ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,10 +40,16 @@ def main() -> None:
         prog="python -m training.tokenizer", description="Train the tokenizer on generated text."
     )
     parser.add_argument(
-        "--out", type=Path, default=BUILD / "tokenizer.json", help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=BUILD / "tokenizer.json",
+        help="the tokenizer's file (default: %(default)s)",
     )
     parser.add_argument(
-        "--documents", type=int, default=NUM_DOCUMENTS, help="how many (default: %(default)s)"
+        "--documents",
+        type=int,
+        default=NUM_DOCUMENTS,
+        help="documents to train on (default: %(default)s)",
     )
     options = parser.parse_args()
     sample = islice(documents(TOKENIZER_SEED, Split.TRAIN), options.documents)

@@ -1,11 +1,11 @@
-"""Trains rill on the processor: `python -m training.train --help`.
+"""Trains rill on the CPU: `python -m training.train --help`.
 
-Each worker process runs one thread on its own share of every batch, and the gradients are
-averaged: on a machine that is busy with other things this is much faster than threads that wait
-for each other in every matrix product. The schedule follows the clock, so that a run ends when it
-was told to: short sequences first, then the full context, while the learning rate falls to zero.
+Each worker process runs one thread on its own share of every batch, and the gradients are averaged.
+On a busy machine this is much faster than threads that wait for each other in every matrix product.
+The schedule follows the clock, so that a run ends on time: short sequences first, then the full
+context, while the learning rate falls to zero.
 """
-# PyTorch is not in the development environment, where nothing of it is untyped to mypy.
+# PyTorch is not in the development environment, where mypy would find its ignores unused.
 # mypy: warn-unused-ignores=False
 
 import argparse
@@ -46,7 +46,7 @@ QUICK_SEQUENCES = 4
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     minutes: float
     workers: int
@@ -58,7 +58,7 @@ class Plan:
 
 
 def learning_rate(progress: float) -> float:
-    """The rate at `progress` 0..1: warm up, stay, then fall in a straight line to zero."""
+    """Return the rate at `progress` 0..1: it warms up, stays, then falls linearly to zero."""
     if progress < WARMUP:
         return PEAK_RATE * (progress / WARMUP + 0.01)
     if progress < STABLE_UNTIL:
@@ -71,7 +71,7 @@ def sequence_length(progress: float, context: int) -> int:
 
 
 def take_batch(tokens: Tokens, cursor: int, length: int) -> Tensor:
-    """The sequences at `cursor` tokens into the corpus, each with one token to look ahead."""
+    """Return the sequences that start `cursor` tokens into the corpus, each with the next token."""
     rows = TOKENS_PER_STEP_AND_WORKER // length
     starts = [(cursor + row * length) % (len(tokens) - length - 1) for row in range(rows)]
     batch = np.stack([tokens[start : start + length + 1] for start in starts])
@@ -88,7 +88,7 @@ def average_gradients(model: Llama, workers: int) -> None:
 
 
 def held_out_loss(model: Llama, tokens: Tokens, max_sequences: int | None = None) -> float:
-    """Mean loss in nats per token over sequences of the full context."""
+    """Return the mean loss in nats per token over sequences of the full context."""
     length = model.shape.context
     rows = (len(tokens) - 1) // length
     losses: list[float] = []
@@ -100,14 +100,14 @@ def held_out_loss(model: Llama, tokens: Tokens, max_sequences: int | None = None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write beside the old checkpoint, then take its place: a cut leaves one of them whole."""
+    """Write a new file and rename it, so that an interruption leaves a complete checkpoint."""
     fresh = path.with_suffix(".new")
     torch.save(state, fresh)
     fresh.replace(path)
 
 
 def load_model(path: Path) -> tuple[Llama, dict[str, Any]]:
-    """Read a checkpoint; gives the model and the whole saved state."""
+    """Read a checkpoint, and return the model and the whole saved state."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     model = Llama(Shape(**state["shape"]))
     model.load_state_dict(state["model"])
@@ -115,7 +115,7 @@ def load_model(path: Path) -> tuple[Llama, dict[str, Any]]:
 
 
 class Worker:
-    """One process of the run; the first one also measures, logs and saves."""
+    """A process of the run. The process with rank 0 also measures, logs and saves."""
 
     def __init__(self, rank: int, plan: Plan) -> None:
         self.rank = rank
@@ -173,7 +173,7 @@ class Worker:
         self.save(None)
 
     def step(self, progress: float) -> float:
-        """One update; returns this worker's loss in nats."""
+        """Update the weights once, and return this worker's loss in nats."""
         rate = learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -190,7 +190,7 @@ class Worker:
         return float(loss.item())
 
     def _agree(self, elapsed_s: float) -> float:
-        """Let the first worker's clock count for all, so that all stop after the same step."""
+        """Return the first worker's clock, so that all workers stop after the same step."""
         clock = torch.tensor([elapsed_s], dtype=torch.float64)
         if self.plan.workers > 1:
             dist.broadcast(clock, src=0)
@@ -245,20 +245,25 @@ def run_worker(rank: int, plan: Plan, meeting: str) -> None:
 
 def read_plan() -> Plan:
     parser = argparse.ArgumentParser(
-        prog="python -m training.train", description="Train rill; checkpoints go to --folder."
+        prog="python -m training.train", description="Train rill and save checkpoints in --folder."
     )
     parser.add_argument("--minutes", type=float, default=60, help="wall time (default: 60)")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="number of processes (default: one per core)",
     )
     parser.add_argument(
         "--corpus-tokens", type=int, default=16_000_000, help="tokens to generate (default: 16M)"
     )
-    parser.add_argument("--folder", type=Path, default=BUILD, help="default: %(default)s")
+    parser.add_argument(
+        "--folder", type=Path, default=BUILD, help="the training folder (default: %(default)s)"
+    )
     parser.add_argument(
         "--kind", type=Kind, choices=list(Kind), help="only this kind of text (default: all)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile (faster; needs a C++ compiler)"
     )

@@ -1,1 +1,1 @@
-"""The figures of admission, keys and limits (see `__main__`)."""
+"""Measures admission, keys and limits. See `__main__`."""

@@ -1,4 +1,4 @@
-"""A client that costs little: one request on a connection of its own, read to its end."""
+"""A client with little overhead: one request on its own connection, read to the end."""
 
 import asyncio
 import json
@@ -6,32 +6,35 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.support import raw
+
 
 @dataclass
-class Answer:
-    """What came back. `seconds`: from the last byte sent to the last one read."""
+class TimedResponse:
+    """A response and its duration.
+
+    `seconds`: from the request's last byte sent to the response's last byte read. `end`: the
+    terminal event of a stream.
+    """
 
     status: int
     seconds: float
     headers: dict[str, str] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
-    """The terminal event, of a stream."""
 
 
-def post(key: str = "", **fields: object) -> bytes:
-    """A request to generate, which closes its connection."""
+def generate(key: str = "", *headers: str, **fields: object) -> bytes:
+    """Return a request to generate, with an API key if `key` is not empty."""
     body = json.dumps({"prompt": "Once upon a time", **fields}).encode()
-    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-    head += f"Authorization: Bearer {key}\r\n" if key else ""
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    authorization = [f"Authorization: Bearer {key}"] if key else []
+    return raw.post(body, *authorization, *headers)
 
 
-async def ask(port: int, request: bytes) -> Answer:
-    """Send it and read what comes."""
+async def ask(port: int, key: str = "", **fields: object) -> TimedResponse:
+    """Send a request to generate and read the whole response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(request)
+        writer.write(generate(key, "Connection: close", **fields))
         began = time.perf_counter()
         head = await reader.readuntil(b"\r\n\r\n")
         body = await reader.read()
@@ -40,8 +43,8 @@ async def ask(port: int, request: bytes) -> Answer:
         writer.close()
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    answer = Answer(int(status.split()[1]), seconds, headers)
-    if answer.status == 200:
+    response = TimedResponse(int(status.split()[1]), seconds, headers)
+    if response.status == 200:
         last = body[body.rindex(b"data: ") + 6 :].partition(b"\n")[0]
-        answer.end = json.loads(last)
-    return answer
+        response.end = json.loads(last)
+    return response

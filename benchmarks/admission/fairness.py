@@ -1,8 +1,8 @@
-"""A quiet key beside one that floods: how long the quiet one waits for its slot.
+"""Measures how long a quiet key waits for a slot while another key floods the server.
 
-The quiet one asks twice a second; the flood keeps 64 requests open. Four slots, answers of 0.2
-seconds. Three times: alone; beside the flood with a key of its own; and with the flood's own key,
-which is what a line without fairness would be.
+The quiet client sends two requests per second; the flood keeps 64 requests open. The server has
+four slots, and an answer takes 0.2 seconds. There are three runs: the quiet client alone, next to
+the flood with its own key, and with the flood's key. The last run shows a queue without fairness.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.admission.asking import ask, post
-from benchmarks.hold.report import Figures, spread_ms
+from benchmarks.admission.asking import ask
+from benchmarks.report import Figures, spread_ms
 from penstock.web.keys import key_table, new_key
 from tests.support.servers import serve
 
@@ -23,7 +23,7 @@ EVERY_S = 0.5
 
 
 async def measure(seconds: float) -> Figures:
-    """Each of the three for so long."""
+    """Do the three runs, each for `seconds`."""
     quiet, flood = new_key(), new_key()
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(key_table("quiet", quiet, is_admin=False) + "\n")
@@ -37,14 +37,14 @@ async def measure(seconds: float) -> Figures:
             engine_arg=["length=100000"],
         ) as server:
             alone = await _waits(server.port, quiet, "", seconds)
-            beside = await _waits(server.port, quiet, flood, seconds)
-            together = await _waits(server.port, flood, flood, seconds)
+            next_to_flood = await _waits(server.port, quiet, flood, seconds)
+            one_key = await _waits(server.port, flood, flood, seconds)
     return {
         "an answer takes, ms": round(1000 * NUM_TOKENS * TOKEN_S),
         "a slot is freed every, ms": round(1000 * NUM_TOKENS * TOKEN_S / NUM_SLOTS),
         "the quiet key's wait, alone": spread_ms(alone),
-        "the quiet key's wait, beside the flood": spread_ms(beside),
-        "the same with one key for both (no fairness)": spread_ms(together),
+        "the quiet key's wait, beside the flood": spread_ms(next_to_flood),
+        "the same with one key for both (no fairness)": spread_ms(one_key),
     }
 
 
@@ -53,14 +53,14 @@ async def _waits(port: int, quiet: str, flood: str, seconds: float) -> list[floa
 
     async def client() -> None:
         while time.monotonic() < until:
-            await ask(port, post(flood, max_tokens=NUM_TOKENS))
+            await ask(port, flood, max_tokens=NUM_TOKENS)
 
     floods = [asyncio.create_task(client()) for _ in range(FLOOD if flood else 0)]
-    await asyncio.sleep(1)  # until the line is there
+    await asyncio.sleep(1)  # until the queue has filled
     waits: list[float] = []
 
     async def once() -> None:
-        answer = await ask(port, post(quiet, max_tokens=NUM_TOKENS))
+        answer = await ask(port, quiet, max_tokens=NUM_TOKENS)
         assert answer.status == 200
         waits.append(answer.end["timings"]["queue_time"])
 

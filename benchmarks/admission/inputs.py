@@ -1,4 +1,4 @@
-"""Bad inputs and made-up ones: how many got a wrong answer."""
+"""Sends bad and generated inputs, and counts wrong answers."""
 
 import asyncio
 import re
@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.hold.report import Figures
+from benchmarks.report import Figures
 from tests.support.scraped import Scrape
 from tests.support.servers import serve
 
 
 async def table() -> Figures:
-    """The table of bad inputs (tests/api/test_bad_input.py), row by row."""
+    """Run each row of the table of bad inputs (tests/api/test_bad_input.py)."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["tests/api/test_bad_input.py", "-k", "bad_input_gets", "-n", "2"]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
@@ -23,7 +23,7 @@ async def table() -> Figures:
 
 
 async def fuzz(examples: int) -> Figures:
-    """schemathesis on our OpenAPI page: what it made up, and what came back."""
+    """Run schemathesis on the OpenAPI schema, and count the requests and their statuses."""
     with serve(engine="mock", mock_interval=0, engine_arg=["length=5"]) as server:
         done = await asyncio.to_thread(
             subprocess.run,

@@ -1,8 +1,8 @@
-"""Ten times as many requests as there is room for: what still gets done, and how refusals are told.
+"""Sends ten times as many requests as the server has capacity for: goodput, refusals, memory.
 
-An engine whose answers take a known time (20 tokens, 20 ms each, 8 slots), so that its capacity is
-known too; it is measured all the same, by exactly as many clients as there are slots. Then requests
-come at a fixed rate, each on a connection of its own, whether or not others are answered.
+The mock engine's answers take a known time (20 tokens of 20 ms, 8 slots), so its capacity is known.
+It is also measured, with exactly as many clients as slots. Then requests come at a fixed rate, each
+on its own connection, however fast the server answers.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import time
 
 import psutil
 
-from benchmarks.admission.asking import Answer, ask, post
-from benchmarks.hold.report import Figures, spread_ms
+from benchmarks.admission.asking import TimedResponse, ask
+from benchmarks.report import Figures, spread_ms
 from tests.support.servers import RunningServer, serve
 
 NUM_SLOTS = 8
@@ -22,7 +22,7 @@ CAPACITY_S = 10.0
 
 
 async def measure(times: float, seconds: float) -> Figures:
-    """Requests at `times` the capacity, for so long."""
+    """Send requests at `times` the capacity, for `seconds`."""
     with serve(
         engine="mock",
         mock_interval=TOKEN_S,
@@ -35,17 +35,17 @@ async def measure(times: float, seconds: float) -> Figures:
         sizes: list[float] = []
         memory = asyncio.create_task(_sample_memory(server, sizes))
         began = time.monotonic()
-        running: set[asyncio.Task[Answer]] = set()
-        answers: list[tuple[float, Answer]] = []
+        running: set[asyncio.Task[TimedResponse]] = set()
+        answers: list[tuple[float, TimedResponse]] = []
 
-        def note(task: "asyncio.Task[Answer]") -> None:
+        def note(task: "asyncio.Task[TimedResponse]") -> None:
             running.discard(task)
             if not task.cancelled():
                 answers.append((time.monotonic() - began, task.result()))
 
         for number in range(round(rate * seconds)):
             await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            task = asyncio.create_task(ask(server.port, post(max_tokens=NUM_TOKENS)))
+            task = asyncio.create_task(ask(server.port, max_tokens=NUM_TOKENS))
             running.add(task)
             task.add_done_callback(note)
         late = time.monotonic() - began - seconds
@@ -80,7 +80,7 @@ async def measure(times: float, seconds: float) -> Figures:
 
 
 async def _sample_memory(server: RunningServer, sizes: list[float]) -> None:
-    """Once a second, the server's memory in MiB."""
+    """Append the server's resident memory in MiB to `sizes`, once per second."""
     process = psutil.Process(server.pid)
     while True:
         sizes.append(round(process.memory_info().rss / 2**20, 1))
@@ -88,14 +88,14 @@ async def _sample_memory(server: RunningServer, sizes: list[float]) -> None:
 
 
 async def _capacity(server: RunningServer) -> float:
-    """Answers a second, with as many clients as there are slots."""
+    """Measure the answers per second with as many clients as slots."""
     until = time.monotonic() + CAPACITY_S
     num_answers = 0
 
     async def client() -> None:
         nonlocal num_answers
         while time.monotonic() < until:
-            assert (await ask(server.port, post(max_tokens=NUM_TOKENS))).status == 200
+            assert (await ask(server.port, max_tokens=NUM_TOKENS)).status == 200
             num_answers += 1
 
     began = time.monotonic()

@@ -1,1 +1,1 @@
-"""Do streams hold? Each figure is one command: see `__main__`."""
+"""Measures whether streams survive cuts, kills, stalls and shutdown. See `__main__`."""

@@ -1,8 +1,8 @@
-"""Random cuts with resume: lost, duplicated, reordered.
+"""Cuts connections at random and counts lost, duplicated and reordered events after resuming.
 
-Readers go through the fault proxy, which cuts each of their connections after a random number of
-bytes, by FIN or RST; some are also sliced or delayed. They resume until they have the whole
-stream. Every event is compared with what the numbered mock must have said.
+Readers connect through the fault proxy. It cuts every connection after a random number of bytes, by
+FIN or RST, and slices or delays some of them. Readers resume until they have the whole stream.
+Every event is compared with the known output of the numbered mock engine.
 """
 
 import asyncio
@@ -10,33 +10,32 @@ import contextlib
 import random
 import time
 
-from benchmarks.hold.report import Figures
+from benchmarks.report import Figures
 from tests.faults.checker import Verdict, judge_stream
 from tests.faults.history import History, numbered
-from tests.faults.proxy import Faults, How, Proxy, cut, latency, slices, sometimes
+from tests.faults.proxy import CLOSES, Faults, Proxy, cut, latency, slices, sometimes
 from tests.faults.reading import Reader, RefusedError, fresh_word
 from tests.support.servers import serve
 
 LENGTH = 60
 READERS = 48
-# A response takes some 4,000 bytes, its head 200 of them: cuts fall in both, and past the end.
+# A response has about 4,000 bytes, 200 of them in its head: cuts hit both, and miss some responses.
 CUT_WITHIN_BYTES = 4500
-HOWS: tuple[How, ...] = ("FIN", "RST")
 
 
 def cut_anywhere(chance: random.Random) -> Faults:
-    """A cut at a random byte; one connection in five also dribbles, or is slow."""
+    """Return faults that cut at a random byte. One connection in five is also sliced or slow."""
     return Faults(
         down=[
             *sometimes(chance, 0.2, slices(chance.randrange(1, 40))),
             *sometimes(chance, 0.2, latency(0.002, 0.002, chance)),
-            cut(chance.randrange(CUT_WITHIN_BYTES), chance.choice(HOWS)),
+            cut(chance.randrange(CUT_WITHIN_BYTES), chance.choice(CLOSES)),
         ]
     )
 
 
 async def measure(number: int) -> Figures:
-    """Read streams until `number` of their responses were cut."""
+    """Read streams until `number` responses have been cut."""
     history = History()
     verdict = Verdict()
     began = time.monotonic()
@@ -52,7 +51,7 @@ async def measure(number: int) -> Figures:
                 try:
                     await reader.open(truth, max_tokens=max_tokens)
                 except OSError:
-                    cut_in_head += 1  # nobody can resume what has not told its name
+                    cut_in_head += 1  # a stream cannot be resumed without its id
                 except RefusedError:
                     await asyncio.sleep(0.05)
             await reader.read_through()

@@ -1,8 +1,8 @@
-"""Clients that go: the time until the engine is told, on the engine's own side.
+"""Measures the time from a client's disconnect to the cancellation in the engine.
 
-The mock engine reports from within its process when it is told to stop and each token that it
-makes; both processes read the same clock. The time is from before the client's close to the
-engine's `cancel`. Half of the clients go by FIN, half by RST, each at a random event.
+The mock engine reports from its own process when it is cancelled, and each token that it makes.
+Both processes read the same clock. The time is from just before the client closes to the engine's
+`cancel`. Half of the clients leave by FIN and half by RST, each after a random event.
 """
 
 import asyncio
@@ -11,10 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.hold.report import Figures, spread_ms
+from benchmarks.hold.leaving import open_and_leave
+from benchmarks.report import Figures, spread_ms
 from tests.faults.checker import judge
-from tests.faults.history import Abort, EngineDid, Entry, History, numbered
-from tests.faults.reading import Reader, ask_how_it_ended, fresh_word
+from tests.faults.history import Abort, EngineDid, Entry, History
+from tests.faults.reading import ask_how_it_ended
 from tests.faults.reporting import Reports
 from tests.support.servers import RunningServer, serve
 
@@ -24,7 +25,7 @@ SETTLED_S = 60.0
 
 
 async def measure(number: int) -> Figures:
-    """`number` clients, 200 of them open at a time."""
+    """Disconnect `number` clients, 200 of them connected at a time."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "engine"
         reports = Reports(path)
@@ -43,18 +44,10 @@ async def measure(number: int) -> Figures:
 async def _measure(server: RunningServer, reports: Reports, number: int) -> Figures:
     history = History()
     chance = random.Random(number)
-    left = iter(range(number))
-
-    async def come_and_go() -> None:
-        for each in left:
-            reader = Reader(server.address, history)
-            truth = numbered(fresh_word(), length=100_000, max_tokens=1000)
-            await reader.open(truth, resumable=False, max_tokens=1000)
-            await reader.got(chance.randrange(40))
-            reader.leave("RST" if each % 2 else "FIN")
-
     began = time.monotonic()
-    await asyncio.gather(*(come_and_go() for _ in range(AT_ONCE)))
+    await open_and_leave(
+        server, history, number, at_once=AT_ONCE, last_event=lambda: chance.randrange(40)
+    )
     seconds = time.monotonic() - began
     deadline = time.monotonic() + SETTLED_S
     times: list[float] = []

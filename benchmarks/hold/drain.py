@@ -1,8 +1,8 @@
-"""SIGTERM under streams: how soon it is seen, whether every stream gets its terminal event, when
-the server has ended.
+"""Sends SIGTERM under running streams, and measures how the server drains.
 
-A third of the streams come to their end while the server drains, the others do not; half are
-resumable.
+It measures how soon readiness turns to 503, whether every stream gets its terminal event, and when
+the server exits. A third of the streams end by themselves while the server drains, the others do
+not. Half of the streams are resumable.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import signal
 import time
 from dataclasses import replace
 
-from benchmarks.hold.report import Figures
+from benchmarks.report import Figures
 from tests.faults.checker import judge
 from tests.faults.history import History, numbered
 from tests.faults.processes import processes_of, still_there, until_readiness
@@ -23,7 +23,7 @@ INTERVAL_S = 0.02
 
 
 async def measure(streams: int) -> Figures:
-    """SIGTERM under `streams` streams."""
+    """Send SIGTERM under `streams` streams."""
     history = History()
     with serve(
         engine="mock",

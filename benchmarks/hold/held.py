@@ -1,15 +1,15 @@
-"""Many streams held open at once: drops, and memory per stream.
+"""Holds many streams open at once, and measures drops and memory per stream.
 
-Each stream is resumable and says a token a second. Memory is the resident set of each of the
-server's processes: before, when all streams are open, while they run, and after their end (then
-the server keeps their events for --retain).
+Each stream is resumable and gets a token per second. Memory is the resident set of the server's
+process and of the engine's: before, when all streams are open, while they run, and after they have
+ended (when the server still keeps their events for --retain).
 """
 
 import asyncio
 import collections
 import time
 
-from benchmarks.hold.report import Figures, spread_ms
+from benchmarks.report import Figures, spread_ms
 from tests.faults.checker import judge
 from tests.faults.history import History, numbered
 from tests.faults.processes import held_by, processes_of, readiness, settled
@@ -25,7 +25,7 @@ async def measure(streams: int, minutes: float) -> Figures:
     """Hold `streams` streams open for `minutes`."""
     num_tokens = round(minutes * 60 / INTERVAL_S) + 60
     if num_tokens > 1024:
-        raise SystemExit("a stream has at most 1,024 tokens: hold them for 16 minutes or less")
+        raise SystemExit("use --minutes 16 or less: a stream has at most 1,024 tokens")
     with serve(
         engine="mock",
         mock_interval=INTERVAL_S,
@@ -36,13 +36,13 @@ async def measure(streams: int, minutes: float) -> Figures:
 
 
 def _rss_kib(server: RunningServer) -> list[float]:
-    """Resident memory of the server's process and of the engine's."""
+    """Return the resident memory of the server's process and of the engine's, in KiB."""
     return [process.memory_info().rss / 1024 for process in processes_of(server)][:2]
 
 
 async def _measure(server: RunningServer, streams: int, minutes: float, num_tokens: int) -> Figures:
     history = History()
-    await _one_stream(server)  # what is loaded on first use is loaded
+    await _one_stream(server)  # so that everything that loads on first use is loaded
     before = held_by(server)
     rss_before = _rss_kib(server)
     readers: list[Reader] = []
@@ -50,7 +50,7 @@ async def _measure(server: RunningServer, streams: int, minutes: float, num_toke
 
     async def open_some() -> None:
         for each in places:
-            # One address has some 28,000 ports; a few more do no harm.
+            # One source address has only about 28,000 ports.
             reader = Reader(server.address, history, source=f"127.0.0.{2 + each % 8}")
             truth = numbered(fresh_word(), length=num_tokens, max_tokens=1024)
             await reader.open(truth, max_tokens=1024)

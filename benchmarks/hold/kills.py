@@ -1,13 +1,14 @@
-"""Engine kills (SIGKILL) under running streams: failed streams, and the pause.
+"""Kills the engine (SIGKILL) under running streams, and measures failed streams and pauses.
 
-So many streams run at all times: one that ends is followed by another. A kill comes when every one
-of them has had a new event since the last. The pause of a stream is the longest gap between two of
-its events around a kill; the gaps of five seconds without a kill are in the figures too.
+A fixed number of streams runs at all times: when a stream ends, another one starts. The engine is
+killed when every running stream has had a new event since the last kill. The pause of a stream is
+the longest gap between two of its events around a kill. For comparison, the gaps during five
+seconds without a kill are also measured.
 
-The truth of the mock is what it numbers. The truth of the built-in model is what it says to the
-same prompts undisturbed, greedily. Where two tokens are as good as equal, llama.cpp's choice
-depends on what else is in its batch, kill or no kill; so only those prompts are used to which it
-says the same alone and among as many others.
+Every stream's text is checked. The mock engine's text is known, because it numbers its tokens. The
+built-in model's text is its greedy answer to the same prompt without kills. If two tokens are
+about equally likely, llama.cpp's choice depends on the other sequences in its batch. So only those
+prompts are used whose answer is the same alone and among as many others.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.hold.report import Figures, spread_ms
+from benchmarks.report import Figures, spread_ms
 from tests.faults.checker import Verdict, judge_stream
 from tests.faults.history import Got, History, Truth, numbered
 from tests.faults.processes import kill_engine
@@ -34,8 +35,8 @@ PROMPTS = [
 ]
 
 
-class Running:
-    """The streams that run, each followed by another when it ends."""
+class SteadyStreams:
+    """A fixed number of running streams: when a stream ends, another one starts."""
 
     def __init__(self, server: RunningServer, ask: Callable[[], Asked]) -> None:
         self._server, self._ask = server, ask
@@ -50,12 +51,12 @@ class Running:
         self._tasks = [asyncio.create_task(self._keep(place)) for place in range(num_streams)]
 
     async def end(self) -> None:
-        """Begin no more streams, and read those that run to their ends."""
+        """Start no more streams, and read the running streams to their ends."""
         self._is_ending = True
         await asyncio.gather(*self._tasks)
 
     async def all_have_progressed(self) -> None:
-        """Wait until each of the streams is one that has had an event since now."""
+        """Wait until every running stream has had a new event."""
         for task in self._tasks:
             if task.done():
                 task.result()
@@ -66,7 +67,7 @@ class Running:
                     try:
                         await reader.got(reader.cursor + 1)
                     except ConnectionError:
-                        pass  # it ended meanwhile; the next one counts
+                        pass  # the stream ended meanwhile; wait for its successor
                     else:
                         break
                 await asyncio.sleep(0.001)
@@ -91,13 +92,13 @@ class Running:
 
 
 async def measure(number: int, streams: int, engine: str) -> Figures:
-    """Kill the engine `number` times under `streams` streams."""
+    """Kill the engine `number` times while `streams` streams run."""
     if engine == "mock":
         arguments = ["numbered=true", "length=100000"]
         with serve(engine="mock", mock_interval=0.02, engine_arg=arguments) as server:
             return await _measure(server, number, streams, _ask_mock)
     with serve(slots=streams, engine_arg=[f"n_ctx={1024 * streams}"]) as server:
-        truths = await _told_alike(server, streams)
+        truths = await _stable_answers(server, streams)
         asked = itertools.cycle([(truth, fields) for truth, fields in truths])
         figures = await _measure(server, number, streams, lambda: next(asked))
         return {"prompts_used": f"{len(truths)} of {len(PROMPTS)}", **figures}
@@ -111,7 +112,7 @@ def _ask_mock() -> Asked:
 async def _measure(
     server: RunningServer, number: int, streams: int, ask: Callable[[], Asked]
 ) -> Figures:
-    running = Running(server, ask)
+    running = SteadyStreams(server, ask)
     began = time.monotonic()
     pauses: list[float] = []
     gaps: list[float] = []
@@ -131,7 +132,7 @@ async def _measure(
         await running.all_have_progressed()
         for reader in under:
             around = _gaps(reader, killed_at, time.monotonic())
-            if around:  # else it had its last event before the kill
+            if around:  # otherwise its last event came before the kill
                 pauses.append(max(around))
     await running.end()
     failed = sum(n for reason, n in running.verdict.endings.items() if reason.startswith("error"))
@@ -154,25 +155,25 @@ async def _measure(
 
 
 def _gaps(reader: Reader, after: float, until: float) -> list[float]:
-    """The gaps between events of which the later one came after `after`."""
+    """Return the gaps between events whose later event came after `after`, in seconds."""
     times = reader.arrivals or []
     return [b - a for a, b in itertools.pairwise(times) if after < b <= until]
 
 
-async def _told_alike(server: RunningServer, streams: int) -> list[Asked]:
-    """The prompts to which the model says the same alone and among others, and what it says."""
+async def _stable_answers(server: RunningServer, streams: int) -> list[Asked]:
+    """Return the prompts whose answer is the same alone and among others, with that answer."""
     alone: dict[str, Truth] = {}
     for prompt in PROMPTS:
-        alone |= await _told(server, [prompt])
-    among = [await _told(server, (PROMPTS * streams)[:streams]) for _ in range(3)]
+        alone |= await _answers(server, [prompt])
+    among = [await _answers(server, (PROMPTS * streams)[:streams]) for _ in range(3)]
     return [
         (truth, _fields(prompt))
         for prompt, truth in alone.items()
-        if all(told.get(prompt, truth) == truth for told in among)
+        if all(answers.get(prompt, truth) == truth for answers in among)
     ]
 
 
-async def _told(server: RunningServer, prompts: list[str]) -> dict[str, Truth]:
+async def _answers(server: RunningServer, prompts: list[str]) -> dict[str, Truth]:
     history = History()
     readers = []
     for prompt in prompts:

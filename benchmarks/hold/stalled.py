@@ -1,11 +1,11 @@
-"""Readers that never read: when they are dropped, what they hold until then, and whom they harm.
+"""Measures readers that stop reading: when they are dropped, and their effect on other readers.
 
-So many streams run, each with a good reader. In the first run each has a second good reader, in the
-second a reader that has stopped reading: so the same is made, framed and logged in both.
+Each stream has a good reader and a second reader. In the first run the second reader is good too.
+In the second run it has stopped reading. So the server makes, frames and logs the same in both.
 
-A reader is dropped when the server says so in its log. Half of those that were dropped then read
-on: what comes, until the cut, is all that was held for them, by the client's kernel, the server's,
-and the server itself. The other half never read on: their sockets stay until the kernel gives up.
+A reader counts as dropped when the server logs it. Half of the dropped readers then read on: the
+bytes that still arrive until the cut are all that was held for them, in both kernels and in the
+server. The other half never read again: their sockets stay until the kernel gives up.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from benchmarks.hold.report import Figures, spread_ms
+from benchmarks.report import Figures, spread_ms
 from tests.faults.checker import Rules, Verdict, judge
 from tests.faults.history import HeldBytes, History, numbered
 from tests.faults.processes import server_sockets
@@ -34,7 +34,7 @@ DROPPED = re.compile(r"ended a reader that took nothing for (\d+) s")
 
 @dataclass
 class Stalled:
-    """What was seen of one stalled reader."""
+    """A stalled reader: its local port, the bytes held for it, and its times in clock seconds."""
 
     reader: Reader
     port: int
@@ -44,8 +44,8 @@ class Stalled:
 
 
 @dataclass
-class Run:
-    """What one of the two runs showed."""
+class StalledRun:
+    """The results of one of the two runs. Times in seconds."""
 
     verdict: Verdict
     gaps: list[float]
@@ -55,24 +55,24 @@ class Run:
 
 
 async def measure(readers: int) -> Figures:
-    """`readers` streams, and as many stalled readers."""
+    """Run `readers` streams without stalled readers, and then with a stalled reader each."""
     without = await _run(readers, stalled=False)
-    beside = await _run(readers, stalled=True)
-    held = [each.held for each in beside.stalled if each.held]
-    gone = [each.gone_at - each.stopped_at for each in beside.stalled if each.gone_at]
-    calm, troubled = spread_ms(without.gaps), spread_ms(beside.gaps)
+    with_stalled = await _run(readers, stalled=True)
+    held = [each.held for each in with_stalled.stalled if each.held]
+    gone = [each.gone_at - each.stopped_at for each in with_stalled.stalled if each.gone_at]
+    calm, troubled = spread_ms(without.gaps), spread_ms(with_stalled.gaps)
     return {
         "stalled_readers": readers,
         "stall_timeout_s": STALL_TIMEOUT_S,
-        "dropped": len(beside.dropped_after),
-        "send_had_waited_s_as_the_server_says": _spread(beside.waited),
-        "stopped_reading_until_dropped_s": _spread(beside.dropped_after),
+        "dropped": len(with_stalled.dropped_after),
+        "send_had_waited_s_as_the_server_says": _spread(with_stalled.waited),
+        "stopped_reading_until_dropped_s": _spread(with_stalled.dropped_after),
         "stopped_reading_until_the_socket_is_gone_s": {**_spread(gone), "of": len(gone)},
         "held_in_all_kib": {**_spread([each / 1024 for each in held]), "of": len(held)},
         "good_readers_gap_without": calm,
         "good_readers_gap_beside": troubled,
         "good_readers_gap_p99_more_ms": round(troubled["p99_ms"] - calm["p99_ms"], 2),
-        "breaches": [str(b) for run in (without, beside) for b in run.verdict.breaches],
+        "breaches": [str(b) for run in (without, with_stalled) for b in run.verdict.breaches],
     }
 
 
@@ -83,7 +83,7 @@ def _spread(values: list[float]) -> Figures:
     }
 
 
-async def _run(num_streams: int, *, stalled: bool) -> Run:
+async def _run(num_streams: int, *, stalled: bool) -> StalledRun:
     with serve(
         engine="mock",
         mock_interval=INTERVAL_S,
@@ -109,8 +109,8 @@ async def _run(num_streams: int, *, stalled: bool) -> Run:
         reading = asyncio.gather(
             *(reader.closed() for reader in (first if stalled else first + second))
         )
-        seen = _Seen(server, others)
-        while not (reading.done() and seen.is_all):
+        seen = _Observer(server, others)
+        while not (reading.done() and seen.is_done):
             seen.look()
             await asyncio.sleep(SAMPLE_S)
         for each in others[::2]:
@@ -120,11 +120,11 @@ async def _run(num_streams: int, *, stalled: bool) -> Run:
             each.reader.leave("RST")
         verdict = judge(history, Rules(bytes_per_reader=BYTES_PER_READER))
         gaps = [b - a for reader in first for a, b in itertools.pairwise(reader.arrivals or [])]
-        return Run(verdict, gaps, others, seen.dropped_after, seen.waited)
+        return StalledRun(verdict, gaps, others, seen.dropped_after, seen.waited)
 
 
-class _Seen:
-    """Looks at the server from outside."""
+class _Observer:
+    """Watches the server's log and sockets, and lets half of the dropped readers read on."""
 
     def __init__(self, server: RunningServer, stalled: list[Stalled]) -> None:
         self._server, self._stalled = server, stalled
@@ -134,8 +134,8 @@ class _Seen:
         self.waited: list[float] = []
 
     @property
-    def is_all(self) -> bool:
-        """Nothing more is to be seen."""
+    def is_done(self) -> bool:
+        """True if every stalled reader is gone, or after 90 seconds."""
         if time.monotonic() - self._began > PATIENCE_S:
             return True
         is_read = len(self._reading) == len(self._stalled[::2])
@@ -146,7 +146,7 @@ class _Seen:
         )
 
     def look(self) -> None:
-        """Look once."""
+        """Record the readers that have been dropped and the sockets that are gone."""
         now = time.monotonic()
         if not self._stalled:
             return
@@ -169,8 +169,8 @@ class _Seen:
 
 
 async def _read_what_is_held(stalled: Stalled) -> None:
-    exchange = stalled.reader.exchange
-    before = exchange.num_bytes
+    request = stalled.reader.request
+    before = request.num_bytes
     stalled.reader.read_on()
     await stalled.reader.closed()
-    stalled.held = exchange.num_bytes - before
+    stalled.held = request.num_bytes - before

@@ -1,0 +1,1 @@
+"""Measures what Penstock costs between an engine and a socket. See `__main__`."""

@@ -1,133 +1,72 @@
-"""What Penstock costs between an engine and a socket: CPU per token, added latency, memory.
+"""Measures what Penstock costs between an engine and a socket: CPU per token, latency, memory.
 
     python -m benchmarks.overhead [--repeats 3] [--only lockstep] [--out results.json] [--plot FILE]
 
-The server runs alone on core 0. An engine that costs nothing (see `engine`) and a client that costs
-little share core 1. CPU is the operating system's count for the server's process.
+The server runs alone on core 0. A zero-cost engine (see `engine`) and a client with little overhead
+share core 1. CPU is the CPU time that the operating system counts for the server's process.
 
 - lockstep: every stream gets exactly one token per step, and the next step begins when the client
-  has received all of them: one event, one write per token; nothing can be merged.
-- free: the engine gives every stream a token as fast as it can; what comes together is sent
-  together.
-- paced: every stream gets its tokens at a steady rate; each token is the time at which the engine
-  pushed it, so what the client adds to is the latency that Penstock added.
-- first: the time from sending a request to its first token, while others are open.
-- request: what a request costs that asks for one token: its connection, its answer, its line in the
-  log.
-- idle: memory of the server's process for each open stream that is silent.
-- machine: by how much a sleep of a millisecond overruns on the server's core while nothing else
-  runs. No latency can be measured that is less; read the others beside it.
+  has received all of them. Each token is one event and one write; nothing can be merged.
+- free: the engine gives every stream tokens as fast as it can. Tokens that are ready together are
+  sent together.
+- paced: every stream gets tokens at a steady rate. Each token is the time at which the engine
+  pushed it, so the client can compute the latency that Penstock added.
+- first: the time from sending a request to its first token, while other streams are open.
+- request: the cost of a request for one token: its connection, its answer, its log line.
+- idle: the memory of the server's process for each open stream without tokens.
+- machine: how much a sleep of one millisecond overruns on the server's core while nothing else
+  runs. Lower latencies cannot be measured, so compare the other latencies with it.
 
-One line for each run, medians of the repeats, and JSON with the machine and versions.
+The output is one line for each run, with the medians of its repeats, and JSON with the machine and
+the versions.
 """
 
 import argparse
-import contextlib
-import datetime
 import json
 import os
-import platform
 import re
-import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
-
-from benchmarks.hold.report import quantile
-from benchmarks.overhead.client import EVENT_END, Streams, first_token, request
+from benchmarks.overhead.client import (
+    LOCKSTEP_TOKENS,
+    ClientStreams,
+    first_token,
+    kib_per_stream,
+    request,
+)
+from benchmarks.overhead.server import OTHER_CORE, PinnedServer, penstock_server, pin
 from benchmarks.plot import bars, check
-from penstock import __version__
+from benchmarks.report import Numbers, circumstances, medians, quantile
+from penstock.server import raise_file_limit
 
-SERVER_CORE, OTHER_CORE = 0, 1
-LOCKSTEP_TOKENS = 256
 FREE_TOKENS = 1024
-WARM_STREAMS = 200
 NUM_REQUESTS = 500
 NUM_SLEEPS = 2000
 PACED_SECONDS = 8
 PATH = "/generate"
-Figures = dict[str, float]
 
 
-@dataclass
-class Server:
-    """A server on its own core. `step` is where its engine listens for the next step."""
-
-    port: int
-    process: psutil.Process
-    step: str
-
-    def cpu_s(self) -> float:
-        """CPU seconds so far, of the server's process alone: the engine's is another."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
-
-    def rss(self) -> int:
-        """Resident memory, in bytes."""
-        return int(self.process.memory_info().rss)
-
-
-@contextlib.contextmanager
-def penstock(engine: str, **engine_args: object) -> Iterator[Server]:
-    """Penstock with one of our engines."""
-    with tempfile.TemporaryDirectory() as folder:
-        step = f"{folder}/step"
-        engine_args = {"core": OTHER_CORE, **engine_args}
-        if engine in ("Stepped", "Free"):
-            engine_args["socket"] = step
-        command = [sys.executable, "-m", "penstock", "serve", "--port", "0"]
-        command += ["--engine", f"benchmarks.overhead.engine:{engine}"]
-        command += ["--max-connections", "20000"]
-        for name, value in engine_args.items():
-            command += ["--engine-arg", f"{name}={value}"]
-        process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
-        )
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if found := re.search(r"page and API\s+http://\S+:(\d+)", line):
-                    break
-            else:
-                raise SystemExit("the server did not start")
-            yield Server(int(found[1]), psutil.Process(process.pid), step)
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1)
-            process.terminate()
-            process.wait()
-
-
-def lockstep(num_streams: int, path: str = PATH) -> Figures:
-    """Tokens per second and CPU per token, nothing merged."""
-    with penstock("Stepped") as server:
+def lockstep(num_streams: int, path: str = PATH) -> Numbers:
+    """Measure tokens per second and CPU per token, with one write for each token."""
+    with penstock_server("Stepped") as server:
         fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
-        streams = Streams(server.port, num_streams, request(path, fields))
-        num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
+        streams = ClientStreams(server.port, num_streams, request(path, fields))
+        num_steps = LOCKSTEP_TOKENS - 1  # the last token comes with the terminal event
         run = partial(streams.lockstep, server.step, num_steps)
         figures = throughput(server, run, num_streams * num_steps)
         streams.close()
     return figures
 
 
-def free(num_streams: int) -> Figures:
-    """Tokens per second and CPU per token, as many as there can be in one write."""
-    with penstock("Free") as server:
+def free(num_streams: int) -> Numbers:
+    """Measure tokens per second and CPU per token, with as many tokens per write as possible."""
+    with penstock_server("Free") as server:
         data = request(PATH, {"max_tokens": FREE_TOKENS}, connection="close")
-        streams = Streams(server.port, num_streams, data)
+        streams = ClientStreams(server.port, num_streams, data)
         run = partial(streams.free, server.step)
         figures = throughput(server, run, num_streams * FREE_TOKENS)
         streams.close()
@@ -135,21 +74,20 @@ def free(num_streams: int) -> Figures:
 
 
 def throughput(
-    server: Server, run: Callable[[], float], number: int, unit: str = "token"
-) -> Figures:
-    """Of a `run` that brings so many tokens (or what `unit` says) and tells how many seconds that
-    took."""
+    server: PinnedServer, run: Callable[[], float], number: int, unit: str = "token"
+) -> Numbers:
+    """Measure a `run` that brings `number` tokens (or other units) and returns its seconds."""
     cpu = server.cpu_s()
     seconds = run()
     cpu = server.cpu_s() - cpu
     return {f"{unit}s_per_second": number / seconds, f"cpu_us_per_{unit}": 1e6 * cpu / number}
 
 
-def paced(num_streams: int, rate: int) -> Figures:
-    """How much later than the engine pushed them tokens came, in milliseconds."""
-    with penstock("Paced", rate=rate) as server:
+def paced(num_streams: int, rate: int) -> Numbers:
+    """Measure the latency of tokens from the engine's push to the client, in milliseconds."""
+    with penstock_server("Paced", rate=rate) as server:
         fields: dict[str, object] = {"max_tokens": min(1024, rate * PACED_SECONDS)}
-        streams = Streams(server.port, num_streams, request(PATH, fields))
+        streams = ClientStreams(server.port, num_streams, request(PATH, fields))
         latencies: list[int] = []
         stamp = re.compile(rb'"token":" (\d+)"')
 
@@ -158,7 +96,7 @@ def paced(num_streams: int, rate: int) -> Figures:
         def take(data: bytes) -> None:
             now = time.monotonic_ns()
             pushed = map(int, stamp.findall(data))
-            # What came before nobody read: the streams were being opened.
+            # Skip tokens that waited while the streams were being opened.
             latencies.extend(now - each for each in pushed if each >= began)
 
         until = time.monotonic() + PACED_SECONDS - 1
@@ -175,21 +113,21 @@ def paced(num_streams: int, rate: int) -> Figures:
     }
 
 
-def first(num_streams: int) -> Figures:
-    """The time to a first token that costs the engine nothing, beside open streams."""
-    with penstock("Paced", rate=50, eager="true") as server:
-        others = Streams(server.port, num_streams - 1, request(PATH, {"max_tokens": 1024}))
+def first(num_streams: int) -> Numbers:
+    """Measure the time to the first token while other streams are open."""
+    with penstock_server("Paced", rate=50, eager="true") as server:
+        others = ClientStreams(server.port, num_streams - 1, request(PATH, {"max_tokens": 1024}))
         data = request(PATH, {"max_tokens": 1})
         times = sorted(first_token(server.port, data) for _ in range(NUM_REQUESTS))
         others.close()
     return {"p50_ms": 1e3 * quantile(times, 0.5), "p99_ms": 1e3 * quantile(times, 0.99)}
 
 
-def one_token(path: str) -> Figures:
-    """Requests for one token, one after the other."""
-    with penstock("Paced", rate=50, eager="true") as server:
+def one_token(path: str) -> Numbers:
+    """Measure requests for one token, one after another."""
+    with penstock_server("Paced", rate=50, eager="true") as server:
         data = request(path, {"max_tokens": 1})
-        first_token(server.port, data)  # what is made once is made now
+        first_token(server.port, data)  # so that everything made on first use exists
 
         def run() -> float:
             began = time.monotonic()
@@ -200,9 +138,9 @@ def one_token(path: str) -> Figures:
         return throughput(server, run, NUM_REQUESTS, "request")
 
 
-def machine() -> Figures:
-    """What the machine itself adds, in milliseconds."""
-    os.sched_setaffinity(0, {SERVER_CORE})
+def machine() -> Numbers:
+    """Measure the latency that the machine itself adds, in milliseconds."""
+    pin()
     overruns = []
     for _ in range(NUM_SLEEPS):
         began = time.perf_counter()
@@ -213,27 +151,14 @@ def machine() -> Figures:
     return {"p50_ms": quantile(overruns, 0.5), "p99_ms": quantile(overruns, 0.99)}
 
 
-def idle(num_streams: int) -> Figures:
-    """Memory of the server's process for each open stream."""
-    with penstock("Stepped") as server:
+def idle(num_streams: int) -> Numbers:
+    """Measure the memory of the server's process for each open stream."""
+    with penstock_server("Stepped") as server:
         data = request(PATH, {"max_tokens": 1024})
         return {"kib_per_stream": kib_per_stream(server.port, server.rss, data, num_streams)}
 
 
-def kib_per_stream(
-    port: int, rss: Callable[[], int], data: bytes, num_streams: int, event_end: bytes = EVENT_END
-) -> float:
-    """How much `rss` (bytes) grows for each silent stream, beside some that are open already."""
-    warm = Streams(port, WARM_STREAMS, data, event_end)
-    before = rss()
-    streams = Streams(port, num_streams, data, event_end)
-    after = rss()
-    streams.close()
-    warm.close()
-    return (after - before) / num_streams / 1024
-
-
-RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
+RUNS: dict[str, list[tuple[str, Callable[[], Numbers]]]] = {
     "lockstep": [
         ("lockstep, 64 streams", lambda: lockstep(64)),
         ("lockstep, 256 streams", lambda: lockstep(256)),
@@ -257,35 +182,28 @@ RUNS: dict[str, list[tuple[str, Callable[[], Figures]]]] = {
 
 
 def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=RUNS)
-    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
-    parser.add_argument("--plot", type=Path, help="a picture: .html, .png or .svg")
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overhead", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each run (default: 3)")
+    parser.add_argument("--only", choices=RUNS, help="do only this kind of run (default: all)")
+    parser.add_argument("--out", type=Path, help="save the figures as JSON")
+    parser.add_argument("--plot", type=Path, help="save a plot as .html, .png or .svg")
     arguments = parser.parse_args()
     if arguments.plot:
         check(arguments.plot)
     os.sched_setaffinity(0, {OTHER_CORE})
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    results: dict[str, Figures] = {}
+    raise_file_limit()
+    results: dict[str, Numbers] = {}
     for kind, runs in RUNS.items():
         if arguments.only in (None, kind):
             for name, run in runs:
-                repeats = [run() for _ in range(arguments.repeats)]
-                results[name] = {
-                    figure: round(statistics.median(each[figure] for each in repeats), 3)
-                    for figure in repeats[0]
-                }
+                results[name] = medians([run() for _ in range(arguments.repeats)])
                 shown = "  ".join(f"{key} {value:,g}" for key, value in results[name].items())
                 print(f"{name:28} {shown}", flush=True)
     report = {
-        "command": " ".join(["python -m benchmarks.overhead", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {name: version(name) for name in ("granian", "uvloop")}
-        | {"penstock": __version__, "python": platform.python_version()},
+        **circumstances("benchmarks.overhead", ("granian", "uvloop")),
         "repeats": arguments.repeats,
         "results": results,
     }

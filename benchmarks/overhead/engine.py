@@ -1,11 +1,10 @@
-"""Engines that cost nothing, to measure what the server costs. Loaded by their import strings.
+"""Zero-cost engines, so that only the server is measured. Loaded by their import strings.
 
-They compute nothing and keep a core of their own, the client's. `Stepped` gives every stream one
-token when it is told to, by a datagram on `socket`: the client sends one when it has received all
-of the step before. `Free` gives every stream a token in each turn of its loop, from the first
-datagram on. `Paced` gives every stream `rate` tokens a second, each of which is the time at which
-it was pushed (`time.monotonic_ns`), all streams out of phase; the first one at once if it is
-`eager`.
+They compute nothing, and run on the client's core. `Stepped` gives every stream one token for each
+datagram on `socket`; the client sends a datagram when it has received all tokens of the step
+before. `Free` gives every stream a token in each turn of its loop, from the first datagram on.
+`Paced` gives every stream `rate` tokens per second. Each token is the time at which it was pushed
+(`time.monotonic_ns`). The streams are out of phase; if `eager`, the first token comes at once.
 """
 
 import asyncio
@@ -17,8 +16,8 @@ from penstock.engine.protocol import ModelInfo, Sink
 from penstock.request import Request
 
 
-class _Costless:
-    """What both share: every request has a slot at once."""
+class _ZeroCostEngine:
+    """An engine that gives every request a slot at once and computes nothing."""
 
     def __init__(self, *, name: str, core: int = -1) -> None:
         if core >= 0:
@@ -27,21 +26,21 @@ class _Costless:
         self._sinks: dict[str, tuple[Sink, int]] = {}
 
     async def stop(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: this engine holds no resources."""
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """A slot at once."""
+        """Start a request at once."""
         sink.accepted((0,))
         sink.started()
         self._sinks[request.id] = (sink, request.max_tokens)
 
     def cancel(self, request_id: str) -> None:
-        """No more tokens."""
+        """Stop a request's tokens."""
         self._sinks.pop(request_id, None)
 
 
-class Stepped(_Costless):
-    """One token for every stream at each datagram."""
+class Stepped(_ZeroCostEngine):
+    """An engine that gives every stream one token for each datagram."""
 
     def __init__(self, *, name: str, socket: str, core: int = -1) -> None:
         super().__init__(name=name, core=core)
@@ -73,7 +72,7 @@ class Stepped(_Costless):
 
 
 class Free(Stepped):
-    """As many tokens as it can make, from the first datagram on."""
+    """An engine that makes tokens as fast as it can, from the first datagram on."""
 
     def _step(self) -> None:
         super()._step()
@@ -85,8 +84,8 @@ class Free(Stepped):
             asyncio.get_running_loop().call_soon(self._go_on)
 
 
-class Paced(_Costless):
-    """`rate` tokens a second for every stream."""
+class Paced(_ZeroCostEngine):
+    """An engine that gives every stream `rate` tokens per second."""
 
     def __init__(self, *, name: str, rate: float, eager: bool = False, core: int = -1) -> None:
         super().__init__(name=name, core=core)
@@ -95,11 +94,11 @@ class Paced(_Costless):
         self._phase = 0
 
     async def start(self) -> ModelInfo:
-        """Nothing to load."""
+        """Return the model at once: there is nothing to load."""
         return self._info
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Begin somewhere within the interval: the golden ratio spreads any number of streams."""
+        """Start a request out of phase: the golden ratio spreads streams over the interval."""
         super().submit(request, sink)
         loop = asyncio.get_running_loop()
         if self._eager:

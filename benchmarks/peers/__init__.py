@@ -1,1 +1,1 @@
-"""Penstock beside others who stream tokens, all given the same costless ones."""
+"""Compares Penstock with other servers that stream tokens, all with zero-cost engines."""

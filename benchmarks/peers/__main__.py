@@ -1,38 +1,35 @@
-"""Penstock beside the usual FastAPI way, vLLM's own server and a bare socket, on the same tokens.
+"""Compares Penstock with the usual FastAPI app, vLLM's own server and a bare socket.
 
     python -m benchmarks.peers [--streams 64,256,1024] [--repeats 3] [--json FILE] [--plot FILE]
 
-Lockstep: every stream gets exactly one token per step, and the next step begins when the client
-has received all of them: one event and one write per token, nothing can be merged. All have engines
-that cost nothing. Each server runs alone on core 0, the client (and Penstock's engine, which is a
-process of its own) on core 1. They take turns, so that all see the same machine.
+All servers have zero-cost engines and run in lockstep: every stream gets exactly one token per
+step, and the next step begins when the client has received all of them. Each token is one event and
+one write; nothing can be merged. Each server runs alone on core 0. The client, and Penstock's
+engine (a separate process), run on core 1. The servers take turns, so that all see the same
+machine.
 
-CPU is the operating system's count for the server's process; that of its children is told beside
-it. Memory is what the process grows by for each open stream that is silent. Medians of the repeats,
-with the ratios first. vLLM's server (its app and serving classes around a costless engine) needs
-the environment of `make test-vllm`; where there is none it is left out, and that is said.
+CPU is the CPU time that the operating system counts for the server's process; its children's CPU
+time is listed separately. Memory is the growth of the process for each open stream without tokens.
+The output is the medians of the repeats, with the ratios first. vLLM's server (its app and serving
+classes around a zero-cost engine) needs the environment of `make test-vllm`. Without it, the
+benchmark says so and leaves vLLM's server out.
 """
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import platform
-import resource
-import shlex
-import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from benchmarks.overhead.__main__ import LOCKSTEP_TOKENS, OTHER_CORE, kib_per_stream
-from benchmarks.overhead.client import Streams, request
-from benchmarks.peers.servers import Peer, Running, find_vllm, peers, vllm_model
-from benchmarks.plot import bars, check
-from benchmarks.plot import shown as shown_value
+from benchmarks.overhead.client import LOCKSTEP_TOKENS, ClientStreams, kib_per_stream, request
+from benchmarks.overhead.server import OTHER_CORE, PinnedServer
+from benchmarks.peers.servers import Peer, find_vllm, peers, vllm_model
+from benchmarks.plot import bars, check, format_value
+from benchmarks.report import Numbers, circumstances, medians
+from penstock.server import raise_file_limit
 
 IDLE_STREAMS = 2000
 FIGURES = {
@@ -41,128 +38,122 @@ FIGURES = {
     "children_cpu_us_per_token": "CPU µs/token of its children",
     "kib_per_stream": "KiB/stream",
 }
-Figures = dict[str, float]
 
 
-def lockstep(peer: Peer, server: Running, num_streams: int) -> Figures:
-    """Tokens per second and CPU per token, nothing merged."""
+def lockstep(peer: Peer, server: PinnedServer, num_streams: int) -> Numbers:
+    """Measure tokens per second and CPU per token, with one write for each token."""
     data = request(peer.path, {"max_tokens": LOCKSTEP_TOKENS, **peer.fields})
-    streams = Streams(server.port, num_streams, data, peer.event_end)
-    num_steps = LOCKSTEP_TOKENS - 1  # the last one brings the terminal event too
-    ours, others = server.cpu_s()
+    streams = ClientStreams(server.port, num_streams, data, peer.event_end)
+    num_steps = LOCKSTEP_TOKENS - 1  # the last token comes with the terminal event
+    cpu, children_cpu = server.cpu_s(), server.children_cpu_s()
     seconds = streams.lockstep(server.step, num_steps)
-    ours_now, others_now = server.cpu_s()
+    cpu, children_cpu = server.cpu_s() - cpu, server.children_cpu_s() - children_cpu
     streams.close()
     tokens = num_streams * num_steps
     return {
         "tokens_per_second": tokens / seconds,
-        "cpu_us_per_token": 1e6 * (ours_now - ours) / tokens,
-        "children_cpu_us_per_token": 1e6 * (others_now - others) / tokens,
+        "cpu_us_per_token": 1e6 * cpu / tokens,
+        "children_cpu_us_per_token": 1e6 * children_cpu / tokens,
     }
 
 
-def idle(peer: Peer, server: Running) -> Figures:
-    """Memory of the server's process for each open stream."""
+def idle(peer: Peer, server: PinnedServer) -> Numbers:
+    """Measure the memory of the server's process for each open stream."""
     data = request(peer.path, {"max_tokens": 1024, **peer.fields})
     kib = kib_per_stream(server.port, server.rss, data, IDLE_STREAMS, peer.event_end)
     return {"kib_per_stream": kib}
 
 
-def measure(found: list[Peer], counts: list[int], repeats: int) -> tuple[Any, dict[str, str]]:
-    """By the load's name and the peer's: medians. And the versions of all that had a part."""
-    rows: dict[str, dict[str, list[Figures]]] = {}
+def measure(
+    found: list[Peer], counts: list[int], repeats: int
+) -> tuple[dict[str, dict[str, Numbers]], dict[str, str]]:
+    """Return the medians by load and peer, and the versions of the packages involved."""
+    rows: dict[str, dict[str, list[Numbers]]] = {}
     versions: dict[str, str] = {}
     runs = [(f"{count:,} streams", count) for count in counts] + [("silent streams", 0)]
     for _ in range(repeats):
         for name, count in runs:
             for peer in found:
-                with peer.start() as server:  # a new one each time: memory is not given back
+                with peer.start() as server:  # a new server each time: memory is not given back
                     shown = lockstep(peer, server, count) if count else idle(peer, server)
                 for package, each in server.versions.items():
-                    # vLLM's environment has versions of its own.
+                    # vLLM's environment can have other versions of the same packages.
                     is_ours = versions.setdefault(package, each) == each
                     if not is_ours:
                         versions[f"{package} ({peer.name})"] = each
                 rows.setdefault(name, {}).setdefault(peer.name, []).append(shown)
-                values = "  ".join(f"{FIGURES[k]} {shown_value(v)}" for k, v in shown.items())
+                values = "  ".join(f"{FIGURES[k]} {format_value(v)}" for k, v in shown.items())
                 print(f"{name:14}  {peer.name:34}{values}", file=sys.stderr, flush=True)
-    medians = {
-        name: {
-            peer: {key: round(statistics.median(r[key] for r in each), 3) for key in each[0]}
-            for peer, each in by_peer.items()
-        }
+    results = {
+        name: {peer_name: medians(each) for peer_name, each in by_peer.items()}
         for name, by_peer in rows.items()
     }
-    return medians, versions
+    return results, versions
 
 
-def table(medians: dict[str, dict[str, Figures]]) -> str:
-    """As Markdown: how many times Penstock's figure, then the figure."""
+def table(results: dict[str, dict[str, Numbers]]) -> str:
+    """Format the results as Markdown: the ratio to Penstock's figure, then the figure."""
     lines = ["| | | ÷ Penstock | |", "|---|---|---|---|"]
-    for name, by_peer in medians.items():
+    for name, by_peer in results.items():
         first = next(iter(by_peer.values()))
         for key, label in FIGURES.items():
             title = f"{name}, {label}"
             for peer, figures in by_peer.items():
                 if key in figures:
                     ratio = f"{figures[key] / first[key]:.2f}" if first[key] else ""
-                    lines.append(f"| {title} | {peer} | {ratio} | {shown_value(figures[key])} |")
+                    lines.append(f"| {title} | {peer} | {ratio} | {format_value(figures[key])} |")
                     title = ""
     return "\n".join(lines)
 
 
-def plot(medians: dict[str, dict[str, Figures]], path: Path, caption: str) -> None:
-    """A panel for each figure."""
+def plot(results: dict[str, dict[str, Numbers]], path: Path, caption: str) -> None:
+    """Plot the results, with a panel for each figure."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for key, label in FIGURES.items():
-        for name, by_peer in medians.items():
+        for name, by_peer in results.items():
             for peer, figures in by_peer.items():
                 if key in figures and "children" not in key:
                     panels.setdefault(label, {}).setdefault(peer, {})[name] = figures[key]
-    bars(panels, path, "One token, one write: Penstock and others", caption)
+    bars(panels, path, "One token, one write: Penstock and other servers", caption)
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m benchmarks.peers", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--streams", default="64,256,1024", help="(default: 64,256,1024)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vllm", default=find_vllm(), help="the Python of vLLM's environment")
+    parser.add_argument(
+        "--streams", default="64,256,1024", help="numbers of streams at once (default: 64,256,1024)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each run (default: 3)")
+    parser.add_argument(
+        "--vllm", default=find_vllm(), help="the Python of vLLM's environment (default: the latest)"
+    )
     parser.add_argument("--no-vllm", action="store_true", help="leave vLLM's server out")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--plot", type=Path, help="a picture: .html, .png or .svg")
+    parser.add_argument("--json", type=Path, help="save the figures as JSON")
+    parser.add_argument("--plot", type=Path, help="save a plot as .html, .png or .svg")
     options = parser.parse_args()
     if options.plot:
         check(options.plot)
     counts = [int(each) for each in options.streams.split(",")]
     vllm = None if options.no_vllm else options.vllm
     if vllm is None:
-        print("without vLLM's server: `make test-vllm` makes its environment", file=sys.stderr)
+        print("Without vLLM's server: `make test-vllm` makes its environment.", file=sys.stderr)
     busy = psutil.cpu_percent(3.0)
     os.sched_setaffinity(0, {OTHER_CORE})
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(vllm_model(vllm)) if vllm else None
-        medians, versions = measure(peers(vllm, model), counts, options.repeats)
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
-    print(f"{machine}; it was {busy:.0f}% busy before\n\n{table(medians)}")
-    report = {
-        "date": date,
-        "command": shlex.join(["python", "-m", "benchmarks.peers", *sys.argv[1:]]),
-        "machine": machine,
-        "busy_before_percent": busy,
-        "versions": {"python": platform.python_version(), **versions},
-        "repeats": options.repeats,
-        "results": medians,
-    }
+        results, versions = measure(peers(vllm, model), counts, options.repeats)
+    report = circumstances("benchmarks.peers", ())
+    print(f"{report['machine']}, {busy:.0f}% busy before the run\n\n{table(results)}")
+    report["versions"] |= versions
+    report |= {"busy_before_percent": busy, "repeats": options.repeats, "results": results}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
-        plot(medians, options.plot, f"{date}, {machine}; medians of {options.repeats}")
+        caption = f"{report['date']}, {report['machine']}; medians of {options.repeats}"
+        plot(results, options.plot, caption)
 
 
 if __name__ == "__main__":

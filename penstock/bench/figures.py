@@ -1,8 +1,10 @@
-"""Answers → figures. Pure.
+"""The figures of a run, computed from its answers. Pure.
 
-Percentiles are of answers that finished, and are values that were measured: the smallest one that
-so many percent do not exceed. Tokens are the server's own counts, or none at all. A rate is over
-the whole run: from the first moment to the last answer's end.
+In: answers and the duration of the run. Out: `Figures`. Not known here: sockets, clocks, output.
+
+Percentiles cover only finished answers. A percentile is a measured value: the 99th is the smallest
+value that 99 % of the values do not exceed. Token counts come only from the server's usage. A rate
+is over the whole run, from its start to the end of the last answer.
 """
 
 import math
@@ -11,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from penstock.bench.answer import UNFINISHED, Answer
+from penstock.bench.answer import UNFINISHED, MeasuredAnswer
 
 MAX_CPU = 0.9
 MAX_LAG_S = 0.02
@@ -19,7 +21,7 @@ MAX_LATE_S = 0.02
 
 
 class Percentiles(msgspec.Struct, frozen=True):
-    """Of some values, in their unit."""
+    """Percentiles, maximum, mean and number of some values, in the unit of the values."""
 
     p50: float
     p90: float
@@ -31,7 +33,10 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Goodput(msgspec.Struct, frozen=True):
-    """Requests within all limits: of all that were sent and not given up by the person."""
+    """How many requests kept to every limit, of all that the user did not abandon.
+
+    `share` is the good requests' part of them, from 0 to 1.
+    """
 
     limits_s: dict[str, float]
     good: int
@@ -40,7 +45,11 @@ class Goodput(msgspec.Struct, frozen=True):
 
 
 class ClientFigures(msgspec.Struct, frozen=True):
-    """How the client itself did. `late_s`: how much after its time a request was begun."""
+    """How well the client kept up, and the reasons if it was the bottleneck.
+
+    `cpu` and `peak_cpu` are shares of a core: over the run, and in the busiest second. `late_s`:
+    how long after it was due a request began (open loop only).
+    """
 
     cpu: float
     peak_cpu: float
@@ -51,11 +60,11 @@ class ClientFigures(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What one run showed. Times in seconds.
+    """The figures of one run. Times in seconds.
 
-    `tokens_per_second` and `prompt_tokens_per_second` are None where an answer came without usage;
-    `num_without_usage` says how many did. `itl_s` is between one event with text and the next,
-    `tpot_s` per token after the first event, an answer at a time.
+    `tokens_per_second` and `prompt_tokens_per_second` are None if any answer came without usage;
+    `num_without_usage` counts these answers. `itl_s` is the time between consecutive events with
+    text. `tpot_s` is the time per token after the first event, one value per answer.
     """
 
     seconds: float
@@ -82,7 +91,7 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def percentiles(values: Iterable[float]) -> Percentiles | None:
-    """None of nothing."""
+    """Return the percentiles of some values, None if there are no values."""
     ordered = sorted(values)
     if not ordered:
         return None
@@ -95,14 +104,17 @@ def percentiles(values: Iterable[float]) -> Percentiles | None:
 
 
 def figures(
-    answers: Sequence[Answer],
+    answers: Sequence[MeasuredAnswer],
     seconds: float,
     client: ClientFigures,
     *,
     max_in_flight: int = 0,
     limits_s: dict[str, float] | None = None,
 ) -> Figures:
-    """Those of a run of so many seconds. `limits_s`: what a good answer keeps to."""
+    """Return the figures of a run that lasted `seconds`.
+
+    `limits_s`: the limits for goodput, in seconds, by name (ttft, itl, e2e).
+    """
     finished = [answer for answer in answers if answer.has_finished]
     failed = [each for each in answers if each.failure not in (None, UNFINISHED)]
     usages = [answer.usage for answer in finished if answer.usage is not None]
@@ -135,16 +147,21 @@ def figures(
     )
 
 
-def goodput(answers: Sequence[Answer], seconds: float, limits_s: dict[str, float]) -> Goodput:
-    """How many answers kept to every limit; one that failed did not."""
+def goodput(
+    answers: Sequence[MeasuredAnswer], seconds: float, limits_s: dict[str, float]
+) -> Goodput:
+    """Count the answers that kept to every limit. A failed answer counts as not good."""
     judged = [answer for answer in answers if answer.failure != UNFINISHED]
     good = sum(is_good(answer, limits_s) for answer in judged)
     share = good / len(judged) if judged else 0.0
     return Goodput(limits_s, good, share, _rate(good, seconds))
 
 
-def is_good(answer: Answer, limits_s: dict[str, float]) -> bool:
-    """Has it finished, within every limit? `itl` is the mean of its gaps."""
+def is_good(answer: MeasuredAnswer, limits_s: dict[str, float]) -> bool:
+    """Return whether an answer finished within every limit. `itl` is the mean of its gaps.
+
+    An answer without text has its end-to-end time as its TTFT.
+    """
     if not answer.has_finished or answer.e2e_s is None:
         return False
     gaps = answer.gaps_s
@@ -157,22 +174,30 @@ def is_good(answer: Answer, limits_s: dict[str, float]) -> bool:
 
 
 def client_figures(
-    answers: Sequence[Answer], lags: Sequence[float], cpu: float, peak_cpu: float, *, is_open: bool
+    answers: Sequence[MeasuredAnswer],
+    lags: Sequence[float],
+    cpu: float,
+    peak_cpu: float,
+    *,
+    is_open: bool,
 ) -> ClientFigures:
-    """Whether the client kept up; where it did not, why, in sentences."""
+    """Return how well the client kept up, with the reasons if it was the bottleneck.
+
+    `lags`: how late its event loop ran, in seconds. `cpu` and `peak_cpu`: shares of a core.
+    `is_open`: whether the load is an open loop, in which a request can begin late.
+    """
     lag = percentiles(lags)
     late = percentiles(each.began - each.intended for each in answers) if is_open else None
     reasons = []
     if cpu >= MAX_CPU:
-        reasons.append(f"its process took {cpu:.0%} of a core")
+        reasons.append(f"its process used {cpu:.0%} of a core")
     elif peak_cpu >= MAX_CPU:
-        reasons.append(f"for a second its process took {peak_cpu:.0%} of a core")
+        reasons.append(f"for a second its process used {peak_cpu:.0%} of a core")
     if lag is not None and lag.p99 >= MAX_LAG_S:
-        others = ", as other programs had its core" if not reasons else ""
-        late_ms = f"{1000 * lag.p99:,.0f} ms"
-        reasons.append(f"one time in a hundred its loop ran {late_ms} late or more{others}")
+        others = " (other programs were using its core)" if not reasons else ""
+        reasons.append(f"its event loop ran {1000 * lag.p99:,.0f} ms late (p99){others}")
     if late is not None and late.p99 >= MAX_LATE_S:
-        reasons.append(f"one request in a hundred began {1000 * late.p99:,.0f} ms late or more")
+        reasons.append(f"its requests began {1000 * late.p99:,.0f} ms late (p99)")
     return ClientFigures(cpu, peak_cpu, lag, late, bool(reasons), reasons)
 
 

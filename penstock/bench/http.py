@@ -1,11 +1,11 @@
-"""HTTP/1.1 for many streams at once, as cheap as Python has it.
+"""An HTTP/1.1 client for many streams at once, with as little CPU per piece as Python allows.
 
-In: requests as bytes. Out: to each request's receiver the head and the pieces of the body, each
-piece with the time at which it came from the socket. Connections are kept and used again. Not known
-here: what is in a body.
+In: requests as bytes. Out: for each request's receiver, the head and the pieces of the body, each
+with the time at which it was read from the socket. Connections are kept open and reused. Not known
+here: the content of a body.
 
-Every piece goes from the event loop through httptools (C) to the receiver in one call, with no task
-woken on the way: what a client spends on a token is what it cannot measure any more
+Each piece goes from the event loop through httptools (C) to the receiver in one call and wakes no
+task: the time that a client spends on a token adds to the latency that it measures
 (docs/dependencies.md has the figures).
 """
 
@@ -26,30 +26,31 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class NotHttpError(ConnectionError):
-    """What answers does not speak HTTP/1.1."""
+    """The server does not speak HTTP/1.1."""
 
 
 class _StaleError(ConnectionError):
-    """The server had closed a kept connection before it saw the request."""
+    """The server closed a reused connection before it read the request."""
 
 
 class Receiver(Protocol):
-    """Who asked. `complete` comes last, and only where the body came to its end."""
+    """Takes the parts of one response. `complete` is called last, and only for a whole body."""
 
     def head(self, status: int, headers: dict[str, str]) -> None:
-        """The status and the headers, their names in lower case."""
+        """Take the status and the headers, with names in lower case."""
 
     def piece(self, data: bytes, now: float) -> None:
-        """A piece of the body, and when it came."""
+        """Take a piece of the body, and the time at which it was read."""
 
     def complete(self, now: float) -> None:
-        """The body has ended as its framing says."""
+        """Take the end of the body, as its framing announced it."""
 
 
-class Server:
-    """A server by its base URL: makes requests and sends them.
+class HttpClient:
+    """An HTTP client for one server, given by its base URL.
 
-    A URL without a path gets `/v1`. Raises ValueError for what is no URL.
+    `url`: the base URL; `/v1` is added if it has no path. `api_key`: sent as a bearer token. Raises
+    ValueError if the URL or the key is malformed.
     """
 
     def __init__(self, url: str, api_key: str | None, clock: Clock) -> None:
@@ -61,9 +62,9 @@ class Server:
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname or not url.isprintable():
             raise ValueError("the URL must be like http://127.0.0.1:8000")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("a key goes into PENSTOCK_API_KEY, not into the URL")
+            raise ValueError("put the key into PENSTOCK_API_KEY, not into the URL")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError("the API key has characters that no header can hold")
+            raise ValueError("the API key has characters that are not allowed in a header")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         host += f":{port}" if port and port != DEFAULT_PORTS[parts.scheme] else ""
         path = parts.path.rstrip("/") or "/v1"
@@ -82,11 +83,11 @@ class Server:
             self._headers += f"Authorization: Bearer {api_key}\r\n"
 
     def get(self, route: str) -> bytes:
-        """A request for what is at a route."""
+        """Return a GET request for a route."""
         return self._head("GET", route, "Accept: application/json\r\n")
 
     def post(self, route: str, body: bytes) -> bytes:
-        """A request with a body of JSON, for an answer that is a stream of events."""
+        """Return a POST request with a JSON body that accepts an event stream."""
         headers = (
             "Content-Type: application/json\r\nAccept: text/event-stream, application/json\r\n"
             f"Accept-Encoding: identity\r\nContent-Length: {len(body)}\r\n"
@@ -97,10 +98,11 @@ class Server:
         first = f"{method} {self._path}{route}{self._query} HTTP/1.1\r\n"
         return (first + self._headers + headers + "\r\n").encode("latin-1")
 
-    async def ask(self, request: bytes, receiver: Receiver) -> None:
-        """Send a request and return when its body has ended.
+    async def send(self, request: bytes, receiver: Receiver) -> None:
+        """Send a request and return when the response's body has ended.
 
-        Raises OSError (no connection, TLS, one that was cut). Cancelled, it drops the connection.
+        Raises OSError if there is no connection, TLS fails or the connection is cut. If cancelled,
+        it drops the connection.
         """
         while self._idle:
             connection = self._idle.pop()
@@ -119,7 +121,7 @@ class Server:
         loop = asyncio.get_running_loop()
         if self._address is not None:
             return await self._connect_to(self._address)
-        # Looked up once: a resolver's thread for each connection would be the client's own delay.
+        # Look the name up only once: a resolver thread per connection would add latency.
         found = await loop.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
         for address in addresses:
@@ -147,7 +149,7 @@ class Server:
         return connection
 
     async def close(self) -> None:
-        """Close every connection, and return when they are closed."""
+        """Close every connection and wait until they are closed."""
         lost = [connection.lost for connection in self._open]
         for connection in list(self._open):
             connection.abort()
@@ -155,7 +157,7 @@ class Server:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: one request at a time. The names of half of its methods are httptools'."""
+    """A connection, with one request at a time. asyncio and httptools name its callbacks."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -166,7 +168,7 @@ class _Connection(asyncio.Protocol):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def exchange(self, request: bytes, receiver: Receiver) -> bool:
-        """Send, and wait for the body's end. Can the connection be used again?"""
+        """Send a request and wait for the end of the body. Return whether it can send another."""
         if not self._is_open:
             raise _StaleError
         self._receiver = receiver
@@ -188,16 +190,16 @@ class _Connection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
-    # The event loop calls these.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self._is_open = True
 
     def data_received(self, data: bytes) -> None:
         self._now = self._clock()
         self._has_received = True
-        if self._done is None:  # nobody has asked for it
+        if self._done is None:  # no request is waiting for an answer
             self._transport.abort()
             return
         try:
@@ -218,20 +220,20 @@ class _Connection(asyncio.Protocol):
             self._receiver.complete(self._clock())
             done.set_result(False)
         else:
-            done.set_exception(ConnectionResetError("the connection ended before the answer did"))
+            done.set_exception(ConnectionResetError("the connection ended before the answer"))
 
     def _ends_with_connection(self) -> bool:
         has_length = "content-length" in self._headers or "transfer-encoding" in self._headers
         return bool(self._headers) and not has_length
 
-    # The parser calls these.
+    # Callbacks of the parser.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status >= 200:  # else it is only the announcement of a head
+        if status >= 200:  # otherwise the final head is still to come
             self._receiver.head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
@@ -247,7 +249,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _cause(error: httptools.HttpParserError) -> BaseException:
-    """Of an error in one of our own methods, that one; else that this is no HTTP."""
+    """Return the exception that a callback raised, or NotHttpError if the parser failed."""
     if isinstance(error, httptools.HttpParserCallbackError) and error.__context__ is not None:
         return error.__context__
-    return NotHttpError("what answers does not speak HTTP/1.1")
+    return NotHttpError("the server does not speak HTTP/1.1")

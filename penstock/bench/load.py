@@ -1,27 +1,31 @@
-"""The load itself: who asks when, closed loop or open.
+"""Runs a load: starts each request at its time, in a closed or an open loop.
 
-In: a `Load`, the bodies, and a way to ask one. Out: every answer, as it is in the end. Not known
-here: HTTP, figures. The clock is passed in, so a test may own it.
+In: a `Load`, the requests' bodies, and a function that sends a body. Out: every answer, finished or
+failed. Not known here: HTTP, figures. The clock is an argument, so that a test can control it.
 """
 
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 
-from penstock.bench.answer import CUT, NO_CONNECTION, TIMEOUT, UNFINISHED, Answer
-from penstock.bench.http import Clock, NotHttpError, Server
+from penstock.bench.answer import CUT, NO_CONNECTION, TIMEOUT, UNFINISHED, MeasuredAnswer
+from penstock.bench.http import Clock, HttpClient, NotHttpError
 from penstock.bench.plan import Load
 
-Send = Callable[[bytes, Answer], Awaitable[None]]
-"""Sends a body and gives the answer all that comes. Raises OSError."""
+Send = Callable[[bytes, MeasuredAnswer], Awaitable[None]]
+"""Sends a body and passes the response to the answer. Raises OSError if the connection fails."""
 
 
 class Run:
-    """One run of a load; `answers` has those that have ended, whatever way, in that order."""
+    """A run of a load.
+
+    `answers`: the answers that have ended, finished or failed, in the order in which they ended.
+    `in_flight`: the answers that have not ended. `timeout_s`: seconds after which a request fails.
+    """
 
     def __init__(self, send: Send, clock: Clock, timeout_s: float) -> None:
-        self.answers: list[Answer] = []
-        self.in_flight: set[Answer] = set()
+        self.answers: list[MeasuredAnswer] = []
+        self.in_flight: set[MeasuredAnswer] = set()
         self.max_in_flight = 0
         self.began = self.ended = clock()
         self._send = send
@@ -29,7 +33,11 @@ class Run:
         self._timeout_s = timeout_s
 
     async def play(self, load: Load, bodies: Iterator[bytes], seed: int) -> None:
-        """All of it. Cancelled, what is under way is given up as `UNFINISHED`."""
+        """Send every request of the load and wait for the answers.
+
+        If cancelled, it abandons the requests in flight as `UNFINISHED`. `seed` determines the
+        random arrival times.
+        """
         self.began = self._clock()
         try:
             if load.rate is None:
@@ -61,14 +69,14 @@ class Run:
                 if due >= until:
                     return
                 intended = self.began + due
-                # At least one turn of the loop, also when late: answers must go on being read.
+                # Sleep even if late: one turn of the loop lets the answers be read.
                 await asyncio.sleep(max(0.0, intended - self._clock()))
                 while (early := intended - self._clock()) > 0:  # noqa: ASYNC110 - timers are of whole ms
                     await asyncio.sleep(early)
                 requests.create_task(self._ask(body, intended))
 
     async def _ask(self, body: bytes, intended: float) -> None:
-        answer = Answer(intended, self._clock())
+        answer = MeasuredAnswer(intended, self._clock())
         self.in_flight.add(answer)
         self.max_in_flight = max(self.max_in_flight, len(self.in_flight))
         try:
@@ -78,13 +86,13 @@ class Run:
             self.answers.append(answer)
 
 
-async def ask(send: Send, body: bytes, answer: Answer, timeout_s: float) -> None:
-    """Ask once; what goes wrong stands in the answer."""
+async def ask(send: Send, body: bytes, answer: MeasuredAnswer, timeout_s: float) -> None:
+    """Send one request and record a failure in its answer. Raises only CancelledError."""
     try:
         async with asyncio.timeout(timeout_s):
             await send(body, answer)
     except TimeoutError:
-        answer.fail(TIMEOUT, f"Not over after {timeout_s:g} s (--timeout).")
+        answer.fail(TIMEOUT, f"The answer had not ended after {timeout_s:g} s (--timeout).")
     except asyncio.CancelledError:
         answer.fail(UNFINISHED)
         raise
@@ -93,17 +101,17 @@ async def ask(send: Send, body: bytes, answer: Answer, timeout_s: float) -> None
         answer.fail(CUT if has_begun else NO_CONNECTION, sentence_of(error))
 
 
-def sender(server: Server, route: str) -> Send:
-    """Sends bodies to a route of a server."""
+def sender(http: HttpClient, route: str) -> Send:
+    """Return a function that sends bodies to a route."""
 
-    async def send(body: bytes, answer: Answer) -> None:
-        await server.ask(server.post(route, body), answer)
+    async def send(body: bytes, answer: MeasuredAnswer) -> None:
+        await http.send(http.post(route, body), answer)
 
     return send
 
 
 def sentence_of(error: OSError) -> str:
-    """What went wrong with a connection, for a person."""
+    """Return why a connection failed, as part of a sentence for the user."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):

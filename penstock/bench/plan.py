@@ -1,10 +1,10 @@
-"""What is asked and when: the load, the lengths, the prompts. Pure: the same seed, the same plan.
+"""The plan of a run: load, lengths, prompts. Pure: the same seed gives the same plan.
 
-In: what a person chose. Out: due times, and the bodies of requests. Not known here: sockets,
-clocks, answers.
+In: the user's choices. Out: due times and the bodies of requests. Not known here: sockets, clocks,
+answers.
 
-Synthetic prompts are random words, a different draw for each request, so that a cache of prefixes
-in the server makes nothing look faster than it is.
+Synthetic prompts are random words, drawn anew for each request, so that a prefix cache in the
+server does not make it look faster than it is.
 """
 
 import itertools
@@ -19,8 +19,8 @@ Arrivals = Literal["poisson", "constant"]
 
 ROUTES: dict[Api, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
-# Common and short: most vocabularies have each of them, with its space, as one token.
-WORDS = (  # noqa: SIM905 - as a list it fills a page
+# Common, short words: in most vocabularies each word with its space is one token.
+WORDS = (  # noqa: SIM905 - a list would fill a page
     "the of and to in is you that it he was for on are as with his they at be this have from or"
     " one had by word but not what all were we when your can said there use an each which she do"
     " how their if will up other about out many then them these so some her would make like him"
@@ -34,25 +34,29 @@ WORDS = (  # noqa: SIM905 - as a list it fills a page
 
 
 class Lengths(msgspec.Struct, frozen=True):
-    """A number of tokens, or a range of which each request draws one."""
+    """A range of token counts, `low` to `high`, from which each request draws one."""
 
     low: int
     high: int
 
     @classmethod
     def parse(cls, text: str) -> "Lengths":
-        """From "128" or "64-256". Raises ValueError."""
+        """Parse a length like "128" or "64-256". Raises ValueError if it is malformed."""
         low, _, high = text.partition("-")
         try:
             lengths = cls(int(low), int(high or low))
         except ValueError:
-            raise ValueError(f"{text!r} is no length: write 128, or 64-256 for a range") from None
+            raise ValueError(
+                f"{text!r} is not a length: write 128, or 64-256 for a range"
+            ) from None
         if not 1 <= lengths.low <= lengths.high:
-            raise ValueError(f"{text!r} is no length: it goes from 1 upwards")
+            raise ValueError(
+                f"{text!r} is not a length: it must be 1 or more, and a range must not descend"
+            )
         return lengths
 
     def draw(self, dice: random.Random) -> int:
-        """One of the range, all as likely."""
+        """Draw a number from the range, each with the same probability."""
         return dice.randint(self.low, self.high)
 
     def __str__(self) -> str:
@@ -60,11 +64,12 @@ class Lengths(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How requests come, and until when.
+    """When requests are sent, and when the run ends.
 
-    Closed: `concurrency` clients, each of which sends its next request when it has its answer.
-    Open: `rate` requests a second, whatever the server does. It ends after `num_requests`, or with
-    those that were due within `duration_s`, whichever is first.
+    Closed loop: `concurrency` clients, each of which sends its next request when it has its answer.
+    Open loop: `rate` requests per second, however fast the server answers. The run ends after
+    `num_requests` requests, or when no more are due within `duration_s` seconds, whichever is
+    first.
     """
 
     concurrency: int | None = None
@@ -74,7 +79,7 @@ class Load(msgspec.Struct, frozen=True):
     duration_s: float | None = None
 
     def describe(self) -> str:
-        """In words, for a person."""
+        """Describe the load in words, for the report."""
         if self.rate is None:
             loop = f"closed loop, {self.concurrency:,} at once"
         else:
@@ -84,7 +89,7 @@ class Load(msgspec.Struct, frozen=True):
         return loop + many + until
 
     def due_times(self, seed: int) -> Iterator[float]:
-        """Open loop: when each request is due, in seconds after the first moment. Endless."""
+        """Yield when each request of an open loop is due, in seconds after the start. Endless."""
         assert self.rate is not None
         if self.arrivals == "constant":
             for index in itertools.count():
@@ -97,10 +102,11 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Prompts(msgspec.Struct, frozen=True):
-    """Where prompts come from: `texts` in turn, or words for about `lengths` tokens.
+    """A source of prompts: `texts` in turn, or random words for about `lengths` tokens.
 
-    A prompt of n words has about `overhead` + n * `tokens_per_word` tokens: the first is the chat
-    template's part. Measured by `calibrated`, else as for a vocabulary with all of `WORDS`.
+    A prompt of n words has about `overhead` + n * `tokens_per_word` tokens. The overhead is that of
+    the chat template. `calibrated` measures both; the defaults fit a vocabulary that has all of
+    `WORDS`.
     """
 
     texts: Sequence[str] = ()
@@ -109,7 +115,7 @@ class Prompts(msgspec.Struct, frozen=True):
     overhead: float = 0.0
 
     def draw(self, index: int, dice: random.Random) -> str:
-        """The prompt of a request."""
+        """Return the prompt of the request with this index."""
         if self.lengths is None:
             return self.texts[index % len(self.texts)]
         tokens = self.lengths.draw(dice)
@@ -117,7 +123,7 @@ class Prompts(msgspec.Struct, frozen=True):
         return words(num_words, dice)
 
     def calibrated(self, few: tuple[int, int], many: tuple[int, int]) -> "Prompts":
-        """By two measurements of (words, tokens)."""
+        """Return these prompts, calibrated with two measurements of (words, tokens)."""
         per_word = (many[1] - few[1]) / (many[0] - few[0])
         if per_word <= 0:
             return self
@@ -126,19 +132,22 @@ class Prompts(msgspec.Struct, frozen=True):
         )
 
     def describe(self) -> str:
-        """In words, for a person."""
+        """Describe the prompts in words, for the report."""
         if self.lengths is not None:
             return f"random words, about {self.lengths} tokens each"
         return "one prompt" if len(self.texts) == 1 else f"{len(self.texts):,} prompts in turn"
 
 
 def words(num: int, dice: random.Random) -> str:
-    """So many words of no meaning."""
+    """Return `num` random words, joined by spaces."""
     return " ".join(dice.choices(WORDS, k=num))
 
 
-class Asking(msgspec.Struct, frozen=True):
-    """The form of every request: `fields` go into the body as they are, None leaves one out."""
+class RequestTemplate(msgspec.Struct, frozen=True):
+    """The template for the body of every request.
+
+    `fields` override the body's own fields. A field with the value None is left out.
+    """
 
     api: Api
     model: str
@@ -147,7 +156,7 @@ class Asking(msgspec.Struct, frozen=True):
     fields: dict[str, Any] = {}
 
     def body(self, prompt: str, max_tokens: int) -> bytes:
-        """A request's body."""
+        """Return the body of one request as JSON."""
         body: dict[str, Any] = {"model": self.model}
         if self.api == "chat":
             body["messages"] = [{"role": "user", "content": prompt}]
@@ -160,7 +169,7 @@ class Asking(msgspec.Struct, frozen=True):
         return msgspec.json.encode({k: v for k, v in body.items() if v is not None})
 
     def bodies(self, prompts: Prompts, seed: int, num: int | None = None) -> Iterator[bytes]:
-        """Those of `num` requests, or endless."""
+        """Yield the bodies of `num` requests, without end if `num` is None."""
         dice = random.Random(f"prompts {seed}")  # noqa: S311 - a load, no secret
         for index in itertools.count() if num is None else range(num):
             prompt = prompts.draw(index, dice)
@@ -168,7 +177,7 @@ class Asking(msgspec.Struct, frozen=True):
 
 
 def parse_field(text: str) -> tuple[str, Any]:
-    """A field of the body from NAME=VALUE: JSON where it is JSON, else text. Raises ValueError."""
+    """Parse NAME=VALUE, where the value is JSON or else text. Raises ValueError if malformed."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ValueError(f"{text!r}: write NAME=VALUE, like temperature=0")
@@ -183,7 +192,7 @@ _UNITS = {"ms": 1e-3, "s": 1.0}
 
 
 def parse_slo(text: str) -> dict[str, float]:
-    """Limits in seconds by name, from "ttft=500ms,itl=50ms". Raises ValueError."""
+    """Parse limits like "ttft=500ms,itl=50ms" into seconds by name. Raises ValueError."""
     limits = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -194,7 +203,8 @@ def parse_slo(text: str) -> dict[str, float]:
             limit = -1.0
         if name not in SLO_NAMES or not value.endswith(unit) or not 0 < limit < float("inf"):
             raise ValueError(
-                f"{part!r} is no limit: write ttft=500ms,itl=50ms; {', '.join(SLO_NAMES)} have one"
+                f"{part!r} is not a limit: write ttft=500ms,itl=50ms"
+                f" (you can limit {', '.join(SLO_NAMES)})"
             )
         limits[name] = limit
     return limits

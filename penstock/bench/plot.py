@@ -1,7 +1,7 @@
-"""A run as a picture: PNG or SVG, or a page of HTML that holds its figures too.
+"""Plots a run as PNG, SVG or an HTML page that also has the figures.
 
-Drawn by matplotlib, which comes with the extra `plot`. The page is one file, with the picture in
-it: it asks no other machine for anything.
+It needs matplotlib, which the extra `plot` installs. The page is one file that contains the picture
+and loads nothing from other hosts.
 """
 
 import html
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.bench.answer import UNFINISHED, Answer
+from penstock.bench.answer import UNFINISHED, MeasuredAnswer
 from penstock.bench.report import COLUMNS, LATENCIES, milliseconds
 from penstock.bench.run import Result
 
@@ -33,19 +33,22 @@ td:first-child, th:first-child { text-align: left; padding-left: 0 }
 
 
 def check(path: Path) -> None:
-    """Before the run: can this be drawn at its end? Raises ValueError."""
+    """Check before a run that its plot can be written to `path`. Raises ValueError if not."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"a plot's name ends in {', '.join(SUFFIXES)}")
+        raise ValueError(f"the name of a plot must end in {', '.join(SUFFIXES)}")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"there is no folder {path.parent}")
     try:
-        import matplotlib  # noqa: F401 - only whether it is there
+        import matplotlib  # noqa: F401 - tests only that it is installed
     except ImportError:
         raise ValueError(MISSING) from None
 
 
-def draw(result: Result, answers: Sequence[Answer], began: float) -> "Figure":
-    """Two distributions, and what happened when. `began`: the run's first moment."""
+def draw(result: Result, answers: Sequence[MeasuredAnswer], began: float) -> "Figure":
+    """Draw the distributions of TTFT and ITL, and the course of the run.
+
+    `began`: the clock's time, in seconds, at which the run started.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7), layout="constrained")
@@ -62,8 +65,8 @@ def draw(result: Result, answers: Sequence[Answer], began: float) -> "Figure":
 
 
 def _distribution(axes: "Axes", title: str, values: list[float]) -> None:
-    """How many percent are at most so long."""
-    axes.set(title=title, ylabel="% of them at most so long", ylim=(0, 100))
+    """Draw the cumulative distribution of some values."""
+    axes.set(title=title, ylabel="% of values at or below", ylim=(0, 100))
     axes.grid(alpha=0.3)
     if not values:
         return
@@ -75,9 +78,9 @@ def _distribution(axes: "Axes", title: str, values: list[float]) -> None:
         axes.set_xscale("log")
 
 
-def _over_time(axes: "Axes", answers: Sequence[Answer], began: float) -> None:
-    """Each request's TTFT where it was due; those that failed at the bottom."""
-    axes.set(title="time to first token by when it was due", xlabel="s", ylabel="ms")
+def _over_time(axes: "Axes", answers: Sequence[MeasuredAnswer], began: float) -> None:
+    """Draw the TTFT of each request at its due time, with failed requests at the bottom."""
+    axes.set(title="time to first token, by due time", xlabel="s", ylabel="ms")
     axes.grid(alpha=0.3)
     good = [(a.intended - began, a.ttft_s) for a in answers if a.has_finished]
     bad = [a.intended - began for a in answers if a.failure not in (None, UNFINISHED)]
@@ -89,9 +92,9 @@ def _over_time(axes: "Axes", answers: Sequence[Answer], began: float) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _in_flight(axes: "Axes", answers: Sequence[Answer], began: float, ended: float) -> None:
-    """How many were being answered, of those whose end is known."""
-    axes.set(title="answers at once", xlabel="s")
+def _in_flight(axes: "Axes", answers: Sequence[MeasuredAnswer], began: float, ended: float) -> None:
+    """Draw how many requests were in flight, counting only finished answers."""
+    axes.set(title="requests in flight", xlabel="s")
     axes.grid(alpha=0.3)
     changes = sorted(
         [(answer.intended - began, 1) for answer in answers if answer.ended is not None]
@@ -107,32 +110,35 @@ def _in_flight(axes: "Axes", answers: Sequence[Answer], began: float, ended: flo
 
 
 def save(figure: "Figure", path: Path, title: str, body: str = "") -> None:
-    """Write it in the form that the name's end says; `body` is HTML that a page has above it."""
+    """Write a figure in the format of the path's suffix.
+
+    An HTML page has the `title` and the HTML `body` above the figure.
+    """
     if path.suffix != ".html":
         figure.savefig(path, dpi=144)
         return
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     svg = picture.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the declaration, which stands in no page
+    svg = svg[svg.index("<svg") :]  # without the XML declaration, which HTML does not allow
     head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     page = f"<!doctype html><html lang=en>{head}<h1>{html.escape(title)}</h1>{body}{svg}</html>"
     path.write_text(page, encoding="utf-8")
 
 
 def page_body(result: Result) -> str:
-    """The figures as HTML."""
+    """Return the figures of a run as HTML."""
     found = result.figures
     lines = [
         f"{result.load.describe()}; {result.prompts}; max_tokens {result.max_tokens}",
         f"{found.num_finished:,} of {found.num_requests:,} answers finished in"
         f" {found.seconds:,.2f} s: {found.requests_per_second:,.2f} requests/s, "
         + (
-            f"{found.events_per_second:,.1f} events/s (tokens are not known: no usage)"
+            f"{found.events_per_second:,.1f} events/s (tokens unknown: no usage)"
             if found.tokens_per_second is None
             else f"{found.tokens_per_second:,.1f} tokens/s"
         ),
-        *(f"{count:,} times: {kind}" for kind, count in found.errors.items()),
+        *(f"{count:,} failed: {kind}" for kind, count in found.errors.items()),
         f"{result.date}, {result.machine}, client {found.client.cpu:.0%} of a core",
     ]
     parts = [f"<p>{html.escape(line)}</p>" for line in lines]

@@ -1,7 +1,7 @@
-"""A bench from its beginning to its end: look at the server, warm up, play the load, sum up.
+"""Runs a whole benchmark: find the model, warm up, play the load, compute the figures.
 
-In: `Options`. Out: a `Result`, which is also what stands in the JSON file. Raises `BenchError`,
-with what to do next, where there is nothing to measure.
+In: `BenchOptions`. Out: a `Result`, which is also the content of the JSON file. Raises `BenchError`
+with a hint if nothing can be measured.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 
 from penstock import __version__
-from penstock.bench.answer import NO_CONNECTION, NOT_EVENTS, TIMEOUT, Answer
+from penstock.bench.answer import NO_CONNECTION, NOT_EVENTS, TIMEOUT, MeasuredAnswer
 from penstock.bench.figures import Figures, client_figures, figures
-from penstock.bench.http import Server
+from penstock.bench.http import HttpClient
 from penstock.bench.load import Run, ask, sender, sentence_of
-from penstock.bench.plan import ROUTES, Api, Asking, Lengths, Load, Prompts, words
-from penstock.bench.watch import Watch
+from penstock.bench.monitor import ClientMonitor
+from penstock.bench.plan import ROUTES, Api, Lengths, Load, Prompts, RequestTemplate, words
 
 SHOW_EVERY_S = 0.25
 FEW_WORDS, MANY_WORDS = 16, 144
@@ -33,15 +33,20 @@ clock = time.perf_counter
 
 
 class BenchError(Exception):
-    """There is nothing to measure. The message says why, `hint` what to do next."""
+    """Nothing can be measured. The message says why; `hint` says what to do next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
 
 
-class Options(msgspec.Struct, frozen=True):
-    """What a person chose; `model` None is the server's first."""
+class BenchOptions(msgspec.Struct, frozen=True):
+    """The user's choices.
+
+    `model`: None for the first model that the server lists. `warm_up`: the number of warm-up
+    requests. `fields`: fields of the request's body. `limits_s`: the limits for goodput, in
+    seconds, by name.
+    """
 
     url: str
     load: Load
@@ -59,7 +64,11 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One request. Times in seconds; `at_s` is when it was due, after the run's first moment."""
+    """A request of a run. Times in seconds.
+
+    `at_s`: when the request was due, after the start of the run. `late_s`: how long after that the
+    client began it.
+    """
 
     at_s: float
     late_s: float
@@ -73,7 +82,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """All that is known after a run."""
+    """The result of a run: how it was done, its figures, and a row for each request."""
 
     date: str
     url: str
@@ -94,60 +103,63 @@ class Result(msgspec.Struct, frozen=True):
 
 
 OnProgress = Callable[[str, Run | None], None]
-"""Told what is being done, and once the load runs, of the run, a few times a second."""
+"""Called with a description of the current step, and a few times a second with the run."""
 
 
-async def bench(options: Options, on_progress: OnProgress) -> tuple[Result, Run]:
-    """Play the load. Ctrl-C ends it early, with what was measured until then."""
-    server = Server(options.url, options.api_key, clock)
+async def bench(options: BenchOptions, on_progress: OnProgress) -> tuple[Result, Run]:
+    """Measure a server. Ctrl-C ends the run early, with the results so far.
+
+    Raises BenchError if nothing can be measured, ValueError if the URL or the key is malformed.
+    """
+    http = HttpClient(options.url, options.api_key, clock)
     try:
-        return await _Bench(options, server, on_progress).run()
+        return await _Bench(options, http, on_progress).run()
     except BenchError as error:
         raise BenchError(hidden(str(error), options.api_key), error.hint) from None
     finally:
-        await server.close()
+        await http.close()
 
 
 class _Bench:
-    def __init__(self, options: Options, server: Server, on_progress: OnProgress) -> None:
+    def __init__(self, options: BenchOptions, http: HttpClient, on_progress: OnProgress) -> None:
         self._options = options
-        self._server = server
+        self._http = http
         self._on_progress = on_progress
-        self._send = sender(server, ROUTES[options.api])
+        self._send = sender(http, ROUTES[options.api])
         self._models: list[str] = []
 
     async def run(self) -> tuple[Result, Run]:
         options = self._options
-        self._on_progress("looking at the server", None)
+        self._on_progress("finding the model", None)
         model = await self._model()
-        asking = Asking(
+        template = RequestTemplate(
             options.api, model, options.max_tokens, options.include_usage, options.fields
         )
         prompts = options.prompts
         if options.warm_up:
             self._on_progress("warming up", None)
             if prompts.lengths is not None and options.include_usage:
-                prompts = await self._calibrated(prompts, asking)
-            await self._warm_up(prompts, asking)
-        bodies = asking.bodies(prompts, options.seed, options.load.num_requests)
+                prompts = await self._calibrated(prompts, template)
+            await self._warm_up(prompts, template)
+        bodies = template.bodies(prompts, options.seed, options.load.num_requests)
         run = Run(self._send, clock, options.timeout_s)
-        watch = Watch(clock)
+        monitor = ClientMonitor(clock)
         playing = asyncio.create_task(run.play(options.load, bodies, options.seed))
-        beside = [asyncio.create_task(watch.run()), asyncio.create_task(self._show(run))]
+        helpers = [asyncio.create_task(monitor.run()), asyncio.create_task(self._show(run))]
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, playing.cancel)
         try:
-            await asyncio.wait([playing, *beside], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([playing, *helpers], return_when=asyncio.FIRST_COMPLETED)
         finally:
             loop.remove_signal_handler(signal.SIGINT)
-            cpu = watch.cpu()
-            for task in beside:
+            cpu = monitor.cpu()
+            for task in helpers:
                 task.cancel()
         was_interrupted = playing.cancelled()
-        for task in [playing, *beside]:
+        for task in [playing, *helpers]:
             if task.done() and not task.cancelled():
-                task.result()  # an error of ours is not hidden
-        return self._result(model, prompts, run, watch, cpu, was_interrupted), run
+                task.result()  # raises the task's error
+        return self._result(model, prompts, run, monitor, cpu, was_interrupted), run
 
     async def _show(self, run: Run) -> None:
         while True:
@@ -155,12 +167,15 @@ class _Bench:
             await asyncio.sleep(SHOW_EVERY_S)
 
     async def _model(self) -> str:
-        """The model to ask for; a server that lists none must be told."""
-        whole = _Whole()
-        url = self._server.url
+        """Return the chosen model, or the first that the server lists.
+
+        Raises BenchError if the server does not answer, or if there is no model to choose.
+        """
+        whole = _WholeResponse()
+        url = self._http.url
         try:
             async with asyncio.timeout(min(self._options.timeout_s, MODELS_TIMEOUT_S)):
-                await self._server.ask(self._server.get("/models"), whole)
+                await self._http.send(self._http.get("/models"), whole)
         except TimeoutError:
             raise BenchError(f"{url} does not answer.", "Is it the right port?") from None
         except OSError as error:
@@ -173,53 +188,53 @@ class _Bench:
             listed = None
         if listed is None:
             if self._options.model is not None:
-                return self._options.model  # some servers list nothing
-            what = f"HTTP {whole.status}" if whole.status != 200 else "no list of models"
+                return self._options.model  # some servers do not list their models
+            said = f"HTTP {whole.status}" if whole.status != 200 else "no list of models"
             if location := whole.headers.get("location"):
-                what += f", a redirection to {location}"
+                said += f", a redirect to {location}"
             raise BenchError(
-                f"{url}/models answered with {what}.",
-                "Give the URL of the API, as OpenAI's clients take it (it often ends in /v1), and"
-                " --model NAME where a server lists no models.",
+                f"{url}/models answered with {said}.",
+                "Give the base URL that OpenAI's clients take (it often ends in /v1). Add"
+                " --model NAME if the server lists no models.",
             )
         self._models = [each.id for each in listed.data]
         if self._options.model is not None:
             return self._options.model
         if not self._models:
-            raise BenchError(f"{url}/models lists no model.", "Say which with --model NAME.")
+            raise BenchError(f"{url}/models lists no model.", "Choose one with --model NAME.")
         return self._models[0]
 
-    async def _calibrated(self, prompts: Prompts, asking: Asking) -> Prompts:
-        """With the server's own count of tokens for few words and for many."""
+    async def _calibrated(self, prompts: Prompts, template: RequestTemplate) -> Prompts:
+        """Calibrate prompts with the server's token counts for a short and a long prompt."""
         counts = []
         for num in (FEW_WORDS, MANY_WORDS):
             dice = random.Random(f"calibration {self._options.seed}")  # noqa: S311 - no secret
-            body = asking.body(words(num, dice), 1)
-            answer = await self._try(body, asking.model)
+            body = template.body(words(num, dice), 1)
+            answer = await self._try(body, template.model)
             if answer.usage is None:
                 return prompts
             counts.append((num, answer.usage.prompt_tokens))
         return prompts.calibrated(counts[0], counts[1])
 
-    async def _warm_up(self, prompts: Prompts, asking: Asking) -> None:
-        """The first request alone, so that one error is told once; then the rest together."""
+    async def _warm_up(self, prompts: Prompts, template: RequestTemplate) -> None:
+        """Send the first request alone, to report its error once, and then the others together."""
         options = self._options
-        # Other prompts than the run's: what the server keeps of them must not help it.
-        bodies = asking.bodies(prompts, options.seed + 1, options.warm_up)
+        # Other prompts than the run's, so that the server's prefix cache does not help it.
+        bodies = template.bodies(prompts, options.seed + 1, options.warm_up)
         for body in itertools.islice(bodies, 1):
-            await self._try(body, asking.model)
+            await self._try(body, template.model)
         at_once = options.load.concurrency or options.warm_up
         await Run(self._send, clock, options.timeout_s).play(
             Load(concurrency=min(at_once, options.warm_up)), bodies, options.seed
         )
 
-    async def _try(self, body: bytes, model: str) -> Answer:
-        """One request that must go well: raises BenchError where it does not."""
-        answer = Answer(clock(), clock())
+    async def _try(self, body: bytes, model: str) -> MeasuredAnswer:
+        """Send one request and return its answer. Raises BenchError if it fails."""
+        answer = MeasuredAnswer(clock(), clock())
         await ask(self._send, body, answer, self._options.timeout_s)
         if answer.failure is None:
             return answer
-        url = self._server.url + ROUTES[self._options.api]
+        url = self._http.url + ROUTES[self._options.api]
         said = f": {answer.message}" if answer.message else "."
         if answer.failure == NO_CONNECTION:
             raise _unreachable(url, answer.message)
@@ -229,34 +244,34 @@ class _Bench:
             f"The first request to {url} failed ({answer.failure}){said}", self._hint(answer, model)
         )
 
-    def _hint(self, answer: Answer, model: str) -> str:
+    def _hint(self, answer: MeasuredAnswer, model: str) -> str:
         message = answer.message.lower()
         if answer.status == 404 and self._models and model not in self._models:
-            return f"It has: {', '.join(self._models[:10])}. Say which with --model."
+            return f"The server has: {', '.join(self._models[:10])}. Choose one with --model."
         if answer.status == 404:
-            return "Give the URL of the API (it often ends in /v1); see also --api and --model."
+            return "Give the base URL of the API (it often ends in /v1). Check --api and --model."
         if "stream_options" in message:
-            return "--no-usage does not ask for usage."
+            return "Add --no-usage to leave stream_options out."
         if "max_completion_tokens" in message:
             return "Add --field max_tokens=null --field max_completion_tokens=128."
         if "template" in message:
-            return "--api completions asks without a chat template."
+            return "Add --api completions, which needs no chat template."
         if answer.failure == TIMEOUT:
-            return "--timeout SECONDS waits longer."
+            return "Add --timeout SECONDS to wait longer."
         if answer.failure == NOT_EVENTS:
-            return "Is it a server with OpenAI's API, and does it stream?"
+            return "Does this server speak OpenAI's API, and does it stream?"
         if answer.status == 400:
-            return "" if answer.message else "--no-usage and --api completions ask for less."
-        return "--warm-up 0 begins without a first request, and counts errors."
+            return "" if answer.message else "Try --no-usage or --api completions."
+        return "Add --warm-up 0 to start without a first request and count its errors."
 
     def _unauthorized(self, status: int) -> BenchError:
         if self._options.api_key is None:
             return BenchError(
-                f"The server wants an API key (HTTP {status}).", "Put it into PENSTOCK_API_KEY."
+                f"The server requires an API key (HTTP {status}).", "Put it into PENSTOCK_API_KEY."
             )
         return BenchError(
-            f"The server does not take this API key (HTTP {status}).",
-            "It comes from --api-key or PENSTOCK_API_KEY.",
+            f"The server rejected the API key (HTTP {status}).",
+            "Check --api-key or PENSTOCK_API_KEY.",
         )
 
     def _result(
@@ -264,13 +279,13 @@ class _Bench:
         model: str,
         prompts: Prompts,
         run: Run,
-        watch: Watch,
+        monitor: ClientMonitor,
         cpu: float,
         was_interrupted: bool,
     ) -> Result:
         options = self._options
         client = client_figures(
-            run.answers, watch.lags, cpu, watch.peak_cpu, is_open=options.load.rate is not None
+            run.answers, monitor.lags, cpu, monitor.peak_cpu, is_open=options.load.rate is not None
         )
         found = figures(
             run.answers,
@@ -282,7 +297,7 @@ class _Bench:
         messages = {k: hidden(v, options.api_key) for k, v in found.messages.items()}
         return Result(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            url=self._server.url,
+            url=self._http.url,
             api=options.api,
             model=model,
             load=options.load,
@@ -300,8 +315,8 @@ class _Bench:
         )
 
 
-def rows(answers: Sequence[Answer], began: float) -> list[Row]:
-    """A row for each request, in the order in which they were due."""
+def rows(answers: Sequence[MeasuredAnswer], began: float) -> list[Row]:
+    """Return a row for each request, in the order in which they were due."""
     return [
         Row(
             at_s=answer.intended - began,
@@ -319,16 +334,16 @@ def rows(answers: Sequence[Answer], began: float) -> list[Row]:
 
 
 def hidden(text: str, api_key: str | None) -> str:
-    """The text, of a server's, without the key: some servers say it back."""
+    """Remove the API key from a server's text: some servers repeat it in error messages."""
     return text.replace(api_key, "[the key]") if api_key else text
 
 
 def _unreachable(url: str, reason: str) -> BenchError:
     hint = "Is the server running, and is this its port?"
     if "certificate" in reason:
-        hint = "SSL_CERT_FILE=authority.pem in the environment trusts an authority of your own."
+        hint = "To trust your own authority, set SSL_CERT_FILE=authority.pem."
     elif "TLS" in reason or "HTTP/1.1" in reason or "ended before" in reason:
-        hint = "Is it http where you wrote https, or the other way round?"
+        hint = "Is it http instead of https, or https instead of http?"
     return BenchError(f"No answer from {url}: {reason}.", hint)
 
 
@@ -340,8 +355,8 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class _Whole:
-    """A receiver for an answer in one piece."""
+class _WholeResponse:
+    """A receiver that collects a response."""
 
     def __init__(self) -> None:
         self.status = 0

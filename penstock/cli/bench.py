@@ -1,7 +1,6 @@
-"""The command `penstock bench`: what a person writes → `Options`, and what they get for it."""
+"""The command `penstock bench`: parses the options, runs the benchmark and prints the report."""
 
 import asyncio
-import resource
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from penstock.bench import plot
 from penstock.bench.plan import Api, Arrivals, Lengths, Load, Prompts, parse_field, parse_slo
 from penstock.bench.report import clean, display, report, to_json
-from penstock.bench.run import BenchError, Options, bench
+from penstock.bench.run import BenchError, BenchOptions, bench
 from penstock.cli.key import key_from_environment
 from penstock.cli.screen import fail
 
@@ -24,7 +23,7 @@ DEFAULT_PROMPT_TOKENS = "128"
 
 commands = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-HOW_MUCH, WHAT, SERVER, OUT = "How much", "What is asked", "The server", "Results"
+LOAD, REQUESTS, SERVER, RESULTS = "Load", "Requests", "Server", "Results"
 
 
 @commands.command(
@@ -33,16 +32,16 @@ HOW_MUCH, WHAT, SERVER, OUT = "How much", "What is asked", "The server", "Result
     "[bold]penstock bench http://127.0.0.1:8000[/bold]  8 clients, 100 requests\n\n"
     "[bold]penstock bench URL --concurrency 64 --duration 60[/bold]  closed loop: each client sends"
     " its next request when it has its answer\n\n"
-    "[bold]penstock bench URL --rate 20 --duration 60[/bold]  open loop: 20 requests a second come"
-    " whatever the server does, as from people; latencies count from when a request was due\n\n"
-    "[bold]penstock bench URL --rate 20 --slo ttft=500ms,itl=50ms[/bold]  how many are good"
-    " enough\n\n"
-    "[bold]penstock bench URL --json run.json --plot run.html[/bold]  to keep and to show\n\n"
-    "Ctrl-C ends it with the results so far. What each figure means: docs/benchmarking.md.",
+    "[bold]penstock bench URL --rate 20 --duration 60[/bold]  open loop: 20 requests per second,"
+    " however fast the server answers; latencies count from when a request was due\n\n"
+    "[bold]penstock bench URL --rate 20 --slo ttft=500ms,itl=50ms[/bold]  goodput: how many"
+    " requests stay within limits\n\n"
+    "[bold]penstock bench URL --json run.json --plot run.html[/bold]  save the results\n\n"
+    "Ctrl-C ends the run with the results so far. docs/benchmarking.md explains each figure.",
 )
 def _bench(
     url: Annotated[
-        str, typer.Argument(help="The server; where its URL has no path, /v1 is added.")
+        str, typer.Argument(help="The server's base URL. If it has no path, /v1 is added.")
     ],
     concurrency: Annotated[
         int | None,
@@ -51,8 +50,8 @@ def _bench(
             "-c",
             min=1,
             metavar="N",
-            rich_help_panel=HOW_MUCH,
-            help=f"Closed loop with so many clients. [dim]\\[default: {DEFAULT_CONCURRENCY}][/dim]",
+            rich_help_panel=LOAD,
+            help=f"Closed loop with N clients. [dim]\\[default: {DEFAULT_CONCURRENCY}][/dim]",
         ),
     ] = None,
     rate: Annotated[
@@ -61,16 +60,16 @@ def _bench(
             "--rate",
             "-r",
             metavar="R",
-            rich_help_panel=HOW_MUCH,
-            help="Open loop with so many requests a second.",
+            rich_help_panel=LOAD,
+            help="Open loop with R requests per second.",
         ),
     ] = None,
     arrivals: Annotated[
         Arrivals,
         typer.Option(
             "--arrivals",
-            rich_help_panel=HOW_MUCH,
-            help="Open loop: at random moments, as people come, or evenly.",
+            rich_help_panel=LOAD,
+            help="Open loop: at random times (poisson) or at even intervals (constant).",
         ),
     ] = "poisson",
     requests: Annotated[
@@ -80,8 +79,8 @@ def _bench(
             "-n",
             min=1,
             metavar="N",
-            rich_help_panel=HOW_MUCH,
-            help="End after so many. [dim]\\[default: 100 without --duration][/dim]",
+            rich_help_panel=LOAD,
+            help="End after N requests. [dim]\\[default: 100 without --duration][/dim]",
         ),
     ] = None,
     duration: Annotated[
@@ -90,8 +89,8 @@ def _bench(
             "--duration",
             "-d",
             metavar="S",
-            rich_help_panel=HOW_MUCH,
-            help="Send none after so many seconds; those under way are waited for.",
+            rich_help_panel=LOAD,
+            help="Send no requests after S seconds, and wait for those in flight.",
         ),
     ] = None,
     warm_up: Annotated[
@@ -100,21 +99,21 @@ def _bench(
             "--warm-up",
             min=0,
             metavar="N",
-            rich_help_panel=HOW_MUCH,
-            help="Requests before, which do not count; 0 also leaves out the look at how the"
-            " server counts tokens.",
+            rich_help_panel=LOAD,
+            help="Send N requests before the run. They do not count. 0 also skips calibrating"
+            " --prompt-tokens to the server's tokens.",
         ),
     ] = 1,
     api: Annotated[
-        Api, typer.Option("--api", rich_help_panel=WHAT, help="Chats or plain completions.")
+        Api, typer.Option("--api", rich_help_panel=REQUESTS, help="Chat or plain completions.")
     ] = "chat",
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="NAME",
-            rich_help_panel=WHAT,
-            help="The model. [dim]\\[default: the first of /v1/models][/dim]",
+            rich_help_panel=REQUESTS,
+            help="The model. [dim]\\[default: the first in /v1/models][/dim]",
         ),
     ] = None,
     prompt_tokens: Annotated[
@@ -122,8 +121,8 @@ def _bench(
         typer.Option(
             "--prompt-tokens",
             metavar="N|N-M",
-            rich_help_panel=WHAT,
-            help="Prompts of random words, of about so many tokens."
+            rich_help_panel=REQUESTS,
+            help="Prompts of random words with about N tokens, or N to M."
             f" [dim]\\[default: {DEFAULT_PROMPT_TOKENS}][/dim]",
         ),
     ] = None,
@@ -132,8 +131,8 @@ def _bench(
         typer.Option(
             "--prompt",
             metavar="TEXT",
-            rich_help_panel=WHAT,
-            help="The same prompt each time (a server may keep what it read of it).",
+            rich_help_panel=REQUESTS,
+            help="The same prompt for every request (the server may cache it).",
         ),
     ] = None,
     prompts: Annotated[
@@ -141,8 +140,9 @@ def _bench(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            rich_help_panel=WHAT,
-            help='Prompts in turn: a line each, or in a .jsonl file objects with "prompt".',
+            rich_help_panel=REQUESTS,
+            help="Take prompts in turn from a file: one per line, or in a .jsonl file one object"
+            ' with "prompt" per line.',
         ),
     ] = None,
     max_tokens: Annotated[
@@ -150,8 +150,8 @@ def _bench(
         typer.Option(
             "--max-tokens",
             metavar="N|N-M",
-            rich_help_panel=WHAT,
-            help="Tokens of an answer, at most.",
+            rich_help_panel=REQUESTS,
+            help="The token limit of an answer, or a range to draw it from.",
         ),
     ] = "128",
     field: Annotated[
@@ -159,16 +159,16 @@ def _bench(
         typer.Option(
             "--field",
             metavar="NAME=VALUE",
-            rich_help_panel=WHAT,
-            help="A field of the request's body, like temperature=0 or ignore_eos=true; null"
-            " leaves one out. As often as needed.",
+            rich_help_panel=REQUESTS,
+            help="Set a field of the request's body, like temperature=0 or ignore_eos=true. null"
+            " leaves the field out. Repeatable.",
         ),
     ] = None,
     usage: Annotated[
         bool,
         typer.Option(
             "--usage/--no-usage",
-            rich_help_panel=WHAT,
+            rich_help_panel=REQUESTS,
             help="Ask for the server's count of tokens (stream_options.include_usage).",
         ),
     ] = True,
@@ -177,7 +177,7 @@ def _bench(
         typer.Option(
             "--seed",
             metavar="N",
-            rich_help_panel=WHAT,
+            rich_help_panel=REQUESTS,
             help="The same seed gives the same prompts and arrivals.",
         ),
     ] = 0,
@@ -188,7 +188,8 @@ def _bench(
             metavar="KEY",
             show_default=False,
             rich_help_panel=SERVER,
-            help="Better in PENSTOCK_API_KEY, where others on this machine do not see it.",
+            help="The API key. Prefer PENSTOCK_API_KEY: other users of this machine can see"
+            " arguments.",
         ),
     ] = None,
     timeout: Annotated[
@@ -197,7 +198,7 @@ def _bench(
             "--timeout",
             metavar="S",
             rich_help_panel=SERVER,
-            help="Seconds after which a request has failed.",
+            help="Fail a request after S seconds.",
         ),
     ] = 300.0,
     slo: Annotated[
@@ -205,9 +206,9 @@ def _bench(
         typer.Option(
             "--slo",
             metavar="LIMITS",
-            rich_help_panel=OUT,
-            help="Count the requests within limits: ttft=500ms,itl=50ms,e2e=10s. itl is the mean"
-            " of an answer.",
+            rich_help_panel=RESULTS,
+            help="Count the requests within limits, like ttft=500ms,itl=50ms,e2e=10s. itl is an"
+            " answer's mean.",
         ),
     ] = None,
     json: Annotated[
@@ -215,8 +216,8 @@ def _bench(
         typer.Option(
             "--json",
             metavar="FILE",
-            rich_help_panel=OUT,
-            help="All figures, and a row for each request.",
+            rich_help_panel=RESULTS,
+            help="Save all figures, and a row for each request.",
         ),
     ] = None,
     plot_to: Annotated[
@@ -224,13 +225,13 @@ def _bench(
         typer.Option(
             "--plot",
             metavar="FILE",
-            rich_help_panel=OUT,
-            help="A picture: FILE.html, .png or .svg (pip install 'penstock-server\\[plot]').",
+            rich_help_panel=RESULTS,
+            help="Save a plot as .html, .png or .svg (pip install 'penstock-server\\[plot]').",
         ),
     ] = None,
 ) -> None:
     try:
-        options = Options(
+        options = BenchOptions(
             url=url,
             load=_load(concurrency, rate, arrivals, requests, duration),
             api=api,
@@ -258,8 +259,10 @@ def _bench(
         raise typer.Exit(130) from None
 
 
-def _run(options: Options, json: Path | None, plot_to: Path | None) -> None:
-    _allow_many_sockets()
+def _run(options: BenchOptions, json: Path | None, plot_to: Path | None) -> None:
+    from penstock.server import raise_file_limit  # slow: not at the start of every command
+
+    raise_file_limit()
     with (
         display(options.load, Console(stderr=True, highlight=False)) as on_progress,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -289,8 +292,8 @@ def _load(
 ) -> Load:
     if rate is not None and concurrency is not None:
         raise ValueError(
-            "--rate is an open loop, --concurrency a closed one: requests that wait for a place"
-            " do not come at a rate. Take one"
+            "choose --rate (open loop) or --concurrency (closed loop), not both: a limited number"
+            " of clients cannot keep a rate"
         )
     if rate is None and concurrency is None:
         concurrency = DEFAULT_CONCURRENCY
@@ -307,13 +310,13 @@ def _load(
 
 def _positive(name: str, value: float) -> float:
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is a number above 0")
+        raise ValueError(f"{name} must be a number above 0")
     return value
 
 
 def _prompts(lengths: str | None, prompt: str | None, file: Path | None) -> Prompts:
     if sum(each is not None for each in (lengths, prompt, file)) > 1:
-        raise ValueError("--prompt-tokens, --prompt and --prompts: take one of them")
+        raise ValueError("choose one of --prompt-tokens, --prompt and --prompts")
     if prompt is not None:
         return Prompts([prompt])
     if file is not None:
@@ -321,7 +324,7 @@ def _prompts(lengths: str | None, prompt: str | None, file: Path | None) -> Prom
     return Prompts(lengths=Lengths.parse(lengths or DEFAULT_PROMPT_TOKENS))
 
 
-class _Line(msgspec.Struct):
+class _PromptLine(msgspec.Struct):
     prompt: str
 
 
@@ -329,22 +332,15 @@ def _read_prompts(file: Path) -> list[str]:
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if file.suffix == ".jsonl":
-            lines = [msgspec.json.decode(line, type=_Line).prompt for line in lines]
+            lines = [msgspec.json.decode(line, type=_PromptLine).prompt for line in lines]
     except OSError as error:
         raise ValueError(f"--prompts {file}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"--prompts {file}: it is not UTF-8 text") from None
+        raise ValueError(f"--prompts {file}: the file is not UTF-8 text") from None
     except msgspec.DecodeError as error:
         raise ValueError(
-            f'--prompts {file}: each line is an object with "prompt" ({error})'
+            f'--prompts {file}: each line must be an object with "prompt" ({error})'
         ) from None
     if not lines:
-        raise ValueError(f"--prompts {file}: it has no prompt")
+        raise ValueError(f"--prompts {file}: the file has no prompts")
     return lines
-
-
-def _allow_many_sockets() -> None:
-    """As many open files as the system lets this process have: each stream is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,6 +1,6 @@
-"""Whatever is sent, the answer is clear, nothing of it is echoed, and the server lives on.
+"""Bad input gets a clear answer that echoes nothing of it, and the server survives.
 
-The rows are those of reliability.md, section 3, as bytes on the wire.
+Each row is a request in bytes, with the answer it must get.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
 
 MARK = "zqxj"
-"""Stands in the bad part of every row, and must stand in no answer."""
+"""A word in the bad part of every row, which no answer may contain."""
 
 MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 0.5
 CONTEXT_LENGTH = 50
-ANSWER_WITHIN_S = 5.0  # a machine may be busy; most take a millisecond
+ANSWER_WITHIN_S = 5.0  # most answers take a millisecond, but a machine may be busy
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Its one slot tells, at the end, whether any row left a stream behind."""
+    """A server with one slot, which shows at the end that no row left a stream behind."""
     with serve(
         engine="mock",
         mock_interval=0,
@@ -48,8 +48,10 @@ def server() -> Iterator[RunningServer]:
 
 @dataclass
 class Row:
-    """What is sent, and what may come back. `code` None: the answer is not ours but the HTTP
-    library's, which may also just close."""
+    """Bytes to send, and the statuses that may come back.
+
+    If `code` is None, the HTTP library answers instead of Penstock, or just closes the connection.
+    """
 
     name: str
     sent: bytes
@@ -66,7 +68,7 @@ def body(name: str, sent: bytes, status: int, code: str) -> Row:
 
 
 def field(name: str, code: str, *values: object) -> list[Row]:
-    """A row for each of these values of the field."""
+    """Make a row for each of these values of the field."""
     rows = []
     for value in values:
         shown = repr(value)[:40]
@@ -90,7 +92,7 @@ def wire(name: str, sent: bytes) -> Row:
 
 
 def framed(name: str, *headers: str, body: bytes = b'{"prompt":"a"}') -> Row:
-    """A body whose length is told wrongly."""
+    """Make a row for a body whose length is declared wrongly."""
     return wire(
         name, request("POST", "/generate", "Content-Type: application/json", *headers) + body
     )
@@ -110,7 +112,7 @@ LOOSE_JSON = b"""
 """
 
 ROWS = [
-    # 1-20: JSON
+    # JSON
     body("empty body", b"", 400, "invalid_json"),
     body("blank body", b" \r\n\t", 400, "invalid_json"),
     body("cut", b'{"prompt":"zqxj"', 400, "invalid_json"),
@@ -132,7 +134,7 @@ ROWS = [
     body("nested 900 deep", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", 400, "too_deep"),
     body("one too deep", b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", 400, "too_deep"),
     body("as deep as may be", b'{"a":' + b"[" * 63 + b"]" * 63 + b"}", 422, "unknown_field"),
-    body("name twice", b'{"prompt":"zqxj","prompt":"a"}', 400, "duplicate_name"),
+    body("a name twice", b'{"prompt":"zqxj","prompt":"a"}', 400, "duplicate_name"),
     *(
         body(f"number {text.decode()}", b'{"prompt":"zqxj","temperature":%b}' % text, 400, code)
         for text, code in (
@@ -153,7 +155,7 @@ ROWS = [
     body("900 digits", b'{"prompt":"a","seed":%b}' % (b"7" * 900), 422, "out_of_range"),
     body("-900 digits", b'{"prompt":"a","seed":-%b}' % (b"7" * 900), 422, "out_of_range"),
     body("900 digits, real", b'{"prompt":"a","top_p":%b}' % (b"7" * 900), 422, "invalid_type"),
-    # 22-53: fields
+    # Fields
     *field("seed", "out_of_range", -1, 2**63, 2**70),
     *field("seed", "invalid_type", True, "7", 1.0, 7.5, [], {}),
     *field("temperature", "out_of_range", -0.1, 2.1, 10**30),
@@ -200,7 +202,7 @@ ROWS = [
     messages("content a number", [{"role": "user", "content": 1}], "invalid_type"),
     messages("content in parts", [{"role": "user", "content": [MARK]}], "invalid_type"),
     messages("a field of a message", [{**TURN, MARK + "!": 1}], "unknown_field"),
-    # 55-61: the body's form and size
+    # The body's media type and size
     *(
         media_type(value)
         for value in (
@@ -244,7 +246,7 @@ ROWS = [
         {415},
         "unsupported_media_type",
     ),
-    # 62-69: HTTP
+    # HTTP
     framed("two lengths", "Content-Length: 14", "Content-Length: 3"),
     framed("length +14", "Content-Length: +14"),
     framed("length -1", "Content-Length: -1"),
@@ -274,7 +276,7 @@ ROWS = [
             b"Host: a b\r\n",
         )
     ),
-    # 91: names and pages that are not this machine's
+    # Hosts and origins that are not this machine
     *(
         Row(f"host {host!r}", b"GET /%b HTTP/1.1\r\nHost: %b\r\n\r\n" % (path, host), {403}, code)
         for path in (b"", b"health", b"metrics", b"generate")
@@ -318,7 +320,7 @@ ROWS = [
     wire("URL of 1 MiB", b"GET /" + b"zqxj" * 2**18 + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
     wire("header of 1 MiB", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"zqxj" * 2**18 + b"\r\n\r\n"),
     wire("1,000 headers", request("GET", "/", *(f"X-{n}: zqxj" for n in range(1000)))),
-    # 70, 94 and addresses
+    # Methods and paths
     *(
         Row(
             f"{method} {path}",
@@ -371,7 +373,7 @@ def test_bad_input_gets_a_clear_answer_and_nothing_of_it_is_echoed(
 ) -> None:
     began = time.monotonic()
     with Connection(server.port) as connection:
-        with contextlib.suppress(ConnectionError):  # refused while we send: the answer is there
+        with contextlib.suppress(ConnectionError):  # the server may refuse before it has read all
             connection.send(row.sent)
         try:
             answer = connection.response()
@@ -430,7 +432,9 @@ def test_field_errors_name_the_field_and_each_has_a_sentence(server: RunningServ
     ],
     ids=str,
 )
-def test_values_on_the_bounds_are_taken(server: RunningServer, fields: dict[str, object]) -> None:
+def test_values_on_the_bounds_are_accepted(
+    server: RunningServer, fields: dict[str, object]
+) -> None:
     sent = {"prompt": "a", "stream": False, **fields}
     assert ask(server.port, post(json.dumps(sent).encode())).status == 200
 
@@ -439,7 +443,7 @@ def test_values_on_the_bounds_are_taken(server: RunningServer, fields: dict[str,
     "content_type",
     ["application/json", "APPLICATION/JSON;charset=UTF-8", 'application/json ; charset="utf-8"'],
 )
-def test_json_in_utf_8_is_taken_however_it_is_named(
+def test_every_content_type_of_json_in_utf_8_is_accepted(
     server: RunningServer, content_type: str
 ) -> None:
     sent = request("POST", "/generate", f"Content-Type: {content_type}", "Content-Length: 29")
@@ -459,7 +463,7 @@ def test_ranges_are_ignored(server: RunningServer) -> None:
 def test_both_length_and_chunks_are_served_as_chunks_and_the_connection_closes(
     server: RunningServer,
 ) -> None:
-    """The one shape of request smuggling that is not refused: nothing after it is read."""
+    """This form of request smuggling is not refused, but nothing after the request is read."""
     sent = request(
         "POST",
         "/generate",
@@ -474,7 +478,7 @@ def test_both_length_and_chunks_are_served_as_chunks_and_the_connection_closes(
         assert connection._buffer == b""
 
 
-def test_pages_elsewhere_may_not_read_answers(server: RunningServer) -> None:
+def test_pages_of_other_origins_may_not_read_answers(server: RunningServer) -> None:
     for origin in ("null", "https://example.org", "http://127.0.0.1:1"):
         answer = ask(server.port, request("GET", "/health", f"Origin: {origin}"))
         assert "access-control-allow-origin" not in answer.headers
@@ -501,7 +505,7 @@ def test_slow_and_silent_connections_are_closed_while_others_are_served(
                 dripping.send(b"a")
                 dripping._more()
             except TimeoutError:
-                assert time.monotonic() - began < 20, "it may drip for ever"
+                assert time.monotonic() - began < 20, "the dripping connection is still open"
                 assert ask(server.port, request("GET", "/health")).status == 200
             except (EOFError, ConnectionError):
                 break
@@ -555,17 +559,17 @@ def test_no_damage_to_json_makes_the_parser_raise_anything_but_a_bad_request(
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values))
-def test_what_the_parser_takes_is_what_json_says(value: dict[str, object]) -> None:
+def test_the_parser_agrees_with_json_on_every_value_it_accepts(value: dict[str, object]) -> None:
     try:
         sent = json.dumps(value, allow_nan=False).encode()
     except ValueError:
         return  # NaN or infinite
     if re.search(r"\\ud[89a-f]", json.dumps(value)):
-        return  # perhaps half of a surrogate pair
+        return  # may be half of a surrogate pair
     assert parse_object(sent) == value
 
 
-def test_the_limit_of_depth_is_where_it_says() -> None:
+def test_the_depth_limit_is_exact() -> None:
     deepest = b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
     assert parse_object(deepest)
     with pytest.raises(Problem, match="64 levels"):

@@ -1,4 +1,4 @@
-"""Requests made from our own OpenAPI page, right and wrong ones: none may find a bug."""
+"""Schemathesis makes valid and invalid requests from our OpenAPI page: none may find a bug."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from tests.support.servers import serve
 EXAMPLES = 25
 
 
-def test_no_request_that_the_schema_can_think_of_gets_an_internal_error() -> None:
+def test_no_request_generated_from_the_schema_gets_an_internal_error() -> None:
     with serve(engine="mock", mock_interval=0, engine_arg=["length=5"]) as server:
         done = subprocess.run(
             [

@@ -1,4 +1,4 @@
-"""What is read from an answer, whichever way its bytes come."""
+"""An answer is measured the same, however its bytes are split."""
 
 import itertools
 from typing import Any
@@ -12,7 +12,7 @@ from penstock.bench.answer import (
     ERROR_EVENT,
     NOT_EVENTS,
     TIMEOUT,
-    Answer,
+    MeasuredAnswer,
     Usage,
     error_message,
 )
@@ -21,9 +21,9 @@ from tests.support.bench_events import DONE, END, ROLE, SSE, chunk, frame, text,
 TIMES = st.floats(0, 1000, allow_nan=False)
 
 
-def answer(*pieces: bytes, status: int = 200, headers: dict[str, str] = SSE) -> Answer:
-    """One whose pieces come a second apart, from 1 on, and whose body then ends."""
-    made = Answer(0.0, 0.0)
+def answer(*pieces: bytes, status: int = 200, headers: dict[str, str] = SSE) -> MeasuredAnswer:
+    """Return an answer whose pieces came at 1, 2, 3... seconds and whose body then ended."""
+    made = MeasuredAnswer(0.0, 0.0)
     made.head(status, headers)
     for now, piece in enumerate(pieces, 1):
         made.piece(piece, float(now))
@@ -45,7 +45,7 @@ def test_a_token_s_time_is_that_of_the_piece_which_completed_its_event(
     times = sorted(data.draw(st.lists(TIMES, min_size=len(bounds) - 1, max_size=len(bounds) - 1)))
     intended = data.draw(st.floats(-10, 0))
 
-    made = Answer(intended, 0.0)
+    made = MeasuredAnswer(intended, 0.0)
     made.head(200, SSE)
     for (first, last), now in zip(itertools.pairwise(bounds), times, strict=True):
         made.piece(body[first:last], now)

@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench.answer import TIMEOUT, UNFINISHED, Answer, Usage
+from penstock.bench.answer import TIMEOUT, UNFINISHED, MeasuredAnswer, Usage
 from penstock.bench.figures import ClientFigures, client_figures, figures, is_good, percentiles
 
 KEEPS_UP = ClientFigures(0.1, 0.2, None, None, was_bottleneck=False, reasons=[])
 
 
-def answer(*arrivals: float, ended: float | None = None, tokens: int | None = None) -> Answer:
-    """One that was due at 0 and has finished."""
-    made = Answer(0.0, 0.0)
+def answer(
+    *arrivals: float, ended: float | None = None, tokens: int | None = None
+) -> MeasuredAnswer:
+    """Return a finished answer that was due at 0."""
+    made = MeasuredAnswer(0.0, 0.0)
     made.arrivals.extend(arrivals)
     made.ended = arrivals[-1] if ended is None else ended
     if tokens is not None:
@@ -23,8 +25,8 @@ def answer(*arrivals: float, ended: float | None = None, tokens: int | None = No
     return made
 
 
-def failed(kind: str) -> Answer:
-    made = Answer(0.0, 0.0)
+def failed(kind: str) -> MeasuredAnswer:
+    made = MeasuredAnswer(0.0, 0.0)
     made.arrivals.append(0.001)
     made.fail(kind, f"{kind}, in words")
     return made
@@ -86,7 +88,7 @@ def test_goodput_counts_what_keeps_to_every_limit() -> None:
 
 
 def test_an_answer_without_text_is_as_late_as_its_end() -> None:
-    empty = Answer(0.0, 0.0)
+    empty = MeasuredAnswer(0.0, 0.0)
     empty.ended = 3.0
     assert not is_good(empty, {"ttft": 2.0})
     assert is_good(empty, {"ttft": 3.0, "itl": 0.1})
@@ -110,12 +112,12 @@ def test_a_client_that_kept_up_says_nothing() -> None:
 def test_a_client_that_was_the_bottleneck_says_why(
     lags: list[float], cpu: float, peak_cpu: float, began: float, said: str
 ) -> None:
-    found = client_figures([Answer(0.0, began)], lags, cpu, peak_cpu, is_open=True)
+    found = client_figures([MeasuredAnswer(0.0, began)], lags, cpu, peak_cpu, is_open=True)
     assert found.was_bottleneck
     assert said in found.reasons[0]
 
 
 def test_in_a_closed_loop_nothing_is_late() -> None:
-    found = client_figures([Answer(0.0, 5.0)], [0.001], 0.1, 0.1, is_open=False)
+    found = client_figures([MeasuredAnswer(0.0, 5.0)], [0.001], 0.1, 0.1, is_open=False)
     assert found.late_s is None
     assert not found.was_bottleneck

@@ -1,4 +1,4 @@
-"""What a person writes, and the requests that come of it."""
+"""The user's choices become the intended requests."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench.plan import Asking, Lengths, Load, Prompts, parse_field, parse_slo
+from penstock.bench.plan import Lengths, Load, Prompts, RequestTemplate, parse_field, parse_slo
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6), st.integers())
@@ -23,7 +23,7 @@ def test_what_is_no_length_is_refused(text: str) -> None:
     if text == "5-":  # an open end is a plain number
         assert Lengths.parse(text) == Lengths(5, 5)
         return
-    with pytest.raises(ValueError, match="is no length"):
+    with pytest.raises(ValueError, match="is not a length"):
         Lengths.parse(text)
 
 
@@ -37,12 +37,12 @@ def test_calibrated_prompts_have_the_tokens_that_were_asked_for(
     prompts = Prompts(lengths=Lengths(tokens, tokens))
     prompts = prompts.calibrated((16, count(16)), (144, count(144)))
     made = prompts.draw(0, random.Random(1))
-    # Within a word, and what rounding of the two counts makes of so many words.
+    # Within one word, plus the rounding of the two measured counts.
     assert abs(count(len(made.split())) - tokens) <= per_word + 1 + 2 * tokens / (128 * per_word)
 
 
 def test_every_synthetic_prompt_is_another_and_the_same_seed_gives_the_same() -> None:
-    asking = Asking("chat", "m", Lengths(1, 50))
+    asking = RequestTemplate("chat", "m", Lengths(1, 50))
     prompts = Prompts(lengths=Lengths(20, 40))
     first = list(asking.bodies(prompts, 1, 50))
     assert len(set(first)) == 50
@@ -53,7 +53,7 @@ def test_every_synthetic_prompt_is_another_and_the_same_seed_gives_the_same() ->
 def test_bodies_of_both_apis() -> None:
     prompts = Prompts(["one", "two"])
     fields = {"temperature": 0, "max_tokens": None, "max_completion_tokens": 9}
-    chat = Asking("chat", "m", Lengths(5, 5), fields=fields)
+    chat = RequestTemplate("chat", "m", Lengths(5, 5), fields=fields)
     assert [json.loads(body) for body in islice(chat.bodies(prompts, 0), 3)] == [
         {
             "model": "m",
@@ -65,7 +65,7 @@ def test_bodies_of_both_apis() -> None:
         }
         for content in ("one", "two", "one")
     ]
-    plain = Asking("completions", "m", Lengths(5, 5), include_usage=False)
+    plain = RequestTemplate("completions", "m", Lengths(5, 5), include_usage=False)
     assert json.loads(next(plain.bodies(prompts, 0))) == {
         "model": "m",
         "prompt": "one",
@@ -88,7 +88,7 @@ def test_limits_have_units() -> None:
 
 @pytest.mark.parametrize("text", ["", "ttft", "ttft=5", "tpot=5ms", "itl=-1ms", "itl=nans"])
 def test_what_is_no_limit_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no limit"):
+    with pytest.raises(ValueError, match="is not a limit"):
         parse_slo(text)
 
 

@@ -1,4 +1,4 @@
-"""The bench against servers: real ones, and some that misbehave on purpose."""
+"""`penstock bench` measures real servers, and scripted servers that misbehave."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,9 @@ from penstock.bench.answer import (
     NOT_EVENTS,
     TIMEOUT,
 )
-from penstock.bench.http import Server
+from penstock.bench.http import HttpClient
 from penstock.bench.plan import Lengths, Load, Prompts
-from penstock.bench.run import BenchError, Options, Result, bench
+from penstock.bench.run import BenchError, BenchOptions, Result, bench
 from tests.support.bench_events import DONE, END, ROLE, frame, text, usage
 from tests.support.scripted_server import END as BODY_END
 from tests.support.scripted_server import (
@@ -44,7 +44,7 @@ from tests.support.servers import RunningServer, serve
 KEY = "sk-very-secret-indeed"
 MODELS = whole(b'{"object": "list", "data": [{"id": "first"}, {"id": "second"}]}')
 
-OPTIONS = Options(
+OPTIONS = BenchOptions(
     url="",
     load=Load(concurrency=1, num_requests=1),
     api="chat",
@@ -62,7 +62,7 @@ OPTIONS = Options(
 
 
 def run(url: str, **changes: Any) -> Result:
-    """A bench of a server, with these options changed."""
+    """Measure a server, with these changes to OPTIONS."""
     options = msgspec.structs.replace(OPTIONS, url=url, **changes)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result, _ = runner.run(bench(options, lambda doing, run: None))
@@ -75,7 +75,7 @@ def models(peer: Peer) -> None:
 
 
 def answering(*frames: bytes) -> Script:
-    """A script: these frames in a chunk each, and the body's end."""
+    """Return a script that sends each frame in a chunk, and then the end of the body."""
 
     def script(peer: Peer) -> None:
         peer.send(HEAD, *(chunk(each) for each in frames), BODY_END)
@@ -123,7 +123,7 @@ def test_the_built_in_model_is_measured_with_llama_cpp_s_own_counts() -> None:
     assert found.completion_tokens is not None
     assert found.prompt_tokens is not None
     assert 1 <= found.completion_tokens.max <= 5
-    assert abs(found.prompt_tokens.mean - 60) < 15  # as calibrated: it counted before
+    assert abs(found.prompt_tokens.mean - 60) < 15  # because the prompts are calibrated
 
 
 def test_an_engine_that_fails_on_the_way_is_an_error_in_the_stream() -> None:
@@ -136,10 +136,10 @@ def test_an_engine_that_fails_on_the_way_is_an_error_in_the_stream() -> None:
 
 def test_a_key_is_asked_for_and_sent(tmp_path: Path) -> None:
     with serve(engine="mock", mock_interval=0.001, api_key=KEY) as server:
-        with pytest.raises(BenchError, match="wants an API key") as wanted:
+        with pytest.raises(BenchError, match="requires an API key") as wanted:
             run(server.url)
         assert "PENSTOCK_API_KEY" in wanted.value.hint
-        with pytest.raises(BenchError, match="does not take this API key"):
+        with pytest.raises(BenchError, match="rejected the API key"):
             run(server.url, api_key="another")
         assert run(server.url, api_key=KEY).figures.num_finished == 1
 
@@ -307,7 +307,7 @@ def test_a_wrong_model_is_said_with_those_there_are() -> None:
 def test_a_key_that_only_answers_want_is_asked_for() -> None:
     with (
         scripted_server(models, unauthorised) as server,
-        pytest.raises(BenchError, match="wants an API key"),
+        pytest.raises(BenchError, match="requires an API key"),
     ):
         run(server.url, warm_up=1)
 
@@ -335,18 +335,18 @@ def test_a_refused_field_is_said_with_the_flag_that_helps(message: str, hint: st
 )
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
-        Server(url, None, time.perf_counter)
+        HttpClient(url, None, time.perf_counter)
 
 
 def test_a_key_with_a_line_break_is_refused_without_saying_it() -> None:
-    with pytest.raises(ValueError, match="no header can hold") as error:
-        Server("http://x", "secret\r\nX-Evil: 1", time.perf_counter)
+    with pytest.raises(ValueError, match="not allowed in a header") as error:
+        HttpClient("http://x", "secret\r\nX-Evil: 1", time.perf_counter)
     assert "secret" not in str(error.value)
 
 
 def test_urls_with_and_without_a_path() -> None:
-    assert Server("http://[::1]:8000/", None, time.perf_counter).url == "http://[::1]:8000/v1"
-    assert Server("https://x/api/v3", None, time.perf_counter).url == "https://x/api/v3"
+    assert HttpClient("http://[::1]:8000/", None, time.perf_counter).url == "http://[::1]:8000/v1"
+    assert HttpClient("https://x/api/v3", None, time.perf_counter).url == "https://x/api/v3"
 
 
 # The command.
@@ -373,7 +373,7 @@ def test_the_command_prints_a_table_and_writes_its_files(
         PENSTOCK_API_KEY=KEY,
     )
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")  # no bar where there is no terminal
+    assert (process.returncode, err) == (0, "")  # no progress bar without a terminal
     for each in ("TTFT", "ITL", "p99", "10 of 10", "the server's usage", "goodput", "sent late"):
         assert each in out
     read = figures.read_text()
@@ -399,7 +399,7 @@ def test_ctrl_c_ends_it_with_the_results_so_far(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
-    assert "Stopped before its end" in out
+    assert "Stopped early" in out
     assert "2 of 3" in out
     found = json.loads(figures.read_text())
     assert found["was_interrupted"] is True
@@ -422,8 +422,8 @@ def test_it_ends_with_1_where_nothing_was_answered() -> None:
     [
         (["http://127.0.0.1:9"], "Is the server running"),
         (["nowhere"], "http://127.0.0.1:8000"),
-        (["http://x", "-c", "4", "-r", "5"], "Take one"),
-        (["http://x", "--prompt", "a", "--prompt-tokens", "5"], "take one"),
+        (["http://x", "-c", "4", "-r", "5"], "not both"),
+        (["http://x", "--prompt", "a", "--prompt-tokens", "5"], "choose one"),
         (["http://x", "--prompts", "/nowhere.txt"], "No such file"),
         (["http://x", "--plot", "a.pdf"], ".html, .png, .svg"),
         (["http://x", "--json", "/nowhere/a.json"], "no folder /nowhere"),

@@ -1,17 +1,17 @@
-"""Judges a history: were the promises kept? Pure: entries in, a verdict out.
+"""Judge a history by the invariants of docs/behavior.md.
 
-The invariants are those of the project's reliability plan:
+In: a history's entries. Out: a verdict. Pure, without sockets or clocks.
 
-I1   what a reader got is a part of the truth, byte-equal, and begins where it asked
-I2   event ids of one reader go up by exactly 1, across reconnects: nothing lost, nothing twice
-I3   exactly one terminal event per stream, the same for all readers, and nothing after it
-I4   a stream is said to have come to its end only if it did; a cut is never called success
-I5   hardly a token is made after somebody wanted the stream's end
-I6   every stream that was begun is accounted for: it ended, in one way
-I7   no token of one stream reaches a reader of another
-I8   when the load has ended, everything is given back
-I9   bytes held for a reader stay under the cap
-I10  every reader was entitled to what it read: waits for keys, and is not judged yet
+I1   A reader gets a part of the true text, byte for byte, that begins where it asked.
+I2   A reader's event ids rise by exactly 1, across reconnects: no event is lost or repeated.
+I3   A stream has exactly one terminal event, the same for all readers, and nothing follows it.
+I4   A terminal event reports success only if the stream is complete; a cut is never success.
+I5   The engine makes hardly a token after a stream is to end.
+I6   Every stream that began also ended, in one way.
+I7   No token of a stream reaches a reader of another stream.
+I8   After the load, the server holds no more than before it.
+I9   The bytes held for a reader stay below the cap.
+I10  Every reader was entitled to what it read. Not judged yet: it needs keys.
 """
 
 import collections
@@ -40,7 +40,7 @@ NAMES_STREAM = re.compile(r"(\S+):\d+ ")
 
 @dataclass(frozen=True)
 class Rules:
-    """What is tolerated. `slack`: how much more of a thing may be held after the load."""
+    """Tolerances. `slack` maps a resource to how much more of it may be held after the load."""
 
     tokens_after_abort: int = 2
     bytes_per_reader: int = 256 * 1024
@@ -49,7 +49,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Breach:
-    """An invariant that did not hold."""
+    """A broken invariant."""
 
     invariant: str
     stream: str
@@ -61,7 +61,7 @@ class Breach:
 
 @dataclass
 class Verdict:
-    """Breaches, and counts of what was judged."""
+    """The breaches found, and counts of everything judged."""
 
     breaches: list[Breach] = field(default_factory=list)
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -69,15 +69,15 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether every invariant held."""
+        """True if every invariant held."""
         return not self.breaches
 
     def broken(self) -> set[str]:
-        """The invariants that did not hold."""
+        """Return the names of the broken invariants."""
         return {breach.invariant for breach in self.breaches}
 
     def add(self, other: "Verdict") -> None:
-        """Take in the verdict on another part of the run."""
+        """Add the verdict on another part of the run."""
         self.breaches += other.breaches
         self.counts += other.counts
         self.endings += other.endings
@@ -94,7 +94,7 @@ class Verdict:
             f" reordered {count['reordered']}",
         ]
         if self.holds:
-            lines.append("every invariant held (I10, entitlement, waits for keys)")
+            lines.append("every invariant held (I10, entitlement, is not judged yet)")
         else:
             each = collections.Counter(breach.invariant for breach in self.breaches)
             lines.append("BROKEN: " + ", ".join(f"{name} x{n}" for name, n in sorted(each.items())))
@@ -105,7 +105,7 @@ class Verdict:
 
 
 def judge(history: History, rules: Rules | None = None) -> Verdict:
-    """The verdict on a whole history."""
+    """Return the verdict on a whole history."""
     rules = rules or Rules()
     verdict = Verdict()
     for stream in history.streams.values():
@@ -115,7 +115,7 @@ def judge(history: History, rules: Rules | None = None) -> Verdict:
 
 
 def judge_server(held: Iterable[Held], rules: Rules | None = None) -> list[Breach]:
-    """I8: what is held after the load is no more than before it."""
+    """Return the breaches of I8: everything held after the load beyond what was held before it."""
     slack = (rules or Rules()).slack
     counts = {(each.phase, each.what): each.number for each in held}
     breaches = []
@@ -127,13 +127,13 @@ def judge_server(held: Iterable[Held], rules: Rules | None = None) -> list[Breac
 
 
 def judge_stream(history: StreamHistory, rules: Rules | None = None) -> Verdict:
-    """The verdict on one stream."""
+    """Return the verdict on one stream."""
     return _StreamJudge(history, rules or Rules()).verdict()
 
 
 @dataclass
 class _Reader:
-    """A logical reader, across its reconnects."""
+    """A logical reader: the same one across its reconnects."""
 
     next_index: int = 0
     first_index: int = 0
@@ -150,7 +150,7 @@ class _StreamJudge:
         self._entries = sorted(history.entries, key=lambda entry: entry.time)
         self._rules = rules
         self._readers: dict[str, _Reader] = {}
-        # Where in the text each event begins, from the readers who read from the start; and each
+        # Each event's position in the text, known from readers that read from the start, and each
         # event's bytes, which are the same for every reader.
         self._starts: dict[int, int] = {0: 0}
         self._data: dict[int, bytes] = {}
@@ -162,7 +162,7 @@ class _StreamJudge:
         self._result = Verdict(counts=collections.Counter(streams=1))
 
     def verdict(self) -> Verdict:
-        # A reader that begins in the middle is judged by where those from the start were there.
+        # Readers that begin in the middle are judged by the positions found here.
         self._find_starts()
         for entry in self._entries:
             match entry:
@@ -221,8 +221,8 @@ class _StreamJudge:
         if first != reader.next_index:
             self._breach(
                 "I2",
-                f"reader {entry.reader} asked for events from {first}, and had those before"
-                f" {reader.next_index}: its client is wrong",
+                f"reader {entry.reader} asked for events from {first}, but its next event is"
+                f" {reader.next_index}: the client is wrong",
             )
 
     def _got(self, entry: Got) -> None:
@@ -249,7 +249,7 @@ class _StreamJudge:
             return True
         if index > expected:
             self._count("lost", index - expected)
-            self._breach("I2", f"{name} came where {expected} was next: {index - expected} lost")
+            self._breach("I2", f"{name} came instead of {expected}: {index - expected} lost")
         elif is_new:
             self._count("reordered")
             self._count("lost", -1)  # it was late, not lost
@@ -262,7 +262,7 @@ class _StreamJudge:
     def _same_bytes(self, index: int, data: bytes, name: str) -> None:
         first = self._data.setdefault(index, data)
         if data != first:
-            self._breach("I1", f"{name} is {data[:80]!r}, and was {first[:80]!r} for another")
+            self._breach("I1", f"{name} is {data[:80]!r}, but another reader got {first[:80]!r}")
 
     def _right_text(self, reader: _Reader, entry: Got, name: str) -> None:
         word = self._truth.word
@@ -270,13 +270,15 @@ class _StreamJudge:
             if named != word:
                 self._breach("I7", f"{name} belongs to {named!r}: {entry.text[:80]!r}")
                 return
-        if reader.position is None:  # nobody read the events before its first one
+        if reader.position is None:  # no reader read the events before this reader's first
             reader.position = max(0, self._truth.text.find(entry.text))
         expected = self._truth.text[reader.position : reader.position + len(entry.text)]
         if entry.text != expected:
-            self._breach("I1", f"{name} says {entry.text[:80]!r} and should say {expected[:80]!r}")
+            self._breach(
+                "I1", f"{name} has the text {entry.text[:80]!r} instead of {expected[:80]!r}"
+            )
         if not entry.text:
-            self._breach("I1", f"{name} says nothing")
+            self._breach("I1", f"{name} has no text")
         reader.position += len(entry.text)
 
     def _ended(self, entry: Ended) -> None:
@@ -293,7 +295,7 @@ class _StreamJudge:
         if succeeded and reader.position is not None and reader.position < whole:
             self._breach(
                 "I4",
-                f"{name} says {entry.reason!r} after {reader.position} of {whole} characters",
+                f"{name} has reason {entry.reason!r} after {reader.position} of {whole} characters",
             )
 
     def _detached(self, entry: Detached) -> None:
@@ -301,7 +303,7 @@ class _StreamJudge:
         reader = self._readers.setdefault(entry.reader, _Reader())
         if entry.how == "whole" and reader.is_attached and reader.ended is None:
             self._breach(
-                "I3", f"reader {entry.reader}: a body ended as if whole, without a terminal event"
+                "I3", f"reader {entry.reader}: the body ended normally, without a terminal event"
             )
         reader.is_attached = False
 
@@ -315,14 +317,14 @@ class _StreamJudge:
         truth = self._truth
         if len(self._endings) > 1:
             self._breach(
-                "I3", "readers were told of different ends: " + _list(map(_shown, self._endings))
+                "I3", "readers got different terminal events: " + _list(map(_shown, self._endings))
             )
         ending = next(iter(self._endings.values()), None)
         reasons = self._told | {each.reason for each in self._endings.values()}
         if not reasons:
-            self._breach("I6", "nobody knows whether and how it ended")
+            self._breach("I6", "no reader and no DELETE told how it ended")
         elif len(self._told) > 1 or (len(reasons) > 1 and len(self._endings) < 2):
-            self._breach("I6", f"it is said to have ended in more than one way: {_list(reasons)}")
+            self._breach("I6", f"it ended in more than one way: {_list(reasons)}")
         if ending is not None:
             self._judge_reason(ending)
         self._result.endings.update(
@@ -333,24 +335,23 @@ class _StreamJudge:
         if self._tokens_after_abort > self._rules.tokens_after_abort:
             self._breach("I5", f"{self._tokens_after_abort} tokens were made after the abort")
         if self._engine_has_it and reasons:
-            self._breach("I8", "it ended, and the engine still has it")
+            self._breach("I8", "it ended, but the engine still runs it")
         if any(reason not in (truth.reason, "cancelled", "error") for reason in reasons):
             self._breach(
-                "I4", f"it ended by {_list(reasons)}, where the engine says {truth.reason}"
+                "I4", f"it ended by {_list(reasons)}, but the engine ends it by {truth.reason}"
             )
 
     def _judge_reason(self, ending: Ended) -> None:
         truth, reason = self._truth, ending.reason
         wanted = self._abort is not None or truth.may_be_cancelled
         if reason == "cancelled" and not wanted:
-            self._breach("I4", "it was cancelled, and nobody wanted that")
+            self._breach("I4", "it was cancelled without a cause")
         if reason == "error" and not truth.may_fail:
-            self._breach("I4", f"it failed ({ending.error}), and had no reason to")
+            self._breach("I4", f"it failed without a cause ({ending.error})")
         if reason == truth.reason and ending.completion_tokens != truth.num_tokens:
             self._breach(
                 "I4",
-                f"{ending.completion_tokens} tokens were counted, of {truth.num_tokens} that the"
-                " engine made",
+                f"it counts {ending.completion_tokens} tokens; the engine made {truth.num_tokens}",
             )
 
 

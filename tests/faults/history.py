@@ -1,9 +1,9 @@
-"""What clients, and the engine where it tells, saw: entry by entry, to be judged by the checker.
+"""The record of a run: everything that clients saw, and that a reporting engine did.
 
-In: what happens, as it happens. Out: one list of entries for each stream, and one for the server as
-a whole. Not known here: what is right (see `checker`), sockets.
+In: entries, as things happen. Out: a list of entries for each stream, and one for the server. It
+knows nothing about sockets, or about what is right (see `checker`).
 
-Times are of the system's monotonic clock, which all processes of a machine share.
+Times are the system's monotonic clock, which all processes of a machine share.
 """
 
 import collections
@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 How = Literal["whole", "cut", "left"]
-"""How a response ended for its reader: its body was complete; it was cut, by whom ever; the reader
-itself went away."""
+"""How a response ended for its reader: "whole" if the body was complete, "cut" if anything cut it,
+"left" if the reader itself left."""
+
+
+EngineAct = Literal["submitted", "token", "cancelled", "finished"]
 
 
 class Attached(NamedTuple):
-    """A response to a reader began. The events after `after` are to come; -1: all of them."""
+    """A response to a reader began, with the events after `after`; -1 means all events."""
 
     time: float
     reader: str
@@ -25,8 +28,11 @@ class Attached(NamedTuple):
 
 
 class Got(NamedTuple):
-    """A delta came: its event id (None where the stream is not resumable), its index in the log,
-    its text, and the data as they were on the wire."""
+    """A delta came.
+
+    `event_id` is None if the stream is not resumable, `at` is the index in the log, and `data` are
+    the bytes on the wire.
+    """
 
     time: float
     reader: str
@@ -37,7 +43,7 @@ class Got(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A terminal event came. `error` is the code of a failure, or ""."""
+    """A terminal event came. `error` is the code of a failure, or empty."""
 
     time: float
     reader: str
@@ -58,7 +64,7 @@ class Detached(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A reader was answered with a status other than 200."""
+    """A reader got a status other than 200."""
 
     time: float
     reader: str
@@ -67,29 +73,29 @@ class Refused(NamedTuple):
 
 
 class Abort(NamedTuple):
-    """Somebody wanted the stream's end: a DELETE was sent, or its only client went."""
+    """A stream is to end: a DELETE was sent, its only client left, or its linger time passed."""
 
     time: float
     how: Literal["delete", "disconnect", "linger"]
 
 
 class Told(NamedTuple):
-    """DELETE's answer: how the stream ended."""
+    """A DELETE was answered with the reason for which the stream ended."""
 
     time: float
     reason: str
 
 
 class EngineDid(NamedTuple):
-    """What the engine's own process reports: it took the request, made a token, was told to stop,
-    came to an end by itself."""
+    """A report of the engine's process: it took the request, made a token, was cancelled, or
+    finished by itself."""
 
     time: float
-    what: Literal["submitted", "token", "cancelled", "finished"]
+    what: EngineAct
 
 
 class HeldBytes(NamedTuple):
-    """What the server and its kernel held for a reader."""
+    """The bytes that the server and its kernel held for a reader."""
 
     time: float
     reader: str
@@ -100,7 +106,7 @@ Entry = Attached | Got | Ended | Detached | Refused | Abort | Told | EngineDid |
 
 
 class Held(NamedTuple):
-    """So many things of a kind there were, `before` the load or `after` it."""
+    """The number of things of a kind, `before` or `after` the load."""
 
     time: float
     phase: Literal["before", "after"]
@@ -110,8 +116,11 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """What a stream must say if nobody ends it, and how it then ends. `word` is in each of its
-    tokens, and in no other stream's; "" where the tokens do not name their stream."""
+    """The text of a stream that nothing interrupts, and the reason for which it ends.
+
+    `word` is in each of the stream's tokens and in no other stream's. It is empty if the tokens do
+    not name their stream.
+    """
 
     text: str
     reason: str
@@ -122,7 +131,7 @@ class Truth:
 
 
 def numbered(word: str, *, length: int, max_tokens: int) -> Truth:
-    """What the mock engine with numbered=true says to a prompt that begins with `word`."""
+    """Return the answer of a mock engine with numbered=true to a prompt that begins with `word`."""
     num_tokens = min(length, max_tokens)
     text = "".join([f"{word}:{index} " for index in range(num_tokens)])
     return Truth(text, "stop" if length <= max_tokens else "length", num_tokens, word)
@@ -130,7 +139,7 @@ def numbered(word: str, *, length: int, max_tokens: int) -> Truth:
 
 @dataclass
 class StreamHistory:
-    """One stream: what it should say, and all that was seen of it."""
+    """One stream: its truth, and everything seen of it."""
 
     stream: str
     truth: Truth
@@ -141,32 +150,32 @@ class StreamHistory:
 
 
 class History:
-    """Everything that was seen in a run."""
+    """Everything seen in a run."""
 
     def __init__(self) -> None:
         self.streams: dict[str, StreamHistory] = {}
         self.server: list[Held] = []
-        # What the engine said of streams that no client has named yet.
+        # Reports of the engine about streams whose ids no client has sent yet.
         self._unnamed: dict[str, list[Entry]] = collections.defaultdict(list)
 
     def open(self, stream: str, truth: Truth) -> StreamHistory:
-        """A stream has got its id."""
+        """Add a stream whose id is known."""
         opened = StreamHistory(stream, truth, self._unnamed.pop(stream, []))
         self.streams[stream] = opened
         return opened
 
     def add(self, stream: str, entry: Entry) -> None:
-        """Something was seen of a stream."""
+        """Add an entry to a stream."""
         if known := self.streams.get(stream):
             known.add(entry)
         else:
             self._unnamed[stream].append(entry)
 
     def hold(self, phase: Literal["before", "after"], counts: dict[str, float]) -> None:
-        """So much there was, before the load or after it."""
+        """Record what the server holds before or after the load."""
         now = time.monotonic()
         self.server += [Held(now, phase, what, count) for what, count in counts.items()]
 
     def take(self, stream: str) -> StreamHistory:
-        """A stream's history, which is then forgotten here: what a long run does with its own."""
+        """Remove and return a stream's history, so that a long run does not keep them all."""
         return self.streams.pop(stream)

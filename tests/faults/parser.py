@@ -1,7 +1,7 @@
-"""A parser of event streams, written from the standard's text and sharing no line with Penstock's.
+"""A parser of event streams, written from the standard and sharing no code with Penstock's.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-In: bytes, cut anywhere. Out: events. Not known here: sockets, JSON.
+In: bytes, cut anywhere. Out: events. It knows nothing about sockets and JSON.
 """
 
 import re
@@ -12,7 +12,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class ServerSent(NamedTuple):
-    """An event as it is dispatched. `last_id` is the last event id as of this event."""
+    """A dispatched event. `last_id` is the last event id that the stream has set."""
 
     data: bytes
     last_id: str | None
@@ -20,9 +20,9 @@ class ServerSent(NamedTuple):
 
 
 class EventParser:
-    """Feed it bytes; it gives the events that are complete.
+    """A parser that takes bytes and returns the events they complete.
 
-    `retry_ms` is the last reconnection time that the stream set; `num_comments` counts comments.
+    `retry_ms` is the last reconnection time that the stream set. `num_comments` counts comments.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class EventParser:
         self._last_id: str | None = None
 
     def feed(self, data: bytes) -> list[ServerSent]:
-        """The events that these bytes complete."""
+        """Return the events that these bytes complete."""
         if self._ended_by_cr and data:
-            # The line has ended with the CR. If this is a CRLF cut in two, its LF ends no other.
+            # The CR has ended the line. If the cut split a CRLF, its LF does not end another line.
             data = data.removeprefix(b"\n")
             self._ended_by_cr = False
         if not data:
@@ -77,5 +77,5 @@ class EventParser:
         data, self._data = self._data, []
         kind, self._type = self._type, ""
         if not data:
-            return None  # no data field: the id counts, the event does not
+            return None  # without a data field only the id counts
         return ServerSent(b"\n".join(data), self._last_id, kind or "message")

@@ -1,6 +1,6 @@
-"""What the server's processes hold, as the system tells: memory, descriptors, bytes not yet taken.
+"""The operating system's view of the server: processes, memory, descriptors, unsent bytes.
 
-In: process ids and ports. Out: numbers. Not known here: streams.
+In: process ids and ports. Out: numbers. It knows nothing about streams.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.faults.exchange import fetch, request_bytes
+from tests.faults.client_request import fetch, request_bytes
 from tests.faults.proxy import Address
 from tests.support.servers import RunningServer
 
@@ -20,13 +20,13 @@ PROBE_S = 0.005
 
 
 def processes_of(server: RunningServer) -> list[psutil.Process]:
-    """The server's process, then all that it has started."""
+    """Return the server's process, then every process it has started."""
     parent = psutil.Process(server.pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def held_by(server: RunningServer) -> dict[str, float]:
-    """What a server has, where it is at rest: to be compared with itself."""
+    """Count what an idle server holds, to compare the counts before and after a load."""
     parent, *children = processes_of(server)
     return {
         "processes": len(children),
@@ -39,7 +39,7 @@ def held_by(server: RunningServer) -> dict[str, float]:
 async def settled(
     server: RunningServer, before: dict[str, float], within: float = 5.0
 ) -> dict[str, float]:
-    """What the server has when that has come down to `before`, or after so many seconds."""
+    """Count what the server holds once it is down to `before`, or after `within` seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while True:
@@ -50,20 +50,20 @@ async def settled(
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory."""
+    """Return a process's resident memory in MiB."""
     return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
 class ServerSocket(NamedTuple):
-    """A connection on the server's side: `unsent` is what the server's kernel has been given and
-    the client's has not taken."""
+    """A connection on the server's side. `unsent` counts the bytes that the client's kernel has not
+    acknowledged."""
 
     state: int
     unsent: int
 
 
 def server_sockets(server_port: int) -> dict[int, ServerSocket]:
-    """The server's connections, by their clients' ports. Linux only.
+    """Return the server's connections by client port. Linux only.
 
     https://docs.kernel.org/networking/proc_net_tcp.html
     """
@@ -77,13 +77,13 @@ def server_sockets(server_port: int) -> dict[int, ServerSocket]:
 
 
 async def readiness(address: Address) -> int:
-    """The status of `/health/ready`."""
+    """Return the status of `/health/ready`."""
     head, _ = await fetch(address, request_bytes("GET", "/health/ready"))
     return head.status
 
 
 async def until_readiness(address: Address, status: int, within: float = PATIENCE_S) -> None:
-    """Wait until `/health/ready` says so. There is no event to wait for, from outside."""
+    """Poll `/health/ready` until it has this status: from outside there is no event to wait for."""
     async with asyncio.timeout(within):
         while True:
             with contextlib.suppress(OSError):
@@ -93,7 +93,7 @@ async def until_readiness(address: Address, status: int, within: float = PATIENC
 
 
 def signal_engine(server: RunningServer, number: signal.Signals) -> int:
-    """Send the engine's process a signal; its process id, or 0 where there was none just now."""
+    """Send the engine's process a signal. Returns its process id, or 0 if there is no process."""
     for child in psutil.Process(server.pid).children():
         try:
             child.send_signal(number)
@@ -104,7 +104,7 @@ def signal_engine(server: RunningServer, number: signal.Signals) -> int:
 
 
 def still_there(pids: list[int]) -> list[int]:
-    """Those of these processes that run."""
+    """Return the process ids that still run."""
 
     def runs(pid: int) -> bool:
         try:
@@ -116,15 +116,14 @@ def still_there(pids: list[int]) -> list[int]:
 
 
 def engine_pids(server: RunningServer) -> list[int]:
-    """The processes that the server has started and that run; hardly ever more than one."""
+    """Return the running processes that the server has started: usually one."""
     return still_there([child.pid for child in psutil.Process(server.pid).children()])
 
 
 async def kill_engine(
     server: RunningServer, number: signal.Signals = signal.SIGKILL, within: float = PATIENCE_S
 ) -> None:
-    """Send the engine's process a signal that ends it, sooner or later, and wait for another one to
-    be ready."""
+    """Send the engine's process a signal that ends it, and wait until its successor is ready."""
     killed = 0
     async with asyncio.timeout(within):
         while not killed:

@@ -1,40 +1,40 @@
-"""A TCP proxy that does what networks do: delays, dribbles, cuts, resets, goes silent.
+"""A TCP proxy with the faults of networks: delay, fragments, cuts, resets, silence.
 
-In: connections, and for each of them the faults of both directions. Out: the same bytes, as far as
-the faults let them through. Not known here: HTTP, streams.
+In: connections, and the faults of both directions of each. Out: the bytes that the faults let
+through. It knows nothing about HTTP and streams.
 
-A fault is a link in a chain: it is given where bytes go next (`Push`) and returns where they go
-first. `b""` is the end of the bytes, and travels the chain like them. The bytes before a cut are
-always delivered before it.
+A fault is a link in a chain: it takes the next link (`Push`) and returns its own. `b""` marks the
+end of the bytes and travels the chain like them. Bytes before a cut are always delivered.
 """
 
 import asyncio
 import contextlib
 import random
-import socket
-import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tests.support.raw import reset_on_close
+
 Address = tuple[str, int]
 Push = Callable[[bytes], Awaitable[None]]
 Fault = Callable[[Push], Push]
-How = Literal["FIN", "RST"]
+CloseKind = Literal["FIN", "RST"]
+CLOSES: tuple[CloseKind, ...] = ("FIN", "RST")
 
 READ_BYTES = 65536
 
 
 class CutError(Exception):
-    """Raised by a fault: the whole connection ends here, on both sides."""
+    """Raised by a fault to end the whole connection, on both sides."""
 
-    def __init__(self, how: How) -> None:
+    def __init__(self, how: CloseKind) -> None:
         self.how = how
 
 
 def latency(seconds: float, jitter: float = 0.0, chance: random.Random | None = None) -> Fault:
-    """Each piece comes `seconds` later, give or take up to `jitter`; order is kept."""
+    """Delay each piece by `seconds`, plus or minus up to `jitter` seconds; keep the order."""
 
     def link(push: Push) -> Push:
         async def delayed(data: bytes) -> None:
@@ -48,7 +48,7 @@ def latency(seconds: float, jitter: float = 0.0, chance: random.Random | None = 
 
 
 def bandwidth(bytes_per_second: float) -> Fault:
-    """No more than this comes through: a tenth of a second's worth at a time."""
+    """Limit the rate, passing a tenth of a second's worth at a time."""
     share = max(1, int(bytes_per_second / 10))
 
     def link(push: Push) -> Push:
@@ -66,13 +66,13 @@ def bandwidth(bytes_per_second: float) -> Fault:
 
 
 def slices(size: int) -> Fault:
-    """Comes in pieces of `size` bytes; the other side reads each on its own if it is quick."""
+    """Split into pieces of `size` bytes; a quick receiver reads each piece separately."""
 
     def link(push: Push) -> Push:
         async def sliced(data: bytes) -> None:
             for start in range(0, len(data), size):
                 await push(data[start : start + size])
-                await asyncio.sleep(0)  # the piece is on its way before the next is written
+                await asyncio.sleep(0)  # let this piece leave before the next is written
             if not data:
                 await push(data)
 
@@ -81,8 +81,8 @@ def slices(size: int) -> Fault:
     return link
 
 
-def cut(after: int, how: How = "FIN") -> Fault:
-    """The connection ends when exactly `after` bytes have come through."""
+def cut(after: int, how: CloseKind = "FIN") -> Fault:
+    """End the connection after exactly `after` bytes."""
 
     def link(push: Push) -> Push:
         left = after
@@ -103,12 +103,12 @@ def cut(after: int, how: How = "FIN") -> Fault:
 
 
 def reset(after: int) -> Fault:
-    """As `cut`, by RST."""
+    """End the connection by RST after exactly `after` bytes."""
     return cut(after, "RST")
 
 
 def black_hole(after: int = 0) -> Fault:
-    """After so many bytes the rest is taken and lost, the end too: silence, with nothing closed."""
+    """Lose everything after `after` bytes, the end included; close nothing."""
 
     def link(push: Push) -> Push:
         left = after
@@ -125,7 +125,7 @@ def black_hole(after: int = 0) -> Fault:
 
 
 def stall(after: int = 0) -> Fault:
-    """After so many bytes nothing more is taken: the sender's buffers fill up."""
+    """Stop reading after `after` bytes, so that the sender's buffers fill up."""
 
     def link(push: Push) -> Push:
         left = after
@@ -144,7 +144,7 @@ def stall(after: int = 0) -> Fault:
 
 
 def slow_close(seconds: float) -> Fault:
-    """The end comes `seconds` after the last byte."""
+    """Delay the end by `seconds` after the last byte."""
 
     def link(push: Push) -> Push:
         async def closing(data: bytes) -> None:
@@ -158,34 +158,34 @@ def slow_close(seconds: float) -> Fault:
 
 
 def sometimes(chance: random.Random, probability: float, fault: Fault) -> list[Fault]:
-    """This fault, or none, as chance has it."""
+    """Return this fault with the given probability, else no fault."""
     return [fault] if chance.random() < probability else []
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What befalls one connection: its way `up` to the server, and `down` to the client."""
+    """The faults of one connection, `up` to the server and `down` to the client."""
 
     up: Sequence[Fault] = ()
     down: Sequence[Fault] = ()
 
 
 FaultsOf = Callable[[random.Random], Faults]
-"""Decides a connection's faults. Its chance depends on the proxy's seed and the connection's number
-alone."""
+"""Chooses a connection's faults, by a random source that depends only on the proxy's seed and the
+connection's number."""
 
 
 def none(chance: random.Random) -> Faults:
-    """No faults at all."""
+    """Choose no faults."""
     return Faults()
 
 
 class Proxy:
-    """Listens on a loopback port and connects whoever comes to `target`.
+    """A proxy that listens on a loopback port and connects its clients to `target`.
 
         async with Proxy(target, faults_of) as proxy: ... proxy.address
 
-    `faults_of` may be replaced at any time; it counts for the connections that come after.
+    `faults_of` may be replaced at any time; the change applies to new connections.
     """
 
     def __init__(self, target: Address, faults_of: FaultsOf = none, *, seed: int = 0) -> None:
@@ -200,7 +200,7 @@ class Proxy:
 
     @property
     def address(self) -> Address:
-        """Where clients go: the same for the proxy's whole life."""
+        """The address for clients, which never changes."""
         return ("127.0.0.1", self._port)
 
     async def __aenter__(self) -> "Proxy":
@@ -212,14 +212,14 @@ class Proxy:
         await self.drop()
 
     async def up(self) -> None:
-        """Take connections."""
+        """Accept connections."""
         self._server = await asyncio.start_server(
             self._accept, "127.0.0.1", self._port, backlog=4096
         )
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
-        """Refuse connections; those that are open go on."""
+        """Refuse new connections; keep the open ones."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -239,7 +239,7 @@ class Proxy:
         self.num_connections += 1
         faults = self.faults_of(random.Random(f"{self._seed}/{self.num_connections}"))
         writers = [client]
-        how: How = "FIN"
+        how: CloseKind = "FIN"
         try:
             server_reader, server = await asyncio.open_connection(*self.target)
             writers.append(server)
@@ -259,7 +259,7 @@ class Proxy:
 
 
 def _chain(faults: Sequence[Fault], writer: asyncio.StreamWriter) -> Push:
-    writer.transport.set_write_buffer_limits(0)  # `drain` waits until the kernel has everything
+    writer.transport.set_write_buffer_limits(0)  # `drain` waits until the kernel has all bytes
 
     async def write(data: bytes) -> None:
         if data:
@@ -280,12 +280,11 @@ async def _carry(reader: asyncio.StreamReader, push: Push) -> None:
     await push(b"")
 
 
-def _close(writer: asyncio.StreamWriter, how: How) -> None:
+def _close(writer: asyncio.StreamWriter, how: CloseKind) -> None:
     if how == "RST":
-        linger = struct.pack("ii", 1, 0)
-        if (raw := writer.get_extra_info("socket")) is not None:  # it is closed already, else
+        if (raw := writer.get_extra_info("socket")) is not None:  # None if it is already closed
             with contextlib.suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                reset_on_close(raw)
         writer.transport.abort()
     else:
         writer.close()
@@ -295,7 +294,7 @@ def _close(writer: asyncio.StreamWriter, how: How) -> None:
 def proxy_in_a_thread(
     target: Address, faults_of: FaultsOf = none, *, seed: int = 0
 ) -> Iterator[Proxy]:
-    """A proxy for a test that has no event loop of its own."""
+    """Run a proxy in a thread, for a test without an event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fault-proxy")
     thread.start()
@@ -316,6 +315,6 @@ def proxy_in_a_thread(
 async def proxied(
     target: Address, *, up: Sequence[Fault] = (), down: Sequence[Fault] = ()
 ) -> AsyncIterator[Proxy]:
-    """A proxy with the same faults for every connection."""
+    """Run a proxy with the same faults for every connection."""
     async with Proxy(target, lambda _: Faults(up, down)) as proxy:
         yield proxy

@@ -1,7 +1,7 @@
-"""Readers of streams that record all they see: open, be cut, resume by Last-Event-ID, go away.
+"""Readers that open streams, are cut, resume by Last-Event-ID or leave, and record what they see.
 
-In: a server's address and what to ask. Out: entries of a history. Not known here: what is right
-(see `checker`). It shares nothing with Penstock's own client.
+In: a server's address and the request's fields. Out: entries of a history. It does not know what
+is right (see `checker`), and shares no code with Penstock's own client.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any, Literal
 
-from tests.faults.exchange import Exchange, Head, exchange, fetch, request_bytes
+from tests.faults.client_request import ClientRequest, Head, fetch, request_bytes, send_request
 from tests.faults.history import (
     Abort,
     Attached,
@@ -24,22 +24,22 @@ from tests.faults.history import (
     Truth,
 )
 from tests.faults.parser import EventParser, ServerSent
-from tests.faults.proxy import Address
+from tests.faults.proxy import Address, CloseKind
 
 PATIENCE_S = 60.0
 RETRY_S = 0.02
-"""Between two attempts to reach a server that is not there, or has no engine yet."""
+"""Seconds between two attempts to reach a server that is down or has no engine."""
 
 _numbers = itertools.count(1)
 
 
 def fresh_word(letters: int = 0) -> str:
-    """A word that no other stream has, of at least so many letters."""
+    """Return a word of at least `letters` letters that no other stream has."""
     return f"w{next(_numbers)}".ljust(letters, "x")
 
 
 class RefusedError(Exception):
-    """A request was answered with another status than the wanted one."""
+    """A request got a status other than 200."""
 
     def __init__(self, head: Head, body: bytes) -> None:
         super().__init__(f"{head.status} {body[:300]!r}")
@@ -51,7 +51,7 @@ class RefusedError(Exception):
 
 
 class Reader:
-    """A logical reader of one stream: `cursor` is the id of the last event it had, -1 for none."""
+    """A logical reader of one stream. `cursor` is the id of its last event, or -1 for none."""
 
     def __init__(self, address: Address, history: History, *, source: str = "") -> None:
         self.address = address
@@ -62,19 +62,19 @@ class Reader:
         self.is_resumable = True
         self.num_comments = 0
         self.arrivals: list[float] | None = None
-        """When each event came, where somebody sets a list."""
+        """When each event came, if a caller sets a list."""
         self.receive_buffer = 0
         self._history = history
         self._source = source
         self._parser = EventParser()
-        self._exchange: Exchange | None = None
+        self._request: ClientRequest | None = None
         self._body: bytearray | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     # Responses.
 
     async def open(self, truth: Truth, *, resumable: bool = True, **fields: Any) -> None:
-        """Ask for a stream. Raises OSError or RefusedError where there is none to be had."""
+        """Open a stream. Raises OSError or RefusedError if there is no stream."""
         self.is_resumable = resumable
         asked = {"prompt": f"{truth.word or 'Hello'} says", "stream": True, **fields}
         if resumable:
@@ -86,7 +86,7 @@ class Reader:
         self._attached()
 
     async def attach(self, stream: str = "", *, by: Literal["header", "query"] = "header") -> None:
-        """Read on after the cursor. Raises OSError or RefusedError."""
+        """Read the stream after the cursor. Raises OSError or RefusedError."""
         self.stream = stream or self.stream
         path, headers = f"/streams/{self.stream}", []
         if self.cursor >= 0 and by == "query":
@@ -97,28 +97,28 @@ class Reader:
         self._attached()
 
     async def closed(self) -> How:
-        """Wait for the response's end; how it ended."""
-        how = await self.exchange.ended
-        self._exchange = None
+        """Wait until the response ends. Returns how it ended."""
+        how = await self.request.ended
+        self._request = None
         self._detached(how)
         return how
 
     async def got(self, index: int) -> None:
-        """Wait until event `index` has come. Raises ConnectionError where it cannot any more."""
+        """Wait until event `index` comes. Raises ConnectionError if the response ends first."""
         if self.cursor >= index:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((index, waiter))
-        await asyncio.wait((waiter, self.exchange.ended), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiter, self.request.ended), return_when=asyncio.FIRST_COMPLETED)
         if self.cursor < index:
             raise ConnectionResetError(f"the response ended at event {self.cursor} of {index}")
 
     async def read_through(self, patience: float = PATIENCE_S) -> Ended:
-        """Read to the terminal event, resuming as often as need be."""
+        """Read to the terminal event, resuming as often as necessary."""
         async with asyncio.timeout(patience):
             attempts = 0
             while True:
-                if self._exchange is not None:
+                if self._request is not None:
                     await self.closed()
                 if self.ended is not None:
                     return self.ended
@@ -128,79 +128,79 @@ class Reader:
                 except OSError:
                     await asyncio.sleep(RETRY_S)
 
-    # Going away.
+    # Leaving.
 
     def forget(self) -> None:
-        """Give up a request to which no response has begun."""
-        if self._exchange is not None:
-            self._exchange.leave("RST")
-            self._exchange = None
+        """Drop a request whose response has not begun."""
+        if self._request is not None:
+            self._request.leave("RST")
+            self._request = None
 
-    def leave(self, how: Literal["FIN", "RST"] = "FIN") -> None:
-        """Go; a stream that cannot be resumed is thereby to be cancelled."""
-        if self._exchange is not None:
+    def leave(self, how: CloseKind = "FIN") -> None:
+        """Leave. The server must then cancel a stream that cannot be resumed."""
+        if self._request is not None:
             if not self.is_resumable and self.ended is None:
                 self._history.add(self.stream, Abort(time.monotonic(), "disconnect"))
-            self._exchange.leave(how)
+            self._request.leave(how)
             self._detached("left")
-            self._exchange = None
+            self._request = None
 
     def half_close(self) -> None:
-        """Send FIN and go on reading: the server takes it for a disconnect."""
+        """Send FIN and keep reading: the server treats it as a disconnect."""
         if not self.is_resumable:
             self._history.add(self.stream, Abort(time.monotonic(), "disconnect"))
-        self.exchange.half_close()
+        self.request.half_close()
 
     def stop_reading(self) -> None:
-        """Stay, and take nothing more."""
-        self.exchange.stop_reading()
+        """Keep the connection, but stop reading."""
+        self.request.stop_reading()
 
     def read_on(self) -> None:
-        """Take again what comes."""
-        self.exchange.read_on()
+        """Resume reading."""
+        self.request.read_on()
 
     @property
-    def exchange(self) -> Exchange:
-        """The request that is under way, and its response."""
-        assert self._exchange is not None
-        return self._exchange
+    def request(self) -> ClientRequest:
+        """The current request and its response."""
+        assert self._request is not None
+        return self._request
 
     @property
     def has_response(self) -> bool:
-        """There is a response whose end has not been recorded."""
-        return self._exchange is not None
+        """True if there is a response whose end is not yet recorded."""
+        return self._request is not None
 
     @property
     def is_over(self) -> bool:
-        """The response has ended, in whatever way."""
-        return self._exchange is None or self._exchange.ended.done()
+        """True if the response has ended in any way."""
+        return self._request is None or self._request.ended.done()
 
     @property
     def port(self) -> int:
-        """The port that this reader comes from."""
-        return int(self.exchange.socket.getsockname()[1])
+        """The local port of this reader's connection."""
+        return int(self.request.socket.getsockname()[1])
 
-    # What comes.
+    # The response.
 
     async def _ask(self, request: bytes) -> Head:
         self._parser = EventParser()
         self._body = bytearray()
-        answer = await exchange(
+        answer = await send_request(
             self.address,
             request,
             self._on_body,
             receive_buffer=self.receive_buffer,
             source=self._source,
         )
-        self._exchange = answer
+        self._request = answer
         head = await answer.head
         if head is None:
-            self._exchange = None
+            self._request = None
             raise ConnectionResetError("the response was cut before it began")
         if head.status == 200:
             return head
         await answer.ended
-        self._exchange = None
+        self._request = None
         refused = RefusedError(head, bytes(self._body))
         if self.stream:
             self._history.add(
@@ -211,7 +211,7 @@ class Reader:
 
     def _attached(self) -> None:
         self._history.add(self.stream, Attached(time.monotonic(), self.name, self.cursor))
-        # What has come with the head is read now that the stream has its name.
+        # Bytes that came with the head can be recorded now that the stream's id is known.
         early, self._body = self._body, None
         if early:
             self._on_body(bytes(early))
@@ -243,7 +243,7 @@ class Reader:
         index = int(fields["index"])
         event_id = None if event.last_id is None else int(event.last_id)
         if self.is_resumable and event_id is None:
-            event_id = -1  # it should have had one: the checker says so
+            event_id = -1  # a missing id, which the checker reports
         self.cursor = index if event_id is None else event_id
         if not fields["finished"]:
             self._history.add(
@@ -264,13 +264,13 @@ class Reader:
 
 
 async def cancel(address: Address, history: History, stream: str) -> str:
-    """DELETE a stream, and tell how it ended. Raises OSError or RefusedError."""
+    """Cancel a stream by DELETE and return how it ended. Raises OSError or RefusedError."""
     history.add(stream, Abort(time.monotonic(), "delete"))
     return await ask_how_it_ended(address, history, stream)
 
 
 async def ask_how_it_ended(address: Address, history: History, stream: str) -> str:
-    """DELETE of a stream that has ended, or should have: how it did. Raises as `cancel` does."""
+    """DELETE a stream that should have ended and return how. Raises OSError or RefusedError."""
     head, body = await fetch(address, request_bytes("DELETE", f"/streams/{stream}"))
     if head.status != 200:
         raise RefusedError(head, body)

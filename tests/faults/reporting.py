@@ -1,9 +1,9 @@
-"""A server whose mock engine reports what it does, with times, from within its own process.
+"""A server whose mock engine reports each of its acts, with the time, from its own process.
 
     python -m tests.faults.reporting serve --engine mock --engine-arg report=FILE ...
 
-In: the engine's requests. Out: a line for each thing it does, in a file. The times are of the
-system's monotonic clock, so a client's times and the engine's can be compared.
+In: the engine's requests. Out: a line in a file for each act. Times are the system's monotonic
+clock, so a client's times and the engine's can be compared.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from penstock.cli.main import main
 from penstock.engine.catalog import ENGINES
@@ -19,23 +19,21 @@ from penstock.engine.mock import Mock
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob
 from penstock.request import Request
-from tests.faults.history import EngineDid, History
-
-What = Literal["submitted", "token", "cancelled", "finished"]
+from tests.faults.history import EngineAct, EngineDid, History
 
 
 class Report:
-    """Appends lines that are whole even if the process is killed."""
+    """A file of lines that are complete even if the process is killed."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def say(self, what: What, request_id: str) -> None:
+    def say(self, what: EngineAct, request_id: str) -> None:
         os.write(self._file, f"{time.monotonic()!r} {what} {request_id}\n".encode())
 
 
 class ReportingSink:
-    """Tells of each token, then passes it on."""
+    """A sink that reports each token, then passes it on."""
 
     def __init__(self, request_id: str, sink: Sink, report: Report) -> None:
         self._id, self._sink, self._report = request_id, sink, report
@@ -78,7 +76,7 @@ class ReportingSink:
 
 
 class ReportingMock(Mock):
-    """The mock engine, and `report`: the file that it writes to."""
+    """The mock engine with reports. `report` is the path of their file."""
 
     def __init__(self, *, report: str, **options: Any) -> None:
         super().__init__(**options)
@@ -94,22 +92,22 @@ class ReportingMock(Mock):
 
 
 class Reports:
-    """Reads what the engine reports, from where it was read last."""
+    """A reader of the engine's reports, which remembers where it stopped."""
 
     def __init__(self, path: Path) -> None:
         path.touch()
         self._file = path.open()
 
     def read(self) -> list[tuple[str, EngineDid]]:
-        """What is new: the stream's id, and what was done."""
+        """Return the new reports: a stream's id and an act each."""
         found: list[tuple[str, EngineDid]] = []
         for line in self._file:
             when, what, stream = line.split()
-            found.append((stream, EngineDid(float(when), _WHATS[what])))
+            found.append((stream, EngineDid(float(when), _ACTS[what])))
         return found
 
     def into(self, history: History) -> None:
-        """Put what is new into a history."""
+        """Add the new reports to a history."""
         for stream, entry in self.read():
             history.add(stream, entry)
 
@@ -117,12 +115,7 @@ class Reports:
         self._file.close()
 
 
-_WHATS: dict[str, What] = {
-    "submitted": "submitted",
-    "token": "token",
-    "cancelled": "cancelled",
-    "finished": "finished",
-}
+_ACTS: dict[str, EngineAct] = {act: act for act in get_args(EngineAct)}
 
 if __name__ == "__main__":
     target = "tests.faults.reporting:ReportingMock"

@@ -1,12 +1,11 @@
-"""Everything at once, for as long as asked, and then the verdict.
+"""Run every kind of client and fault at once, then judge the run.
 
     python -m tests.faults.soak --minutes 5
 
 Clients stream through the fault proxy (cuts, resets, slices, delays, black holes), read together,
-read slowly, stall, cancel, disconnect, and come back; meanwhile the engine is killed, or made to
-stand still. What each of them saw is judged as soon as its stream has ended. At the end the server
-must hold what it held before, and leave no process behind. Exit code 1 where an invariant was
-broken.
+read slowly, stall, cancel, disconnect and come back. Meanwhile the engine is killed or stopped.
+Each stream is judged as soon as it has ended. At the end the server must hold no more than before,
+and leave no process behind. The exit code is 1 if an invariant was broken.
 """
 
 import argparse
@@ -27,15 +26,16 @@ from tests.faults.processes import (
     held_by,
     kill_engine,
     processes_of,
+    rss_mib,
     settled,
     still_there,
     until_readiness,
 )
 from tests.faults.proxy import (
+    CLOSES,
     Address,
     Fault,
     Faults,
-    How,
     Proxy,
     bandwidth,
     black_hole,
@@ -49,22 +49,21 @@ from tests.support.servers import RunningServer, serve
 LENGTH = 120
 INTERVAL_S = 0.01
 SILENCE_S = 4.0
-"""A reader that hears nothing for so long, though heartbeats come every second, is in a black hole
-and goes."""
+"""A reader that gets no byte for so many seconds is in a black hole, since heartbeats come every
+second, and leaves."""
 HEARTBEAT_S = 1.0
 STALL_TIMEOUT_S = 2.0
 ENGINE_TIMEOUT_S = 2.0
 LINGER_S = 20.0
 RETAIN_S = 20.0
 STREAM_PATIENCE_S = 90.0
-HOWS: tuple[How, ...] = ("FIN", "RST")
 FAULTS_OF_THE_ENGINE = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 
 
 def faults_of(chance: random.Random) -> Faults:
-    """A network on a bad day: half of the connections go well."""
+    """Choose the faults of a bad network: half of the connections have none."""
     kinds: list[Callable[[], list[Fault]]] = [
-        lambda: [cut(chance.randrange(8000), chance.choice(HOWS))],
+        lambda: [cut(chance.randrange(8000), chance.choice(CLOSES))],
         lambda: [slices(chance.randrange(1, 64)), cut(chance.randrange(8000))],
         lambda: [latency(0.01, 0.01, chance)],
         lambda: [bandwidth(chance.randrange(2_000, 20_000))],
@@ -74,7 +73,7 @@ def faults_of(chance: random.Random) -> Faults:
 
 
 class Client:
-    """One of those who use the server, one stream after another, in every way there is."""
+    """A client that uses the server in every way, one stream after another."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class Client:
         self._history = History()
 
     async def run_until(self, deadline: float) -> None:
-        """Use the server until then."""
+        """Use the server until `deadline`, on the monotonic clock."""
         ways: list[Callable[[], Awaitable[None]]] = [
             self.read_through_faults,
             self.read_through_faults,
@@ -108,13 +107,13 @@ class Client:
             self._did[way.__name__.replace("_", " ")] += 1
 
     async def read_through_faults(self) -> None:
-        """Be cut, and resume."""
+        """Read a stream that is cut, and resume it."""
         reader = await self._open(self._proxy)
         await self._read_whatever_happens(reader)
         await self._judge(reader)
 
     async def read_together(self) -> None:
-        """Many readers of one stream, through the proxy and not."""
+        """Read one stream with many readers, some of them through the proxy."""
         reader = await self._open(self._server)
         others = [
             Reader(self._chance.choice((self._proxy, self._server)), self._history)
@@ -126,7 +125,7 @@ class Client:
         await self._judge(reader)
 
     async def read_slowly(self) -> None:
-        """Pause again and again, never for as long as the server bears."""
+        """Pause several times, each time for less than the stall timeout."""
         reader = await self._open(self._server, letters=500)
         for _ in range(4):
             if reader.is_over:
@@ -139,7 +138,7 @@ class Client:
         await self._judge(reader)
 
     async def stall(self) -> None:
-        """Stop reading, be dropped, and come back for the rest. Another reads on meanwhile."""
+        """Stop reading, be dropped, and come back for the rest while another reader reads on."""
         reader = await self._open(self._server, letters=4000, receive_buffer=4096)
         other = Reader(self._server, self._history)
         other.stream = reader.stream
@@ -153,7 +152,7 @@ class Client:
         await self._judge(reader)
 
     async def cancel(self) -> None:
-        """Cancel from another connection, twice."""
+        """Cancel a stream twice from another connection."""
         reader = await self._open(self._proxy, resumable=self._chance.random() < 0.5)
         await asyncio.sleep(self._chance.random())
         for _ in range(2):
@@ -170,7 +169,7 @@ class Client:
         with contextlib.suppress(ConnectionError):
             await reader.got(self._chance.randrange(LENGTH))
         if not reader.is_over:
-            reader.leave(self._chance.choice(HOWS))
+            reader.leave(self._chance.choice(CLOSES))
         await self._judge(reader)
 
     async def come_and_go(self) -> None:
@@ -180,7 +179,7 @@ class Client:
             if reader.ended is not None:
                 break
             if not reader.is_over:
-                reader.leave(self._chance.choice(HOWS))
+                reader.leave(self._chance.choice(CLOSES))
             await asyncio.sleep(self._chance.random() / 2)
             with contextlib.suppress(OSError):
                 await reader.attach()
@@ -211,7 +210,7 @@ class Client:
                 return reader
 
     async def _persist(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Do this, past cuts."""
+        """Repeat `work` until no cut interrupts it."""
         while True:
             with contextlib.suppress(OSError):
                 await work()
@@ -219,7 +218,7 @@ class Client:
             await asyncio.sleep(0.05)
 
     async def _read_whatever_happens(self, reader: Reader) -> None:
-        """Read to the terminal event; a silent connection is given up, and the stream resumed."""
+        """Read to the terminal event; leave silent connections and resume."""
         while reader.ended is None:
             if not reader.is_over:
                 await self._closed_or_silent(reader)
@@ -237,21 +236,21 @@ class Client:
             await self._closed_or_silent(reader)
 
     async def _closed_or_silent(self, reader: Reader) -> None:
-        """Wait until the response has ended, or no byte has come for a while: then leave it."""
-        exchange = reader.exchange
+        """Wait until the response ends; leave it if no byte comes for SILENCE_S."""
+        request = reader.request
         while True:
-            seen = exchange.num_bytes
-            await asyncio.wait((exchange.ended,), timeout=SILENCE_S)
-            if exchange.ended.done():
+            seen = request.num_bytes
+            await asyncio.wait((request.ended,), timeout=SILENCE_S)
+            if request.ended.done():
                 await reader.closed()
                 return
-            if exchange.num_bytes == seen:
+            if request.num_bytes == seen:
                 self._did["left a black hole"] += 1
                 reader.leave("RST")
                 return
 
     async def _judge(self, reader: Reader) -> None:
-        """Ask the server, too, how the stream ended, and have all of it judged."""
+        """Ask the server how the stream ended, and judge its history."""
         if reader.has_response and reader.is_over:
             await reader.closed()
         await self._persist(lambda: ask_how_it_ended(self._server, self._history, reader.stream))
@@ -261,7 +260,7 @@ class Client:
 async def break_the_engine(
     server: RunningServer, chance: random.Random, did: collections.Counter[str], deadline: float
 ) -> None:
-    """Kill the engine, or stop it, every few seconds."""
+    """Kill or stop the engine every few seconds."""
     while (left := deadline - time.monotonic()) > 10:
         await asyncio.sleep(min(left, chance.uniform(2, 8)))
         number = chance.choice(FAULTS_OF_THE_ENGINE)
@@ -270,7 +269,7 @@ async def break_the_engine(
 
 
 async def run(minutes: float, num_clients: int, seed: int) -> bool:
-    """Whether every invariant held."""
+    """Run the soak. Returns True if every invariant held."""
     verdict = Verdict()
     did: collections.Counter[str] = collections.Counter()
     with serve(
@@ -286,9 +285,9 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
         pids = {process.pid for process in processes_of(server)}
         async with Proxy(server.address, faults_of, seed=seed) as proxy:
             await Client(server.address, proxy.address, seed, verdict, did).run_until(
-                time.monotonic() + 1  # what is made on first use is there
+                time.monotonic() + 1  # the first use creates what stays
             )
-            before, rss_before = held_by(server), _rss_mib(server)
+            before, rss_before = held_by(server), rss_mib(server.pid)
             began = time.monotonic()
             deadline = began + minutes * 60
             clients = [
@@ -308,7 +307,7 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
             num_cuts = proxy.num_cuts
         await until_readiness(server.address, 200)
         after = await settled(server, before, within=LINGER_S + RETAIN_S)
-        rss_after = _rss_mib(server)
+        rss_after = rss_mib(server.pid)
     left = still_there(list(pids))
     held = [Held(0, "before", *each) for each in {**before, "processes left": 0.0}.items()]
     held += [Held(0, "after", *each) for each in {**after, "processes left": len(left)}.items()]
@@ -324,16 +323,11 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
     return verdict.holds
 
 
-def _rss_mib(server: RunningServer) -> float:
-    (parent, *_) = processes_of(server)
-    return float(parent.memory_info().rss) / 2**20
-
-
 def _progress(seconds: float, of: float, verdict: Verdict, server: RunningServer) -> None:
     print(
         f"\r{seconds:5.0f} of {of:.0f} s: {verdict.counts['streams']} streams,"
         f" {verdict.counts['cut']} cut, {len(verdict.breaches)} breaches,"
-        f" {_rss_mib(server):.0f} MiB ",
+        f" {rss_mib(server.pid):.0f} MiB ",
         end="",
         file=sys.stderr,
         flush=True,

@@ -1,4 +1,4 @@
-"""The checker accepts a good history, and for each invariant refuses one that breaks it."""
+"""The checker accepts good histories, and finds the breach of each invariant in bad ones."""
 
 import itertools
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def data_of(text: str) -> bytes:
 
 
 class Story:
-    """Writes a stream's history, a tick of the clock for each entry."""
+    """Builds a stream's history, one tick of the clock per entry."""
 
     def __init__(self, truth: Truth = TRUTH) -> None:
         self.history = StreamHistory("s", truth)
@@ -110,38 +110,35 @@ def test_cuts_resumes_late_readers_and_refusals_hold() -> None:
     }
 
 
-def test_a_cancelled_stream_holds_whoever_was_told() -> None:
+def test_a_cancelled_stream_holds() -> None:
     story = Story().attach().get(0, 1)
     story.add(Abort(story.tick(), "delete")).get(2).end("cancelled", 3).detach()
     story.add(Told(story.tick(), "cancelled"))
     assert story.broken() == set()
 
 
-def test_a_stream_without_a_reader_holds_where_its_end_is_told() -> None:
+def test_a_stream_without_a_reader_holds_if_delete_tells_its_end() -> None:
     story = Story().attach().get(0).detach("left")
     story.add(Abort(story.tick(), "disconnect")).add(Told(story.tick(), "cancelled"))
     assert story.broken() == set()
 
 
 BROKEN: dict[str, tuple[str, Callable[[], Story]]] = {
-    "a token is another": (
+    "a token is wrong": (
         "I1",
         lambda: Story(Truth("apple:0 apple:9 ", "stop", 2, "apple")).attach().get(0, 1),
     ),
-    "readers got other bytes": (
+    "two readers got different bytes": (
         "I1",
         lambda: whole().attach("b").add(Got(50, "b", 0, 0, "apple:0 ", b"{ }")),
     ),
-    "a late reader got a token that is in no truth": (
+    "a late reader got a wrong token": (
         "I1",
         lambda: (
             whole().attach("b", after=3).add(Got(50, "b", 4, 4, "apple:x ", data_of("apple:x ")))
         ),
     ),
-    "a delta says nothing": (
-        "I1",
-        lambda: Story().attach().add(Got(50, "a", 0, 0, "", b"")),
-    ),
+    "a delta is empty": ("I1", lambda: Story().attach().add(Got(50, "a", 0, 0, "", b""))),
     "an event is lost": ("I2", lambda: Story().attach().get(0, 2)),
     "the first event is lost": ("I2", lambda: Story().attach().get(1)),
     "an event is lost at a resume": (
@@ -149,14 +146,17 @@ BROKEN: dict[str, tuple[str, Callable[[], Story]]] = {
         lambda: Story().attach().get(0).detach("cut").attach(after=0).get(2),
     ),
     "an event comes twice": ("I2", lambda: Story().attach().get(0, 1, 1)),
-    "an event comes twice by a resume": (
+    "a resume repeats an event": (
         "I2",
         lambda: Story().attach().get(0, 1).detach("cut").attach(after=1).get(1),
     ),
-    "events change places": ("I2", lambda: Story().attach().get(0, 2, 1, 3)),
-    "an event before the cursor comes": ("I2", lambda: whole().attach("b", 3).get(3, reader="b")),
-    "the terminal event jumps": ("I2", lambda: Story().attach().get(0, 1).end("cancelled", 4)),
-    "an id is not the index": (
+    "events are reordered": ("I2", lambda: Story().attach().get(0, 2, 1, 3)),
+    "an event precedes the cursor": ("I2", lambda: whole().attach("b", 3).get(3, reader="b")),
+    "the terminal event skips one id": (
+        "I2",
+        lambda: Story().attach().get(0, 1).end("cancelled", 4),
+    ),
+    "an id differs from the index": (
         "I2",
         lambda: Story().attach().add(Got(50, "a", 7, 0, "apple:0 ", data_of("apple:0 "))),
     ),
@@ -166,27 +166,27 @@ BROKEN: dict[str, tuple[str, Callable[[], Story]]] = {
         lambda: whole().attach("b", 5).end("length", 6, reader="b"),
     ),
     "a delta after the end": ("I3", lambda: whole().get(6)),
-    "a body that ends as if whole": ("I3", lambda: Story().attach().get(0, 1).detach("whole")),
-    "success too early": ("I4", lambda: Story().attach().get(0, 1).end("stop", 2)),
-    "success for another reason": ("I4", lambda: Story().attach().get(*range(6)).end("length")),
-    "cancelled by nobody": ("I4", lambda: Story().attach().get(0, 1).end("cancelled", 2)),
-    "an error without cause": (
+    "a whole body without its end": ("I3", lambda: Story().attach().get(0, 1).detach("whole")),
+    "success before the whole text": ("I4", lambda: Story().attach().get(0, 1).end("stop", 2)),
+    "success for the wrong reason": ("I4", lambda: Story().attach().get(*range(6)).end("length")),
+    "cancelled without a cause": ("I4", lambda: Story().attach().get(0, 1).end("cancelled", 2)),
+    "an error without a cause": (
         "I4",
         lambda: Story().attach().get(0).end("error", 1, error="engine_died"),
     ),
-    "tokens that were not made are counted": (
-        "I4",
-        lambda: Story().attach().get(*range(6)).end(tokens=9),
-    ),
-    "nobody knows the end": ("I6", lambda: Story().attach().get(0).detach("cut")),
-    "DELETE tells of another end": ("I6", lambda: whole().add(Told(99, "cancelled"))),
-    "DELETE tells twice, of two ends": (
+    "more tokens counted than made": ("I4", lambda: Story().attach().get(*range(6)).end(tokens=9)),
+    "the end is unknown": ("I6", lambda: Story().attach().get(0).detach("cut")),
+    "DELETE and the terminal event differ": ("I6", lambda: whole().add(Told(99, "cancelled"))),
+    "two DELETEs differ": (
         "I6",
         lambda: Story().attach().add(Told(98, "cancelled")).add(Told(99, "stop")),
     ),
-    "another stream's token": ("I7", lambda: Story().attach().get(0).get(1, word="pear")),
-    "the engine still has it": ("I8", lambda: whole().add(EngineDid(0, "submitted"))),
-    "too much is held": ("I9", lambda: whole().add(HeldBytes(50, "a", 300_000))),
+    "a token of another stream": ("I7", lambda: Story().attach().get(0).get(1, word="pear")),
+    "the engine still runs an ended stream": ("I8", lambda: whole().add(EngineDid(0, "submitted"))),
+    "too many bytes are held for a reader": (
+        "I9",
+        lambda: whole().add(HeldBytes(50, "a", 300_000)),
+    ),
 }
 
 
@@ -195,16 +195,16 @@ def test_each_invariant_can_be_broken(invariant: str, story: Callable[[], Story]
     assert invariant in story().broken()
 
 
-def test_what_is_made_after_an_abort_is_counted() -> None:
-    def told_at(tick: int) -> Story:
+def test_tokens_made_after_an_abort_are_counted() -> None:
+    def aborted_at(tick: int) -> Story:
         story = whole()
         for each in range(4):
             story.add(EngineDid(30 + each, "token"))
         return story.add(Abort(tick - 0.5, "delete"))
 
-    assert told_at(32).broken() == set()
-    assert told_at(31).broken() == {"I5"}
-    assert told_at(31).broken(Rules(tokens_after_abort=3)) == set()
+    assert aborted_at(32).broken() == set()
+    assert aborted_at(31).broken() == {"I5"}
+    assert aborted_at(31).broken(Rules(tokens_after_abort=3)) == set()
 
 
 def test_lost_duplicated_and_reordered_are_told_apart() -> None:
@@ -218,7 +218,7 @@ def test_lost_duplicated_and_reordered_are_told_apart() -> None:
     assert counts(0, 2, 1, 3) == (0, 0, 1)
 
 
-def test_what_the_server_does_not_give_back_breaks_i8() -> None:
+def test_resources_still_held_after_the_load_break_i8() -> None:
     held = [Held(0, "before", "descriptors", 10), Held(9, "after", "descriptors", 10)]
     assert judge_server(held) == []
     held.append(Held(9, "after", "processes", 1))
@@ -236,11 +236,11 @@ def test_a_verdict_can_be_read() -> None:
     assert "2 streams (1 stop), 2 readers, 9 events read" in said
     assert "lost 1, duplicated 0, reordered 0" in said
     assert "BROKEN: I2 x1, I6 x1" in said
-    assert "I2  bad: reader a, event 2 came where 1 was next: 1 lost" in said
+    assert "I2  bad: reader a, event 2 came instead of 1: 1 lost" in said
     assert "every invariant held" in str(judge_stream(whole().history))
 
 
-def test_what_the_engine_says_before_the_client_knows_the_stream_is_kept() -> None:
+def test_engine_reports_that_precede_the_stream_s_id_are_kept() -> None:
     history = History()
     history.add("s", EngineDid(0, "submitted"))
     history.open("s", TRUTH).add(Told(1, "stop"))

@@ -1,4 +1,4 @@
-"""Clients that go: the engine stops at once, and nothing of them stays."""
+"""Clients leave: the engine stops at once, and the server keeps nothing of them."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ WAYS = ("FIN", "RST", "half-close", "delete")
 
 @pytest.fixture(scope="module")
 def reporting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, Reports]]:
-    """A server whose engine tells what it does, at a token every 20 ms, without end."""
+    """A server whose engine reports its acts and makes a token every 20 ms without end."""
     path = tmp_path_factory.mktemp("reports") / "engine"
     reports = Reports(path)
     with serve(
@@ -35,7 +35,7 @@ def reporting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runnin
 
 
 async def reported(reports: Reports, history: History, streams: set[str]) -> None:
-    """Wait until the engine has been told to stop all of these streams."""
+    """Wait until the engine has been told to stop each of these streams."""
     left = set(streams)
     async with asyncio.timeout(PATIENCE_S):
         while left:
@@ -89,7 +89,7 @@ async def test_a_resumable_stream_lingers_and_is_then_cancelled(
         await reader.open(truth, max_tokens=1000)
         await reader.got(0)
         reader.leave()
-        await reader.attach()  # it comes back in time, and goes again
+        await reader.attach()  # within the linger time
         await reader.got(reader.cursor + 3)
         reader.leave("RST")
         left_at = time.monotonic()
@@ -98,6 +98,6 @@ async def test_a_resumable_stream_lingers_and_is_then_cancelled(
         assert time.monotonic() - left_at >= LINGER_S
         end = await reader.read_through()
         history.add(reader.stream, Told(time.monotonic(), end.reason))
-    verdict = judge(history, Rules(tokens_after_abort=5))  # a timer is not exact
+    verdict = judge(history, Rules(tokens_after_abort=5))  # timers are not exact
     assert verdict.holds, verdict
     assert verdict.endings == {"cancelled": 1}

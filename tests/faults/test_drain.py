@@ -1,4 +1,4 @@
-"""SIGTERM under streams: no stream ends without its terminal event, and the server ends in time."""
+"""SIGTERM during streams: each stream gets a terminal event, and the server ends in time."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ async def test_streams_end_by_themselves_or_are_told_of_the_shutdown() -> None:
                 await Reader(server.address, history).open(numbered("late", length=1, max_tokens=1))
             assert (refused.value.status, refused.value.code) == (503, "draining")
             late = Reader(server.address, history)
-            await late.attach(readers[0].stream)  # what runs can still be read
+            await late.attach(readers[0].stream)  # running streams can still be read
             ends = await asyncio.gather(*(reader.closed() for reader in (*readers, late)))
             assert set(ends) == {"whole"}
         returncode = await asyncio.to_thread(server.process.wait, PATIENCE_S)

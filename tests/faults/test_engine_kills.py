@@ -1,4 +1,4 @@
-"""The engine's process is killed, or stands still, under streams: they pause, and miss nothing."""
+"""The engine's process is killed or stopped during streams: they pause and miss nothing."""
 
 import asyncio
 import signal
@@ -26,7 +26,7 @@ def server() -> Iterator[RunningServer]:
 
 
 async def opened(server: RunningServer, history: History, num: int) -> list[Reader]:
-    """So many streams, half of them resumable, each with an event."""
+    """Open `num` streams, half of them resumable, and wait for the first event of each."""
     await until_readiness(server.address, 200)
     readers = []
     for each in range(num):
@@ -39,7 +39,7 @@ async def opened(server: RunningServer, history: History, num: int) -> list[Read
 
 
 async def all_go_on(readers: list[Reader]) -> None:
-    """Wait until each has one more event."""
+    """Wait until each reader has one more event."""
     await asyncio.gather(*(reader.got(reader.cursor + 1) for reader in readers))
 
 
@@ -81,7 +81,7 @@ async def test_streams_are_cut_while_the_engine_is_dead_and_resume_all_the_same(
     assert verdict.counts["resumed"] >= 6
 
 
-async def test_new_requests_are_put_off_until_those_that_were_running_go_on(
+async def test_new_requests_are_refused_until_the_running_streams_go_on(
     server: RunningServer,
 ) -> None:
     history = History()
@@ -101,7 +101,7 @@ async def test_new_requests_are_put_off_until_those_that_were_running_go_on(
         readers = await opened(server, history, 2)
         assert signal_engine(server, signal.SIGKILL)
         asking = []
-        while not refusals:  # those that come before the server knows are taken, and wait
+        while not refusals:  # requests that precede the server's notice are accepted and wait
             asking.append(asyncio.create_task(ask()))
             await asyncio.wait(asking, timeout=PROBE_S)
         await asyncio.gather(*asking)
@@ -119,8 +119,10 @@ PROMPTS = (
 )
 
 
-async def tell(server: RunningServer, history: History, truths: dict[str, Truth]) -> list[Reader]:
-    """A greedy stream for each prompt, as the built-in model has it."""
+async def open_prompts(
+    server: RunningServer, history: History, truths: dict[str, Truth]
+) -> list[Reader]:
+    """Open a greedy stream of the built-in model for each prompt."""
     readers = []
     for prompt, truth in truths.items():
         reader = Reader(server.address, history)
@@ -129,10 +131,10 @@ async def tell(server: RunningServer, history: History, truths: dict[str, Truth]
     return readers
 
 
-async def told(server: RunningServer, prompts: tuple[str, ...]) -> dict[str, Truth]:
-    """What it says to these prompts, undisturbed."""
+async def undisturbed(server: RunningServer, prompts: tuple[str, ...]) -> dict[str, Truth]:
+    """Return the built-in model's undisturbed answers to these prompts."""
     history = History()
-    readers = await tell(server, history, dict.fromkeys(prompts, Truth("", "", 0)))
+    readers = await open_prompts(server, history, dict.fromkeys(prompts, Truth("", "", 0)))
     truths = {}
     for prompt, reader in zip(prompts, readers, strict=True):
         end = await reader.read_through()
@@ -143,19 +145,19 @@ async def told(server: RunningServer, prompts: tuple[str, ...]) -> dict[str, Tru
 
 
 async def test_the_built_in_model_says_after_a_death_what_it_would_have_said() -> None:
-    """Where two tokens are as good as equal, llama.cpp's choice depends on what else it computes at
-    the time, death or no death. So only prompts count to which it says the same alone and not."""
+    """Only prompts count whose answer is the same alone and in company: if two tokens are almost
+    equally likely, llama.cpp's choice depends on what else it computes at the time."""
     history = History()
     async with asyncio.timeout(PATIENCE_S):
         with serve(slots=4) as server:
             alone: dict[str, Truth] = {}
             for prompt in PROMPTS:
-                alone |= await told(server, (prompt,))
-            together = await told(server, PROMPTS)
+                alone |= await undisturbed(server, (prompt,))
+            together = await undisturbed(server, PROMPTS)
             truths = {each: alone[each] for each in PROMPTS if alone[each] == together[each]}
             assert len(truths) >= 4
             for num_events in (2, 40):
-                readers = await tell(server, history, truths)
+                readers = await open_prompts(server, history, truths)
                 await readers[0].got(num_events)
                 assert signal_engine(server, signal.SIGKILL)
                 await asyncio.gather(*(reader.read_through() for reader in readers))

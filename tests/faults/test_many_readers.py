@@ -1,4 +1,4 @@
-"""Many readers of one stream: all read the same, and one that does not read harms no other."""
+"""Many readers of one stream get the same events, and a stalled reader harms no other."""
 
 import asyncio
 from collections.abc import Iterator
@@ -55,13 +55,13 @@ async def test_a_stalled_reader_is_bounded_and_dropped_and_a_slow_one_is_not(
     word = fresh_word(LETTERS)
     async with (
         asyncio.timeout(PATIENCE_S),
-        proxied(server.address, down=[bandwidth(500_000)]) as slow_line,
+        proxied(server.address, down=[bandwidth(500_000)]) as slow_network,
     ):
         good = [Reader(server.address, history) for _ in range(5)]
         await good[0].open(numbered(word, length=LENGTH, max_tokens=1000), max_tokens=1000)
         for reader in good[1:]:
             await reader.attach(good[0].stream)
-        slow = Reader(slow_line.address, history)
+        slow = Reader(slow_network.address, history)
         await slow.attach(good[0].stream)
         stalled = Reader(server.address, history)
         stalled.receive_buffer = 4096

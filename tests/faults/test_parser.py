@@ -1,4 +1,4 @@
-"""The event-stream parser of the fault tests, against the standard's text."""
+"""The event-stream parser of the fault tests follows the standard."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def test_events_are_read_as_the_standard_says() -> None:
 
 
 @pytest.mark.parametrize("size", range(1, 8))
-def test_where_the_bytes_are_cut_changes_nothing(size: int) -> None:
+def test_cutting_the_bytes_into_equal_pieces_changes_nothing(size: int) -> None:
     pieces = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
     assert parsed(*pieces)[1] == EVENTS
 

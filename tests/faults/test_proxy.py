@@ -1,4 +1,4 @@
-"""Each fault of the proxy does what its name says, to the byte."""
+"""Each fault of the proxy does exactly what its name says."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.faults.proxy import (
+    CLOSES,
     Address,
+    CloseKind,
     Fault,
     Faults,
-    How,
     Proxy,
     bandwidth,
     black_hole,
@@ -33,7 +34,7 @@ DATA = bytes(range(256)) * 8
 
 
 class Target:
-    """Sends `DATA` to whoever comes, and keeps what it is sent."""
+    """A server that sends `DATA` to each client and keeps what it receives."""
 
     def __init__(self) -> None:
         self.received = b""
@@ -65,7 +66,7 @@ async def listening() -> AsyncIterator[tuple[Target, Address]]:
 
 
 async def received_through(*down: Fault, count: int = len(DATA)) -> bytes:
-    """Up to `count` bytes of what a client gets."""
+    """Return the first `count` bytes that a client receives."""
     async with listening() as (_, address), proxied(address, down=down) as proxy:
         reader, writer = await asyncio.open_connection(*proxy.address)
         try:
@@ -87,8 +88,8 @@ async def test_without_faults_every_byte_comes_through_both_ways_and_the_end_too
 
 
 @pytest.mark.parametrize("after", [0, 1, 255, 2047])
-@pytest.mark.parametrize("how", ["FIN", "RST"])
-async def test_a_cut_comes_after_exactly_so_many_bytes(after: int, how: How) -> None:
+@pytest.mark.parametrize("how", CLOSES)
+async def test_a_cut_comes_after_exactly_so_many_bytes(after: int, how: CloseKind) -> None:
     async with listening() as (target, address), proxied(address, down=[cut(after, how)]) as proxy:
         reader, writer = await asyncio.open_connection(*proxy.address)
         if after:
@@ -145,7 +146,7 @@ async def test_a_black_hole_goes_silent_and_closes_nothing() -> None:
         reader, writer = await asyncio.open_connection(*proxy.address)
         assert await reader.readexactly(10) == DATA[:10]
         writer.write(b"still there?")
-        await target.got_something.wait()  # the other way is open
+        await target.got_something.wait()  # the other direction is open
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.05)
         writer.close()
@@ -210,7 +211,7 @@ async def test_down_refuses_and_up_takes_again_at_the_same_address() -> None:
         other.close()
 
 
-async def test_chance_is_the_seed_s_and_the_connection_s() -> None:
+async def test_faults_depend_on_the_seed_and_the_connection_alone() -> None:
     def faults_of(chance: random.Random) -> Faults:
         drawn.append(chance.random())
         return Faults(down=sometimes(chance, 0.5, cut(1)))

@@ -1,8 +1,8 @@
-"""Cancel, finish, fail, expire, resume, read, the engine's death: in any order, of any number of
-streams, the first to end a stream wins, and its readers miss nothing.
+"""Cancel, finish, fail, expire, resume, read and kill the engine, in any order, on any number of
+streams: the first event that ends a stream wins, and readers miss nothing.
 
-The streams are real; the engine and the clock are the test's. What readers get is judged by the
-same checker that judges whole servers.
+The streams are real; the test provides the engine and the clock. The checker that judges whole
+servers also judges these readers.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ MAX_TOKENS = 50
 
 
 class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose time the test tells."""
+    """An event loop whose time the test sets."""
 
     def __init__(self) -> None:
         super().__init__(selectors.DefaultSelector())
@@ -60,7 +60,7 @@ class Clock(asyncio.SelectorEventLoop):
 
 @dataclass
 class Running:
-    """A request in the engine: it goes on from token `first`, and `next` is the one to come."""
+    """A request in the engine, continued from token `first`; `next` is its next token."""
 
     sink: LosableSink
     first: int
@@ -68,7 +68,7 @@ class Running:
 
 
 class NumberingEngine(EngineInTest):
-    """Says the next number of a stream when it is told to, from where the request goes on."""
+    """An engine that emits a stream's next number when the test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class NumberingEngine(EngineInTest):
 
 @dataclass
 class Model:
-    """What should be true of a stream."""
+    """The expected state of a stream."""
 
     stream: Stream
     resumable: bool
@@ -117,7 +117,7 @@ class Model:
 
 @dataclass
 class Connection:
-    """A reader, and the task that reads on if it is a quick one."""
+    """A reader, and the task that keeps reading if the reader is quick."""
 
     name: str
     model: Model
@@ -129,7 +129,7 @@ class Connection:
 
 
 class Races(RuleBasedStateMachine):
-    """Everything that can happen to streams."""
+    """A state machine of everything that can happen to streams."""
 
     models = Bundle("models")
     connections = Bundle("connections")
@@ -151,7 +151,7 @@ class Races(RuleBasedStateMachine):
         self.streams = Streams([self.engine], limits)
 
     def run(self, work: Any) -> Any:
-        """Do this, and then whatever follows from it."""
+        """Run `work`, then every task that it makes ready."""
 
         async def settled() -> Any:
             result = await work
@@ -164,7 +164,7 @@ class Races(RuleBasedStateMachine):
     def tick(self) -> float:
         return float(next(self.ticks))
 
-    # What clients do.
+    # Clients.
 
     @rule(target=models, resumable=st.booleans(), is_quick=st.booleans())
     def open(self, resumable: bool, is_quick: bool) -> Any:
@@ -208,7 +208,7 @@ class Races(RuleBasedStateMachine):
             assert found is model.stream
             cursor = min(after + 1, len(found.log))
             if model.ended and cursor == len(found.log):
-                return None  # the API answers 204 to that
+                return None  # the API answers 204
             model.readers += 1
             return self._connect(model, Reader(found, cursor=cursor), is_quick)
 
@@ -253,7 +253,7 @@ class Races(RuleBasedStateMachine):
 
         self.run(work())
 
-    # What the engine does.
+    # The engine.
 
     @rule(model=models, number=st.integers(1, 5))
     def say(self, model: Model, number: int) -> None:
@@ -280,7 +280,7 @@ class Races(RuleBasedStateMachine):
                 sink.fail("engine_error", "It gave up.")
             else:
                 self._finish(model)
-            if says_more:  # late, as an engine may
+            if says_more:  # an engine may be late
                 sink.delta("late ", 1, (99,))
                 sink.finish("stop", 99)
 
@@ -303,12 +303,12 @@ class Races(RuleBasedStateMachine):
     def come_back(self, dies_again: bool) -> None:
         async def work() -> None:
             self.engine.come_back()
-            if dies_again:  # before anybody could make use of it
+            if dies_again:  # before anything could use it
                 self.engine.die()
 
         self.run(work())
 
-    # What the clock does.
+    # The clock.
 
     @rule(seconds=st.integers(1, 12))
     def time_passes(self, seconds: int) -> None:
@@ -324,7 +324,7 @@ class Races(RuleBasedStateMachine):
             self.run(nothing())
             self._give_up_what_waits_too_long()
 
-    # What must always be true.
+    # Invariants.
 
     @invariant()
     def streams_are_as_they_should_be(self) -> None:
@@ -332,10 +332,12 @@ class Races(RuleBasedStateMachine):
             ended = model.stream.ended
             reason = "" if ended is None else finish_reason_of(ended)
             if isinstance(ended, Failure) and ended.code == "engine_died" and not model.ended:
-                assert model.deaths_without_token >= 2, "given up without reason"
+                assert model.deaths_without_token >= 2, "given up without a reason"
                 self._end(model, "error")
-            assert reason == model.ended, f"{name}: {reason!r}, and should be {model.ended!r}"
-            assert not (model.ended and name in self.engine.running), "the engine still has it"
+            assert reason == model.ended, f"{name}: ended by {reason!r} instead of {model.ended!r}"
+            assert not (model.ended and name in self.engine.running), (
+                "the engine still runs an ended stream"
+            )
         assert len(self.streams) == sum(not model.ended for model in self.all.values())
         kept = [model for model in self.all.values() if self._is_kept(model)]
         assert len(self.streams.kept) == len(kept)
@@ -361,7 +363,7 @@ class Races(RuleBasedStateMachine):
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _wind_up(self) -> None:
-        """Bring all that still runs to its end: if something is stuck, it is found here."""
+        """Finish everything that still runs, to find anything that is stuck."""
         if self.engine.state == "down":
             self.engine.come_back()
         for _ in range(20 + 3 * len(self.all)):
@@ -380,13 +382,13 @@ class Races(RuleBasedStateMachine):
             else:
                 while connection.reader.lag > 0:
                     self._record(connection, await taken(connection.reader))
-            assert connection.is_told, "a reader has not been told of the end"
+            assert connection.is_told, "a reader has not got the terminal event"
             self._disconnect(connection)
 
     # The model.
 
     def _finish(self, model: Model) -> None:
-        """The engine comes to the end of this stream: now it is known what the whole of it is."""
+        """Let the engine finish this stream, which decides the stream's truth."""
         name = model.stream.id
         self._end(model, "length")
         history = self.history.streams[name]
@@ -454,7 +456,7 @@ class Races(RuleBasedStateMachine):
         return ""
 
     def _give_up_what_waits_too_long(self) -> None:
-        """The engine was away for too long: what waited for it has failed."""
+        """Expect the streams that waited too long for the engine to have failed."""
         if self.engine.state != "down":
             return
         for model in self.all.values():

@@ -1,4 +1,4 @@
-"""The readers of the fault tests, against a server of a few lines that speaks the protocol."""
+"""The readers of the fault tests, against a small server that speaks the protocol."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.checker import judge
 from tests.faults.history import Got, History, Refused, numbered
-from tests.faults.proxy import Address, Faults, How, Proxy, cut, sometimes
+from tests.faults.proxy import CLOSES, Address, Faults, Proxy, cut, sometimes
 from tests.faults.reading import Reader, RefusedError, ask_how_it_ended, cancel
 
 PATIENCE_S = 20.0
@@ -18,7 +18,10 @@ LENGTH = 30
 
 
 class SmallServer:
-    """Every stream says all of its truth at once, or as far as `length`, and waits."""
+    """A server whose streams send their first `length` tokens at once.
+
+    A stream shorter than LENGTH then waits until its client leaves or it is cancelled.
+    """
 
     def __init__(self) -> None:
         self.words: dict[str, str] = {}
@@ -26,7 +29,7 @@ class SmallServer:
         self.length = LENGTH
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.left = asyncio.Event()
-        self.goes_on = asyncio.Event()  # past the first half
+        self.goes_on = asyncio.Event()  # cleared: streams pause at their half
         self.goes_on.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,15 +128,14 @@ async def test_a_stream_is_read_to_its_end() -> None:
 
 async def test_cuts_at_any_byte_are_resumed_by_header_and_by_query() -> None:
     def cut_anywhere(chance: random.Random) -> Faults:
-        hows: list[How] = ["FIN", "RST"]
-        fault = cut(chance.randrange(700), chance.choice(hows))
+        fault = cut(chance.randrange(700), chance.choice(CLOSES))
         return Faults(down=sometimes(chance, 0.9, fault))
 
     history = History()
     async with listening() as (small, address), Proxy(address, cut_anywhere, seed=3) as proxy:
         for _ in range(20):
             reader = Reader(proxy.address, history)
-            with contextlib.suppress(OSError):  # cut before it knew its stream
+            with contextlib.suppress(OSError):  # cut before the reader knew its stream
                 await reader.open(TRUTH)
                 await reader.read_through()
     verdict = judge(history)
@@ -144,7 +146,7 @@ async def test_cuts_at_any_byte_are_resumed_by_header_and_by_query() -> None:
     assert any("last-event-id" in headers for _, headers in asked)
 
 
-async def test_who_waits_for_an_event_gets_it_or_learns_that_it_cannot_come() -> None:
+async def test_waiting_for_an_event_ends_when_it_comes_or_cannot_come() -> None:
     async with listening() as (small, address):
         small.length = 5
         reader = Reader(address, History())

@@ -1,4 +1,4 @@
-"""The built-in model behind a real server: many streams, exact counts, order, seeds, stops."""
+"""The built-in model behind a real server: many streams, exact counts, order, seeds and stops."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.raw import text_of
 from tests.support.servers import RunningServer, serve
 
 STORY = "Once upon a time"
@@ -26,7 +27,7 @@ def client(server: RunningServer) -> httpx.AsyncClient:
 
 
 async def stream(http: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:
-    """Every event of a stream."""
+    """Open a stream and return all its events."""
     async with http.stream("POST", "/generate", json={"prompt": STORY, **fields}) as response:
         assert response.status_code == 200
         lines = [line async for line in response.aiter_lines()]
@@ -38,10 +39,6 @@ async def complete(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
-
-
-def text_of(events: list[dict[str, Any]]) -> str:
-    return "".join(event["token"] for event in events)
 
 
 async def test_64_streams_at_once_all_finish_with_the_right_usage(server: RunningServer) -> None:
@@ -58,7 +55,7 @@ async def test_64_streams_at_once_all_finish_with_the_right_usage(server: Runnin
         assert end["finish_reason"] in ("stop", "length")
         assert usage["prompt_tokens"] == alone[-1]["usage"]["prompt_tokens"] > 0
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-        # Each delta of this ASCII text is one token; the token that ends the text is counted too.
+        # Each delta of this ASCII text is one token. The token that ends the text counts too.
         assert usage["completion_tokens"] - (len(events) - 1) in (0, 1)
         if end["finish_reason"] == "length":
             assert usage["completion_tokens"] == 60
@@ -73,7 +70,7 @@ async def test_streamed_and_whole_answers_are_the_same(server: RunningServer) ->
     assert events[-1]["finish_reason"] == whole["finish_reason"]
 
 
-async def test_the_same_seed_tells_the_same_story_and_another_another(
+async def test_a_seed_gives_the_same_story_again_and_another_seed_gives_another(
     server: RunningServer,
 ) -> None:
     async with client(server) as http:
@@ -139,7 +136,7 @@ async def test_a_thousand_requests_at_once_are_all_answered(server: RunningServe
     )
 
     async def ask() -> int:
-        # By hand: a client library takes longer for this than the server.
+        # Without a client library, which would take longer for this than the server.
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(head.encode() + body)
         answer = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])

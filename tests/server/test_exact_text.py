@@ -1,4 +1,4 @@
-"""What the engine says arrives as it is: nothing in it can end an event or begin another."""
+"""The engine's text arrives unchanged: no text can end an event or begin another."""
 
 import json
 

@@ -1,16 +1,16 @@
-"""HTTP/1.1 below the routes: old clients, unusual ones, and those that send ahead."""
+"""HTTP/1.1 below the routes: old clients, unusual clients, and clients that pipeline requests."""
 
 import json
 from collections.abc import Iterator
 
 import pytest
 
-from tests.server.test_disconnect import eventually
 from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
+from tests.support.waiting import eventually
 
 HEALTH = request("GET", "/health")
-ENDLESS = 1000  # tokens, so many that only its client's going ends the stream
+ENDLESS = 1000  # so many tokens that the stream ends only when its client leaves
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_requests_sent_ahead_are_answered_in_order(server: RunningServer) -> Non
         assert connection.response().json() == {"status": "healthy"}
 
 
-def test_a_client_that_goes_after_it_sent_ahead_is_noticed(server: RunningServer) -> None:
+def test_a_client_that_leaves_after_it_sent_ahead_is_noticed(server: RunningServer) -> None:
     with Connection(server.port) as connection:
         connection.send(generate(max_tokens=ENDLESS) + HEALTH)
         stream_id = connection.head().headers["x-stream-id"]
@@ -44,7 +44,7 @@ def test_a_client_that_goes_after_it_sent_ahead_is_noticed(server: RunningServer
     assert eventually(is_told, within=5)
 
 
-def test_a_body_is_asked_for_where_it_is_wanted(server: RunningServer) -> None:
+def test_expect_100_continue_is_answered_before_the_body(server: RunningServer) -> None:
     body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
     with Connection(server.port) as connection:
         connection.send(post(body, "Expect: 100-continue").removesuffix(body))
@@ -69,9 +69,7 @@ def test_an_answer_to_head_has_no_body(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_who_wishes_for_another_protocol_is_answered_in_this_one(
-    server: RunningServer, method: str
-) -> None:
+def test_a_request_to_upgrade_is_answered_in_http_1_1(server: RunningServer, method: str) -> None:
     wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
     body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
     sent = request("GET", "/health", *wish) if method == "GET" else post(body, *wish)
@@ -83,6 +81,6 @@ def test_idle_connections_do_not_hold_up_the_server_s_end() -> None:
         assert used.send(HEALTH).response().status == 200
         with Connection(server.port) as silent:
             server.process.terminate()
-            assert server.process.wait(5) == 0  # sooner than the time that a head is given
+            assert server.process.wait(5) == 0  # sooner than the timeout for a request's head
             assert used.is_closed()
             assert silent.is_closed()

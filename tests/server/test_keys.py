@@ -1,10 +1,9 @@
-"""A server with keys, over the wire: who gets in, whose streams are whose, and what is told."""
+"""A server with keys, over a socket: access, ownership of streams, and what answers reveal."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import requests
 from penstock import Client
 from penstock.client.errors import RefusedError
 from penstock.web.keys import key_table, new_key
-from tests.support.raw import Connection, ask, generate, open_stream, post, request
-from tests.support.servers import RunningServer, serve, start
+from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, post, request
+from tests.support.servers import RunningServer, refuses_to_start, serve
+from tests.support.waiting import eventually
 
 ALICE, BOB, ADMIN, CARLA = (new_key() for _ in range(4))
 
@@ -25,7 +25,7 @@ def auth(key: str) -> str:
 
 
 def generate_as(key: str, **fields: object) -> bytes:
-    head, _, body = generate(**fields).partition(b"\r\n\r\n")  # type: ignore[arg-type] # its own fields
+    head, _, body = generate(**fields).partition(b"\r\n\r\n")  # type: ignore[arg-type] # the fields are generate's own
     return head + f"\r\n{auth(key)}\r\n\r\n".encode() + body
 
 
@@ -87,11 +87,11 @@ WITHOUT_A_KEY = {
         ("GET", "/page/../metrics"),
     ],
 )
-def test_without_a_key_there_is_nothing_here(
+def test_requests_without_a_key_are_refused(
     server: RunningServer, method: str, path: str, headers: list[str]
 ) -> None:
     answer = ask(server.port, request(method, path, "Content-Length: 0", *headers))
-    if path == "/page/../metrics":  # never resolved: a file of the page that there is not
+    if path == "/page/../metrics":  # not resolved: the page has no such file
         assert answer.status == 404
         return
     assert answer.status == 401
@@ -111,7 +111,7 @@ def test_a_key_in_the_url_opens_nothing(server: RunningServer) -> None:
         assert ask(server.port, request("GET", f"/v1/models?{query}")).status == 401
 
 
-def test_a_refused_key_is_told_before_100_continue(server: RunningServer) -> None:
+def test_a_key_is_refused_before_100_continue(server: RunningServer) -> None:
     sent = request("POST", "/generate", "Content-Length: 9", "Expect: 100-continue", auth("x" * 20))
     assert ask(server.port, sent).status == 401
 
@@ -130,13 +130,15 @@ def test_a_key_opens_both_apis_and_only_an_admin_s_the_metrics(server: RunningSe
     assert ask(server.port, request("GET", "/metrics", auth(ADMIN))).status == 200
 
 
-def test_the_log_names_the_key_and_not_what_it_is(server: RunningServer) -> None:
+def test_the_log_has_the_key_s_name_and_not_the_key(server: RunningServer) -> None:
     sent = request("GET", "/v1/models", auth(BOB), "X-Request-ID: whose-is-this")
     assert ask(server.port, sent).status == 200
-    deadline = time.monotonic() + 10
-    while not (lines := [line for line in server.output if "whose-is-this" in line]):
-        assert time.monotonic() < deadline
-    assert 'owner="key bob"' in lines[0]
+
+    def lines() -> list[str]:
+        return [line for line in server.output if "whose-is-this" in line]
+
+    assert eventually(lambda: bool(lines()))
+    assert 'owner="key bob"' in lines()[0]
 
 
 def test_the_python_client_sends_its_key(server: RunningServer) -> None:
@@ -166,11 +168,10 @@ def test_another_s_stream_is_as_unknown_as_one_that_never_was(server: RunningSer
         with Connection(server.port) as again:
             again.send(request("GET", f"/streams/{stream_id}", auth(ALICE)))
             assert again.head().status == 200
-        answer = ask(server.port, request("DELETE", f"/streams/{stream_id}", auth(ADMIN)))
-        assert answer.json()["finish_reason"] == "cancelled"
+        assert cancel_stream(server.port, stream_id, auth(ADMIN)) == "cancelled"
 
 
-def test_a_key_has_so_many_streams_at_once(server: RunningServer) -> None:
+def test_a_key_s_streams_are_limited(server: RunningServer) -> None:
     opened = [open_stream(server.port, generate_as(ALICE)) for _ in range(2)]
     try:
         answer = ask(server.port, generate_as(ALICE))
@@ -178,36 +179,31 @@ def test_a_key_has_so_many_streams_at_once(server: RunningServer) -> None:
         assert ask(server.port, generate_as(BOB, max_tokens=1)).status == 200
     finally:
         for connection, stream_id in opened:
-            ask(server.port, request("DELETE", f"/streams/{stream_id}", auth(ALICE)))
+            cancel_stream(server.port, stream_id, auth(ALICE))
             connection.close()
-
-
-def eventually_status(server: RunningServer, key: str, status: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if ask(server.port, request("GET", "/v1/models", auth(key))).status == status:
-            return True
-    return False
 
 
 def test_keys_are_read_again_on_sighup_while_streams_go_on(
     server: RunningServer, keys_file: Path
 ) -> None:
+    def status_for(key: str) -> int:
+        return ask(server.port, request("GET", "/v1/models", auth(key))).status
+
     before = keys_file.read_text()
     connection, stream_id = open_stream(server.port, generate_as(BOB))
     with connection:
         keys_file.write_text(before + "\n" + key_table("carla", CARLA, is_admin=False))
-        assert ask(server.port, request("GET", "/v1/models", auth(CARLA))).status == 401
+        assert status_for(CARLA) == 401
         server.signal(signal.SIGHUP)
-        assert eventually_status(server, CARLA, 200)
+        assert eventually(lambda: status_for(CARLA) == 200)
         keys_file.write_text("[broken")
         server.signal(signal.SIGHUP)
-        assert eventually_status(server, CARLA, 200)
+        assert eventually(lambda: status_for(CARLA) == 200)
         keys_file.write_text(before)
         server.signal(signal.SIGHUP)
-        assert eventually_status(server, CARLA, 401)
+        assert eventually(lambda: status_for(CARLA) == 401)
         assert next(connection.events())["index"] == 0
-        assert ask(server.port, request("DELETE", f"/streams/{stream_id}", auth(BOB))).status == 200
+        assert cancel_stream(server.port, stream_id, auth(BOB)) == "cancelled"
 
 
 def test_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_admitted_page() -> None:
@@ -221,7 +217,7 @@ def test_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_admitted_page() 
             headers={
                 **headers,
                 "Access-Control-Request-Method": "POST",
-                # As from OpenAI's own client in a browser.
+                # The headers of OpenAI's own client in a browser.
                 "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
             },
             timeout=5,
@@ -234,12 +230,7 @@ def test_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_admitted_page() 
 
 
 def test_without_a_key_nothing_is_served_beyond_this_machine() -> None:
-    process = start(engine="mock", host="0.0.0.0")
-    assert process.stderr is not None
-    with process:
-        said = process.stderr.read()
-    assert process.returncode == 1
-    assert "--insecure" in said
+    assert "--insecure" in refuses_to_start(engine="mock", host="0.0.0.0")
     for arguments in (["--insecure"], [f"--api-key={BOB}"]):
         with serve(*arguments, engine="mock", host="0.0.0.0") as server:
             assert ask(server.port, request("GET", "/health")).status == 200

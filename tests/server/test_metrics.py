@@ -1,4 +1,4 @@
-"""The metrics tell the truth: of real clients that end in every way there is."""
+"""The metrics are exact for real clients that end in every possible way."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from tests.support.raw import Connection, ask, generate, open_stream, post, request
+from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, post, request
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
 
@@ -18,7 +18,7 @@ NUM_OF_EACH = 4
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
-    """Eight slots, 2 KB for each token; a request that comes to token 1000 fails."""
+    """A server with eight slots and tokens of 2 KB; a request fails at its token 1000."""
     with serve(
         engine="mock",
         mock_interval=0.003,
@@ -33,7 +33,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def is_settled(scrape: Scrape) -> bool:
-    """Nothing runs any more, here and in the engine."""
+    """True if no stream runs or waits, and no reader is left."""
     return (
         scrape("penstock_streams_running")
         + scrape("penstock_streams_waiting")
@@ -43,10 +43,11 @@ def is_settled(scrape: Scrape) -> bool:
 
 
 def is_told(scrape: Scrape) -> bool:
-    """The engine has said that it has stopped what it was to stop, and each last send is over.
+    """True if the engine has confirmed every abort, and each last send is over.
 
-    Those that found a stop string were at work; those that were cancelled or left by their clients
-    may have been in the line still, where the engine never heard of them."""
+    Streams that found a stop string were running. Streams that were cancelled or left by their
+    clients may have been in the queue, so that the engine never got them.
+    """
     left = scrape("penstock_streams_ended_total", cause="client_gone")
     return (
         NUM_OF_EACH <= scrape("penstock_abort_seconds_count") <= 2 * NUM_OF_EACH + left
@@ -55,7 +56,7 @@ def is_told(scrape: Scrape) -> bool:
 
 
 def check_balance(scrape: Scrape) -> None:
-    """Started is ended and running; nothing is below zero."""
+    """Check that started = ended + running + waiting, and that no metric is negative."""
     open_now = scrape("penstock_streams_running") + scrape("penstock_streams_waiting")
     ended = scrape("penstock_streams_ended_total")
     assert scrape("penstock_streams_started_total") == ended + open_now, scrape.text
@@ -63,7 +64,7 @@ def check_balance(scrape: Scrape) -> None:
 
 
 class Clients:
-    """One method for each way to end."""
+    """Clients with one method for each way to end."""
 
     def __init__(self, server: RunningServer) -> None:
         self.server = server
@@ -85,8 +86,7 @@ class Clients:
     def cancelled(self) -> None:
         connection, stream_id = open_stream(self.port, generate(max_tokens=1024))
         with connection:
-            answer = ask(self.port, request("DELETE", f"/streams/{stream_id}"))
-            assert answer.json()["finish_reason"] == "cancelled"
+            assert cancel_stream(self.port, stream_id) == "cancelled"
 
     def disconnects(self) -> None:
         connection, _ = open_stream(self.port, generate(max_tokens=1024))
@@ -113,7 +113,9 @@ class Clients:
         assert ask(self.port, generate(max_tokens=0)).status == 422
 
 
-def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningServer) -> None:
+def test_streams_started_equal_streams_ended_and_open_at_every_moment(
+    server: RunningServer,
+) -> None:
     clients = Clients(server)
     ways = [
         *(clients.length, clients.whole, clients.stop, clients.error, clients.cancelled),
@@ -149,14 +151,14 @@ def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningSe
     assert ended("stop") == n
     assert ended("cancelled") == n
     assert ended("error", "mock_failure") == n
-    # One that leaves before its request was read is none of the server's streams.
+    # A client that leaves before its request is read opens no stream.
     gone = ended("client_gone")
     assert 3 * n <= gone <= 4 * n
     assert scrape("penstock_streams_ended_total") == 5 * n + gone
     assert scrape("penstock_readers_stalled_total") == n
     assert scrape("penstock_refusals_total") == n
     assert scrape("penstock_refusals_total", reason="out_of_range") == n
-    # Engine and socket saw the same answers; those that were whole have no first token of theirs.
+    # Engine and socket count the same answers. Whole answers have no first token at the socket.
     assert scrape("penstock_engine_e2e_latency_seconds_count") == 3 * n
     assert scrape("penstock_e2e_latency_seconds_count") == 3 * n
     engine_sum = scrape("penstock_engine_e2e_latency_seconds_sum")
@@ -166,9 +168,9 @@ def test_started_is_ended_by_cause_and_running_at_every_moment(server: RunningSe
     assert scrape("penstock_http_requests_total", route="/generate", status="422") == n
 
 
-def test_what_the_engine_refuses_is_no_failure_of_its_own(server: RunningServer) -> None:
-    """What went wrong: it was counted as `error`, of which an alert wakes somebody. Whom:
-    operators, by a client whose prompts are too long. Why not now: it has a cause of its own."""
+def test_a_refusal_by_the_engine_does_not_count_as_an_error(server: RunningServer) -> None:
+    """Regression: a client with too long prompts raised `error`, which wakes an operator. Refusals
+    now have their own cause."""
     assert ask(server.port, generate("a " * 200_000)).status == 422
     scrape = scrape_until(server, is_settled)
     ended = {"cause": "refused", "code": "prompt_too_long"}
@@ -192,13 +194,14 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
     assert 1 <= num_sends <= num_tokens + 1
     assert scrape("penstock_delivery_seconds_count") == num_sends
     gaps = scrape("penstock_inter_token_latency_seconds_count")
-    assert num_sends - 2 <= gaps <= num_sends - 1  # less the first, and perhaps the terminal event
+    # The first send has no gap, and the terminal event may have none.
+    assert num_sends - 2 <= gaps <= num_sends - 1
     spoken = scrape("penstock_engine_inter_token_latency_seconds_sum")
     assert spoken == pytest.approx(scrape("penstock_inter_token_latency_seconds_sum"), rel=0.3)
-    assert spoken > 0.8 * (num_tokens - 1) * 0.003  # timers may come a little early
+    assert spoken > 0.8 * (num_tokens - 1) * 0.003  # timers may fire a little early
 
 
-def test_levels_are_those_of_now(server: RunningServer) -> None:
+def test_gauges_show_the_current_state(server: RunningServer) -> None:
     held = [open_stream(server.port, generate(max_tokens=900)) for _ in range(10)]
     scrape = scrape_until(server, lambda scrape: scrape("penstock_streams_running") == 8)
     assert scrape("penstock_streams_waiting") == 2
@@ -209,11 +212,11 @@ def test_levels_are_those_of_now(server: RunningServer) -> None:
         connection.close()
     scrape = scrape_until(server, is_settled)
     assert scrape("penstock_reader_lag_events") == scrape("penstock_reader_lag_max_events") == 0
-    # Two never had a slot, and count with what they waited for one.
+    # Two streams never had a slot; their waiting time counts too.
     assert scrape("penstock_queue_time_seconds_count") == 10
 
 
-def test_resumes_are_told_by_phase(server: RunningServer) -> None:
+def test_resumes_are_counted_by_phase(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, generate(max_tokens=100, resumable=True))
     with connection:
         connection.chunk()
@@ -227,7 +230,7 @@ def test_resumes_are_told_by_phase(server: RunningServer) -> None:
     scrape = scrape_until(server, is_settled)
     assert scrape("penstock_resumes_total", phase="ended") == 1
     assert scrape("penstock_events_sent_total") == sent_before + 101
-    # A later reader's waiting is not the server's.
+    # A later reader's waiting does not count as the server's.
     assert scrape("penstock_time_to_first_token_seconds_count") == 1
     assert scrape("penstock_e2e_latency_seconds_count") <= 1
 
@@ -245,7 +248,7 @@ def test_a_killed_engine_is_counted_and_the_balance_holds(server: RunningServer)
     assert scrape("penstock_completion_tokens_total") == 300
 
 
-def test_what_a_client_writes_makes_no_label(server: RunningServer) -> None:
+def test_client_input_never_becomes_a_label(server: RunningServer) -> None:
     for path in ("/secret-path", "/streams/secret-id", "/generate?secret=1", "/secret/../x"):
         ask(server.port, request("GET", path))
     ask(server.port, request("SECRET", "/generate"))
@@ -254,7 +257,7 @@ def test_what_a_client_writes_makes_no_label(server: RunningServer) -> None:
     assert "secret" not in Scrape(server).text.lower()
 
 
-def test_openmetrics_is_for_those_who_ask(server: RunningServer) -> None:
+def test_openmetrics_is_served_on_request(server: RunningServer) -> None:
     accept = "Accept: application/openmetrics-text; version=1.0.0"
     answer = ask(server.port, request("GET", "/metrics", accept))
     assert answer.headers["content-type"].startswith("application/openmetrics-text")

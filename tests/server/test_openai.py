@@ -1,4 +1,4 @@
-"""OpenAI's API on the wire: every byte of a stream, however it ends, is cut, or is read on."""
+"""OpenAI's API on the wire: the bytes of streams that end, are cut, or are resumed."""
 
 import json
 import os
@@ -12,28 +12,35 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.test_disconnect import WAYS_TO_GO, eventually
-from tests.server.test_resume import frames_of
-from tests.support.raw import Connection, Response, ask, post, request
+from tests.support.openai_wire import CHAT, COMPLETIONS, DONE, RESUMABLE, begin, chunks_of
+from tests.support.raw import (
+    WAYS_TO_GO,
+    Connection,
+    Response,
+    ask,
+    cancel_stream,
+    frames_of,
+    post,
+    request,
+    resume,
+)
 from tests.support.servers import RunningServer, serve
+from tests.support.waiting import eventually, soon
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESUMABLE = "X-Penstock-Resumable: true"
 HELLO = [{"role": "user", "content": "Hello"}]
-DONE = b"data: [DONE]\n\n"
 USAGE = {"include_usage": True}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Says 12 tokens quickly; keeps what has ended."""
+    """A server whose answers have 12 quick tokens, and which keeps ended streams."""
     with serve(engine="mock", mock_interval=0.002, engine_arg=["length=12"]) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[RunningServer]:
-    """Says three tokens and no more, in two slots."""
+    """A server with two slots whose answers hang after three tokens."""
     with serve(
         engine="mock", mock_interval=0, linger=0.3, engine_arg=["hang_at=3", "slots=2"]
     ) as server:
@@ -50,14 +57,6 @@ def complete(*headers: str, **fields: Any) -> bytes:
     return post(body, *headers, path=COMPLETIONS)
 
 
-def chunks_of(body: bytes) -> list[dict[str, Any]]:
-    """The chunks of a body that ends as every one must."""
-    assert body.endswith(b"\n\n" + DONE)
-    assert body.count(b"[DONE]") == 1
-    frames = body.removesuffix(DONE).removesuffix(b"\n\n").split(b"\n\n")
-    return [json.loads(frame.removeprefix(b"data: ")) for frame in frames]
-
-
 def ends_of(chunks: list[dict[str, Any]]) -> list[tuple[int, str]]:
     return [
         (choice["index"], choice["finish_reason"])
@@ -67,28 +66,8 @@ def ends_of(chunks: list[dict[str, Any]]) -> list[tuple[int, str]]:
     ]
 
 
-def begin(server: RunningServer, data: bytes) -> tuple[Connection, str]:
-    """A stream whose first chunk has come, and no part of a further one, and its id."""
-    connection = Connection(server.port).send(data)
-    head = connection.head()
-    assert head.status == 200
-    body = b""
-    # A send that holds many events is cut anywhere.
-    while b"data: " not in body or not body.endswith(b"\n\n"):
-        body += connection.chunk()
-    return connection, head.headers["x-stream-id"]
-
-
-def rest_of(connection: Connection) -> bytes:
-    return b"".join(connection.chunks())
-
-
-def delete(server: RunningServer, stream_id: str) -> None:
-    assert ask(server.port, request("DELETE", f"/streams/{stream_id}")).status == 200
-
-
 def both_slots_are_free(server: RunningServer) -> bool:
-    """Two answers of one token come at once."""
+    """True if two answers of one token come within half a second."""
     data = complete(max_tokens=1, n=2, stream=False)
     with Connection(server.port, patience=0.5) as connection:
         try:
@@ -99,7 +78,7 @@ def both_slots_are_free(server: RunningServer) -> bool:
 
 def read_on(server: RunningServer, stream_id: str, last_id: int | None = None) -> Response:
     headers = [] if last_id is None else [f"Last-Event-ID: {last_id}"]
-    return ask(server.port, request("GET", f"/streams/{stream_id}", *headers))
+    return resume(server.port, stream_id, *headers)
 
 
 def test_a_stream_s_bytes_are_what_openai_sends(server: RunningServer) -> None:
@@ -130,41 +109,42 @@ def test_no_ids_unless_they_are_asked_for(server: RunningServer) -> None:
 def test_a_token_comes_before_the_next_one_is_made(hanging: RunningServer) -> None:
     connection, stream_id = begin(hanging, complete())
     with connection:
-        delete(hanging, stream_id)
+        cancel_stream(hanging.port, stream_id)
 
 
-def test_what_is_cancelled_is_said_to_be_cut(hanging: RunningServer) -> None:
-    """`length` is the word that clients know for an answer that is not whole."""
+def test_a_cancelled_answer_has_finish_reason_length(hanging: RunningServer) -> None:
+    """Clients know `length` as the reason of an incomplete answer."""
     connection, stream_id = begin(hanging, chat(stream_options=USAGE))
     with connection:
-        delete(hanging, stream_id)
-        body = rest_of(connection)
+        cancel_stream(hanging.port, stream_id)
+        body = connection.rest()
     *_, last, usage = chunks_of(body)
     (choice,) = last["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "cancelled")
-    assert 1 <= usage["usage"]["completion_tokens"] <= 3  # it may still have been on its way
+    # The cancel may overtake the tokens after the first.
+    assert 1 <= usage["usage"]["completion_tokens"] <= 3
 
 
 def test_cancelling_one_choice_ends_all_of_them_and_each_once(hanging: RunningServer) -> None:
     connection, stream_id = begin(hanging, chat(n=2))
     with connection:
-        delete(hanging, stream_id)
-        body = rest_of(connection)
+        cancel_stream(hanging.port, stream_id)
+        body = connection.rest()
     assert sorted(ends_of(chunks_of(body))) == [(0, "length"), (1, "length")]
     assert both_slots_are_free(hanging)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("go", WAYS_TO_GO.values(), ids=WAYS_TO_GO)
-def test_a_client_that_goes_frees_the_slots_of_all_choices(
+def test_a_client_that_leaves_frees_the_slots_of_all_choices(
     hanging: RunningServer, go: Callable[[Connection], None], stream: bool
 ) -> None:
-    assert eventually(lambda: both_slots_are_free(hanging))
+    assert soon(lambda: both_slots_are_free(hanging))
     with Connection(hanging.port) as victim:
         victim.send(chat(n=2, stream=stream))
-        assert eventually(lambda: not both_slots_are_free(hanging))
+        assert soon(lambda: not both_slots_are_free(hanging))
         go(victim)
-        assert eventually(lambda: both_slots_are_free(hanging))
+        assert soon(lambda: both_slots_are_free(hanging))
 
 
 def test_a_choice_that_fails_ends_the_response_with_one_error() -> None:
@@ -192,7 +172,7 @@ def test_draining_ends_a_stream_with_an_error_object() -> None:
         connection, _ = begin(s, chat())
         with connection:
             s.signal(signal.SIGTERM)
-            body = rest_of(connection)
+            body = connection.rest()
         *_, end = chunks_of(body)
         assert end["error"]["code"] == "server_shutdown"
         assert end["error"]["retry_safe"] is True
@@ -225,7 +205,7 @@ def test_every_frame_has_an_id_and_any_cursor_gives_the_rest_byte_for_byte(
         assert read_on(server, stream_id, len(whole)).json()["code"] == "bad_event_id"
 
 
-def test_a_failure_can_be_read_on_to_its_end() -> None:
+def test_a_stream_that_failed_can_be_resumed_to_its_end() -> None:
     with serve(engine="mock", mock_interval=0, engine_arg=["fail_at=1"]) as server:
         answer = ask(server.port, chat(RESUMABLE, stream_options=USAGE))
         _, error, done = frames_of(answer.body)
@@ -243,12 +223,12 @@ def test_a_stream_that_was_cut_goes_on_and_is_read_live(hanging: RunningServer) 
         second.send(request("GET", f"/streams/{stream_id}", "Last-Event-ID: 0"))
         assert second.head().status == 200
         bodies: list[bytes] = []
-        reading = threading.Thread(target=lambda: bodies.append(rest_of(second)))
+        reading = threading.Thread(target=lambda: bodies.append(second.rest()))
         reading.start()
-        delete(hanging, stream_id)
+        cancel_stream(hanging.port, stream_id)
         reading.join()
     frames = frames_of(bodies[0])
-    # The end and [DONE], and before them what had been said when it was cancelled.
+    # The tokens that preceded the cancel, then the end and [DONE].
     ids = [frame.partition(b"\n")[0] for frame in frames]
     assert ids == [b"id: %d" % (1 + index) for index in range(len(frames))]
     assert 2 <= len(frames) <= 4
@@ -265,7 +245,7 @@ def test_a_stream_that_was_cut_goes_on_and_is_read_live(hanging: RunningServer) 
     ],
     ids=str,
 )
-def test_what_cannot_be_resumable_is_refused(
+def test_requests_that_cannot_be_resumable_are_refused(
     server: RunningServer, header: str, fields: dict[str, Any], param: str | None
 ) -> None:
     answer = ask(server.port, complete(header, **fields))
@@ -274,7 +254,7 @@ def test_what_cannot_be_resumable_is_refused(
 
 
 def test_ids_and_heartbeats_do_not_disturb_openai_s_client() -> None:
-    """A comment with a blank line of its own would make it crash."""
+    """A comment followed by a blank line would make OpenAI's client crash."""
     with (
         serve(
             engine="mock", mock_interval=0.3, heartbeat=0.05, engine_arg=["prefill=0.3", "length=4"]
@@ -295,8 +275,8 @@ def test_ids_and_heartbeats_do_not_disturb_openai_s_client() -> None:
 # The engine's death.
 
 
-def test_what_was_asked_for_survives_the_engine() -> None:
-    """The text, the log probabilities and the usage are those of an undisturbed stream."""
+def test_sampling_and_logprobs_survive_the_engine_s_death() -> None:
+    """Text, log probabilities and usage equal those of an undisturbed stream."""
     fields: dict[str, Any] = {
         "prompt": "Once upon a time",
         "max_tokens": 900,
@@ -304,7 +284,7 @@ def test_what_was_asked_for_survives_the_engine() -> None:
         "logprobs": 1,
         "frequency_penalty": 0.1,
         "presence_penalty": 0.1,
-        "logit_bias": {"0": -100, "4": -100, "16": 1},  # of both ends, which so do not come
+        "logit_bias": {"0": -100, "4": -100, "16": 1},  # the first two ban the end tokens
         "stream_options": USAGE,
     }
     with serve() as server:
@@ -312,7 +292,7 @@ def test_what_was_asked_for_survives_the_engine() -> None:
         connection, _ = begin(server, complete(**fields))
         with connection:
             os.kill(server.engine_pid(), signal.SIGKILL)
-            body = rest_of(connection)
+            body = connection.rest()
         assert "restarting" in "".join(server.output)
     undisturbed = content_of(expected)
     chunks = chunks_of(b"data: {}\n\n" + body)
@@ -352,13 +332,13 @@ def test_an_answer_under_a_schema_is_not_continued_and_may_be_asked_for_again() 
         connection, _ = begin(server, post(json.dumps(fields).encode(), path=CHAT))
         with connection:
             os.kill(server.engine_pid(), signal.SIGKILL)
-            *_, end = chunks_of(b"data: {}\n\n" + rest_of(connection))
+            *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
         assert eventually(lambda: ask(server.port, complete(max_tokens=1)).status == 200, 20)
 
 
-# Errors of every kind have one form under /v1.
+# Every error under /v1 has the same form.
 
 MARK = "zqxj"
 
@@ -404,7 +384,7 @@ def test_a_bad_request_gets_openai_s_error_object_and_nothing_of_it_is_echoed(
     assert error["retry_safe"] is False
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
     assert 10 < len(error["message"]) < 500
-    if code != "unknown_field":  # the name of the field is what has to be said
+    if code != "unknown_field":  # the message names the field
         assert MARK.encode() not in answer.body
 
 
@@ -413,8 +393,7 @@ def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> N
         connection, _ = begin(server, chat())
         with connection:
             os.kill(server.engine_pid(), signal.SIGKILL)
-            while ask(server.port, request("GET", "/health/ready")).status == 200:
-                pass
+            assert eventually(lambda: server.readiness() != 200)
             answer = ask(server.port, chat(max_tokens=1))
         assert answer.status == 503
         assert "retry-after" in answer.headers
@@ -449,12 +428,12 @@ def test_the_api_is_described_for_machines(server: RunningServer) -> None:
 
 
 def turn_of(body: dict[str, Any]) -> str:
-    """The name of the schema of one of its messages."""
+    """Return the name of the schema of a message."""
     (name,) = re.findall(r"#/components/schemas/(\w+)", json.dumps(body["properties"]["messages"]))
     return str(name)
 
 
-def test_the_log_tells_of_all_choices() -> None:
+def test_the_log_line_counts_all_choices() -> None:
     with serve(
         engine="mock", mock_interval=0, log_format="json", engine_arg=["length=12"]
     ) as server:
@@ -467,7 +446,7 @@ def test_the_log_tells_of_all_choices() -> None:
             ended = [line for line in server.output if '"request ended"' in line]
             return [json.loads(line) for line in ended]
 
-        assert eventually(lambda: len(lines()) == 4)
+        assert soon(lambda: len(lines()) == 4)
         told = [
             [line.get(name) for name in ("choices", "prompt_tokens", "completion_tokens")]
             for line in lines()

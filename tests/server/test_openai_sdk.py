@@ -1,4 +1,4 @@
-"""OpenAI's API as OpenAI's own client sees it, over the built-in model and over the mock."""
+"""OpenAI's API with OpenAI's own client, over the built-in model and the mock engine."""
 
 import asyncio
 import itertools
@@ -11,6 +11,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
+from tests.support.calling import client_of
 from tests.support.servers import RunningServer, serve
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -47,19 +48,19 @@ def server(request: pytest.FixtureRequest) -> RunningServer:
 
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
-    with sync_client(server) as client:
+    with client_of(server) as client:
         yield client
 
 
 @pytest.fixture
 def of_rill(rill: RunningServer) -> Iterator[openai.OpenAI]:
-    with sync_client(rill) as client:
+    with client_of(rill) as client:
         yield client
 
 
 @pytest.fixture
 def of_mock(mock: RunningServer) -> Iterator[openai.OpenAI]:
-    with sync_client(mock) as client:
+    with client_of(mock) as client:
         yield client
 
 
@@ -69,10 +70,6 @@ async def async_client(server: RunningServer) -> AsyncIterator[openai.AsyncOpenA
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
     ) as client:
         yield client
-
-
-def sync_client(server: RunningServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
 def name_of(client: openai.OpenAI) -> str:
@@ -94,7 +91,7 @@ def text_of_completion(chunks: list[Completion], index: int = 0) -> str:
 
 
 def ends_of(chunks: list[Any]) -> dict[int, list[str]]:
-    """The finish reasons of each choice: there must be one."""
+    """Return the finish reasons of each choice; each should have exactly one."""
     ends: dict[int, list[str]] = {}
     for chunk in chunks:
         for choice in chunk.choices:
@@ -179,7 +176,7 @@ def test_the_default_length_is_openai_s(of_mock: openai.OpenAI) -> None:
     assert completion.usage.completion_tokens == 16
     chat = of_mock.chat.completions.create(model="mock", messages=HELLO)
     assert chat.usage is not None
-    assert chat.usage.completion_tokens == 30  # to its end
+    assert chat.usage.completion_tokens == 30  # its whole text
     assert chat.choices[0].finish_reason == "stop"
 
 
@@ -202,7 +199,7 @@ def test_stop_strings_end_the_answer_before_them(client: openai.OpenAI) -> None:
         assert ends_of(chunks) == {0: ["stop"]}
 
 
-def test_several_choices_are_streamed_in_company_and_each_ends_once(client: openai.OpenAI) -> None:
+def test_several_choices_are_streamed_together_and_each_ends_once(client: openai.OpenAI) -> None:
     asked: Any = {
         "model": name_of(client),
         "messages": HELLO,
@@ -321,7 +318,8 @@ def test_logprobs_of_a_chat(of_rill: openai.OpenAI) -> None:
         assert each.bytes is not None
         assert bytes(each.bytes).decode() == each.token
         assert len(each.top_logprobs) == 3
-        assert each.top_logprobs[0].logprob == each.logprob <= 0  # greedy: it was the likeliest
+        # A greedy token is the likeliest.
+        assert each.top_logprobs[0].logprob == each.logprob <= 0
     chunks = list(of_rill.chat.completions.create(**asked, stream=True))
     streamed = [
         each
@@ -399,7 +397,8 @@ def test_penalties_drive_the_model_from_what_it_has_said_and_rewards_to_it(
 
     assert times(presence_penalty=2) < times() < times(presence_penalty=-2)
     assert times(frequency_penalty=2) < times() < times(frequency_penalty=-2)
-    assert times(presence_penalty=-2) < times(frequency_penalty=-2)  # the one grows, not the other
+    # Only the frequency penalty grows with each repetition.
+    assert times(presence_penalty=-2) < times(frequency_penalty=-2)
 
 
 def test_an_answer_keeps_to_a_schema(of_rill: openai.OpenAI) -> None:
@@ -425,7 +424,7 @@ def test_any_json_object_may_be_asked_for_and_plain_text(of_rill: openai.OpenAI)
             messages=HELLO,
             seed=seed,
             max_completion_tokens=200,
-            logit_bias={"97": 4},  # of the token "}", so that the small model comes to an end
+            logit_bias={"97": 4},  # prefer the token "}", so that the small model comes to an end
             response_format={"type": "json_object"},
         ).choices[0]
         for seed in range(4)
@@ -459,7 +458,7 @@ def test_any_json_object_may_be_asked_for_and_plain_text(of_rill: openai.OpenAI)
 def test_a_schema_that_cannot_be_kept_to_is_refused(
     of_rill: openai.OpenAI, value: dict[str, Any]
 ) -> None:
-    """llama.cpp itself would go on without it, and the answer would be free text."""
+    """llama.cpp itself would ignore the schema and answer with free text."""
     with pytest.raises(openai.BadRequestError) as refused:
         of_rill.chat.completions.create(
             model="rill", messages=HELLO, response_format=schema(value), max_tokens=5, stream=True
@@ -483,7 +482,7 @@ def test_costly_patterns_cost_little(of_rill: openai.OpenAI) -> None:
         assert set(content) <= set('"ax')
 
 
-def test_what_is_longer_than_the_context_is_refused_with_both_numbers(
+def test_a_request_longer_than_the_context_is_refused_with_both_numbers(
     client: openai.OpenAI,
 ) -> None:
     model = name_of(client)
@@ -509,7 +508,7 @@ def test_an_answer_without_a_limit_ends_with_the_context(of_mock: openai.OpenAI)
 
 
 def test_a_conversation_goes_on_with_what_was_answered(client: openai.OpenAI) -> None:
-    """Clients send the message back as they got it, empty fields and all."""
+    """Clients send the message back as they got it, with its empty fields."""
     model = name_of(client)
     answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=5)
     for back in (answer.choices[0].message, answer.choices[0].message.model_dump()):
@@ -537,7 +536,7 @@ def test_a_conversation_goes_on_with_what_was_answered(client: openai.OpenAI) ->
     ],
     ids=str,
 )
-def test_what_an_engine_cannot_do_is_refused_by_name(
+def test_fields_that_the_engine_does_not_support_are_refused_by_name(
     of_mock: openai.OpenAI, field: str, fields: Any
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
@@ -546,7 +545,7 @@ def test_what_an_engine_cannot_do_is_refused_by_name(
     assert "mock" in refused.value.message
 
 
-def test_what_asks_for_nothing_is_no_reason_to_refuse(of_mock: openai.OpenAI) -> None:
+def test_unsupported_fields_with_neutral_values_are_accepted(of_mock: openai.OpenAI) -> None:
     asked: Any = {
         "n": 1,
         "presence_penalty": 0,
@@ -554,7 +553,7 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(of_mock: openai.OpenAI) ->
         "logit_bias": {},
         "logprobs": False,
         "response_format": {"type": "text"},
-        "tools": None,  # as some clients say it
+        "tools": None,  # some clients send it
         "store": False,
         "modalities": ["text"],
         "service_tier": "auto",
@@ -578,9 +577,8 @@ def test_the_streaming_helper_of_the_client_reads_a_whole_answer(client: openai.
 
 
 def test_the_streaming_helper_reads_choices_that_begin_in_any_order(of_rill: openai.OpenAI) -> None:
-    """What went wrong: choices began in the order of their first tokens, and the SDK, which takes
-    that for their numbers, failed with IndexError. Whom: whoever streamed several choices from a
-    real engine. Why not now: all begin before any has a token."""
+    """Regression: choices began in the order of their first tokens. The SDK takes that order for
+    their indexes and raised IndexError. Now all choices begin before any has a token."""
     for seed in range(4):
         with of_rill.chat.completions.stream(
             model="rill", messages=HELLO, n=4, seed=seed, stop=["."]
@@ -593,7 +591,7 @@ def test_the_streaming_helper_reads_choices_that_begin_in_any_order(of_rill: ope
 def test_a_failure_within_the_stream_is_an_error_and_not_an_end() -> None:
     with (
         serve(engine="mock", mock_interval=0, engine_arg=["fail_at=3"]) as server,
-        sync_client(server) as client,
+        client_of(server) as client,
     ):
         chunks: list[Completion] = []
         with pytest.raises(openai.APIError) as failed:

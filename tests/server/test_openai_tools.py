@@ -1,7 +1,7 @@
-"""Tools and reasoning as OpenAI's own client sees them: llama.cpp, and templates that have them.
+"""Tools and reasoning with OpenAI's own client, over llama.cpp and templates that support them.
 
-How the built-in model is brought to call: see tests/support/templates.py. That it comes to the end
-of its thoughts is llama.cpp's doing, which has a bound for them (`reasoning_budget_tokens`).
+tests/support/templates.py makes the built-in model call tools. Its reasoning ends because llama.cpp
+bounds it (`reasoning_budget_tokens`).
 """
 
 import asyncio
@@ -15,9 +15,6 @@ import openai
 import pytest
 
 from penstock.engine.llamacpp.hub import find_model
-from tests.server.test_disconnect import eventually
-from tests.server.test_openai import CHAT, RESUMABLE, begin, chunks_of, delete, rest_of
-from tests.server.test_resume import frames_of
 from tests.support.calling import (
     BOTH,
     CALLS,
@@ -38,9 +35,11 @@ from tests.support.calling import (
     reasoning_is_told_apart_streamed_and_whole,
     several_calls_and_only_one,
 )
-from tests.support.raw import ask, post, request
+from tests.support.openai_wire import CHAT, RESUMABLE, begin, chunks_of
+from tests.support.raw import ask, cancel_stream, frames_of, post, resume
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING, TOOLS
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def concluding() -> Iterator[RunningServer]:
 @pytest.mark.parametrize("choice", ["auto", "required", NAMED], ids=str)
 def test_a_call_is_the_same_streamed_and_whole(caller: RunningServer, choice: Any) -> None:
     chunks = call_is_the_same_streamed_and_whole(caller, CALLS, choice)
-    assert len(chunks) > 5  # it comes as it is generated
+    assert len(chunks) > 5  # the call is streamed as it is generated
 
 
 def test_every_token_is_counted(caller: RunningServer) -> None:
@@ -132,14 +131,13 @@ async def test_the_async_client_s_helper_puts_calls_together(caller: RunningServ
         assert json.loads(called.function.arguments)["zone"] in ZONES
 
 
-def test_a_call_is_read_on_byte_for_byte(caller: RunningServer) -> None:
+def test_a_call_is_resumed_byte_for_byte(caller: RunningServer) -> None:
     body = {**CALLS, "stream": True, "stream_options": {"include_usage": True}}
     answer = ask(caller.port, post(json.dumps(body).encode(), RESUMABLE, path=CHAT))
     frames = frames_of(answer.body)
     assert b'"tool_calls"' in frames[0]
     for last in range(len(frames) - 1):
-        path = f"/streams/{answer.headers['x-stream-id']}"
-        rest = ask(caller.port, request("GET", path, f"Last-Event-ID: {last}"))
+        rest = resume(caller.port, answer.headers["x-stream-id"], f"Last-Event-ID: {last}")
         assert frames_of(rest.body) == frames[last + 1 :]
 
 
@@ -147,8 +145,8 @@ def test_a_call_can_be_cancelled(caller: RunningServer) -> None:
     body = {**CALLS, "stream": True, "parallel_tool_calls": True}
     connection, stream_id = begin(caller, post(json.dumps(body).encode(), path=CHAT))
     with connection:
-        delete(caller, stream_id)
-        *_, end = chunks_of(b"data: {}\n\n" + rest_of(connection))
+        cancel_stream(caller.port, stream_id)
+        *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
     assert end["choices"][0]["finish_reason"] == "length"
     assert end["choices"][0]["stop_reason"] == "cancelled"
 
@@ -159,7 +157,7 @@ def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_a
         connection, _ = begin(server, post(body, path=CHAT))
         with connection:
             os.kill(server.engine_pid(), signal.SIGKILL)
-            *_, end = chunks_of(b"data: {}\n\n" + rest_of(connection))
+            *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
         plain = json.dumps({"messages": HELLO, "max_tokens": 1}).encode()
@@ -171,7 +169,7 @@ def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_a
     [
         {"type": 5},
         {"$ref": "http://zqxj.example/schema.json"},
-        {"properties": {"a": {"minLength": 5, "maxLength": 2}}},  # llama.cpp would stand still
+        {"properties": {"a": {"minLength": 5, "maxLength": 2}}},  # would hang llama.cpp
         {"properties": {"a": {"type": "string", "maxLength": 100_000}}},
         {"properties": {"a": {"type": "string", "pattern": "^((zqxj{1,100}){1,100}){1,100}$"}}},
     ],
@@ -184,7 +182,7 @@ def test_parameters_that_cannot_be_kept_to_are_refused(
 
 
 @pytest.mark.parametrize("flags", [{}, {"engine": "mock"}], ids=["rill", "mock"])
-def test_who_knows_no_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
+def test_a_model_without_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked: Any = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
     with serve(**flags) as server:
@@ -219,13 +217,12 @@ def test_log_probabilities_are_the_answer_s_alone(concluding: RunningServer) -> 
     assert tokens.strip() == answer.message.content
 
 
-def test_reasoning_is_read_on_byte_for_byte(concluding: RunningServer) -> None:
+def test_reasoning_is_resumed_byte_for_byte(concluding: RunningServer) -> None:
     body = json.dumps({**THINKS, "stream": True}).encode()
     answer = ask(concluding.port, post(body, RESUMABLE, path=CHAT))
     frames = frames_of(answer.body)
-    path = f"/streams/{answer.headers['x-stream-id']}"
     for last in (0, len(frames) // 2, len(frames) - 2):
-        rest = ask(concluding.port, request("GET", path, f"Last-Event-ID: {last}"))
+        rest = resume(concluding.port, answer.headers["x-stream-id"], f"Last-Event-ID: {last}")
         assert frames_of(rest.body) == frames[last + 1 :]
 
 
@@ -246,7 +243,7 @@ def test_a_model_is_told_not_to_think(thinker: RunningServer) -> None:
     model_is_told_not_to_think(thinker, THINKS)
 
 
-def test_what_is_said_under_a_schema_is_the_answer(thinker: RunningServer) -> None:
+def test_text_under_a_schema_is_the_answer_and_not_reasoning(thinker: RunningServer) -> None:
     schema = {"name": "a", "schema": {"enum": [{"lake": 5}]}}
     asked: Any = {"type": "json_schema", "json_schema": schema}
     message = create(thinker, **THINKS, response_format=asked).choices[0].message
@@ -259,11 +256,11 @@ def test_thoughts_go_on_after_the_engine_s_death() -> None:
     body = post(json.dumps(fields).encode(), path=CHAT)
     with serve(engine_arg=[f"chat_template={REASONING}"]) as server:
         expected = chunks_of(ask(server.port, body).body)
-        engine = server.engine_pid()  # it takes a while to find
+        engine = server.engine_pid()  # finding it takes a while
         connection, _ = begin(server, body)
         with connection:
             os.kill(engine, signal.SIGKILL)
-            chunks = chunks_of(b"data: {}\n\n" + rest_of(connection))[1:]
+            chunks = chunks_of(b"data: {}\n\n" + connection.rest())[1:]
         assert "restarting" in "".join(server.output)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     assert all([*delta][-1] == "reasoning_content" for delta in deltas)

@@ -1,11 +1,9 @@
-"""The server's processes: names, signals, deaths, and every way in which it cannot start."""
+"""The server's processes: names, signals, deaths, and every reason not to start."""
 
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,19 +13,11 @@ import requests
 
 from penstock.engine.llamacpp.hub import find_model
 from tests.support.raw import Connection, generate, open_stream, post
-from tests.support.servers import serve, start
+from tests.support.servers import refuses_to_start, serve, start
+from tests.support.waiting import eventually
 
 LONG = {"engine": "mock", "mock_interval": 0.02, "engine_arg": ["length=100000"]}
 PATIENCE_S = 15.0
-
-
-def eventually(is_so: Callable[[], bool], within: float = PATIENCE_S) -> bool:
-    deadline = time.monotonic() + within
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def is_gone(pid: int) -> bool:
@@ -37,11 +27,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def readiness(url: str) -> int:
-    return requests.get(f"{url}/health/ready", timeout=5).status_code
-
-
-def test_the_processes_say_what_they_are() -> None:
+def test_the_processes_have_telling_titles() -> None:
     with serve(engine="mock") as server:
         titles = [
             " ".join(psutil.Process(pid).cmdline()).strip()
@@ -83,7 +69,7 @@ def test_running_streams_come_to_their_end_before_the_server_does(number: signal
             events = connection.events()
             next(events)
             server.signal(number)
-            assert eventually(lambda: readiness(server.url) == 503, 5)
+            assert eventually(lambda: server.readiness() == 503, 5)
             refused = requests.post(f"{server.url}/generate", json={"prompt": "x"}, timeout=5)
             *_, end = events
         assert refused.status_code == 503
@@ -93,7 +79,7 @@ def test_running_streams_come_to_their_end_before_the_server_does(number: signal
         assert server.process.wait(PATIENCE_S) == 0
 
 
-def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
+def test_streams_that_outlast_the_drain_timeout_end_with_an_error() -> None:
     with serve(drain_timeout=0.3, **LONG) as server:
         connection, _ = open_stream(server.port, generate(max_tokens=1000))
         with connection:
@@ -108,7 +94,7 @@ def test_what_does_not_end_in_time_is_ended_with_an_error() -> None:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
-def test_who_is_still_sending_a_request_is_refused_and_holds_nothing_up(path: str) -> None:
+def test_a_request_still_uploading_when_draining_starts_is_refused_at_once(path: str) -> None:
     with serve(engine="mock", drain_timeout=600) as server:
         with Connection(server.port) as connection:
             head = post(b"?" * 100, "Expect: 100-continue", path=path).partition(b"?")[0]
@@ -132,7 +118,7 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
             events = connection.events()
             next(events)
             server.signal(signal.SIGINT)
-            assert eventually(lambda: readiness(server.url) == 503, 5)
+            assert eventually(lambda: server.readiness() == 503, 5)
             server.signal(signal.SIGINT)
             *_, end = events
         assert end["finish_reason"] == "error"
@@ -152,7 +138,7 @@ def test_a_killed_engine_comes_back_and_each_stream_ends_once(engine: str) -> No
             rest = list(events)
         assert [event["finished"] for event in rest].count(True) == 1
         assert rest[-1]["finished"]
-        assert eventually(lambda: readiness(server.url) == 200)
+        assert eventually(lambda: server.readiness() == 200)
         answer = requests.post(
             f"{server.url}/generate",
             json={"prompt": "x", "max_tokens": 2, "stream": False},
@@ -161,17 +147,7 @@ def test_a_killed_engine_comes_back_and_each_stream_ends_once(engine: str) -> No
         assert answer.json()["usage"]["completion_tokens"] > 0
 
 
-def refuses_to_start(*arguments: str, **flags: object) -> str:
-    """What a server that cannot start says."""
-    with start(*arguments, **flags) as process:
-        _, said = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1, said
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 2, said  # why, and the next step
-    return said
-
-
-def test_a_port_in_use_is_said_and_another_proposed() -> None:
+def test_a_port_in_use_is_explained_and_another_port_proposed() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -194,18 +170,20 @@ def test_a_port_in_use_is_said_and_another_proposed() -> None:
         ({"engine": "vllm", "model": "./nowhere"}, "no folder ./nowhere"),
     ],
 )
-def test_what_cannot_be_served_is_said(flags: dict[str, object], expected: str) -> None:
+def test_a_model_that_cannot_be_served_is_explained(
+    flags: dict[str, object], expected: str
+) -> None:
     assert expected in refuses_to_start(**flags)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_vllm_where_it_is_not_installed_is_said_and_replaced_by_nothing() -> None:
+def test_a_missing_vllm_is_explained_and_not_replaced_by_another_engine() -> None:
     said = refuses_to_start(engine="vllm", model="facebook/opt-350m")
     assert "vLLM is not installed" in said
     assert "pip install '.[vllm]'" in said
 
 
-def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incompatible_vllm_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -213,7 +191,7 @@ def test_a_vllm_of_another_shape_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert "This vLLM cannot be used: No module named 'vllm." in said
 
 
-def test_a_file_that_is_no_model_or_half_of_one_is_said(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_complete_model_is_explained(tmp_path: Path) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("not a model")
     assert "not a GGUF file" in refuses_to_start(model=text)
@@ -240,7 +218,7 @@ def test_ctrl_c_while_loading_ends_cleanly() -> None:
     assert "Traceback" not in said
 
 
-def test_no_arguments_teach() -> None:
+def test_help_explains_the_flags() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "penstock", "serve", "--help"],
         capture_output=True,
@@ -251,7 +229,7 @@ def test_no_arguments_teach() -> None:
     assert "penstock.toml" in said
 
 
-def test_an_engine_of_one_s_own_is_served_by_its_import_string() -> None:
+def test_an_engine_is_served_by_its_import_string() -> None:
     with serve(engine="penstock.engine.mock:Mock", engine_arg="text=One") as server:
         assert requests.get(server.url, timeout=5).json()["model"] == "mock"
         body = {"prompt": "x", "stream": False}

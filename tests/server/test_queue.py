@@ -1,4 +1,4 @@
-"""Waiting in line, as a client sees it: told at once and from time to time, or refused at once."""
+"""The queue as clients see it: their position at once and regularly, or a refusal at once."""
 
 import json
 import re
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.raw import Connection, ask, generate, open_stream, post, request
+from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, post
 from tests.support.servers import RunningServer, serve
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """One slot, one may wait, and answers that say three words and hang."""
+    """A server with one slot, a queue of one, and answers that hang after three words."""
     with serve(
         "--slots=1",
         "--max-queue=1",
@@ -27,34 +27,29 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def holder(server: RunningServer) -> Iterator[str]:
-    """The stream that has the slot."""
+    """Open a stream that takes the slot, and yield its id."""
     connection, stream_id = open_stream(server.port, generate())
     with connection:
         assert next(connection.events())["index"] == 0
         yield stream_id
-        cancel(server, stream_id)
+        cancel_stream(server.port, stream_id)
 
 
-def cancel(server: RunningServer, stream_id: str) -> None:
-    assert ask(server.port, request("DELETE", f"/streams/{stream_id}")).status == 200
-
-
-def test_whoever_waits_has_a_head_at_once_and_then_its_place_in_comments(
+def test_a_queued_client_gets_a_head_at_once_and_then_its_position_in_comments(
     server: RunningServer, holder: str
 ) -> None:
     connection, stream_id = open_stream(server.port, generate())
     with connection:
         while not (chunk := connection.chunk()).startswith(b": queue"):
             assert chunk == b""
-        told = [chunk, connection.chunk(), connection.chunk()]  # heartbeats tell it again
-        for each in told:
+        for each in (chunk, connection.chunk(), connection.chunk()):  # heartbeats repeat it
             assert re.fullmatch(rb": queue position=1( eta=\d+\.\d)?\n", each)
-        cancel(server, holder)
+        cancel_stream(server.port, holder)
         assert next(connection.events())["token"] == " Water"
-        cancel(server, stream_id)
+        cancel_stream(server.port, stream_id)
 
 
-def test_whoever_asks_is_told_by_events(server: RunningServer, holder: str) -> None:
+def test_queue_positions_come_as_events_on_request(server: RunningServer, holder: str) -> None:
     connection, _ = open_stream(server.port, generate(queue_events=True))
     with connection:
         chunk = connection.chunk()
@@ -65,7 +60,7 @@ def test_whoever_asks_is_told_by_events(server: RunningServer, holder: str) -> N
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_where_the_line_is_full_the_refusal_is_quick_and_says_when_to_come_back(
+def test_a_full_queue_refuses_quickly_and_says_when_to_retry(
     server: RunningServer, holder: str, path: str
 ) -> None:
     connection, _ = open_stream(server.port, generate())
@@ -99,7 +94,7 @@ def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: Runnin
     with first:
         streamed, _ = open_stream(server.port, generate(long))
         with streamed:
-            cancel(server, first_id)
+            cancel_stream(server.port, first_id)
             (end,) = streamed.events()
     assert end["finish_reason"] == "error"
     assert end["error"]["code"] == "prompt_too_long"
@@ -108,7 +103,7 @@ def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: Runnin
     with second, Connection(server.port) as whole:
         whole.send(generate(long, stream=False))
         assert next(second.events())["index"] == 0
-        cancel(server, second_id)
+        cancel_stream(server.port, second_id)
         assert whole.response().status == 422
 
 
@@ -125,7 +120,7 @@ def test_a_deadline_ends_an_answer_where_it_is(server: RunningServer, api: str) 
         assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
 
 
-def test_a_deadline_in_the_line_ends_the_waiting(server: RunningServer, holder: str) -> None:
+def test_a_deadline_ends_a_queued_request(server: RunningServer, holder: str) -> None:
     connection, _ = open_stream(server.port, generate(timeout=0.3))
     with connection:
         (end,) = connection.events()
@@ -137,6 +132,6 @@ def test_a_deadline_in_the_line_ends_the_waiting(server: RunningServer, holder: 
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1e9", "604801", "1\r\nX-Penstock-Timeout: 1"])
-def test_a_deadline_that_is_none_is_refused(server: RunningServer, value: str) -> None:
+def test_an_invalid_deadline_is_refused(server: RunningServer, value: str) -> None:
     sent = post(b'{"prompt":"a"}', f"X-Penstock-Timeout: {value}", path="/v1/completions")
     assert ask(server.port, sent).status == 400

@@ -1,9 +1,8 @@
-"""Each request has an id, its timing, and one line in the log: a JSON object, whatever it was."""
+"""Each request has an id, a timing, and one log line: always a JSON object."""
 
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 
 from tests.support.raw import Connection, Response, ask, generate, open_stream, post, request
 from tests.support.servers import RunningServer, serve, start
+from tests.support.waiting import eventually
 
 SECRET = "Hunter2"
-PATIENCE_S = 10.0
 NEW_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -27,19 +26,21 @@ def server() -> Iterator[RunningServer]:
 
 
 def lines_of(server: RunningServer, request_id: str) -> list[dict[str, Any]]:
-    """The log's lines about a request that has ended."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    """Wait until a request ends, and return its log lines."""
+
+    def found() -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in list(server.output)]
-        found = [entry for entry in entries if entry.get("request_id") == request_id]
-        if any(entry["message"] == "request ended" for entry in found):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"no line about {request_id}: {server.output[-5:]}")
+        return [entry for entry in entries if entry.get("request_id") == request_id]
+
+    def has_ended() -> bool:
+        return any(entry["message"] == "request ended" for entry in found())
+
+    assert eventually(has_ended), server.output[-5:]
+    return found()
 
 
 def line_of(server: RunningServer, answer: Response) -> dict[str, Any]:
-    """The one line about a request."""
+    """Wait until a request ends, and return its only log line."""
     (line,) = lines_of(server, answer.headers["x-request-id"])
     return line
 
@@ -49,10 +50,9 @@ def timing_of(answer: Response) -> dict[str, float]:
     return {name: float(milliseconds) for name, milliseconds in parts}
 
 
-def test_who_sends_a_body_that_is_too_large_learns_it(server: RunningServer) -> None:
-    """What went wrong: the connection was closed while the client was still sending, and the answer
-    lost with it. Whom: clients that send without waiting, most of them. Why not now: what is not
-    far too large is read, and thrown away, first."""
+def test_a_client_with_a_body_that_is_too_large_gets_the_answer(server: RunningServer) -> None:
+    """Regression: the server closed the connection while the client was still sending, so most
+    clients lost the answer. Now it reads and drops the body first, unless it is far too large."""
     for _ in range(10):
         answer = ask(server.port, post(b"a" * 5_000_000))
         assert (answer.status, answer.json()["code"]) == (413, "body_too_large")
@@ -70,11 +70,11 @@ def test_a_client_s_own_id_comes_back(server: RunningServer, good: str) -> None:
 def test_an_id_that_is_not_well_formed_is_replaced(server: RunningServer, bad: str) -> None:
     answer = ask(server.port, request("GET", "/nope", f"X-Request-ID: {bad}"))
     assert answer.status in (400, 404)
-    if answer.status == 404:  # else the HTTP library refused the header itself
+    if answer.status == 404:  # otherwise the HTTP library refused the header
         assert NEW_ID.fullmatch(answer.headers["x-request-id"])
 
 
-def test_two_ids_are_none(server: RunningServer) -> None:
+def test_two_request_ids_are_replaced_by_a_new_id(server: RunningServer) -> None:
     answer = ask(server.port, request("GET", "/health", "X-Request-ID: a", "X-Request-ID: b"))
     assert NEW_ID.fullmatch(answer.headers["x-request-id"])
 
@@ -116,7 +116,7 @@ def test_a_whole_answer_says_where_its_time_went(server: RunningServer) -> None:
     parts = timing["queue"] + timing["prefill"] + timing["decode"]
     assert parts == pytest.approx(1000 * timings["total_time"], abs=0.01)
     assert timing["total"] >= parts - 0.01
-    assert timing["decode"] > 9 * 10 * 0.8  # timers may come a little early
+    assert timing["decode"] > 9 * 10 * 0.8  # timers may fire a little early
 
 
 def test_a_stream_s_head_says_only_what_is_known_then(server: RunningServer) -> None:
@@ -126,7 +126,7 @@ def test_a_stream_s_head_says_only_what_is_known_then(server: RunningServer) -> 
         assert list(connection.events())[-1]["timings"]["total_time"] > 0
 
 
-def test_a_stream_s_line_says_how_it_went(server: RunningServer) -> None:
+def test_the_log_line_of_a_stream_has_its_numbers(server: RunningServer) -> None:
     answer = ask(server.port, generate("one two", max_tokens=5))
     end = json.loads(answer.body.rstrip().rpartition(b"data: ")[2])
     line = line_of(server, answer)
@@ -147,7 +147,7 @@ def test_a_stream_s_line_says_how_it_went(server: RunningServer) -> None:
     assert "prompt" not in line
 
 
-def test_a_client_that_leaves_has_its_line(server: RunningServer) -> None:
+def test_a_client_that_leaves_has_a_log_line(server: RunningServer) -> None:
     with Connection(server.port) as connection:
         head = connection.send(generate(max_tokens=1000)).head()
         connection.chunk()
@@ -155,7 +155,7 @@ def test_a_client_that_leaves_has_its_line(server: RunningServer) -> None:
     assert (line["finish_reason"], line["client_gone"]) == ("cancelled", True)
 
 
-def test_each_request_for_a_stream_that_is_resumed_has_a_line(server: RunningServer) -> None:
+def test_each_resume_has_a_log_line(server: RunningServer) -> None:
     first, stream_id = open_stream(server.port, generate(resumable=True))
     with first:
         first.chunk()
@@ -166,17 +166,17 @@ def test_each_request_for_a_stream_that_is_resumed_has_a_line(server: RunningSer
     assert line["finish_reason"] == "stop"
 
 
-def test_a_problem_s_line_has_its_code(server: RunningServer) -> None:
+def test_the_log_line_of_a_problem_has_its_code(server: RunningServer) -> None:
     line = line_of(server, ask(server.port, generate(max_tokens=0)))
     assert (line["status"], line["error_code"], line["route"]) == (422, "out_of_range", "/generate")
     line = line_of(server, ask(server.port, request("GET", "/nope")))
     assert (line["status"], line["error_code"], line["route"]) == (404, "no_such_route", "none")
 
 
-def test_probes_that_are_well_have_no_line(server: RunningServer) -> None:
+def test_successful_probes_are_not_logged(server: RunningServer) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/metrics"):
         ask(server.port, request("GET", path, "X-Request-ID: probe"))
-    line_of(server, ask(server.port, request("GET", "/nope")))  # what came before is written
+    line_of(server, ask(server.port, request("GET", "/nope")))  # earlier requests are logged by now
     assert not any("probe" in line for line in server.output)
 
 
@@ -191,7 +191,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_whatever_clients_send_each_line_is_one_json_object_without_it(
+def test_each_log_line_is_one_json_object_without_client_input(
     server: RunningServer, text: str
 ) -> None:
     printable = "".join(char for char in text[:1000] if char.isalnum())
@@ -223,7 +223,7 @@ def test_whatever_clients_send_each_line_is_one_json_object_without_it(
         assert SECRET not in line
 
 
-def test_prompts_are_logged_only_where_that_is_asked_for() -> None:
+def test_prompts_are_logged_only_on_request() -> None:
     with serve(
         "--log-prompts", engine="mock", mock_interval=0, log_format="json", stall_timeout=2
     ) as server:
@@ -268,7 +268,7 @@ def test_a_log_that_nobody_reads_holds_up_neither_answers_nor_the_end(log_format
     line = ""
     while not (found := re.search(r"http://127.0.0.1:([0-9]+)", line)):
         line = process.stderr.readline()
-    for _ in range(500):  # more than a pipe holds
+    for _ in range(500):  # more lines than a pipe holds
         assert ask(int(found[1]), generate(max_tokens=1, stream=False)).status == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0

@@ -1,32 +1,38 @@
-"""A resumable stream, read and read again, byte for byte (docs/protocol.md)."""
+"""A resumable stream can be read again, byte for byte (docs/protocol.md)."""
 
 import json
-import re
 import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-import requests
 
-from tests.support.raw import Connection, Response, ask, generate, open_stream, request
+from tests.support.raw import (
+    RETRY,
+    Connection,
+    ask,
+    cancel_stream,
+    frames_of,
+    generate,
+    open_stream,
+    request,
+    resume,
+)
 from tests.support.servers import RunningServer, serve
-
-PATIENCE_S = 10.0
-RETRY = re.compile(rb"retry: ([0-9]+)\n")
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Says 30 tokens quickly; keeps what has ended."""
+    """A server whose answers have 30 quick tokens, and which keeps ended streams."""
     with serve(engine="mock", mock_interval=0.005, engine_arg=["length=30"]) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[RunningServer]:
-    """Says three tokens and no more, in one slot; lingers shortly, keeps little."""
+    """A server with one slot and hanging answers of three tokens; it lingers and retains 0.3 s."""
     with serve(
         engine="mock",
         mock_interval=0,
@@ -41,17 +47,6 @@ def resumable(prompt: str = "Hello", **fields: object) -> bytes:
     return generate(prompt, resumable=True, **fields)
 
 
-def resume(server: RunningServer, stream_id: str, *headers: str, query: str = "") -> Response:
-    """Read a stream to its end."""
-    return ask(server.port, request("GET", f"/streams/{stream_id}{query}", *headers))
-
-
-def frames_of(body: bytes) -> list[bytes]:
-    """The frames of a body, without the preface that an EventSource wants."""
-    body = RETRY.sub(b"", body, count=1)
-    return [frame + b"\n\n" for frame in body.split(b"\n\n") if frame]
-
-
 def test_every_event_has_its_index_as_its_id(server: RunningServer) -> None:
     body = ask(server.port, resumable()).body
     frames = frames_of(body)
@@ -62,7 +57,7 @@ def test_every_event_has_its_index_as_its_id(server: RunningServer) -> None:
         assert json.loads(data.removeprefix(b"data: "))["index"] == index
 
 
-def test_what_is_not_resumable_has_no_ids(server: RunningServer) -> None:
+def test_a_stream_that_is_not_resumable_has_no_ids(server: RunningServer) -> None:
     assert b"id: " not in ask(server.port, generate()).body
 
 
@@ -71,11 +66,11 @@ def test_any_cursor_gives_the_rest_byte_for_byte_by_header_and_by_query(
 ) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
-        whole = frames_of(b"".join(connection.chunks()))
-    assert frames_of(resume(server, stream_id).body) == whole
+        whole = frames_of(connection.rest())
+    assert frames_of(resume(server.port, stream_id).body) == whole
     for last_id in range(30):
-        by_header = resume(server, stream_id, f"Last-Event-ID: {last_id}")
-        by_query = resume(server, stream_id, query=f"?after={last_id}")
+        by_header = resume(server.port, stream_id, f"Last-Event-ID: {last_id}")
+        by_query = resume(server.port, stream_id, query=f"?after={last_id}")
         assert by_header.status == by_query.status == 200
         assert by_header.headers["x-stream-id"] == stream_id
         assert by_header.headers["content-type"].startswith("text/event-stream")
@@ -85,62 +80,62 @@ def test_any_cursor_gives_the_rest_byte_for_byte_by_header_and_by_query(
 def test_the_header_wins_over_the_query(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
-        whole = frames_of(b"".join(connection.chunks()))
-    answer = resume(server, stream_id, "Last-Event-ID: 20", query="?after=3")
+        whole = frames_of(connection.rest())
+    answer = resume(server.port, stream_id, "Last-Event-ID: 20", query="?after=3")
     assert frames_of(answer.body) == whole[21:]
 
 
 def test_after_the_terminal_event_there_is_no_content(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
-        list(connection.chunks())
-    assert resume(server, stream_id, "Last-Event-ID: 30").status == 204
+        connection.rest()
+    assert resume(server.port, stream_id, "Last-Event-ID: 30").status == 204
 
 
 @pytest.mark.parametrize(
     "event_id",
     ["-1", "1.0", "abc", "31", "1180591620717411303424", "0x1", "1 2", "", "\u0661", "9" * 10_000],
 )
-def test_junk_is_no_event_s_id(server: RunningServer, event_id: str) -> None:
+def test_an_invalid_event_id_is_refused(server: RunningServer, event_id: str) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
-        list(connection.chunks())
+        connection.rest()
     for answer in (
-        resume(server, stream_id, f"Last-Event-ID: {event_id}"),
-        resume(server, stream_id, query=f"?after={quote(event_id)}"),
+        resume(server.port, stream_id, f"Last-Event-ID: {event_id}"),
+        resume(server.port, stream_id, query=f"?after={quote(event_id)}"),
     ):
         assert answer.status == 400
         assert answer.json()["code"] == "bad_event_id"
         assert len(answer.body) < 500
 
 
-def test_two_last_ids_are_one_too_many(server: RunningServer) -> None:
+def test_two_last_event_ids_are_refused(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
-        list(connection.chunks())
+        connection.rest()
     for answer in (
-        resume(server, stream_id, "Last-Event-ID: 1", "Last-Event-ID: 2"),
-        resume(server, stream_id, query="?after=1&after=2"),
+        resume(server.port, stream_id, "Last-Event-ID: 1", "Last-Event-ID: 2"),
+        resume(server.port, stream_id, query="?after=1&after=2"),
     ):
         assert answer.status == 400
         assert answer.json()["code"] == "bad_event_id"
 
 
 def test_an_unknown_stream_is_not_found(server: RunningServer) -> None:
-    answer = resume(server, "A" * 22)
+    answer = resume(server.port, "A" * 22)
     assert answer.status == 404
     assert answer.json()["code"] == "stream_not_found"
 
 
-def test_what_is_not_resumable_cannot_be_read_again(server: RunningServer) -> None:
+def test_a_stream_that_is_not_resumable_cannot_be_read_again(server: RunningServer) -> None:
     connection, stream_id = open_stream(server.port, generate())
     with connection:
-        assert resume(server, stream_id).json()["code"] == "not_resumable"
-        list(connection.chunks())
-    assert resume(server, stream_id).status == 409
+        assert resume(server.port, stream_id).json()["code"] == "not_resumable"
+        connection.rest()
+    assert resume(server.port, stream_id).status == 409
 
 
-def test_only_what_is_streamed_can_be_resumable(server: RunningServer) -> None:
+def test_only_streamed_answers_can_be_resumable(server: RunningServer) -> None:
     answer = ask(server.port, resumable(stream=False))
     assert answer.status == 422
     assert "resumable" in answer.json()["detail"]
@@ -151,10 +146,10 @@ def test_an_eventsource_is_told_when_to_come_back_and_not_all_at_once(
 ) -> None:
     connection, stream_id = open_stream(server.port, resumable())
     with connection:
-        list(connection.chunks())
+        connection.rest()
     times = set()
     for _ in range(10):
-        found = RETRY.match(resume(server, stream_id).body)
+        found = RETRY.match(resume(server.port, stream_id).body)
         assert found
         times.add(int(found[1]))
     assert len(times) > 1
@@ -167,13 +162,13 @@ def test_many_readers_read_a_running_stream_and_each_gets_every_byte(
     connection, stream_id = open_stream(server.port, resumable())
     bodies: list[bytes] = []
     readers = [
-        threading.Thread(target=lambda: bodies.append(resume(server, stream_id).body))
+        threading.Thread(target=lambda: bodies.append(resume(server.port, stream_id).body))
         for _ in range(20)
     ]
     with connection:
         for reader in readers:
             reader.start()
-        whole = frames_of(b"".join(connection.chunks()))
+        whole = frames_of(connection.rest())
     for reader in readers:
         reader.join()
     assert len(bodies) == 20
@@ -190,20 +185,17 @@ def test_a_stream_goes_on_without_its_reader_and_is_read_on_live(hanging: Runnin
         assert second.head().status == 200
         events = second.events()
         assert [next(events)["index"] for _ in range(2)] == [1, 2]
-        assert requests.delete(f"{hanging.url}/streams/{stream_id}", timeout=PATIENCE_S).json() == {
-            "id": stream_id,
-            "finish_reason": "cancelled",
-        }
+        assert cancel_stream(hanging.port, stream_id) == "cancelled"
         (end,) = events
     assert (end["index"], end["finish_reason"]) == (3, "cancelled")
 
 
-def test_every_reader_is_told_of_a_cancel(hanging: RunningServer) -> None:
+def test_every_reader_gets_the_terminal_event_of_a_cancel(hanging: RunningServer) -> None:
     first, stream_id = open_stream(hanging.port, resumable())
     with first, Connection(hanging.port) as second:
         second.send(request("GET", f"/streams/{stream_id}"))
         assert second.head().status == 200
-        requests.delete(f"{hanging.url}/streams/{stream_id}", timeout=PATIENCE_S)
+        cancel_stream(hanging.port, stream_id)
         ends = [list(connection.events())[-1] for connection in (first, second)]
     assert ends[0] == ends[1]
     assert ends[0]["finish_reason"] == "cancelled"
@@ -214,16 +206,14 @@ def test_a_stream_that_nobody_reads_is_cancelled_after_lingering_and_then_forgot
 ) -> None:
     connection, stream_id = open_stream(hanging.port, resumable())
     connection.close()
-    # The one slot is free as soon as it is cancelled.
+    # The only slot is free as soon as the stream is cancelled.
     waiting, _ = open_stream(hanging.port, generate(max_tokens=1))
     with waiting:
         assert list(waiting.events())[-1]["finish_reason"] == "length"
-    *_, end = frames_of(resume(hanging, stream_id).body)
+    *_, end = frames_of(resume(hanging.port, stream_id).body)
     assert b'"finish_reason":"cancelled"' in end
-    deadline = time.monotonic() + PATIENCE_S
-    while (answer := resume(hanging, stream_id)).status != 410:
-        assert time.monotonic() < deadline
-    assert answer.json()["code"] == "history_lost"
+    assert eventually(lambda: resume(hanging.port, stream_id).status == 410)
+    assert resume(hanging.port, stream_id).json()["code"] == "history_lost"
 
 
 def test_a_stream_that_is_read_does_not_end_by_lingering(hanging: RunningServer) -> None:
@@ -232,8 +222,8 @@ def test_a_stream_that_is_read_does_not_end_by_lingering(hanging: RunningServer)
         second.send(request("GET", f"/streams/{stream_id}"))
         assert second.head().status == 200
         first.close()
-        time.sleep(0.6)  # twice the time for lingering
-        requests.delete(f"{hanging.url}/streams/{stream_id}", timeout=PATIENCE_S)
+        time.sleep(0.6)  # twice the linger time
+        cancel_stream(hanging.port, stream_id)
         *deltas, end = second.events()
     assert [delta["index"] for delta in deltas] == [0, 1, 2]
     assert end["finish_reason"] == "cancelled"

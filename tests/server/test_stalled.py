@@ -1,4 +1,4 @@
-"""Clients that do not read, read slowly, or say nothing; and what keeps a silent stream alive."""
+"""Clients that do not read, read slowly or send nothing, and heartbeats of silent streams."""
 
 import contextlib
 import json
@@ -13,7 +13,9 @@ import pytest
 import requests
 
 from tests.support.raw import Connection, ask, generate, open_stream
+from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer, serve
+from tests.support.waiting import eventually
 
 STALL_TIMEOUT_S = 1.0
 REAPED_WITHIN_S = STALL_TIMEOUT_S + 2.0
@@ -23,7 +25,7 @@ BIG_WORDS = "".join(" " + letter * 2000 for letter in "abcdefgh")
 
 @pytest.fixture(scope="module")
 def torrent() -> Iterator[RunningServer]:
-    """One slot, and 2 KB for each token, as fast as it goes: 2 MB for 1,024."""
+    """A server with one slot and tokens of 2 KB, as fast as it can: 2 MB for 1,024 tokens."""
     with serve(
         "--http2",
         engine="mock",
@@ -35,7 +37,7 @@ def torrent() -> Iterator[RunningServer]:
 
 
 def wait_for_the_slot(server: RunningServer) -> float:
-    """Seconds until a request that comes now has had the one slot."""
+    """Send a short request; return the seconds until it has had the only slot."""
     began = time.monotonic()
     assert ask(server.port, generate(max_tokens=1, stream=False)).status == 200
     return time.monotonic() - began
@@ -47,8 +49,10 @@ def test_a_client_that_never_reads_is_dropped_in_time_and_held_little(
     with Connection(torrent.port, receive_buffer=4096) as stalled:
         stalled.send(generate(max_tokens=1024, resumable=True))
         assert stalled.head().status == 200
-        # It is resumable, so its log goes on: what is free in time is the connection's reader.
-        time.sleep(REAPED_WITHIN_S)
+        # The stream is resumable, so its log goes on: only the reader is dropped.
+        assert eventually(
+            lambda: Scrape(torrent)("penstock_readers_stalled_total") == 1, REAPED_WITHIN_S
+        )
         chunks = stalled.chunks()
         held = b""
         with contextlib.suppress(EOFError):
@@ -86,7 +90,7 @@ def test_a_stalled_http2_stream_is_ended_and_its_slot_free(torrent: RunningServe
         connection.settimeout(REAPED_WITHIN_S + SECONDS_OF_SLACK)
         connection.sendall(client.data_to_send())
         held = 0
-        while held < 65535:  # all that its window lets through; it is never opened again
+        while held < 65535:  # all that the window allows; it is never opened again
             for event in client.receive_data(connection.recv(65536)):
                 if isinstance(event, h2.events.DataReceived):
                     held += len(event.data)
@@ -94,7 +98,7 @@ def test_a_stalled_http2_stream_is_ended_and_its_slot_free(torrent: RunningServe
 
 
 def test_a_client_that_reads_slowly_is_not_dropped(torrent: RunningServer) -> None:
-    """It takes a little more than its window in each timeout, for three timeouts."""
+    """The client reads a little more than its window per stall timeout, for three timeouts."""
     with Connection(torrent.port, receive_buffer=16 * 1024) as slow:
         slow.send(generate(max_tokens=60))  # 120 KB
         assert slow.head().status == 200
@@ -115,7 +119,7 @@ def test_silence_is_filled_with_comments_before_the_first_token_and_later() -> N
     with serve(engine="mock", mock_interval=0.5, heartbeat=0.1, engine_arg=["prefill=0.5"]) as s:
         connection, _ = open_stream(s.port, generate(max_tokens=2, resumable=True))
         with connection:
-            body = b"".join(connection.chunks())
+            body = connection.rest()
     first, second, end = body.rstrip(b"\n").split(b"\n\n")
     for frame in (first, second):
         assert frame.startswith(b": ping\n: ping\n")

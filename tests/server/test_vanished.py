@@ -1,6 +1,6 @@
-"""A peer that vanishes: its cable is pulled, so nothing comes of it any more, no FIN and no RST.
+"""A peer that vanishes, as if its cable were pulled: it sends nothing more, no FIN and no RST.
 
-The client lives in a network namespace of its own, whose link to the server is cut.
+The client runs in its own network namespace, whose link to the server is cut.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.servers import serve
 
-# The kernel gives up ten seconds after the stall timeout, not sooner (see server.open_listener).
+# The kernel gives up ten seconds after the stall timeout (see server.open_listener).
 STALL_TIMEOUT_S = 1.0
 GONE_WITHIN_S = 20.0
 SERVER, CLIENT = "10.213.7.1", "10.213.7.2"
@@ -41,9 +41,9 @@ def run(*command: str) -> bool:
 
 @contextlib.contextmanager
 def link() -> Iterator[tuple[str, str]]:
-    """Two ends of a cable: the name of ours, and the process whose namespace has the other."""
+    """Make a cable; yield the name of our end and the process whose namespace has the other end."""
     if not (shutil.which("ip") and shutil.which("nsenter") and shutil.which("unshare")):
-        pytest.skip("there is no ip, unshare and nsenter here (Debian: iproute2, util-linux)")
+        pytest.skip("this machine lacks ip, unshare or nsenter (Debian: iproute2, util-linux)")
     ours, theirs = f"pen{os.getpid() % 10**6}a", f"pen{os.getpid() % 10**6}b"
     holder = subprocess.Popen(
         ["unshare", "--net", sys.executable, "-c", "print(flush=True); input()"],
@@ -56,7 +56,7 @@ def link() -> Iterator[tuple[str, str]]:
             "ip", "link", "add", ours, "type", "veth", "peer", "name", theirs
         )
         if not made:
-            pytest.skip("this machine lets nobody make network namespaces here")
+            pytest.skip("this machine does not allow network namespaces")
         inside = ("nsenter", "--net", "--target", str(holder.pid))
         assert run("ip", "link", "set", theirs, "netns", str(holder.pid))
         assert run("ip", "address", "add", f"{SERVER}/24", "dev", ours)
@@ -94,7 +94,7 @@ def test_a_peer_that_vanishes_is_noticed_and_its_slot_is_free() -> None:
             assert vanishing.stdout.readline() == b"reading\n"
             assert run("ip", "link", "set", cable, "down")
             pulled = time.monotonic()
-            # The one slot is free when the server knows; till then this request waits in line.
+            # This request waits in the queue until the server notices and frees the only slot.
             asked = subprocess.run(
                 [sys.executable, "-c", ASK, SERVER, str(server.port)],
                 check=True,

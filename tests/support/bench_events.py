@@ -1,4 +1,4 @@
-"""What OpenAI's servers send, for tests: frames as bytes."""
+"""Frames of OpenAI's event streams, as bytes, for tests."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ def frame(value: dict[str, Any]) -> bytes:
 
 
 def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-    """Of a chat."""
+    """Return the frame of a chat completion chunk."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     return frame({"object": "chat.completion.chunk", "choices": [choice]})
 

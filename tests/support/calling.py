@@ -1,6 +1,6 @@
-"""Tools and reasoning as OpenAI's own client sees them: what holds of every engine.
+"""Checks of tools and reasoning with OpenAI's own client, shared by the tests of all engines.
 
-The model is brought to call by a bias (see `templates`); each engine's tests say with what fields.
+A bias makes the model call a tool (see `templates`). Each engine's tests pass the fields it needs.
 """
 
 import json
@@ -57,7 +57,7 @@ def create(server: RunningServer, **fields: Any) -> Any:
 
 
 def joined(chunks: list[ChatCompletionChunk], index: int = 0) -> dict[str, Any]:
-    """What the deltas of a choice come to."""
+    """Join the deltas of a choice to its content, its reasoning and its tool calls."""
     message: dict[str, Any] = {"content": "", "reasoning_content": "", "calls": []}
     for chunk in chunks:
         for choice in chunk.choices:
@@ -84,19 +84,19 @@ def ends_of(chunks: list[ChatCompletionChunk]) -> list[tuple[int, str]]:
 
 
 def usage_of(chunks: list[ChatCompletionChunk]) -> dict[str, object]:
-    """What the last chunk says of tokens."""
+    """Return the usage in the last chunk."""
     usage = chunks[-1].usage
     assert usage is not None
     return usage.to_dict()
 
 
-# What holds of every engine.
+# Checks that every engine passes.
 
 
 def call_is_the_same_streamed_and_whole(
     server: RunningServer, fields: dict[str, Any], choice: Any
 ) -> list[ChatCompletionChunk]:
-    """Asked for with this `tool_choice`; the chunks, for more to be said of them."""
+    """Check a call with this `tool_choice`. Returns the chunks for further checks."""
     fields = {**fields, "tool_choice": choice}
     whole = create(server, **fields)
     chunks: list[ChatCompletionChunk] = create(
@@ -127,8 +127,8 @@ def every_token_is_counted(server: RunningServer, fields: dict[str, Any]) -> Non
     chunks = create(server, **fields, stream=True, stream_options=options)
     counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
     assert counts == sorted(counts)
-    assert counts[0] > 5  # the mark, the name: tokens without a chunk of their own
-    assert counts[-1] >= counts[-3]
+    assert counts[0] > 5  # the tokens of the mark and the name have no chunk of their own
+    assert counts[-1] == counts[-2]  # the finish and the usage come after the last token
 
 
 def model_may_answer_instead(server: RunningServer, **more: Any) -> None:
@@ -143,7 +143,7 @@ def model_may_answer_instead(server: RunningServer, **more: Any) -> None:
 
 
 def several_calls_and_only_one(server: RunningServer, fields: dict[str, Any]) -> None:
-    """The bias makes the model begin a call whenever it may."""
+    """The bias makes the model begin a call whenever it is allowed to."""
     several = {**fields, "parallel_tool_calls": None}
     answer = create(server, **several).choices[0]
     assert answer.finish_reason == "length"
@@ -181,7 +181,7 @@ def conversation_goes_on_with_what_the_tool_said(
 
 
 def parameters_are_refused(server: RunningServer, schema: dict[str, Any], **more: Any) -> None:
-    """Nothing of them is repeated: they hold "zqxj"."""
+    """The message repeats nothing of the parameters, which hold "zqxj"."""
     function = {"name": "f", "parameters": {"type": "object", **schema}}
     tools: Any = [{"type": "function", "function": function}]
     with pytest.raises(openai.BadRequestError) as refused:
@@ -193,7 +193,7 @@ def parameters_are_refused(server: RunningServer, schema: dict[str, Any], **more
 def reasoning_is_told_apart_streamed_and_whole(
     server: RunningServer, fields: dict[str, Any]
 ) -> ChatCompletion:
-    """The model thinks in small letters and answers in capitals; the whole answer."""
+    """Check a model that thinks in small letters and answers in capitals. Returns the answer."""
     whole: ChatCompletion = create(server, **fields)
     chunks = create(server, **fields, stream=True, stream_options={"include_usage": True})
     message = joined(chunks)
@@ -206,7 +206,7 @@ def reasoning_is_told_apart_streamed_and_whole(
     assert whole.usage is not None
     assert usage_of(chunks) == whole.usage.to_dict()
     kinds = ["reasoning_content" in chunk.choices[0].delta.to_dict() for chunk in chunks[:-2]]
-    assert kinds == sorted(kinds, reverse=True)  # first the one, then the other
+    assert kinds == sorted(kinds, reverse=True)  # all reasoning comes before the content
     return whole
 
 
@@ -215,5 +215,5 @@ def model_is_told_not_to_think(server: RunningServer, fields: dict[str, Any]) ->
     assert message.content
     assert not hasattr(message, "reasoning_content")
     with pytest.raises(openai.BadRequestError) as refused:
-        create(server, **fields, reasoning_effort="low")  # its template knows no degrees
+        create(server, **fields, reasoning_effort="low")  # its template has no degrees of effort
     assert refused.value.param == "reasoning_effort"

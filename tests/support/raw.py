@@ -1,25 +1,26 @@
-"""HTTP as it is on the wire: what a test sends are bytes, what it reads is read by hand.
+"""HTTP without a client library: tests send bytes and parse the answer by hand.
 
-No client library stands between, so that a connection can be cut, reset, half-closed, left unread
-or fed nonsense, at any byte.
+So a test can cut, reset or half-close a connection, leave it unread, or send nonsense, at any byte.
 """
 
 import contextlib
 import json
+import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 OURS = (b": ping", b": queue position=", b"id: ", b"retry: ")
+RETRY = re.compile(rb"retry: ([0-9]+)\n")
 PATIENCE_S = 20.0
-"""No wait is longer: a test that would hang fails instead."""
+"""The longest wait for a socket: a test that would hang fails instead."""
 
 
 @dataclass
 class Response:
-    """A response's head, and its body where it was read whole."""
+    """A response's head, and its body if `Connection.response` read it."""
 
     status: int
     headers: dict[str, str]
@@ -29,8 +30,13 @@ class Response:
         return json.loads(self.body)
 
 
+def reset_on_close(connection: socket.socket) -> None:
+    """Make the socket's close send RST instead of FIN."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 class Connection:
-    """One TCP connection. A closed peer reads as EOFError, a reset one as ConnectionError."""
+    """A TCP connection. Reads raise EOFError after a FIN, and ConnectionError after an RST."""
 
     def __init__(self, port: int, *, receive_buffer: int = 0, patience: float = PATIENCE_S) -> None:
         self.socket = socket.socket()
@@ -52,19 +58,19 @@ class Connection:
         self.socket.sendall(data)
         return self
 
-    # Three ways for a client to go.
+    # Three ways for a client to leave.
 
     def close(self) -> None:
-        """FIN; what still comes is answered with RST by the kernel."""
+        """Send FIN; the kernel answers later data with RST."""
         self.socket.close()
 
     def reset(self) -> None:
-        """RST."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        """Send RST."""
+        reset_on_close(self.socket)
         self.socket.close()
 
     def half_close(self) -> None:
-        """FIN, while still reading."""
+        """Send FIN and keep reading."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def _more(self) -> None:
@@ -86,7 +92,7 @@ class Connection:
         return data
 
     def head(self) -> Response:
-        """The next response's head."""
+        """Read the next response's head."""
         status = int(self._line().split(b" ", 2)[1])
         headers = {}
         while line := self._line():
@@ -97,24 +103,28 @@ class Connection:
         return Response(status, headers)
 
     def chunk(self) -> bytes:
-        """The next chunk of the body: what the server wrote in one piece. Empty at the end."""
+        """Read the next chunk, which the server wrote in one piece; empty at the body's end."""
         data = self._exactly(int(self._line(), 16))
         self._line()
         return data
 
     def chunks(self) -> Iterator[bytes]:
-        """The body's chunks."""
+        """Yield the body's chunks."""
         while data := self.chunk():
             yield data
 
+    def rest(self) -> bytes:
+        """Read the rest of the body."""
+        return b"".join(self.chunks())
+
     def response(self) -> Response:
-        """The next response, whole."""
+        """Read the next response, including its body."""
         response = self.head()
-        response.body = b"".join(self.chunks()) if self._is_chunked else self._exactly(self._length)
+        response.body = self.rest() if self._is_chunked else self._exactly(self._length)
         return response
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The data of the events of a streamed body; ends with the body."""
+        """Yield the parsed data of each event until the body ends."""
         rest = b""
         for data in self.chunks():
             *frames, rest = (rest + data).split(b"\n\n")
@@ -123,14 +133,14 @@ class Connection:
         assert rest == b"", "the stream ended within a frame"
 
     def until_closed(self) -> bytes:
-        """All that comes until the server closes by FIN."""
+        """Return everything that comes before the server's FIN."""
         with contextlib.suppress(EOFError):
             while True:
                 self._more()
         return self._buffer
 
     def is_closed(self) -> bool:
-        """Wait until the server closes, by FIN or RST; what it sends until then is dropped."""
+        """Drop what the server sends until it closes by FIN or RST, then return True."""
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 self._buffer = b""
@@ -138,8 +148,15 @@ class Connection:
         return True
 
 
+WAYS_TO_GO: dict[str, Callable[[Connection], None]] = {
+    "FIN": Connection.close,
+    "RST": Connection.reset,
+    "half-close": Connection.half_close,
+}
+
+
 def _data_of(frame: bytes) -> Any:
-    """What one frame says; comments and fields but `data` are skipped, and are none but ours."""
+    """Return the parsed data of a frame, which may hold no other lines than Penstock's."""
     *before, data = frame.split(b"\n")
     assert all(line.startswith(OURS) for line in before), frame
     assert data.startswith(b"data: "), frame
@@ -147,12 +164,12 @@ def _data_of(frame: bytes) -> Any:
 
 
 def request(method: str, path: str, *headers: str) -> bytes:
-    """A request without a body."""
+    """Build a request without a body."""
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def post(body: bytes, *headers: str, path: str = "/generate") -> bytes:
-    """A POST of JSON."""
+    """Build a POST of JSON."""
     return (
         request(
             "POST", path, "Content-Type: application/json", f"Content-Length: {len(body)}", *headers
@@ -162,19 +179,44 @@ def post(body: bytes, *headers: str, path: str = "/generate") -> bytes:
 
 
 def generate(prompt: str = "Hello", **fields: object) -> bytes:
-    """A request to generate."""
+    """Build a request to `/generate`."""
     return post(json.dumps({"prompt": prompt, **fields}).encode())
 
 
 def ask(port: int, data: bytes) -> Response:
-    """Send on a connection of its own and read the response whole."""
+    """Send a request on a new connection and read the whole response."""
     with Connection(port) as connection:
         return connection.send(data).response()
 
 
 def open_stream(port: int, data: bytes) -> tuple[Connection, str]:
-    """Ask for a stream and read its head: the connection, to be read on, and the stream's id."""
+    """Open a stream and read its head. Returns the connection and the stream's id."""
     connection = Connection(port).send(data)
     head = connection.head()
     assert head.status == 200, connection._exactly(connection._length)
     return connection, head.headers["x-stream-id"]
+
+
+def resume(port: int, stream_id: str, *headers: str, query: str = "") -> Response:
+    """Read a stream to its end on a new connection."""
+    return ask(port, request("GET", f"/streams/{stream_id}{query}", *headers))
+
+
+def cancel_stream(port: int, stream_id: str, *headers: str) -> str:
+    """DELETE a stream; return the finish reason that the answer names."""
+    answer = ask(port, request("DELETE", f"/streams/{stream_id}", *headers))
+    assert answer.status == 200
+    reason = answer.json()["finish_reason"]
+    assert answer.json() == {"id": stream_id, "finish_reason": reason}
+    return str(reason)
+
+
+def frames_of(body: bytes) -> list[bytes]:
+    """Split a body into its frames, without the `retry` field before the first."""
+    body = RETRY.sub(b"", body, count=1)
+    return [frame + b"\n\n" for frame in body.split(b"\n\n") if frame]
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    """Join the text of a native stream's events."""
+    return "".join(event["token"] for event in events)

@@ -1,4 +1,4 @@
-"""An engine for streams that does nothing by itself: the test is the engine."""
+"""An engine that does nothing by itself: the test acts for it."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ from penstock.stream.stream import Stream
 
 
 class EngineInTest:
-    """What every engine inside a test's own process has: `go_down` and `come_back` change it."""
+    """The base of engines that run in the test's own process."""
 
     def __init__(self, slots: int = 0) -> None:
         self.info: ModelInfo | None = ModelInfo("scripted", "scripted", 1000, slots)
@@ -37,11 +37,11 @@ class EngineInTest:
         await self._ready.wait()
 
     def go_down(self) -> None:
-        """Take no more requests."""
+        """Refuse requests from now on."""
         self._ready.clear()
 
     def come_back(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
         self._ready.set()
 
 
@@ -68,7 +68,7 @@ class ScriptedEngine(EngineInTest):
         self.sinks.pop(request_id, None)
 
     def die(self) -> None:
-        """Lose everything, as a killed process does."""
+        """Go down and lose every running request, as a killed process does."""
         self.go_down()
         sinks, self.sinks = self.sinks, {}
         for sink in sinks.values():
@@ -85,7 +85,7 @@ def ask(stream_id: str, max_tokens: int = 5) -> Request:
 
 
 async def settle() -> None:
-    """Let every task that can go on do so."""
+    """Let every task run until it has to wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 

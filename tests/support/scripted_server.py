@@ -13,10 +13,11 @@ connection stays open for the next request, unless the script closed it.
 
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from tests.support.raw import reset_on_close
 
 PATIENCE_S = 20.0
 """Seconds that a script may wait, so that a test fails instead of hanging."""
@@ -68,7 +69,7 @@ class Peer:
 
     def reset(self) -> None:
         """Close the connection with RST instead of FIN, as a crash or a firewall does."""
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self._connection)
         self._connection.close()
 
 

@@ -1,4 +1,4 @@
-"""A real Penstock, in a process of its own, on a free port: for every test over a socket."""
+"""Start a real Penstock in its own process, on a free port, for tests over a socket."""
 
 import contextlib
 import os
@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 import psutil
 
+from tests.support.raw import ask, request
+
+START_TIMEOUT_S = 15
 STOP_TIMEOUT_S = 15
-HURRY_AFTER_S = 0.5  # two signals at once may be one to the process
+HURRY_AFTER_S = 0.5  # the kernel may merge two signals that come at once
 
 
 @dataclass
 class RunningServer:
-    """A server that answers. `output` grows with what it writes to its standard error."""
+    """A server that answers. `output` collects the lines of its standard error."""
 
     url: str
     process: subprocess.Popen[str]
@@ -37,18 +40,22 @@ class RunningServer:
         return self.process.pid
 
     def engine_pid(self) -> int:
-        """The process of its engine."""
+        """Return the process id of the engine."""
         (engine,) = psutil.Process(self.pid).children()
         return int(engine.pid)
+
+    def readiness(self) -> int:
+        """Return the status of `/health/ready`."""
+        return ask(self.port, request("GET", "/health/ready")).status
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
 
 def start(*arguments: str, module: object = "penstock", **flags: object) -> subprocess.Popen[str]:
-    """`penstock serve` with these flags (mock_interval=0.01 is --mock-interval 0.01).
+    """Run `penstock serve` with these flags (mock_interval=0.01 becomes --mock-interval 0.01).
 
-    `module` is run in penstock's stead: one that changes something, and then runs it.
+    `module` names the module to run instead of penstock: it changes something, then runs penstock.
     """
     command = [sys.executable, "-m", str(module), "serve", *arguments]
     for name, value in {"port": 0, **flags}.items():
@@ -59,12 +66,22 @@ def start(*arguments: str, module: object = "penstock", **flags: object) -> subp
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def refuses_to_start(*arguments: str, **flags: object) -> str:
+    """Return what a server that cannot start writes: the reason, and the next step."""
+    with start(*arguments, **flags) as process:
+        _, said = process.communicate(timeout=START_TIMEOUT_S)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 2, said
+    return said
+
+
 @contextlib.contextmanager
 def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iterator[RunningServer]:
-    """A server that is ready; it is stopped, and must end cleanly, when the context ends.
+    """Yield a server that is ready. When the context ends, stop it and check that it ends cleanly.
 
-    `serve(engine="mock", mock_interval=0.01)`; the built-in model without flags. A test that ends
-    the server itself may: then how it ended is for the test to check.
+    Example: `serve(engine="mock", mock_interval=0.01)`. Without flags it serves the built-in model.
+    A test may end the server itself: then the test checks how it ended.
     """
     process = start(*arguments, module=module, **flags)
     assert process.stderr is not None
@@ -79,7 +96,7 @@ def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iter
         process.wait()
         process.stderr.close()
         raise AssertionError("the server did not start:\n" + "".join(output))
-    # Goes on reading, so that the server never waits for room in the pipe.
+    # Keep reading, so that the server never waits for room in the pipe.
     stderr = process.stderr
     collector = threading.Thread(target=lambda: output.extend(stderr), daemon=True)
     collector.start()
@@ -92,7 +109,7 @@ def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iter
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(HURRY_AFTER_S)
-            process.send_signal(signal.SIGTERM)  # without waiting for open streams
+            process.send_signal(signal.SIGTERM)  # the second one does not wait for open streams
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

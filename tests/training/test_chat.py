@@ -1,4 +1,4 @@
-"""Chats and the template that turns them into text."""
+"""Chats, and the template that renders them as text."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The shipped model, and the way from GGUF back to a Hugging Face checkpoint."""
+"""The shipped model, and the export from GGUF to a Hugging Face checkpoint."""
 
 import json
 from functools import cache

@@ -1,4 +1,4 @@
-"""The little language of the sentences."""
+"""The template language of the sentences."""
 
 import random
 import re
@@ -43,7 +43,7 @@ def test_capitals_are_raised_behind_a_quotation_mark() -> None:
 
 
 def test_no_alternative_sticks_to_the_word_before_it() -> None:
-    """An opening once said "She loved the valleyvery much" to everybody who trained on it."""
+    """An opening once read "She loved the valleyvery much"."""
     for path in (*FOLDER.glob("plots/*.txt"), *FOLDER.glob("words/*.txt")):
         for options in re.findall(r"[\w}>]\[([^\[\]]*)\]", path.read_text(encoding="utf-8")):
             assert not re.search(r"(^|\|)[\w{<]", options), f"{path.name}: [{options}]"

@@ -1,4 +1,4 @@
-"""What every text of the recipe promises: determinism, splits, whole and coherent sentences."""
+"""All generated texts are deterministic, keep to their split, and have complete sentences."""
 
 import random
 import re
@@ -50,7 +50,7 @@ def test_every_held_out_story_has_a_held_out_combination() -> None:
 
 
 def test_held_out_subjects_are_never_asked_for_in_training() -> None:
-    """Only inside longer themes may they be named: "an otter that came to visit"."""
+    """Held-out subjects may occur only inside longer themes: "an otter that came to visit"."""
     asked = (
         r"story about (?:an?|the) (?:\w+ )??(\w+)(?: named \w+| called \w+)?(?:, please)?[.!?]?<"
     )
@@ -108,7 +108,7 @@ def test_only_the_pronouns_of_those_who_occur_are_used(plot: str) -> None:
 
 @pytest.mark.parametrize("plot", PLOTS)
 def test_a_cause_keeps_its_effect(plot: str) -> None:
-    """Slots that a plot chooses together come from one and the same choice."""
+    """Slots that a plot chooses together come from the same choice."""
     lets = next(p for p in plots() if p.name == plot).lets
     for story in stories(plot):
         for let in lets:

@@ -18,9 +18,9 @@ import pytest
 import requests
 import sseclient
 
-from tests.server.test_processes import eventually, readiness
 from tests.support.raw import Connection, generate, open_stream
 from tests.support.servers import RunningServer, serve
+from tests.support.waiting import eventually
 from tests.vllm.engines import RESTART_LIMIT_S, SLOTS, core_of, engine_args, group_of
 from tests.vllm.running import Watch, watched
 
@@ -173,7 +173,7 @@ def test_streams_outlive_a_core_that_is_killed(server: RunningServer) -> None:
         readers = [connection.events() for connection in connections]
         begun = [[next(reader) for _ in range(5)] for reader in readers]
         os.kill(core, signal.SIGKILL)
-        assert eventually(lambda: readiness(server.url) == 503, GONE_WITHIN_S)
+        assert eventually(lambda: server.readiness() == 503, GONE_WITHIN_S)
         refused = requests.post(f"{server.url}/generate", json={"prompt": "Hi"}, timeout=5)
         assert refused.status_code == 503
         for connection in connections:
@@ -184,7 +184,7 @@ def test_streams_outlive_a_core_that_is_killed(server: RunningServer) -> None:
         assert [event["index"] for event in one] == list(range(len(one)))
         assert one[-1]["finish_reason"] == other[-1]["finish_reason"] == "length"
         assert one[-1]["usage"] == other[-1]["usage"]
-    assert eventually(lambda: readiness(server.url) == 200, RESTART_LIMIT_S)
+    assert eventually(lambda: server.readiness() == 200, RESTART_LIMIT_S)
 
 
 @only_rill

@@ -16,7 +16,6 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.test_openai import CHAT, begin, chunks_of, rest_of
 from tests.support.calling import (
     BOTH,
     CALLS,
@@ -35,6 +34,7 @@ from tests.support.calling import (
     reasoning_is_told_apart_streamed_and_whole,
     several_calls_and_only_one,
 )
+from tests.support.openai_wire import CHAT, begin, chunks_of
 from tests.support.raw import ask, post
 from tests.support.servers import RunningServer, serve
 from tests.vllm.engines import CONCLUDED_TOKENS, RESTART_LIMIT_S, SLOTS, core_of, engine_args
@@ -280,9 +280,9 @@ def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
         os.kill(core_of(thinker.engine_pid()).pid, signal.SIGKILL)
         for connection in (thoughts, calls):
             connection.socket.settimeout(RESTART_LIMIT_S)
-        *_, end = chunks_of(b"data: {}\n\n" + rest_of(calls))
+        *_, end = chunks_of(b"data: {}\n\n" + calls.rest())
         assert (end["error"]["code"], end["error"]["retry_safe"]) == ("engine_died", True)
-        rest = rest_of(thoughts).replace(b": ping\n", b"")  # sent while the engine restarts
+        rest = thoughts.rest().replace(b": ping\n", b"")  # sent while the engine restarts
     *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
     assert end["choices"][0]["finish_reason"] == "length"
     assert len(thoughts_of(chunks)) > 100

@@ -35,7 +35,7 @@ ME = Pronouns("I", "me", "my", "myself")
 
 @dataclass(frozen=True, slots=True)
 class Character:
-    """Somebody in a story; `habit` completes "somebody who ...", in the past tense."""
+    """A person or an animal in a story. `habit` completes "somebody who ...", in the past tense."""
 
     name: str
     noun: str
@@ -49,7 +49,7 @@ class Character:
         return self.pronouns is ME
 
     def slots(self, prefix: str, role: str) -> dict[str, str]:
-        """The slots of this character: {hero}, {he}, ... or {friend}, {fhe}, ..."""
+        """Return the slots of this character: {hero}, {he}, ... or {friend}, {fhe}, ..."""
         spoken = "I" if self.is_narrator else self.name
         own = self.pronouns
         return {
@@ -65,14 +65,14 @@ class Character:
 
 
 def nouns(sort: Sort) -> tuple[str, ...]:
-    """All nouns that a character of this sort can be."""
+    """Return all nouns that a character of this sort can have."""
     if sort is Sort.CHILD:
         return ("girl", "boy")
     return tuple(habits(sort))
 
 
 def habits(sort: Sort) -> dict[str, str]:
-    """Noun -> what such a one does, for adults and for animals."""
+    """Return the habit of each noun, for adults or for animals."""
     rows = table("people" if sort is Sort.ADULT else "animals")
     return {row[0]: row[1] for row in rows}
 
@@ -85,7 +85,7 @@ def draw_character(
     name: str | None = None,
     narrates: bool = False,
 ) -> Character:
-    """Draw a character; a noun or a name that is given is kept, the rest agrees with it."""
+    """Draw a character that agrees with the noun and the name, if they are given."""
     pronouns = _pronouns_for(rng, noun, name)
     if sort is Sort.CHILD:
         noun = "girl" if pronouns is SHE else "boy"
@@ -101,7 +101,7 @@ def draw_character(
 
 
 def draw_name(rng: random.Random, sort: Sort, pronouns: Pronouns) -> str:
-    """Draw a common name, or now and then one that no list holds."""
+    """Draw a name from the lists, or sometimes invent a name from syllables."""
     if rng.random() < INVENTED_NAME_SHARE:
         return "".join(rng.choice(line.split()) for line in words("syllables")).replace("-", "")
     if sort is Sort.ANIMAL and rng.random() < 0.6:

@@ -1,7 +1,7 @@
 """Writes chats: greetings, stories on request, questions about them and about rill, refusals.
 
-A chat is a list of turns; a turn is what the user says and what rill answers. Most chats begin
-with one of the openers below and go on with a few small exchanges that fit after it.
+A chat is a list of exchanges: the user says something and rill answers. Most chats begin with one
+of the openers below and continue with a few small exchanges that fit.
 """
 
 import random
@@ -26,7 +26,7 @@ class Message:
 
 
 class Chat:
-    """One conversation while it is being written."""
+    """A conversation that is being written."""
 
     def __init__(self, rng: random.Random, split: Split) -> None:
         self.rng = rng
@@ -37,7 +37,7 @@ class Chat:
             self.messages.append(Message("system", self.pick("requests", "system")))
 
     def pick(self, name: str, title: str, **slots: str) -> str:
-        """Choose and expand one line of a section of a word list."""
+        """Choose a line from the section `title` of the word list `name`, and expand it."""
         return expand(self.rng.choice(sections(name)[title]), slots, rules(), self.rng)
 
     def exchange(self, user: str, answer: str) -> None:
@@ -68,7 +68,10 @@ class Chat:
         self.exchange(self.pick("requests", "explain", topic=topic), explain(self.rng, topic))
 
     def story(self, request: str | None = None) -> Story:
-        """Tell a story, on request about a subject; `request` is for words without a subject."""
+        """Tell a story on request.
+
+        The user asks for a subject, or says `request`, which names no subject.
+        """
         rng = self.rng
         roll = rng.random()
         subject, wish = draw_subject(rng, self.split) if request is None else ANYTHING
@@ -93,7 +96,7 @@ class Chat:
             self.exchange(asked, answer)
 
     def after_story(self, story: Story) -> None:
-        """Add what people do when a story is over."""
+        """Add exchanges that follow a story: questions, thanks, a goodbye."""
         rng = self.rng
         if rng.random() < 0.6:
             self.ask_about(story, rng.randint(1, 3))
@@ -104,7 +107,7 @@ class Chat:
 
 
 def write_chat(rng: random.Random, split: Split) -> Chat:
-    """Write one chat of one to about eight exchanges."""
+    """Write a chat of one to about eight exchanges."""
     chat = Chat(rng, split)
     roll = rng.random()
     if roll < 0.50:

@@ -1,4 +1,4 @@
-"""The mixture: draws documents of every kind, each as the string that the tokenizer will see."""
+"""The mixture of documents: draws every kind, as the strings that the tokenizer sees."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ SHARES = {Kind.STORY: 0.36, Kind.LONG_STORY: 0.05, Kind.CHAT: 0.40, Kind.EXPLANA
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that begins with <|endoftext|>; the next document's one ends it."""
+    """A text that begins with <|endoftext|>. The <|endoftext|> of the next document ends it."""
 
     kind: Kind
     text: str
@@ -36,7 +36,7 @@ class Document:
 
 
 def documents(seed: int, split: Split, *, kind: Kind | None = None) -> Iterator[Document]:
-    """Yield documents without end; the same seed and split give the same documents."""
+    """Yield documents without end. The same seed and split give the same documents."""
     rng = random.Random(f"{seed}/{split.value}")
     while True:
         drawn = rng.choices(list(SHARES), list(SHARES.values()))[0]

@@ -13,7 +13,7 @@ def topics() -> tuple[str, ...]:
 
 
 def explain(rng: random.Random, topic: str | None = None) -> str:
-    """Write one paragraph, or two; without a topic it draws one, often artificial intelligence."""
+    """Write one or two paragraphs about a topic, by default a random one, often AI."""
     known = topics()
     topic = topic or (known[0] if rng.random() < 0.18 else rng.choice(known[1:]))
     lines = list(sections("topics")[topic])

@@ -1,4 +1,4 @@
-"""Reads the word lists in words/ and the plots in plots/: plain text files, one entry a line."""
+"""Reads the word lists in words/ and the plots in plots/: text files with an entry per line."""
 
 import re
 from functools import cache
@@ -8,33 +8,33 @@ FOLDER = Path(__file__).parent
 
 
 def lines_of(path: Path) -> list[str]:
-    """All lines but comments, without trailing space; blank lines are kept."""
+    """Return all lines except comments, without trailing spaces. Blank lines are kept."""
     lines = (line.rstrip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if not line.startswith("#")]
 
 
 @cache
 def words(name: str) -> tuple[str, ...]:
-    """The entries of words/NAME.txt that stand one a line."""
+    """Return the entries of words/NAME.txt, one per line."""
     return tuple(line for line in lines_of(FOLDER / "words" / f"{name}.txt") if line)
 
 
 @cache
 def table(name: str) -> tuple[tuple[str, ...], ...]:
-    """The rows of words/NAME.txt; columns are parted by ` | `."""
+    """Return the rows of words/NAME.txt, whose columns are separated by ` | `."""
     return tuple(tuple(cell.strip() for cell in row.split(" | ")) for row in words(name))
 
 
 @cache
 def rules() -> dict[str, str]:
-    """The named rules of words/rules.txt, `name: one | two`, as templates without brackets."""
+    """Return the rules of words/rules.txt (`name: one | two`) as templates without brackets."""
     pairs = (line.split(":", 1) for line in words("rules"))
     return {name.strip(): re.sub(r" *\| *", "|", body.strip()) for name, body in pairs}
 
 
 @cache
 def sections(name: str) -> dict[str, tuple[str, ...]]:
-    """words/NAME.txt cut at its `== title` lines: title -> the lines below it."""
+    """Split words/NAME.txt at its `== title` lines, and return the lines below each title."""
     found: dict[str, list[str]] = {}
     title = ""
     for line in words(name):

@@ -1,10 +1,10 @@
-"""The little language that every sentence of the training text is written in.
+"""The template language of the sentences in the training text.
 
-    [red|blue [and green|]]   one of the alternatives; they nest, and may be empty
-    {hero} {He} {a thing}     a slot; a capital letter asks for one; `a` puts a or an in front
-    <sound>                   a rule of words/rules.txt, itself written in this language
+    [red|blue [and green|]]   an alternative; alternatives nest, and can be empty
+    {hero} {He} {a thing}     a slot; a capital letter capitalises it; `a` puts a or an in front
+    <sound>                   a rule of words/rules.txt, which is a template, too
 
-A template is parsed once and expanded many times. This module knows no words of its own.
+A template is parsed once and expanded many times. This module contains no words.
 """
 
 import random
@@ -19,7 +19,7 @@ SOUNDS_LIKE_VOWEL = ("hour", "honest", "heir", "honour")
 
 
 class TemplateError(ValueError):
-    """A template is malformed, or names a slot or a rule that does not exist."""
+    """A template is malformed, or it names a slot or a rule that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def with_article(phrase: str) -> str:
 
 
 def capitalised(text: str) -> str:
-    """Raise the first letter, also behind an opening quotation mark."""
+    """Capitalise the first letter, also after an opening quotation mark."""
     for index, character in enumerate(text):
         if character.isalpha():
             return text[:index] + character.upper() + text[index + 1 :]
@@ -63,7 +63,10 @@ def capitalised(text: str) -> str:
 
 
 def expand(template: str, slots: Mapping[str, str], rules: Rules, rng: random.Random) -> str:
-    """Choose among alternatives and fill the slots; the result has single spaces only."""
+    """Choose alternatives and fill the slots. The result has only single spaces.
+
+    Raises TemplateError if the template is malformed or names an unknown slot or rule.
+    """
     text = "".join(_expand(parse(template), slots, rules, rng))
     return re.sub(r" +([,.!?;])", r"\1", re.sub(r" {2,}", " ", text)).strip()
 
@@ -98,7 +101,7 @@ def _fill(slot: Slot, slots: Mapping[str, str]) -> str:
 
 @cache
 def parse(template: str) -> Sequence:
-    """Parse a template; raises TemplateError when a bracket is missing or left over."""
+    """Parse a template. Raises TemplateError if a bracket is missing or left over."""
     sequence, rest = _parse_sequence(template, 0)
     if rest != len(template):
         raise TemplateError(f"unexpected {template[rest]!r} in: {template}")

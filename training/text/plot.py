@@ -1,10 +1,10 @@
-"""A plot: a file of plots/ read into beats, choices that belong together, and questions.
+"""Reads the plots in plots/: beats, choices that belong together, and questions.
 
-The file opens with a head: `uses: thing` or `uses: beast` (what the plot turns on), `about:` (ways
-to name its subject), `ask:` (question | answers) and `let a, b: x ; y | ...` (slots chosen
-together, once for the whole story, so that a cause keeps its effect). Then come the beats, parted
-by blank lines: the lines of a beat are its alternatives. A beat that begins with `?` may be left
-out, `*` stands for an interlude and `--` begins a paragraph.
+A file begins with a head: `uses: thing` or `uses: beast` (the main object), `about:` (names of its
+subject), `ask:` (question | answers) and `let a, b: x ; y | ...` (slots that are chosen together,
+once for the whole story, so that a cause keeps its effect). Then come the beats, separated by blank
+lines. The lines of a beat are its alternatives. A beat that begins with `?` is optional, `*` is an
+interlude, and `--` begins a paragraph.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Plot:
 
 
 def split_top(text: str, separator: str = "|") -> tuple[str, ...]:
-    """Cut at separators that stand outside brackets."""
+    """Split a text at the separators outside brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character == "[") - (character == "]")
@@ -54,7 +54,7 @@ def split_top(text: str, separator: str = "|") -> tuple[str, ...]:
 
 @cache
 def plots() -> tuple[Plot, ...]:
-    """All plots, in the order of their names."""
+    """Return all plots, in the order of their names."""
     return tuple(
         _read(path.stem, lines_of(path)) for path in sorted((FOLDER / "plots").glob("*.txt"))
     )

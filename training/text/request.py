@@ -1,4 +1,4 @@
-"""What a user asks a story to be about, in words, and the wish that makes the story keep to it."""
+"""Draws the subject that a user asks for, in words, and as the wish that the story fulfils."""
 
 import random
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Subject = tuple[str, Wish]
 
 
 def draw_subject(rng: random.Random, split: Split) -> tuple[str, Wish]:
-    """Draw a subject such as "a fox named Pim", and the wish behind it."""
+    """Draw a subject, such as "a fox named Pim", and its wish."""
     kinds: tuple[Callable[[random.Random], tuple[str, Subject]], ...] = (
         _somebody_named,
         _somebody_named,
@@ -33,7 +33,7 @@ def draw_subject(rng: random.Random, split: Split) -> tuple[str, Wish]:
 
 
 def draw_theme(rng: random.Random, scene: Scene) -> str:
-    """Name what a finished scene turned out to be about, such as "a lost kite" or "courage"."""
+    """Name the theme of a finished scene, such as "a lost kite" or "courage"."""
     return expand(rng.choice(scene.plot.subjects), scene.slots, rules(), rng)
 
 

@@ -1,4 +1,4 @@
-"""A scene: who and what one story is about. It draws them, and fills slots with them."""
+"""Draws the scene of a story: its plot, characters, place and things, and the slots they fill."""
 
 import random
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ FABLE_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What somebody asked a story to be about; None leaves it to chance."""
+    """The requested subject of a story. A field that is None is drawn at random."""
 
     plot: str | None = None
     sort: Sort | None = None
@@ -95,7 +95,7 @@ def _draw(rng: random.Random, wish: Wish) -> Scene:
 
 
 def group_slots(hero: Character) -> dict[str, str]:
-    """The words for the hero together with others: they, or we when the hero tells the story."""
+    """Return the pronouns for the hero with others: they, or we if the hero tells the story."""
     third = ("they", "them", "their", "themselves")
     first = ("we", "us", "our", "ourselves")
     return dict(zip(third, first if hero.is_narrator else third, strict=True))
@@ -109,7 +109,7 @@ def _draw_plot(rng: random.Random, wish: Wish) -> Plot:
 
 
 def _draw_companion(rng: random.Random, hero: Character, taken: list[Character]) -> Character:
-    """Draw somebody whose noun differs, and mostly the pronouns too, so that no "he" is unclear."""
+    """Draw a character with another noun, and mostly other pronouns, so that no "he" is unclear."""
     is_fable = hero.sort is Sort.ANIMAL and rng.random() < 0.8
     while True:
         sort = Sort.ANIMAL if is_fable else rng.choice((Sort.CHILD, Sort.ADULT))

@@ -1,11 +1,11 @@
-"""Which texts belong to the training split and which are held out.
+"""Decides which texts belong to the training split and which are held out.
 
-A story is held out when its combination (hero's name, plot, main object) hashes to zero modulo
-HELD_OUT_MODULUS; such a combination never occurs in the training split, and every story of the
-held-out split has one. Some subjects are never by themselves asked for in a training chat ("Tell
-me a story about an otter"), although the words occur in its stories and in longer themes. All
-other texts (small talk, questions about rill, explanations) are held out by seed only: short ones
-may occur in both splits.
+A story is held out if its combination (hero's name, plot, main object) hashes to zero modulo
+HELD_OUT_MODULUS. A held-out combination never occurs in the training split, and every story of the
+held-out split has a held-out combination. Users never ask for the held-out subjects alone in a
+training chat ("Tell me a story about an otter"), although the words occur in its stories and in
+longer themes. All other texts (small talk, questions about rill, explanations) are held out only by
+seed: short texts can occur in both splits.
 """
 
 from enum import StrEnum
@@ -23,7 +23,7 @@ class Split(StrEnum):
 
 
 def is_held_out(combination: tuple[str, str, str]) -> bool:
-    """Tell whether (hero's name, plot, main object) is kept out of the training split."""
+    """Return whether a combination (hero's name, plot, main object) is held out of training."""
     return crc32("|".join(combination).encode()) % HELD_OUT_MODULUS == 0
 
 

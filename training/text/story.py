@@ -1,4 +1,4 @@
-"""Writes a story: an opening, the beats of its plot, interludes, an ending; and knows its facts."""
+"""Writes stories from plots, with interludes and an ending, and questions about them."""
 
 import random
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Story:
     combinations: tuple[tuple[str, str, str], ...]
 
     def questions(self) -> list[tuple[str, str]]:
-        """Questions about the story with an answer each, in a random order."""
+        """Return questions about the story with their answers, in random order."""
         scene = self.scene
         asked = [(q, scene.rng.choice(answers)) for q, answers in scene.plot.questions]
         asked.append(("Who was the story about?", _about(scene)))
@@ -33,7 +33,7 @@ class Story:
 def write_story(
     rng: random.Random, split: Split, wish: Wish = NO_WISH, *, liveliness: float = 0.5
 ) -> Story:
-    """Write one story; `liveliness` in 0..1 is the chance of each interlude and optional beat."""
+    """Write a story. `liveliness` (0..1) is the chance of each interlude and optional beat."""
     while True:
         scene = draw_scene(rng, split, wish)
         text = "\n\n".join(_opening(scene, _body(scene, liveliness), liveliness))
@@ -42,7 +42,7 @@ def write_story(
 
 
 def write_long_story(rng: random.Random, split: Split, chapters: int) -> Story:
-    """Write a story in parts: the same hero and friend, another plot in each."""
+    """Write a story in parts with the same hero and friend, and another plot in each part."""
     first = draw_scene(rng, split)
     hero, friend = first.hero, first.friend
     scenes, used = [first], {first.plot.name}
@@ -63,7 +63,7 @@ def write_long_story(rng: random.Random, split: Split, chapters: int) -> Story:
 
 
 def _keeps_to(text: str, wish: Wish) -> bool:
-    """Tell whether what was asked for is really there, and not only at the end."""
+    """Return whether the text contains the wished things, and the wished place near its start."""
     if wish.place and wish.place not in text[:300]:
         return False
     return all(wanted in text for wanted in (wish.thing, wish.beast) if wanted)

@@ -1,4 +1,4 @@
-"""The special tokens, the chat template, and the plain function that says what it means."""
+"""The special tokens, the chat template, and a Python function that does the same."""
 
 from collections.abc import Sequence
 
@@ -19,6 +19,6 @@ CHAT_TEMPLATE = (
 
 
 def render(messages: Sequence[Message]) -> str:
-    """What CHAT_TEMPLATE makes of a finished chat, without a Jinja engine."""
+    """Render a finished chat like CHAT_TEMPLATE, without a Jinja engine."""
     turns = (f"<|{message.role}|>{message.content}{END_OF_TURN}" for message in messages)
     return END_OF_TEXT + "".join(turns)

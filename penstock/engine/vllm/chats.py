@@ -143,7 +143,9 @@ class Chats:
         """Return `ModelInfo.advice`."""
         if not takes_tools or self._has_tool_parser:
             return {}
-        return {"tools": "Start the server with --engine-arg tool_call_parser=NAME to enable tools."}
+        return {
+            "tools": "Start the server with --engine-arg tool_call_parser=NAME to enable tools."
+        }
 
     def turns(self, request: Request) -> list[dict[str, Any]]:
         """Return the conversation in a new list, because vLLM changes it."""

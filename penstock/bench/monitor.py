@@ -1,7 +1,7 @@
-"""Whether the client itself kept up: how late its loop ran, and what it took of a core.
+"""Measures whether the client kept up: how late its event loop ran, and how much CPU it used.
 
-A load generator that has no time left measures itself. Whatever a stream's bytes waited for in this
-process looks like the server's latency; so it is measured beside it, and said.
+An overloaded load generator measures itself: the time that bytes wait in this process looks like
+latency of the server. So the client's own lateness is measured and reported too.
 """
 
 import asyncio
@@ -13,8 +13,12 @@ EVERY_S = 0.02
 WINDOW_S = 1.0
 
 
-class Watch:
-    """Watches its own process while `run` runs. Times in seconds, shares in cores."""
+class ClientMonitor:
+    """Monitors this process while `run` runs.
+
+    `lags`: how late each timer fired, in seconds. `peak_cpu`: the highest share of a core over one
+    second.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.lags: list[float] = []
@@ -24,7 +28,7 @@ class Watch:
         self._cpu_began = self._window_cpu = time.process_time()
 
     async def run(self) -> None:
-        """Ask for a timer again and again, and see how late it comes: until cancelled."""
+        """Set timers and record how late they fire, until cancelled."""
         self._began = self._window = self._clock()
         self._cpu_began = self._window_cpu = time.process_time()
         while True:
@@ -38,6 +42,6 @@ class Watch:
                 self._window, self._window_cpu = now, cpu
 
     def cpu(self) -> float:
-        """Of a core, over the whole run so far."""
+        """Return the share of a core that this process has used since `run` started."""
         seconds = self._clock() - self._began
         return (time.process_time() - self._cpu_began) / seconds if seconds > 0 else 0.0

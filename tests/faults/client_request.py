@@ -1,18 +1,18 @@
-"""One HTTP/1.1 request and its response, by hand, over a socket of its own.
+"""One HTTP/1.1 request and its response, on its own socket, without a client library.
 
-In: a request's bytes. Out: the response's head, then its body as it comes, and how it ended. Cheap,
-for thousands at once; it can stop reading, and go away by FIN or RST at any time. Not known here:
-events.
+In: a request's bytes. Out: the response's head, its body as it comes, and how it ended. It is cheap
+enough for thousands at once, and can stop reading or leave by FIN or RST at any time. It knows
+nothing about events.
 """
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from tests.faults.history import How
-from tests.faults.proxy import Address
+from tests.faults.proxy import Address, CloseKind
+from tests.support.raw import reset_on_close
 
 
 class Head(NamedTuple):
@@ -22,10 +22,11 @@ class Head(NamedTuple):
     headers: dict[str, str]
 
 
-class Exchange(asyncio.Protocol):
-    """Resolves `head` to the head, or to None where none came; `ended` to how the response ended.
+class ClientRequest(asyncio.Protocol):
+    """A request on its own connection.
 
-    `on_body` is given the body's bytes, without the chunks' frames.
+    `head` resolves to the response's head, or to None if none came, and `ended` to how the response
+    ended. `on_body` gets the body's bytes as they come, without the framing of chunks.
     """
 
     def __init__(self, request: bytes, on_body: Callable[[bytes], None]) -> None:
@@ -33,7 +34,7 @@ class Exchange(asyncio.Protocol):
         self.head: asyncio.Future[Head | None] = loop.create_future()
         self.ended: asyncio.Future[How] = loop.create_future()
         self.num_bytes = 0
-        """Bytes that have come, the response's head and its chunks' frames included."""
+        """The bytes received so far, including the head and the framing of chunks."""
         self._request = request
         self._on_body = on_body
         self._take: Callable[[], bool] = self._take_head
@@ -41,42 +42,41 @@ class Exchange(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._left = 0
 
-    # What a client can do.
+    # Actions of the client.
 
-    def leave(self, how: str = "FIN") -> None:
-        """Go away, with what has not been read yet. Closing on unread bytes is an RST anyway."""
+    def leave(self, how: CloseKind = "FIN") -> None:
+        """Leave. The kernel sends RST even for a FIN if unread bytes are left."""
         self._end("left")
         if self._transport is not None:
             if how == "RST":
-                raw = cast("socket.socket", self._transport.get_extra_info("socket"))
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_on_close(self.socket)
             self._transport.abort()
 
     def half_close(self) -> None:
-        """Send FIN and go on reading."""
+        """Send FIN and keep reading."""
         assert self._transport is not None
         self._transport.write_eof()
 
     def stop_reading(self) -> None:
-        """Take nothing more: the kernel's buffers fill up."""
+        """Stop reading, so that the kernel's buffers fill up."""
         assert self._transport is not None
         self._transport.pause_reading()
 
     def read_on(self) -> None:
-        """Take again what comes."""
+        """Resume reading."""
         assert self._transport is not None
         self._transport.resume_reading()
 
     @property
     def socket(self) -> socket.socket:
-        """The socket itself, to be asked things."""
+        """The socket, for questions such as its port."""
         assert self._transport is not None
         return cast("socket.socket", self._transport.get_extra_info("socket"))
 
-    # What the event loop tells.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class does not inherit it
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -91,7 +91,7 @@ class Exchange(asyncio.Protocol):
         self._transport = None
         self._end("cut")
 
-    # The response, part by part: each of these takes one from the buffer, if all of it is there.
+    # Each `_take_*` takes one part of the response from the buffer, if it is complete.
 
     def _take_head(self) -> bool:
         head, blank, rest = self._buffer.partition(b"\r\n\r\n")
@@ -129,7 +129,7 @@ class Exchange(asyncio.Protocol):
         return True
 
     def _take_chunk(self) -> bool:
-        # As it comes, not only when the chunk is whole: a cut client had the bytes before the cut.
+        # Take incomplete chunks too: a client that is cut had the bytes before the cut.
         if not self._buffer:
             return False
         data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
@@ -161,25 +161,25 @@ class Exchange(asyncio.Protocol):
 
 
 def request_bytes(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """A request as it is sent."""
+    """Build a request."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers]
     if body:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def exchange(
+async def send_request(
     address: Address,
     request: bytes,
     on_body: Callable[[bytes], None],
     *,
     receive_buffer: int = 0,
     source: str = "",
-) -> Exchange:
-    """Connect and send. Raises OSError where nobody listens.
+) -> ClientRequest:
+    """Connect and send a request. Raises OSError if nothing listens.
 
-    `receive_buffer` bounds what the kernel takes in for a client that does not read; `source` is
-    the address to come from (one has some 28,000 ports).
+    `receive_buffer` bounds the bytes that the kernel accepts for a client that does not read.
+    `source` is the client's own address (each address has some 28,000 ports).
     """
     loop = asyncio.get_running_loop()
     raw = socket.socket()
@@ -190,7 +190,9 @@ async def exchange(
         if source:
             raw.bind((source, 0))
         await loop.sock_connect(raw, address)
-        _, protocol = await loop.create_connection(lambda: Exchange(request, on_body), sock=raw)
+        _, protocol = await loop.create_connection(
+            lambda: ClientRequest(request, on_body), sock=raw
+        )
     except BaseException:
         raw.close()
         raise
@@ -198,10 +200,10 @@ async def exchange(
 
 
 async def fetch(address: Address, request: bytes, **options: int | str) -> tuple[Head, bytes]:
-    """A whole response. Raises ConnectionError where it was cut."""
+    """Send a request and return the whole response. Raises ConnectionError if it is cut."""
     body: list[bytes] = []
     receive_buffer, source = int(options.get("receive_buffer", 0)), str(options.get("source", ""))
-    answer = await exchange(
+    answer = await send_request(
         address, request, body.append, receive_buffer=receive_buffer, source=source
     )
     head, how = await answer.head, await answer.ended
