@@ -44,7 +44,7 @@ def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Pa
     empty = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     bin_dir = tmp_path / "venv" / "bin"
-    install = [bin_dir / "python", "-m", "pip", "install", "-q", str(wheel)]
+    install = [str(bin_dir / "python"), "-m", "pip", "install", "-q", str(wheel)]
     subprocess.run(install, check=True, env=empty)
     with subprocess.Popen(
         [bin_dir / "penstock", "serve", "--port", "0"],
