@@ -7,9 +7,10 @@ from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
 from penstock.errors import EngineUnavailable
 from penstock.events import Event
 from penstock.request import Request
+from penstock.stream.admission import Admission
 from penstock.stream.reader import Reader
 from penstock.stream.record import StreamRecord
-from penstock.stream.registry import Streams
+from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 
 
@@ -80,8 +81,31 @@ def opened(streams: Streams, request: Request, **fields: Any) -> Stream:
     return streams.open(StreamRecord(request, **fields))
 
 
+def one_slot(limits: Limits | None = None, max_queue: int = 10) -> tuple[ScriptedEngine, Streams]:
+    """Return an engine and its streams, of which one runs at a time."""
+    engine = ScriptedEngine()
+    return engine, Streams([engine], limits, admission=Admission(1, max_queue))
+
+
 def ask(stream_id: str, max_tokens: int = 5) -> Request:
     return Request(id=stream_id, max_tokens=max_tokens, prompt="x")
+
+
+def submitted(engine: ScriptedEngine) -> list[str]:
+    """Return the ids of the requests that the engine was given, in order."""
+    return [request.id for request in engine.submitted]
+
+
+def end(engine: ScriptedEngine, name: str) -> None:
+    """Finish a request as the engine does."""
+    engine.sinks[name].finish("stop", 1)
+
+
+def speak(stream: Stream, text: str, num_tokens: int = 1) -> None:
+    """Let a stream run from its beginning to its end with this text."""
+    stream.accepted((1,))
+    stream.delta(text, num_tokens, ())
+    stream.finish("stop", num_tokens)
 
 
 async def settle() -> None:
