@@ -27,7 +27,7 @@ async def test_an_ended_resumable_stream_is_kept_and_forgotten_in_time() -> None
     assert (gone.value.code, gone.value.status) == ("history_lost", 410)
 
 
-async def test_what_is_kept_is_bounded_in_bytes_and_the_oldest_goes_first() -> None:
+async def test_kept_streams_are_bounded_in_bytes_and_the_oldest_goes_first() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine], Limits(retain_bytes=10_000))
     for n in range(5):
@@ -43,7 +43,7 @@ async def test_what_is_kept_is_bounded_in_bytes_and_the_oldest_goes_first() -> N
         assert gone.value.status == 410
 
 
-async def test_a_stream_larger_than_all_that_may_be_kept_is_not_kept() -> None:
+async def test_a_stream_larger_than_the_limit_of_all_is_not_kept() -> None:
     streams = Streams([ScriptedEngine()], Limits(retain_bytes=100))
     stream = opened(streams, ask("a"), resumable=True)
     stream.accepted((1,))
@@ -59,7 +59,7 @@ async def test_a_refused_request_is_not_kept() -> None:
     assert len(streams.kept) == 0
 
 
-async def test_what_is_kept_is_found_however_many_have_ended_since(
+async def test_a_kept_stream_is_found_however_many_streams_have_ended_since(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("penstock.stream.kept.MAX_ENDINGS", 3)
@@ -75,7 +75,7 @@ async def test_what_is_kept_is_found_however_many_have_ended_since(
         streams.cancel("0")
 
 
-async def test_what_is_kept_for_an_owner_is_bounded_and_nobody_else_pays() -> None:
+async def test_an_owner_s_kept_streams_are_bounded_and_other_owners_keep_theirs() -> None:
     streams = Streams([ScriptedEngine()])
     owner = limited(max_retained_bytes=10_000)
     speak(opened(streams, ask("bob"), owner=BOB, resumable=True), "x" * 9000)
@@ -86,7 +86,7 @@ async def test_what_is_kept_for_an_owner_is_bounded_and_nobody_else_pays() -> No
     assert streams.find("d", owner).id == "d"
 
 
-async def test_an_owner_whose_limits_were_lowered_meanwhile_keeps_what_is_within_them() -> None:
+async def test_an_owner_whose_limits_were_lowered_keeps_streams_within_the_new_limits() -> None:
     streams = Streams([ScriptedEngine()])
     for name in "ab":
         owner = limited(max_retained_bytes=10_000)

@@ -9,7 +9,7 @@ from tests.support.problems import raises_problem
 from tests.support.scripted import ask, end, one_slot, opened, settle, submitted, taken
 
 
-async def test_what_waits_is_not_handed_to_the_engine_before_its_turn() -> None:
+async def test_a_queued_stream_is_not_given_to_the_engine_before_its_turn() -> None:
     engine, streams = one_slot()
     for name in "abc":
         opened(streams, ask(name))
@@ -20,7 +20,7 @@ async def test_what_waits_is_not_handed_to_the_engine_before_its_turn() -> None:
     assert submitted(engine) == ["a", "b", "c"]
 
 
-async def test_a_response_begins_at_once_where_the_request_has_to_wait() -> None:
+async def test_a_response_begins_at_once_if_the_request_is_queued() -> None:
     _, streams = one_slot()
     first, second = opened(streams, ask("a")), opened(streams, ask("b"))
     assert not first.was_accepted.done()  # the engine may still refuse it with a status of its own
@@ -35,10 +35,10 @@ async def test_a_refusal_after_waiting_is_the_terminal_event() -> None:
     engine.sinks["b"].fail("prompt_too_long", "It is too long.")
     assert isinstance(stream.ended, Failure)
     assert (stream.ended.code, stream.ended.retry_safe) == ("prompt_too_long", False)
-    assert streams.find("b") is stream  # it had a head, so its reader may come back
+    assert streams.find("b") is stream  # its response had begun, so its reader may come back
 
 
-async def test_a_full_line_refuses_with_the_time_to_come_back() -> None:
+async def test_a_full_queue_refuses_with_the_time_to_retry() -> None:
     _, streams = one_slot(max_queue=1)
     opened(streams, ask("a"))
     opened(streams, ask("b"))
@@ -51,7 +51,7 @@ async def test_a_full_line_refuses_with_the_time_to_come_back() -> None:
     assert len(streams) == 2
 
 
-async def test_whoever_leaves_the_line_is_nobody_s_hindrance() -> None:
+async def test_a_stream_that_leaves_the_queue_holds_up_no_other() -> None:
     engine, streams = one_slot()
     opened(streams, ask("a"))
     reader = Reader(opened(streams, ask("b")))
@@ -62,7 +62,7 @@ async def test_whoever_leaves_the_line_is_nobody_s_hindrance() -> None:
     assert submitted(engine) == ["a", "c"]
 
 
-async def test_those_that_wait_are_told_their_places_and_their_readers_are_woken() -> None:
+async def test_queued_streams_are_told_their_places_and_their_readers_are_woken() -> None:
     engine, streams = one_slot()
     opened(streams, ask("a"))
     waiting = [opened(streams, ask(name)) for name in "bc"]
@@ -80,7 +80,7 @@ async def test_those_that_wait_are_told_their_places_and_their_readers_are_woken
     assert waiting[1].place.eta is not None
 
 
-async def test_draining_lets_those_that_wait_have_their_turn() -> None:
+async def test_draining_lets_queued_streams_have_their_turn() -> None:
     engine, streams = one_slot()
     opened(streams, ask("a"))
     second = opened(streams, ask("b"))
@@ -93,15 +93,15 @@ async def test_draining_lets_those_that_wait_have_their_turn() -> None:
     assert isinstance(second.ended, Finish)
 
 
-async def test_what_still_waits_when_draining_is_over_ends_with_the_rest() -> None:
+async def test_streams_still_queued_when_draining_is_over_end_with_the_rest() -> None:
     engine, streams = one_slot()
     made = [opened(streams, ask(name)) for name in "abc"]
     await streams.drain(0)
     assert [isinstance(stream.ended, Failure) for stream in made] == [True] * 3
-    assert submitted(engine) == ["a"]  # nobody is begun just to be ended
+    assert submitted(engine) == ["a"]  # no stream starts only to be ended
 
 
-async def test_streams_that_lost_their_engine_go_on_before_those_that_wait() -> None:
+async def test_streams_that_lost_their_engine_continue_before_queued_streams() -> None:
     engine, streams = one_slot()
     first = opened(streams, ask("a"))
     first.accepted((1,))
@@ -129,11 +129,11 @@ async def test_a_slot_that_is_freed_while_there_is_no_engine_is_used_when_there_
     assert submitted(engine) == ["a", "b"]
 
 
-async def test_one_whose_turn_comes_as_the_engine_dies_waits_for_the_next_engine() -> None:
+async def test_a_stream_whose_turn_comes_as_the_engine_dies_waits_for_the_next_engine() -> None:
     engine, streams = one_slot()
     opened(streams, ask("a"))
     second = opened(streams, ask("b"))
-    engine.go_down()  # it is dead, and has not told its sinks yet
+    engine.go_down()  # it is dead, but has not told its sinks yet
     streams.cancel("a")
     assert second.ended is None
     engine.come_back()
@@ -141,13 +141,13 @@ async def test_one_whose_turn_comes_as_the_engine_dies_waits_for_the_next_engine
     assert submitted(engine) == ["a", "b"]
 
 
-async def test_an_engine_that_does_not_come_back_ends_those_that_wait_as_well() -> None:
+async def test_an_engine_that_does_not_come_back_ends_queued_streams_as_well() -> None:
     engine, streams = one_slot(Limits(restart_timeout=0.1))
     made = [opened(streams, ask(name)) for name in "abcd"]
     engine.die()
     async with asyncio.timeout(5):
         await made[0].end()
-    await settle()  # together with it, not after as long again
+    await settle()  # at the same time, not after another timeout
     ends = [stream.ended for stream in made]
     assert [end.code for end in ends if isinstance(end, Failure)] == ["engine_died"] * 4
     await settle()

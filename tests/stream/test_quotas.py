@@ -79,7 +79,7 @@ async def test_tokens_of_open_streams_count_as_well() -> None:
     assert refusal(streams, owner) == "too_many_tokens"
 
 
-async def test_what_never_began_is_nobody_s_stream() -> None:
+async def test_a_stream_that_never_began_counts_for_no_owner() -> None:
     engine, streams = one_slot()
     owner = limited(max_streams=1, max_resumable=1)
     engine.go_down()

@@ -69,7 +69,7 @@ async def test_draining_refuses_new_streams_and_waits_for_open_ones() -> None:
     assert stream.ended is not None
 
 
-async def test_what_drains_too_long_ends_with_an_error_that_says_why() -> None:
+async def test_a_stream_that_outlasts_draining_ends_with_an_error_that_says_why() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     stream = opened(streams, ask("a"))
@@ -110,7 +110,7 @@ async def test_a_reader_that_comes_back_ends_the_lingering() -> None:
     assert stream.ended is None
 
 
-async def test_what_is_not_resumable_cannot_be_found_before_or_after_its_end() -> None:
+async def test_a_stream_that_is_not_resumable_cannot_be_found_before_or_after_its_end() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     opened(streams, ask("a"))
@@ -132,7 +132,7 @@ def test_stream_ids_cannot_be_guessed_or_break_a_url() -> None:
     )
 
 
-async def test_who_cancels_the_first_choice_cancels_all_though_it_has_ended() -> None:
+async def test_cancelling_the_first_choice_cancels_all_though_it_has_ended() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     first = opened(streams, ask("a"))
@@ -160,7 +160,7 @@ def told(streams: Streams, stream_id: str, owner: Owner) -> list[str]:
     return answers
 
 
-async def test_to_another_owner_a_stream_is_as_unknown_as_one_that_never_was() -> None:
+async def test_another_owner_s_stream_looks_like_a_stream_that_never_existed() -> None:
     engine, streams = one_slot()
     opened(streams, ask("a"), resumable=True, owner=ALICE)
     unknown = told(streams, "never", BOB)
@@ -173,7 +173,7 @@ async def test_to_another_owner_a_stream_is_as_unknown_as_one_that_never_was() -
     assert told(streams, "a", ADMIN) == ["found", "found"]
 
 
-async def test_an_admin_may_end_what_is_another_s() -> None:
+async def test_an_admin_may_cancel_another_owner_s_stream() -> None:
     _, streams = one_slot()
     opened(streams, ask("a"), owner=ALICE)
     assert streams.cancel("a", ADMIN) == "cancelled"

@@ -1,4 +1,4 @@
-"""An engine that does nothing by itself: the test acts for it."""
+"""An engine that does nothing by itself, because the test acts for it, and helpers for streams."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ from penstock.stream.stream import Stream
 
 
 class EngineInTest:
-    """The base of engines that run in the test's own process."""
+    """A base class for engines that run in the test's own process."""
 
     def __init__(self, slots: int = 0) -> None:
         self.info: ModelInfo | None = ModelInfo("scripted", "scripted", 1000, slots)
