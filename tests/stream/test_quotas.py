@@ -1,4 +1,4 @@
-"""What an owner may open, keep and use at once."""
+"""The limits of an owner: open streams, kept streams and tokens per minute."""
 
 import asyncio
 
