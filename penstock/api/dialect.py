@@ -30,7 +30,7 @@ class Form(msgspec.Struct, frozen=True):
 
     def save(self) -> SavedForm:
         """Return the form as a value for the stream's record."""
-        return SavedForm(self.dialect, msgspec.to_builtins(self))
+        return SavedForm(self.dialect, msgspec.json.decode(msgspec.json.encode(self)))
 
     @classmethod
     def load(cls, saved: SavedForm) -> Self:

@@ -11,14 +11,10 @@ from starlette.routing import Route
 
 from penstock.api.answering import Answering
 from penstock.api.dialect import Call, Dialect
+from penstock.api.openai.chat import ChatRequest, parse_chat
+from penstock.api.openai.completion import CompletionRequest, parse_completion
 from penstock.api.openai.errors import error_response
-from penstock.api.openai.fields import (
-    ChatRequest,
-    Common,
-    CompletionRequest,
-    parse_chat,
-    parse_completion,
-)
+from penstock.api.openai.fields import Common
 from penstock.api.openai.frames import ChatForm, CompletionForm
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import FieldError, InvalidFields, Problem
