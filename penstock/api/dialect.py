@@ -1,4 +1,4 @@
-"""What an API must define: how it reads requests and how it shows answers and errors.
+"""The parts that every API defines: how it reads requests and how it shows answers.
 
 A dialect is bound to a route (see `answering`). Everything else, from opening a stream to cleaning
 up after it, is the same for all APIs. To add an API, make a folder with a dialect and its routes,
@@ -56,7 +56,7 @@ class Form(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Call:
-    """What a client asked for: the streams to open and how to show them.
+    """A client's call: the streams to open and how to show them.
 
     `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
     of them. `timeout` is in seconds, None if the client set none. `queue_events` asks for events
@@ -81,7 +81,7 @@ class Parse(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """One way to ask for a generation and to show its answer.
+    """A way to ask for a generation and to show its answer, bound to a route.
 
     `operation` names its route and `summary` describes it in one sentence. `fields` is the model of
     the request's body, for the OpenAPI description.
