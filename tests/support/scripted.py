@@ -114,20 +114,18 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def news(reader: Reader) -> None:
-    """Wait until the reader has something to take, is woken, or is done."""
-    if not (reader.is_woken or reader.is_done or reader.lag > 0):
-        waiter = asyncio.get_running_loop().create_future()
-        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
-        await waiter
-
-
 async def taken(reader: Reader) -> list[Event]:
     """Return the events that the reader takes as soon as there is news."""
     return [event for _, event in await taken_choices(reader)]
 
 
 async def taken_choices(reader: Reader) -> list[tuple[int, Event]]:
-    """Return the events that the reader takes, each with its stream's number."""
-    await news(reader)
+    """Return the events that the reader takes, each with its stream's number.
+
+    Waits until the reader has something to take, is woken, or is done.
+    """
+    if not (reader.is_woken or reader.is_done or reader.lag > 0):
+        waiter = asyncio.get_running_loop().create_future()
+        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
+        await waiter
     return [(number, event) for number, events in reader.take() for event in events]
