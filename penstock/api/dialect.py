@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import msgspec
-from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
 from penstock.request import Request
@@ -83,12 +82,10 @@ class Parse(Protocol):
 class Dialect:
     """One way to ask for a generation and to show its answer.
 
-    `operation` names its route and `summary` describes it in one sentence. `fields` is the model of
-    the request's body, for the OpenAPI description.
+    `operation` names its route, and `summary` describes it in one sentence.
     """
 
     operation: str
     summary: str
-    fields: type[BaseModel]
     parse: Parse
     form: type[Form]

@@ -27,10 +27,14 @@ def page_routes(model_id: str) -> list[Route]:
     }
 
     async def root(http: Request) -> Response:
+        """Return a greeting, or the page for browsers."""
         if "text/html" in http.headers.get("accept", ""):
             return file("index.html")
         greeting = {"message": "Penstock is running", "model": model_id}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
+
+    async def docs(_: Request) -> Response:
+        return file("docs.html")
 
     async def file_route(http: Request) -> Response:
         return file(http.path_params["name"])
@@ -42,6 +46,7 @@ def page_routes(model_id: str) -> list[Route]:
         return Response(content, media_type=media_type, headers={**HEADERS, "Vary": "Accept"})
 
     return [
-        Route("/", root, include_in_schema=False),
+        Route("/", root, name="greet"),
+        Route("/docs", docs, include_in_schema=False),
         Route("/page/{name}", file_route, include_in_schema=False),
     ]

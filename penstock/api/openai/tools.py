@@ -55,7 +55,7 @@ class Tool(Strict):
         return {"type": "function", "function": function}
 
 
-class _Name(Strict):
+class FunctionName(Strict):
     name: ToolName
 
 
@@ -63,10 +63,10 @@ class NamedTool(Strict):
     """Names a tool."""
 
     type: Literal["function"]
-    function: _Name
+    function: FunctionName
 
 
-class _Allowed(Strict):
+class AllowedToolList(Strict):
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
@@ -75,7 +75,7 @@ class AllowedTools(Strict):
     """Some of the tools, and whether one of them must be called."""
 
     type: Literal["allowed_tools"]
-    allowed_tools: _Allowed
+    allowed_tools: AllowedToolList
 
 
 Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]
