@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock import __version__
-from penstock.api.description import JSON, SSE, Answer, Api, Description, Operation
+from penstock.api.description import JSON, SSE, Answer, Api, Description
 from penstock.errors import PROBLEMS, Problem
 from penstock.web.auth import needs_admin_key, needs_key
 
@@ -240,18 +240,18 @@ def _problems(api: Api, description: Description, route: Route) -> dict[int, dic
         if code in codes:
             sample = api.error_form(Problem(code, kind.meaning))
             status = sample.status_code
-            headers = list(_PROBLEM_HEADERS.get(status, ()))
-            if about.body is not None and status >= 500:  # the stream had been opened
-                headers.append("X-Stream-ID")
             content = {str(sample.media_type): {"schema": _reference(description.error)}}
             response = responses.setdefault(
                 status,
                 {
                     "description": _STATUSES[status] + "\n",
-                    "headers": _headers(headers),
+                    "headers": _headers(_PROBLEM_HEADERS.get(status, ())),
                     "content": content,
                 },
             )
+            # The engine may report these when the stream has been opened.
+            if about.body is not None and (kind.status == 422 or kind.status >= 500):
+                response["headers"] |= _headers(["X-Stream-ID"])
             shown = json.loads(bytes(sample.body))
             shown_code = shown.get("error", shown).get("code", code)
             response["description"] += f"\n- `{shown_code}`: {kind.meaning}"

@@ -1,4 +1,4 @@
-"""The web page at `/` and its files, which are read once at start."""
+"""The web pages at `/` and `/docs`, and their files, which are read once at start."""
 
 import mimetypes
 from importlib import resources
@@ -19,7 +19,11 @@ HEADERS = {
 
 
 def page_routes(model_id: str) -> list[Route]:
-    """Return `/` (the page for browsers, a JSON greeting for other clients) and `/page/{file}`."""
+    """Return `/`, `/docs` and the pages' files, `/page/{file}`.
+
+    `/` is a page for browsers, and a JSON greeting for other clients. `/docs` shows the
+    description of the API.
+    """
     files = {
         entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
         for entry in (resources.files("penstock") / "page").iterdir()

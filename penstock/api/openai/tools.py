@@ -56,6 +56,8 @@ class Tool(Strict):
 
 
 class FunctionName(Strict):
+    """The name of a function."""
+
     name: ToolName
 
 
@@ -67,6 +69,8 @@ class NamedTool(Strict):
 
 
 class AllowedToolList(Strict):
+    """The tools that the model may call, and whether it must call one."""
+
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
