@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test soak test-vllm bench-vllm check format clean
+.PHONY: help install serve test test-quick soak test-vllm bench-vllm check format docs release-check clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 install: $(READY) ## make the environment in .venv
 
@@ -19,6 +19,12 @@ serve: $(READY) ## serve the built-in model at http://127.0.0.1:8000
 # Each worker takes whole files, as far as it goes: what a file's tests share is started once.
 test: $(DEV_READY) ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+# Without a browser, without vLLM, and without the tests that take minutes or an empty environment.
+test-quick: $(DEV_READY) ## run the tests that take seconds and need no other program
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not browser" \
+	    --ignore tests/faults --ignore tests/training --ignore tests/deploy --ignore tests/docs \
+	    --ignore tests/test_wheel.py $(ARGS)
 
 soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -41,6 +47,13 @@ format: $(DEV_READY) ## format the code and mend what the linter can
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(DEV_READY) ## build the documentation as a site in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+release-check: $(DEV_READY) ## check that this tree can be released (ARGS=0.2.0); see RELEASING.md
+	@$(BIN)/python -m tools.release_check $(ARGS)
 
 clean: ## remove the environment and every build output
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -66,7 +66,7 @@ def create_app(
     errors = ErrorResponses(apis)
     routes = [route for api in apis for route in api.routes]
     app = Starlette(
-        routes=[*routes, openapi_route(apis)],
+        routes=[*routes, openapi_route(apis, answering.fields)],
         middleware=[
             Middleware(
                 HostCheck, hosts=hosts, origins=settings.cors_origin, report=errors.response

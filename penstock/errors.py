@@ -21,7 +21,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class ProblemKind:
-    """One row of the table: a status, whether a retry is safe, and when the failure happens.
+    """A row of the table: a status, whether a retry is safe, and when the failure happens.
 
     `status` is the HTTP status in the native API; OpenAI's API answers 400 instead of 422.
     `retry_safe` is True if the client may send the same request again, perhaps later.
@@ -170,7 +170,7 @@ class FieldError:
 
 
 class InvalidFields(Problem):
-    """One or more fields that are not acceptable (422), with a `FieldError` for each."""
+    """Fields that are not acceptable (422), with a `FieldError` for each."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         first = errors[0]

@@ -29,7 +29,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):
-    """Where a stream's time went, in seconds.
+    """The times of a stream, in seconds.
 
     All times count from the stream's admission: `queue_time` to its slot, `time_to_first_token` to
     the first delta in the log (None if there was no delta), `total_time` to the terminal event.

@@ -108,6 +108,6 @@ def num_bytes_of(request: Request) -> int:
         for call in message.tool_calls:
             texts += (call.name, call.arguments)
     num_ids = len(request.prompt_ids or ()) + len(request.sampling.logit_bias)
-    # One character outside ASCII can make every character of a string take four bytes.
+    # A single character outside ASCII can make every character of a string take four bytes.
     sizes = (len(text) * (1 if text.isascii() else 4) + OBJECT_BYTES for text in texts)
     return sum(sizes) + num_ids * OBJECT_BYTES

@@ -22,17 +22,19 @@ ALLOWED: dict[str, set[str]] = {
     "sse": set(),
     "settings": {"errors", "engine.catalog"},
     "observe": {"observe"},
-    "engine": {"events", "request", "errors", "text", "engine"},
+    "engine": {"events", "request", "errors", "engine"},
     "stream": WORDS | {"stream", "engine.protocol", "observe.meter"},
-    "web": WORDS | {"web", "stream", "observe", "api.openai.errors", "engine.protocol"},
-    "api": WORDS | {"api", "web", "stream", "settings", "engine.protocol", "observe", "__init__"},
+    "web": WORDS | {"web", "stream", "observe.meter"},
+    "api": WORDS
+    | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
+    | {"observe.metrics"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
     "app": WORDS | {"api", "web", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"},
     "cli": WORDS
-    | {"cli", "client", "bench", "server", "settings", "observe", "web.keys"}
+    | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
     | {"engine.protocol", "engine.catalog", "__init__"},
 }
 
@@ -105,13 +107,17 @@ def test_the_client_starts_without_the_server_s_dependencies() -> None:
 
 
 def test_every_code_that_the_server_reports_is_in_the_table_of_problems() -> None:
-    for path in modules():
+    # The command line's own `fail` takes a sentence.
+    for path in (path for path in modules() if "cli" not in path.parts):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
-            called = node.func.id if isinstance(node.func, ast.Name) else ""
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else called
-            place = {"Problem": 0, "EngineUnavailable": 0, "fail": 0, "give_up": 0, "FieldError": 1}
-            arguments = node.args[place.get(called, 99) :]
+            place = 99  # the index of the argument that is a code
+            match node.func:
+                case ast.Name(id=name):
+                    place = {"Problem": 0, "EngineUnavailable": 0, "FieldError": 1}.get(name, 99)
+                case ast.Attribute(attr=name):
+                    place = {"fail": 0, "give_up": 0}.get(name, 99)
+            arguments = node.args[place:]
             if arguments and isinstance(arguments[0], ast.Constant):
                 assert arguments[0].value in PROBLEMS, f"{path.name}: {arguments[0].value!r}"

@@ -1,5 +1,6 @@
 """The built wheel works alone in an empty environment."""
 
+import os
 import re
 import subprocess
 import sys
@@ -33,18 +34,23 @@ def test_the_wheel_holds_the_model_the_page_and_nothing_of_the_tests(wheel: Path
     assert "penstock/model/rill.gguf" in names
     assert "penstock/page/index.html" in names
     assert "penstock/py.typed" in names
-    assert not [name for name in names if name.startswith(("tests", "training", "benchmarks"))]
+    assert not [
+        name for name in names if name.startswith(("tests", "tools", "training", "benchmarks"))
+    ]
 
 
 @pytest.mark.timeout(400)
 def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Path) -> None:
+    empty = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     bin_dir = tmp_path / "venv" / "bin"
-    subprocess.run([bin_dir / "python", "-m", "pip", "install", "-q", str(wheel)], check=True)
+    install = [str(bin_dir / "python"), "-m", "pip", "install", "-q", str(wheel)]
+    subprocess.run(install, check=True, env=empty)
     with subprocess.Popen(
         [bin_dir / "penstock", "serve", "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
+        env=empty,
         cwd=tmp_path,  # not the checkout, so that nothing is read from it
     ) as server:
         assert server.stderr is not None

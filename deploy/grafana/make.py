@@ -1,9 +1,9 @@
-"""Makes penstock.json, Grafana's dashboard, from the panels named here.
+"""Generates Grafana's dashboard penstock.json from the table of panels in this file.
 
     python deploy/grafana/make.py          writes deploy/grafana/penstock.json
 
-Grafana's own form has a hundred lines for each panel; this has the five that matter. To change
-the dashboard, change this file and run it: a test compares the two.
+Grafana's format takes a hundred lines for each panel, this table takes about five. To change the
+dashboard, change this file and run it. A test checks that penstock.json is up to date.
 """
 
 import json
@@ -18,54 +18,54 @@ RATE = "[$__rate_interval]"
 
 
 def rate(metric: str, by: str = "", where: str = "") -> str:
-    """How much a counter grows in a second."""
+    """Return the query for a counter's growth per second."""
     selector = ", ".join(filter(None, (WHERE, where)))
     grouped = f" by ({by}) " if by else ""
     return f"sum{grouped}(rate({metric}{{{selector}}}{RATE}))"
 
 
 def quantile(share: float, metric: str) -> str:
-    """Below what this share of a histogram's values is."""
+    """Return the query for a quantile of a histogram: `share` of its values are smaller."""
     buckets = f"sum by (le) (rate({metric}_bucket{{{WHERE}}}{RATE}))"
     return f"histogram_quantile({share}, {buckets})"
 
 
 def level(metric: str) -> str:
-    """A gauge, over all instances."""
+    """Return the query for a gauge, summed over the instances."""
     return f"sum({metric}{{{WHERE}}})"
 
 
 def two_sides(metric: str) -> dict[str, str]:
-    """The same time at the socket and at the engine."""
+    """Return legends and queries for a latency, measured at the socket and at the engine."""
     engine = metric.replace("penstock_", "penstock_engine_")
     return {
-        "client, half": quantile(0.5, metric),
-        "client, 1 in 20": quantile(0.95, metric),
-        "client, 1 in 100": quantile(0.99, metric),
-        "engine, half": quantile(0.5, engine),
-        "engine, 1 in 20": quantile(0.95, engine),
+        "client p50": quantile(0.5, metric),
+        "client p95": quantile(0.95, metric),
+        "client p99": quantile(0.99, metric),
+        "engine p50": quantile(0.5, engine),
+        "engine p95": quantile(0.95, engine),
     }
 
 
-def half_and_worst(metric: str) -> dict[str, str]:
-    """A time of the server's own."""
-    return {"half": quantile(0.5, metric), "1 in 100": quantile(0.99, metric)}
+def p50_and_p99(metric: str) -> dict[str, str]:
+    """Return legends and queries for the p50 and the p99 of a histogram."""
+    return {"p50": quantile(0.5, metric), "p99": quantile(0.99, metric)}
 
 
 # row → panels: (title, unit, legend → query)
 ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
-    "What clients feel": [
-        ("Time to the first token", "s", two_sides("penstock_time_to_first_token_seconds")),
-        ("Between two tokens", "s", two_sides("penstock_inter_token_latency_seconds")),
-        ("A whole answer", "s", two_sides("penstock_e2e_latency_seconds")),
+    "Latency for clients": [
+        ("Time to first token", "s", two_sides("penstock_time_to_first_token_seconds")),
+        ("Inter-token latency", "s", two_sides("penstock_inter_token_latency_seconds")),
+        ("End-to-end latency", "s", two_sides("penstock_e2e_latency_seconds")),
     ],
     "Load": [
         (
-            "Tokens a second",
+            "Tokens per second",
             "short",
             {
                 "generated": rate("penstock_completion_tokens_total"),
-                "read (prompts)": rate("penstock_prompt_tokens_total"),
+                "prompt": rate("penstock_prompt_tokens_total"),
             },
         ),
         (
@@ -75,32 +75,32 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
                 "running": level("penstock_streams_running"),
                 "waiting": level("penstock_streams_waiting"),
                 "slots": level("penstock_engine_slots"),
-                "kept after their end": level("penstock_streams_kept"),
+                "ended, still readable": level("penstock_streams_kept"),
             },
         ),
         (
-            "Requests a second",
+            "Requests per second",
             "reqps",
             {"{{route}} {{status}}": rate("penstock_http_requests_total", "route, status")},
         ),
     ],
-    "Where the time goes": [
-        ("Waiting for a slot", "s", half_and_worst("penstock_queue_time_seconds")),
-        ("Reading the prompt", "s", half_and_worst("penstock_prefill_time_seconds")),
-        ("The server: log to socket", "s", half_and_worst("penstock_delivery_seconds")),
+    "Delays by cause": [
+        ("Queue time", "s", p50_and_p99("penstock_queue_time_seconds")),
+        ("Prefill time", "s", p50_and_p99("penstock_prefill_time_seconds")),
+        ("Delivery: log to socket", "s", p50_and_p99("penstock_delivery_seconds")),
     ],
-    "How streams end": [
+    "Stream endings": [
         (
-            "Ends a second, by cause",
+            "Endings per second, by cause",
             "short",
             {"{{cause}} {{code}}": rate("penstock_streams_ended_total", "cause, code")},
         ),
         (
-            "Refusals a second, by reason",
+            "Refusals per second, by reason",
             "short",
             {"{{reason}}": rate("penstock_refusals_total", "reason")},
         ),
-        ("Until the engine has stopped", "s", half_and_worst("penstock_abort_seconds")),
+        ("Abort time", "s", p50_and_p99("penstock_abort_seconds")),
     ],
     "Readers": [
         (
@@ -109,20 +109,20 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             {
                 "connected": level("penstock_readers"),
                 "blocked": level("penstock_readers_blocked"),
-                "events behind, the furthest": f"max(penstock_reader_lag_max_events{{{WHERE}}})",
+                "largest lag, in events": f"max(penstock_reader_lag_max_events{{{WHERE}}})",
             },
         ),
         (
-            "Events in one send",
+            "Events per send",
             "short",
             {
-                "events by sends": rate("penstock_events_sent_total")
+                "events per send": rate("penstock_events_sent_total")
                 + " / "
                 + rate("penstock_sends_total")
             },
         ),
         (
-            "Resumed and stalled, a second",
+            "Resumed and stalled, per second",
             "short",
             {
                 "resumed, {{phase}}": rate("penstock_resumes_total", "phase"),
@@ -130,14 +130,14 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             },
         ),
     ],
-    "The server": [
-        ("Event loop lag", "s", half_and_worst("penstock_event_loop_lag_seconds")),
+    "Server": [
+        ("Event loop lag", "s", p50_and_p99("penstock_event_loop_lag_seconds")),
         (
             "Engine",
             "short",
             {
                 "up": level("penstock_engine_up"),
-                "restarts in an hour": (
+                "restarts in the last hour": (
                     f"sum(increase(penstock_engine_restarts_total{{{WHERE}}}[1h]))"
                 ),
             },
@@ -146,7 +146,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "Memory",
             "bytes",
             {
-                "the server's process": level("process_resident_memory_bytes"),
+                "server process": level("process_resident_memory_bytes"),
                 "logs of ended streams": level("penstock_streams_kept_bytes"),
             },
         ),
@@ -155,7 +155,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
 
 
 def panel(number: int, title: str, unit: str, queries: dict[str, str]) -> dict[str, Any]:
-    """One graph. `number` counts them from 0 and gives its place."""
+    """Return a graph. `number` counts the graphs from 0 and sets the position."""
     row, column = divmod(number, PANELS_IN_ROW)
     return {
         "id": number + 1,
@@ -178,7 +178,7 @@ def panel(number: int, title: str, unit: str, queries: dict[str, str]) -> dict[s
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard, as Grafana imports it."""
+    """Return the dashboard in Grafana's import format."""
     panels: list[dict[str, Any]] = []
     number = 0
     for index, (title, graphs) in enumerate(ROWS.items()):
@@ -212,7 +212,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file's content."""
+    """Return the content of penstock.json."""
     return json.dumps(dashboard(), indent=2) + "\n"
 
 

@@ -10,6 +10,7 @@ import contextlib
 import random
 from collections.abc import Sequence
 
+from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -43,10 +44,13 @@ class Answering:
         self._liveness = liveness
         self._bodies = bodies
         self._forms: dict[str, type[Form]] = {}
+        self.fields: dict[str, type[BaseModel]] = {}
+        """The model of the request's body for each path."""
 
     def route(self, path: str, dialect: Dialect) -> Route:
         """Return the route at which this dialect is spoken; its streams can be resumed."""
         self._forms[dialect.form.dialect] = dialect.form
+        self.fields[path] = dialect.fields
 
         async def endpoint(http: HttpRequest) -> Response:
             return await self.answer(http, dialect)

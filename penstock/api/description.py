@@ -47,6 +47,7 @@ class Answer:
 class Operation:
     """One route: its answers by status, and everything that a client may send.
 
+    The model of the body comes from the route's dialect; `example` is a body.
     `problems` are the error codes that only some routes have; `openapi` adds the others.
     `parameters` are OpenAPI's parameter objects. `details` follows the summary, which is the first
     line of the endpoint's docstring.
@@ -55,7 +56,6 @@ class Operation:
     answers: Mapping[int, Answer]
     problems: Collection[str] = ()
     parameters: Sequence[Mapping[str, Any]] = ()
-    body: type[BaseModel] | None = None
     example: Mapping[str, Any] | None = None
     details: str = ""
 

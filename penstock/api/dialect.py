@@ -1,4 +1,4 @@
-"""What an API must define: how it reads requests and how it shows answers and errors.
+"""The parts that every API defines: how it reads requests and how it shows answers.
 
 A dialect is bound to a route (see `answering`). Everything else, from opening a stream to cleaning
 up after it, is the same for all APIs. To add an API, make a folder with a dialect and its routes,
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import msgspec
+from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
 from penstock.request import Request
@@ -29,7 +30,7 @@ class Form(msgspec.Struct, frozen=True):
 
     def save(self) -> SavedForm:
         """Return the form as a value for the stream's record."""
-        return SavedForm(self.dialect, msgspec.to_builtins(self))
+        return SavedForm(self.dialect, msgspec.json.decode(msgspec.json.encode(self)))
 
     @classmethod
     def load(cls, saved: SavedForm) -> Self:
@@ -55,7 +56,7 @@ class Form(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Call:
-    """What a client asked for: the streams to open and how to show them.
+    """A client's call: the streams to open and how to show them.
 
     `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
     of them. `timeout` is in seconds, None if the client set none. `queue_events` asks for events
@@ -80,12 +81,14 @@ class Parse(Protocol):
 
 @dataclass(frozen=True)
 class Dialect:
-    """One way to ask for a generation and to show its answer.
+    """A way to ask for a generation and to show its answer, bound to a route.
 
-    `operation` names its route, and `summary` describes it in one sentence.
+    `operation` names its route and `summary` describes it in one sentence. `fields` is the model of
+    the request's body, for the OpenAPI description.
     """
 
     operation: str
     summary: str
+    fields: type[BaseModel]
     parse: Parse
     form: type[Form]

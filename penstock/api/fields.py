@@ -1,4 +1,4 @@
-"""What the fields of every API share: common types, and pydantic's errors as our own."""
+"""Field types that every API uses, and pydantic's errors in our own form."""
 
 import re
 from typing import Annotated

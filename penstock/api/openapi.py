@@ -108,12 +108,15 @@ class _Schemas(GenerateJsonSchema):
         return super().default_schema(schema)
 
 
-def openapi_route(apis: Sequence[Api]) -> Route:
-    """Return the route that describes all routes of these APIs."""
+def openapi_route(apis: Sequence[Api], bodies: Mapping[str, type[BaseModel]]) -> Route:
+    """Return the route that describes all routes of these APIs.
+
+    `bodies` has the model of what is posted to each path.
+    """
 
     @functools.cache  # most servers are never asked
     def document() -> bytes:
-        return json.dumps(_Writer(apis).document(), separators=(",", ":")).encode()
+        return json.dumps(_Writer(apis, bodies).document(), separators=(",", ":")).encode()
 
     async def openapi(_: Request) -> Response:
         return Response(document(), media_type=JSON)
@@ -124,17 +127,18 @@ def openapi_route(apis: Sequence[Api]) -> Route:
 class _Writer:
     """Writes the description of these APIs."""
 
-    def __init__(self, apis: Sequence[Api]) -> None:
+    def __init__(self, apis: Sequence[Api], bodies: Mapping[str, type[BaseModel]]) -> None:
         self._apis = apis
+        self._bodies = bodies
         self._descriptions: list[Description] = [
             importlib.import_module(api.description).DESCRIPTION for api in apis
         ]
-        self._operations = [
-            operation
+        answers = [
+            answer
             for description in self._descriptions
             for operation in description.operations.values()
+            for answer in operation.answers.values()
         ]
-        answers = [a for operation in self._operations for a in operation.answers.values()]
         self._models = list(
             filter(None, (model for answer in answers for model in answer.content.values()))
         )
@@ -168,8 +172,11 @@ class _Writer:
         }
 
     def _schemas(self) -> dict[str, Any]:
-        bodies = [each.body for each in self._operations if each.body is not None]
-        models = [*bodies, *(each.error for each in self._descriptions), *self._models]
+        models = [
+            *self._bodies.values(),
+            *(each.error for each in self._descriptions),
+            *self._models,
+        ]
         inputs: list[tuple[type[BaseModel], JsonSchemaMode]] = [
             (model, "validation") for model in dict.fromkeys(models)
         ]
@@ -201,10 +208,10 @@ class _Writer:
             described["description"] = about.details
         if not needs_key(route.path):
             described["security"] = []
-        if about.body is not None:
-            content = {"schema": _reference(about.body), "example": about.example}
+        if (body := self._bodies.get(route.path)) is not None:
+            content = {"schema": _reference(body), "example": about.example}
             described["requestBody"] = {"required": True, "content": {JSON: content}}
-        responses = _problems(api, description, route)
+        responses = self._problems(api, description, route)
         for status, answer in about.answers.items():
             responses[status] = self._answer(answer)
         described["responses"] = {str(status): responses[status] for status in sorted(responses)}
@@ -226,36 +233,38 @@ class _Writer:
             return {"type": "string", "contentMediaType": SSE, "contentSchema": events}
         return {"type": "string"} if model is None else _reference(model)
 
-
-def _problems(api: Api, description: Description, route: Route) -> dict[int, dict[str, Any]]:
-    """Return the responses that report errors, each with the codes that it may have."""
-    about = description.operations[route.name]
-    codes = {*about.problems, *_EVERY_ROUTE}
-    if needs_key(route.path):
-        codes |= _WITH_KEY
-    if needs_admin_key(route.path):
-        codes.add("admin_only")
-    responses: dict[int, dict[str, Any]] = {}
-    for code, kind in PROBLEMS.items():
-        if code in codes:
-            sample = api.error_form(Problem(code, kind.meaning))
-            status = sample.status_code
-            content = {str(sample.media_type): {"schema": _reference(description.error)}}
-            response = responses.setdefault(
-                status,
-                {
-                    "description": _STATUSES[status] + "\n",
-                    "headers": _headers(_PROBLEM_HEADERS.get(status, ())),
-                    "content": content,
-                },
-            )
-            # The engine may report these when the stream has been opened.
-            if about.body is not None and (kind.status == 422 or kind.status >= 500):
-                response["headers"] |= _headers(["X-Stream-ID"])
-            shown = json.loads(bytes(sample.body))
-            shown_code = shown.get("error", shown).get("code", code)
-            response["description"] += f"\n- `{shown_code}`: {kind.meaning}"
-    return responses
+    def _problems(
+        self, api: Api, description: Description, route: Route
+    ) -> dict[int, dict[str, Any]]:
+        """Return the responses that report errors, each with the codes that it may have."""
+        about = description.operations[route.name]
+        codes = {*about.problems, *_EVERY_ROUTE}
+        if needs_key(route.path):
+            codes |= _WITH_KEY
+        if needs_admin_key(route.path):
+            codes.add("admin_only")
+        responses: dict[int, dict[str, Any]] = {}
+        for code, kind in PROBLEMS.items():
+            if code in codes:
+                sample = api.error_form(Problem(code, kind.meaning))
+                status = sample.status_code
+                content = {str(sample.media_type): {"schema": _reference(description.error)}}
+                response = responses.setdefault(
+                    status,
+                    {
+                        "description": _STATUSES.get(status, "An error.") + "\n",
+                        "headers": _headers(_PROBLEM_HEADERS.get(status, ())),
+                        "content": content,
+                    },
+                )
+                # The engine may report these when the stream has been opened.
+                if route.path in self._bodies and (kind.status == 422 or kind.status >= 500):
+                    response["headers"] |= _headers(["X-Stream-ID"])
+                error = json.loads(bytes(sample.body))
+                error = error.get("error", error)  # OpenAI's form has an object around it
+                shown = error.get("code", code) if isinstance(error, dict) else code
+                response["description"] += f"\n- `{shown}`: {kind.meaning}"
+        return responses
 
 
 def _headers(names: Iterable[str]) -> dict[str, Any]:

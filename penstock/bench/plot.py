@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".html", ".png", ".svg")
-MISSING = "a plot needs matplotlib: pip install 'penstock[plot]'"
+MISSING = "a plot needs matplotlib: pip install 'penstock-server[plot]'"
 GOOD, BAD = "#1f6feb", "#d1242f"
 
 STYLE = """

@@ -226,7 +226,7 @@ def _bench(
             "--plot",
             metavar="FILE",
             rich_help_panel=RESULTS,
-            help="Save a plot as .html, .png or .svg (pip install 'penstock\\[plot]').",
+            help="Save a plot as .html, .png or .svg (pip install 'penstock-server\\[plot]').",
         ),
     ] = None,
 ) -> None:

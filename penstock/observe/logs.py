@@ -1,9 +1,9 @@
-"""The log: one line for each thing that happened, as text or as a JSON object.
+"""The server's log: each record is a line of text or a JSON object.
 
-In: Python's log records, with `fields` where there are any. Out: lines on a stream, each bounded
-and with everything escaped, so that nothing that came from outside can end a line, begin another
-or command a terminal. A thread writes them: whoever reads the log cannot hold up the server. Of an
-exception the log tells its kind and where it was raised, never its words, which may be a client's.
+In: Python's log records, with optional `fields`. Out: lines on a stream. Each line is bounded and
+escaped, so text from a client cannot end a line, start a new line or control a terminal. A thread
+writes the lines, so a slow reader of the log cannot delay the server. For an exception the log
+names the class and the places in the code but never the message, which may contain a client's text.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 MAX_LINE_BYTES = 8192
 MAX_LINES_WAITING = 10_000
-# What the last lines are given to get out at the end.
+# How long `stop` waits for the last lines.
 CLOSE_TIMEOUT_S = 2.0
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:/{}\[\]@+-]+")
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object in ASCII."""
+    """Formats a record as one JSON object in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line without its line break."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         entries = {
             "time": f"{moment}.{int(record.msecs):03}Z",
@@ -46,13 +46,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record for people: level, logger, message, then `name=value`, then an exception's places.
+    """Formats a record for people: level, logger, message, then `name=value` for each field.
 
-    Only those places stand on lines of their own: they are the server's own files and functions.
+    The places of an exception follow, each on its own line. They hold only the names of files and
+    functions.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, and a line for each place of an exception."""
         fields = _fields_of(record)
         places = fields.pop("places", [])
         head = f"{record.levelname} {record.name}: {escaped(record.getMessage())}"
@@ -62,7 +63,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What there is to say beside the message, in order."""
+    """Return the record's fields and those of its exception, in order."""
     fields: dict[str, Any] = dict(getattr(record, "fields", {}))
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
@@ -71,7 +72,7 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def exception_fields(error: BaseException) -> dict[str, Any]:
-    """An exception's kind and the places it came through, innermost last; not its words."""
+    """Return an exception's class and its places in the code, innermost last; not its message."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "exception": type(error).__name__,
@@ -80,7 +81,7 @@ def exception_fields(error: BaseException) -> dict[str, Any]:
 
 
 def escaped(text: str) -> str:
-    """The text in printable ASCII and whatever other letters; all else as JSON escapes it."""
+    """Return the text with every unprintable character escaped as in JSON."""
     text = text[:MAX_LINE_BYTES]
     if text.isprintable():
         return text
@@ -100,7 +101,7 @@ def _cut(line: str, max_bytes: int) -> str:
 
 
 def _encoded_within(max_bytes: int, entries: dict[str, Any]) -> str:
-    """The object in JSON; its longest texts are cut until it fits."""
+    """Return the entries as JSON, with the longest values cut until the JSON fits."""
     for name, value in entries.items():
         if isinstance(value, str):
             entries[name] = value[:max_bytes]
@@ -112,26 +113,26 @@ def _encoded_within(max_bytes: int, entries: dict[str, Any]) -> str:
 
 
 class LineWriter(logging.Handler):
-    """Hands lines to a thread that writes them to `stream`, which must not buffer.
+    """Passes lines to a thread that writes them to `stream`, which must not buffer.
 
-    Lines that would wait behind 10,000 others, or cannot be written, are lost, and how many they
-    were is said as soon as it can be.
+    A line is lost if 10,000 lines are already waiting or if it cannot be written. The log reports
+    the number of lost lines as soon as it can.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
         self._stream = stream
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES_WAITING)
-        # One thread's each, so that none is counted twice or forgotten: the loggers' (under the
-        # handler's lock) and the writer's.
+        # Each counter has one writer, so no count is lost: loggers add to the first (under the
+        # handler's lock), the writing thread to the second.
         self._num_refused = 0
         self._num_unwritten = 0
-        self._num_told = 0
+        self._num_reported = 0
         self._thread = threading.Thread(target=self._run, name="penstock-log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record's line. Never waits, never raises."""
+        """Queue a record's line. Never waits and never raises."""
         try:
             self._lines.put_nowait(self.format(record))
         except queue.Full:
@@ -139,9 +140,9 @@ class LineWriter(logging.Handler):
         except Exception:
             self.handleError(record)
 
-    # Not `close`: whoever configures Python's logging (Granian does) closes all handlers there are.
+    # Not named `close`: configuring Python's logging, as Granian does, closes every handler.
     def stop(self) -> None:
-        """Write what waits, as far as it can be written soon, and no more."""
+        """Write the waiting lines and stop the thread. Waits about 2 seconds at most."""
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         with contextlib.suppress(queue.Full):
             self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
@@ -151,15 +152,15 @@ class LineWriter(logging.Handler):
         while (line := self._lines.get()) is not None:
             self._write(line)
             if self._lines.empty():
-                self._tell_losses()
-        self._tell_losses()
+                self._report_losses()
+        self._report_losses()
 
-    def _tell_losses(self) -> None:
-        lost = self._num_refused + self._num_unwritten - self._num_told
+    def _report_losses(self) -> None:
+        lost = self._num_refused + self._num_unwritten - self._num_reported
         if lost:
-            self._num_told += lost
+            self._num_reported += lost
             record = logging.LogRecord(
-                __name__, logging.WARNING, "", 0, "%d lines of the log were lost", (lost,), None
+                __name__, logging.WARNING, "", 0, "%d log lines were lost", (lost,), None
             )
             self._write(self.format(record))
 
@@ -168,13 +169,13 @@ class LineWriter(logging.Handler):
         try:
             while data:
                 data = data[self._stream.write(data) :]
-        except (OSError, ValueError):  # a full disk, a reader that has gone, a closed file
+        except (OSError, ValueError):  # a full disk, a closed pipe or a closed file
             self._num_unwritten += 1
 
 
 @contextlib.contextmanager
 def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterator[None]:
-    """Have everything that is logged, at INFO and above, written to `stream` (see `unbuffered`)."""
+    """Write every record at INFO and above to `stream`, which must be `unbuffered`."""
     writer = LineWriter(stream)
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -190,13 +191,16 @@ def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterato
 
 
 def unbuffered(descriptor: int) -> BinaryIO:
-    """A stream that writes straight to this file. With a buffer's lock in the hands of a thread
-    that nobody reads from, the interpreter could not end."""
+    """Return a stream that writes to a file descriptor without a buffer.
+
+    The interpreter cannot exit while the writing thread holds a buffer's lock, and it holds the
+    lock for as long as the reader of the log does not read.
+    """
     return io.FileIO(descriptor, "w", closefd=False)
 
 
 def report_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """An event loop's handler of exceptions: its own prints their words."""
+    """Log an event loop's exception without its message, which the default handler would print."""
     log.error(
         "a task or callback failed: %s",
         str(context.get("message", "")).partition("\n")[0],

@@ -1,16 +1,16 @@
-"""How late the event loop is: what everything in the server waits, beside its own work."""
+"""Event loop lag: how late the event loop runs its timers."""
 
 import asyncio
 import time
 
 from penstock.observe.meter import Tally
 
-EVERY_S = 0.1
+INTERVAL_S = 0.1
 
 
 async def measure_loop_lag(tally: Tally) -> None:
-    """Ask for a timer every 0.1 s and count how much later it comes: for ever."""
+    """Set a timer of 0.1 s again and again, and count how late each timer fires, in seconds."""
     while True:
-        asked_at = time.monotonic()
-        await asyncio.sleep(EVERY_S)
-        tally.add(max(0.0, time.monotonic() - asked_at - EVERY_S))
+        set_at = time.monotonic()
+        await asyncio.sleep(INTERVAL_S)
+        tally.add(max(0.0, time.monotonic() - set_at - INTERVAL_S))

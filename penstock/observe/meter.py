@@ -1,45 +1,47 @@
-"""What happens, as plain numbers: counted where it happens, read when somebody asks.
+"""Plain numbers that count what the server does.
 
-In: facts, told by plain calls. Out: numbers. Only the event loop's thread tells and reads, so
-nothing is locked, and what happens once per token costs a fraction of a microsecond. Not known
-here: Prometheus (see `metrics`), HTTP, what a stream is.
+In: method calls from the place where something happens. Out: numbers, read at a scrape. Only the
+event loop's thread writes and reads them, so they need no locks and counting a token takes a
+fraction of a microsecond. Not known here: Prometheus (see `metrics`), HTTP, what a stream is.
 """
 
 import collections
 from bisect import bisect_left
 from collections.abc import Sequence
 
-# From the fastest small model (0.4 ms a token) to what nobody waits for; densest from 5 to 250 ms,
-# where one can still tell fluent from halting.
+# Histogram bounds, in seconds.
+
+# From a fast small model (0.4 ms per token) up to 30 s. Densest from 5 to 250 ms, where text
+# changes from fluent to halting.
 GAP_S = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075),
     *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
-# Up to a second one waits gladly; beyond, prompts are long or requests wait in line.
+# Up to 1 s feels immediate. Longer times come from long prompts or from waiting in the queue.
 FIRST_TOKEN_S = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.5, 2.5, 5.0),
     *(10.0, 30.0, 60.0, 120.0),
 )
-# Whole answers: a few words of a small model to a thousand tokens of a slow one.
+# Whole answers: from a few words of a small model to a thousand tokens of a slow model.
 TOTAL_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-# The server's own work: tens of microseconds when it is idle. From 20 ms on it is felt.
+# The server's own work: tens of microseconds on an idle server. Users notice 20 ms or more.
 OWN_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 30.0),
 )
 
 Counts = collections.Counter[tuple[str, ...]]
-"""How often each combination of labels came."""
+"""A count for each combination of label values."""
 
-# A label has no more values than this; what comes beyond is "other".
+# Further label values are counted as "other".
 MAX_LABEL_VALUES = 64
 
 
 class Tally:
-    """A histogram: how many values fell between each two of its bounds, and their sum.
+    """A histogram: the number of values in each bucket, and the sum of the values.
 
-    `add(value)` counts one value. It is a closure rather than a method, which is what makes a
-    token cheap: 0.12 µs where prometheus-client's own takes 1.0.
+    `add(value)` counts a value. It is a closure and not a method because a closure is faster: it
+    takes 0.12 µs, and prometheus-client's histogram takes 1.0 µs.
     """
 
     __slots__ = ("_sum", "add", "bounds", "counts")
@@ -56,7 +58,7 @@ class Tally:
         self.add = add
         self.bounds = bounds
         self.counts = counts
-        """For each bound the values up to it and above the one before; then those beyond."""
+        """The number of values in each bucket: a bucket for each bound, then one for the rest."""
 
         def current_sum() -> float:
             return total
@@ -65,20 +67,20 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Values counted."""
+        """The number of values."""
         return sum(self.counts)
 
     @property
     def sum(self) -> float:
-        """The values' sum."""
+        """The sum of the values."""
         return self._sum()
 
 
 class Meter:
-    """The numbers of one server. What each means, and its unit, stands in `metrics`."""
+    """The numbers of one server. `metrics` gives the meaning and the unit of each number."""
 
     def __init__(self) -> None:
-        # Streams, as the engine and the log see them.
+        # Streams, measured when events reach the log.
         self.num_started = 0
         self.num_ended: Counts = collections.Counter()
         self.prompt_tokens = 0
@@ -88,7 +90,7 @@ class Meter:
         self.engine_first_token = Tally(FIRST_TOKEN_S)
         self.engine_gap = Tally(GAP_S)
         self.engine_total = Tally(TOTAL_S)
-        # Responses, as sockets see them.
+        # Responses, measured when sends complete.
         self.first_token = Tally(FIRST_TOKEN_S)
         self.gap = Tally(GAP_S)
         self.total = Tally(TOTAL_S)
@@ -105,21 +107,21 @@ class Meter:
 
     @property
     def num_sends(self) -> int:
-        """Sends that carried events: live, or only what had been logged long ago."""
+        """The number of sends that carried events, live or replayed."""
         return self.delivery.count + self.num_replays
 
-    # Facts of streams. `engine_gap.add` is told of every delta but a stream's first.
+    # Streams. `Stream` also calls `engine_gap.add` for every delta except the first.
 
     def stream_started(self) -> None:
-        """A stream was handed to the engine."""
+        """Count an admitted stream."""
         self.num_started += 1
 
     def stream_delayed(self, queue_time: float) -> None:
-        """A stream has a slot, or has left the line, after so many seconds."""
+        """Count the seconds until a stream got a slot or left the queue without a slot."""
         self.queue_time.add(queue_time)
 
     def first_delta(self, queue_time: float, time_to_first_token: float) -> None:
-        """A stream's first delta reached the log."""
+        """Count the first delta of a stream. Times are in seconds, from admission."""
         self.prefill_time.add(time_to_first_token - queue_time)
         self.engine_first_token.add(time_to_first_token)
 
@@ -131,37 +133,41 @@ class Meter:
         completion_tokens: int,
         total_time: float,
     ) -> None:
-        """A stream has its terminal event. `error_code`: why, where it is "error" or "refused"."""
+        """Count an ended stream.
+
+        `error_code` is "" unless `cause` is "error" or "refused". `total_time` is in seconds, from
+        admission to the terminal event.
+        """
         self.num_ended[_bounded(self.num_ended, (cause, error_code), (cause, "other"))] += 1
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
-        if cause in ("stop", "length"):  # how long the others took says nothing of the server
+        if cause in ("stop", "length"):  # the length of a cut-short answer says nothing useful
             self.engine_total.add(total_time)
 
-    # Facts of requests.
+    # Requests.
 
     def request_ended(self, route: str, method: str, status: int) -> None:
-        """An HTTP request has had its response, or its client has gone."""
+        """Count a finished HTTP request. `status` is 0 if the client left before the response."""
         self.num_requests[route, method, str(status)] += 1
 
     def refused(self, code: str) -> None:
-        """A request got a problem instead of what it asked for."""
+        """Count a request that was answered with an error, by error code."""
         self.num_refused[_bounded(self.num_refused, (code,), ("other",))] += 1
 
     def resumed(self, phase: str) -> None:
-        """A stream that is "running" or has "ended" is read again."""
+        """Count a stream that a client reads again. `phase` is "running" or "ended"."""
         self.num_resumed[phase,] += 1
 
     def answered(self, total_time: float) -> None:
-        """A request's whole answer was taken, so many seconds after its admission."""
+        """Count a response sent to its end, `total_time` seconds after admission."""
         self.total.add(total_time)
 
 
 class Delivery:
-    """One response's events on their way out: the socket's side of the figures.
+    """Measures the sends of one response.
 
-    `began` is when its stream was admitted, on the monotonic clock, or 0.0 for a reader that came
-    later.
+    `began` is the time of the stream's admission on the monotonic clock, or 0.0 for a reader that
+    joined later.
     """
 
     __slots__ = ("_add_delivery", "_add_gap", "_began", "_last", "_meter")
@@ -174,17 +180,18 @@ class Delivery:
         self._last = 0.0
 
     def taken(self, num_events: int, has_end: bool, logged_at: float, now: float) -> None:
-        """The send that carried these was taken; `has_end`: one of them is the terminal event.
+        """Count a completed send of `num_events` events.
 
-        `logged_at` is when the first of them came into the log; 0.0 where they had been there
-        before the reader, so that their delay says nothing.
+        `has_end` is true if the terminal event is among the events. `logged_at` is the time when
+        the first of the events reached the log, or 0.0 if the events are older than the reader: the
+        delay of replayed events is not the server's.
         """
         self._meter.num_events_sent += num_events
         if not logged_at:
             self._meter.num_replays += 1
             return
         self._add_delivery(now - logged_at)
-        if num_events > has_end:  # there are deltas
+        if num_events > has_end:  # the send carried deltas
             if self._last:
                 self._add_gap(now - self._last)
             elif self._began:
@@ -195,5 +202,5 @@ class Delivery:
 def _bounded(
     counts: Counts, labels: tuple[str, ...], otherwise: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """`labels`, or `otherwise` where there are too many already."""
+    """Return `labels`, or `otherwise` if `counts` is full and does not have `labels`."""
     return labels if labels in counts or len(counts) < MAX_LABEL_VALUES else otherwise

@@ -1,8 +1,8 @@
-"""Every metric once: its name, its kind, what it answers, and where its value is read.
+"""The table of metrics: the name, kind, labels and meaning of each metric, and where its value is.
 
-In: the plain numbers of `meter`, and `Levels` that are read when Prometheus asks. Out: families of
-samples. docs/metrics.md shows this table (tests/observe/test_metrics.py compares them). Names
-follow Prometheus' conventions: base units, `_total` for what only grows. No label holds anything
+In: the plain numbers of `meter`, and `Levels`, read at each scrape. Out: families of samples for
+prometheus-client. `python -m tools.reference` writes docs/reference/metrics.md from this table.
+Names follow Prometheus' conventions: base units, and `_total` for counters. Labels never hold text
 that a client chose.
 """
 
@@ -25,7 +25,7 @@ from penstock.observe.meter import Meter, Tally
 
 @dataclass(frozen=True)
 class Levels:
-    """What can be looked at when somebody asks. Tokens are those of streams that have not ended."""
+    """Values that are read at each scrape. Tokens are those of streams that have not ended."""
 
     version: str
     engine: str
@@ -48,232 +48,230 @@ class Levels:
 
 
 Numbers = float | Mapping[tuple[str, ...], float]
-"""One number, or one for each combination of labels."""
+"""A number, or a number for each combination of label values."""
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """A histogram. `read` gives its tally."""
+class Histogram:
+    """A histogram. `read` returns its tally."""
 
     name: str
-    answers: str
+    help: str
     read: Callable[[Meter], Tally]
     kind: Literal["histogram"] = "histogram"
     labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Count:
-    """A counter: it only grows. Its name ends in `_total`."""
+class Counter:
+    """A counter. It only grows, and its name ends in `_total`."""
 
     name: str
-    answers: str
+    help: str
     read: Callable[[Meter, Levels], Numbers]
     labels: tuple[str, ...] = ()
     kind: Literal["counter"] = "counter"
 
 
 @dataclass(frozen=True)
-class Level:
-    """A gauge: it goes up and down."""
+class Gauge:
+    """A gauge. It goes up and down."""
 
     name: str
-    answers: str
+    help: str
     read: Callable[[Levels], Numbers]
     labels: tuple[str, ...] = ()
     kind: Literal["gauge"] = "gauge"
 
 
-METRICS: tuple[Distribution | Count | Level, ...] = (
-    # What clients feel: measured when the server had taken the send that carried the text.
-    Distribution(
+METRICS: tuple[Histogram | Counter | Gauge, ...] = (
+    # Latency for clients, measured when a send completes.
+    Histogram(
         "penstock_time_to_first_token_seconds",
-        "How long do clients wait? From a request's admission until the send that carried its "
-        "first delta was taken.",
+        "Time from a request's admission until the send that carries its first delta completes.",
         lambda meter: meter.first_token,
     ),
-    Distribution(
+    Histogram(
         "penstock_inter_token_latency_seconds",
-        "How fluently does text arrive? Between two sends with new deltas; a send is one gap, "
-        "however many deltas and tokens it carried.",
+        "Time between two sends of a response that carry new deltas, however many deltas a send "
+        "merges.",
         lambda meter: meter.gap,
     ),
-    Distribution(
+    Histogram(
         "penstock_e2e_latency_seconds",
-        "How long does a whole answer take? From admission until the last send was taken; only "
-        "answers that ended with stop or length.",
+        "Time from a request's admission until its last send completes, for answers that end with "
+        "stop or length.",
         lambda meter: meter.total,
     ),
-    # What the engine did: measured when its deltas reached the log.
-    Distribution(
+    # Latency of the engine, measured when its deltas reach the log.
+    Histogram(
         "penstock_engine_time_to_first_token_seconds",
-        "The same wait without the server's share: until the first delta reached the log.",
+        "Time from a request's admission until its first delta reaches the log.",
         lambda meter: meter.engine_first_token,
     ),
-    Distribution(
+    Histogram(
         "penstock_engine_inter_token_latency_seconds",
-        "How evenly does the engine generate? Between two deltas as they reach the log; a delta of "
-        "several tokens is one gap.",
+        "Time between two deltas of a stream as they reach the log, however many tokens a delta "
+        "holds.",
         lambda meter: meter.engine_gap,
     ),
-    Distribution(
+    Histogram(
         "penstock_engine_e2e_latency_seconds",
-        "How long does the engine take? From admission until the terminal event was logged; only "
-        "stop and length.",
+        "Time from a request's admission until its terminal event reaches the log, for streams "
+        "that end with stop or length.",
         lambda meter: meter.engine_total,
     ),
-    Distribution(
+    Histogram(
         "penstock_queue_time_seconds",
-        "How long do requests wait for a slot? Those that leave the line count with what they "
-        "waited.",
+        "Time that a request waits for a slot, including requests that leave the queue without a "
+        "slot.",
         lambda meter: meter.queue_time,
     ),
-    Distribution(
+    Histogram(
         "penstock_prefill_time_seconds",
-        "How long does reading the prompt take? From a slot to the first delta in the log.",
+        "Time from the moment a request gets a slot until its first delta reaches the log.",
         lambda meter: meter.prefill_time,
     ),
-    # The server's own share, and its clients'.
-    Distribution(
+    # The server's own delays, and those of its clients.
+    Histogram(
         "penstock_delivery_seconds",
-        "What does the server add? From an event's reaching the log until the send that carried "
-        "it was taken; the oldest event of each send.",
+        "Time from the moment an event reaches the log until the send that carries it completes, "
+        "for the oldest event of each send.",
         lambda meter: meter.delivery,
     ),
-    Distribution(
+    Histogram(
         "penstock_event_loop_lag_seconds",
-        "Is the server's loop held up? How much later than asked a timer of 0.1 s fires.",
+        "Delay with which a 0.1 s timer of the server's event loop fires.",
         lambda meter: meter.loop_lag,
     ),
-    Distribution(
+    Histogram(
         "penstock_abort_seconds",
-        "How soon is the engine free of what nobody wants? From the server's learning that a "
-        "stream is to stop (its client has gone, a cancel, a stop string) to the engine's word "
-        "that it has stopped the request.",
+        "Time from the moment the server learns that a stream must stop (the client left, a "
+        "cancel, a stop string) until the engine confirms that it stopped the request.",
         lambda meter: meter.abort,
     ),
-    Count(
+    Counter(
         "penstock_sends_total",
-        "Writes to clients that carried events. Events by sends is how many events merge.",
+        "Sends to clients that carried events.",
         lambda meter, _: meter.num_sends,
     ),
-    Count(
+    Counter(
         "penstock_events_sent_total",
-        "Events (deltas and terminal events) that clients were sent.",
+        "Events (deltas and terminal events) sent to clients.",
         lambda meter, _: meter.num_events_sent,
     ),
-    Level(
+    Gauge(
         "penstock_readers",
-        "Connections that are being sent a stream.",
+        "Connections that are reading a stream.",
         lambda levels: levels.readers,
     ),
-    Level(
+    Gauge(
         "penstock_reader_lag_events",
-        "Events in logs that no send has taken yet, over all readers.",
+        "Logged events that are not yet sent, summed over all readers.",
         lambda levels: levels.lag,
     ),
-    Level(
+    Gauge(
         "penstock_reader_lag_max_events",
-        "The same of the reader that is furthest behind.",
+        "Logged events that are not yet sent to the reader that is furthest behind.",
         lambda levels: levels.greatest_lag,
     ),
-    Level(
+    Gauge(
         "penstock_readers_blocked",
-        "Readers whose clients have not taken what was sent for a second or longer.",
+        "Readers whose current send has waited for the client for a second or longer.",
         lambda levels: levels.blocked,
     ),
-    Count(
+    Counter(
         "penstock_readers_stalled_total",
-        "Readers dropped because their clients took nothing for --stall-timeout.",
+        "Readers dropped because their clients took no data for --stall-timeout seconds.",
         lambda _, levels: levels.stalled,
     ),
-    # Streams: started = ended + running + waiting, always.
-    Count(
+    # Streams. At every scrape, started = ended + running + waiting.
+    Counter(
         "penstock_streams_started_total",
-        "Streams admitted: they have a slot, or wait for one.",
+        "Streams admitted, whether they got a slot at once or waited in the queue.",
         lambda meter, _: meter.num_started,
     ),
-    Count(
+    Counter(
         "penstock_streams_ended_total",
         "Streams that ended, by cause (stop, length, cancelled, client_gone, deadline, error, "
-        "refused) and, for the last two, by code.",
+        "refused) and, for error and refused, by error code.",
         lambda meter, _: meter.num_ended,
         ("cause", "code"),
     ),
-    Level(
+    Gauge(
         "penstock_streams_running",
         "Streams that have a slot.",
         lambda levels: levels.running,
     ),
-    Level(
+    Gauge(
         "penstock_streams_waiting",
-        "Streams that wait for one.",
+        "Streams that wait for a slot.",
         lambda levels: levels.waiting,
     ),
-    Level(
+    Gauge(
         "penstock_streams_kept",
-        "Streams that have ended and can still be read.",
+        "Ended streams that clients can still read.",
         lambda levels: levels.kept,
     ),
-    Level(
+    Gauge(
         "penstock_streams_kept_bytes",
-        "About how much memory those take.",
+        "Approximate memory of the ended streams that clients can still read, in bytes.",
         lambda levels: levels.kept_bytes,
     ),
-    Count(
+    Counter(
         "penstock_resumes_total",
-        "Streams read again by GET /streams/{id}, while running or after they had ended.",
+        "Streams read again with GET /streams/{id}, by phase (running, ended).",
         lambda meter, _: meter.num_resumed,
         ("phase",),
     ),
-    Count(
+    Counter(
         "penstock_prompt_tokens_total",
-        "Tokens of prompts that the engine took.",
+        "Prompt tokens that the engine accepted.",
         lambda meter, levels: meter.prompt_tokens + levels.prompt_tokens,
     ),
-    Count(
+    Counter(
         "penstock_completion_tokens_total",
         "Tokens that the engine generated.",
         lambda meter, levels: meter.completion_tokens + levels.completion_tokens,
     ),
     # Requests.
-    Count(
+    Counter(
         "penstock_http_requests_total",
-        "HTTP requests that have ended; the status is 0 where the client left before there was "
-        "one.",
+        "Finished HTTP requests by route, method and status, with status 0 if the client left "
+        "before the response began.",
         lambda meter, _: meter.num_requests,
         ("route", "method", "status"),
     ),
-    Count(
+    Counter(
         "penstock_refusals_total",
-        "Requests that got a problem instead of what they asked for, by the problem's code.",
+        "Requests answered with an error instead of a result, by error code.",
         lambda meter, _: meter.num_refused,
         ("reason",),
     ),
     # The engine and the server.
-    Level(
+    Gauge(
         "penstock_engine_up",
-        "1 if requests can be submitted to the engine.",
+        "1 if the engine accepts requests, 0 if it does not.",
         lambda levels: levels.engine_up,
     ),
-    Count(
+    Counter(
         "penstock_engine_restarts_total",
-        "Times that the engine's process died and was started again.",
+        "Times that the engine's process died and was restarted.",
         lambda _, levels: levels.engine_restarts,
     ),
-    Level(
+    Gauge(
         "penstock_engine_slots",
-        "Requests that run at once; 0 where there is no bound.",
+        "Requests that the engine runs at once, or 0 if it has no limit.",
         lambda levels: levels.slots,
     ),
-    Level(
+    Gauge(
         "penstock_draining",
-        "1 if the server is shutting down and takes no new requests.",
+        "1 if the server is shutting down and refuses new requests, 0 if it is not.",
         lambda levels: levels.draining,
     ),
-    Level(
+    Gauge(
         "penstock_build_info",
-        "1, with what is served in the labels.",
+        "Always 1, with the version, the engine and the model as labels.",
         lambda levels: {(levels.version, levels.engine, levels.model): 1},
         ("version", "engine", "model"),
     ),
@@ -281,37 +279,37 @@ METRICS: tuple[Distribution | Count | Level, ...] = (
 
 
 class Metrics(Collector):
-    """Makes samples of one server's numbers. `read_levels` is called at each scrape."""
+    """Makes Prometheus samples from one server's numbers. Calls `read_levels` at each scrape."""
 
     def __init__(self, meter: Meter, read_levels: Callable[[], Levels]) -> None:
         self._meter = meter
         self._read_levels = read_levels
-        # A request that is continued after the engine's death takes back a token or two.
+        # A request that continues after the engine died may take back a token or two.
         self._highest: dict[str, float] = {}
 
     def collect(self) -> Iterator[Family]:
-        """The families, as prometheus-client asks for them."""
+        """Yield the metric families for prometheus-client."""
         levels = self._read_levels()
         for metric in METRICS:
-            if isinstance(metric, Distribution):
+            if isinstance(metric, Histogram):
                 yield _histogram(metric, metric.read(self._meter))
-            elif isinstance(metric, Count):
-                counter = CounterMetricFamily(metric.name, metric.answers, labels=metric.labels)
+            elif isinstance(metric, Counter):
+                counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
                 for labels, number in _samples(metric.read(self._meter, levels)):
                     counter.add_metric(labels, self._not_less(metric.name, labels, number))
                 yield counter
             else:
-                gauge = GaugeMetricFamily(metric.name, metric.answers, labels=metric.labels)
+                gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
                 for labels, number in _samples(metric.read(levels)):
                     gauge.add_metric(labels, number)
                 yield gauge
 
     def describe(self) -> Iterator[Family]:
-        """Nothing: so that registering does not read."""
+        """Yield nothing, so that registering this collector does not read any value."""
         return iter(())
 
     def _not_less(self, name: str, labels: tuple[str, ...], number: float) -> float:
-        """To Prometheus a counter that goes down has begun anew."""
+        """Return the highest number so far: Prometheus takes a decrease for a counter's reset."""
         if labels:
             return number
         highest = self._highest[name] = max(number, self._highest.get(name, 0.0))
@@ -325,12 +323,12 @@ def _samples(numbers: Numbers) -> Iterator[tuple[tuple[str, ...], float]]:
         yield (), float(numbers)
 
 
-def _histogram(metric: Distribution, tally: Tally) -> Family:
+def _histogram(metric: Histogram, tally: Tally) -> Family:
     total = 0
     buckets = []
     for bound, count in zip((*map(str, tally.bounds), "+Inf"), tally.counts, strict=True):
         total += count
         buckets.append((bound, total))
-    family = HistogramMetricFamily(metric.name, metric.answers)
+    family = HistogramMetricFamily(metric.name, metric.help)
     family.add_metric([], buckets, tally.sum)
     return family

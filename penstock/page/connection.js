@@ -1,16 +1,16 @@
-// One connection that brings events. In: what to ask. Out: the head of the response, then its events.
-// A server that falls silent looks like one whose connection is lost, for it sends heartbeats. Not
-// known here: streams, tokens, what to do next.
+// A connection that delivers events. In: a request. Out: the head of the response, then its events. The
+// server sends heartbeats, so 45 seconds of silence count as a lost connection. Not known here:
+// streams, tokens, how to resume.
 import { EventParser } from "./sse.js";
 
-const SILENCE_MS = 45_000; // three heartbeats that did not come
+const SILENCE_MS = 45_000; // three missed heartbeats
 
 export class Connection {
   #abort = new AbortController();
   #timer = null;
   #parser = new EventParser();
 
-  /** The response, as soon as its head is here. `limit` is how many milliseconds that may take. */
+  /** Return the response when its head arrives. `limit` is the time for that in milliseconds. */
   async ask(url, options, limit = null) {
     if (limit !== null) this.#expectWithin(limit);
     const response = await fetch(url, { ...options, cache: "no-store", signal: this.#abort.signal });
@@ -18,7 +18,7 @@ export class Connection {
     return response;
   }
 
-  /** The events of a response. They just end where its body ends. */
+  /** Yield the events of a response until its body ends. */
   async *events(response) {
     const reader = response.body.getReader();
     try {
@@ -33,12 +33,12 @@ export class Connection {
     }
   }
 
-  /** The milliseconds the server asks to wait before another connection, null if it does not. */
+  /** The milliseconds that the server asks to wait before a new connection, or null. */
   get retryMs() {
     return this.#parser.retryMs;
   }
 
-  /** Hang up: whoever waits for this connection learns that it is lost. */
+  /** Close the connection. Pending reads throw. */
   close() {
     clearTimeout(this.#timer);
     this.#abort.abort();

@@ -1,41 +1,40 @@
-// One generation, spoken over the native API. In: the fields of a request, or the id of a stream. Out:
-// its deltas, and how it ended. Not known here: the page. Every URL is relative, so the page works
-// under any host and path.
+// A generation over the native API. In: the fields of a request, or the id of a stream. Out: its deltas
+// and its ending. Not known here: the page. URLs are relative, so the page works under any host and path.
 //
-// A stream is resumable: when its connection is cut it goes on over another one, until its terminal
-// event or the end of our patience. An ending is a value, one of
+// Streams are resumable: after a cut, the stream continues over a new connection until its terminal
+// event, or until `Patience` gives up. An ending is one of these values:
 //   {kind: "finish",  reason, usage, timings}              the terminal event, or a whole answer
 //   {kind: "failure", message, usage, timings}             the terminal event `error`
-//   {kind: "refused", message, fields, needsKey}           an answer that is not a stream
-//   {kind: "lost", message}                                cut and not resumed; the server's words, if any
+//   {kind: "refused", message, fields, needsKey}           an error response
+//   {kind: "lost", message}                                cut and not resumed, with the server's reason, if any
 //   {kind: "forgotten"}                                    the server no longer has the stream
-//   {kind: "unreachable"}                                  no answer at all
-//   {kind: "stopped"}                                      we hung up, unconfirmed by the server
+//   {kind: "unreachable"}                                  no response
+//   {kind: "stopped"}                                      the page closed the connection; the server did not confirm
 import { Connection } from "./connection.js";
 import { meaningOf, Patience, retryAfter } from "./resume.js";
 
-const STOP_MS = 2000; // how long a stop may take before we hang up instead
-const ATTEMPT_MS = 10_000; // how long a server may take to answer a stream that comes back
+const STOP_MS = 2000; // time for a stop before the page closes the connection
+const ATTEMPT_MS = 10_000; // time for the response to an attempt to resume
 
-/** Lives for one request: `stream` or `whole` once, `stop` at any time. */
+/** A generation. Call `stream` or `whole` once; call `stop` at any time. */
 export class Generation {
   #fields;
-  #key; // headers that hold the API key, where there is one
-  #id; // of the stream, once the server has named it
-  #due = 0; // the number of the event that comes next
+  #key; // headers with the API key, if there is a key
+  #id; // the id of the stream, once the server has sent it
+  #due = 0; // the number of the next event
   #connection = new Connection();
   #patience = new Patience();
   #isCut = false;
-  #hungUp = false;
+  #isClosed = false;
   #stopTimer = null;
   #wake = () => {};
-  #endsWithConnection = true; // as a whole answer does: the server cancels what nobody reads
+  #endsWithConnection = true; // true for `whole`: the server cancels when the client leaves
   stopAsked = false;
   numResumes = 0;
 
   /**
-   * What these fields ask for; or, with an id, that stream from its start. `key` is the API key, or ""
-   * where the server asks for none. It goes into a header, never into a URL.
+   * `fields` are those of a new request; with an `id`, the stream is read from its start instead. `key`
+   * is the API key, or "" if the server needs no key. It goes into a header, never into a URL.
    */
   constructor(fields, id = null, key = "") {
     this.#fields = fields;
@@ -44,56 +43,56 @@ export class Generation {
   }
 
   /**
-   * Return the ending, and tell `heard` what happens until then: `began(id)`, `delta(text)` for each
-   * delta as it arrives, `waits({position, eta})` now and then while it waits in line (`eta` in seconds,
-   * or null), `cut()` when there is no connection, `resumed()` when there is again.
+   * Stream the answer and return the ending. Until then call `began(id)`, `delta(text)` for each delta,
+   * `queued({position, eta})` now and then while the request waits in the queue (`eta` in seconds, or
+   * null), `cut()` when the connection is lost and `resumed()` when it is back.
    */
-  async stream(heard) {
+  async stream(callbacks) {
     this.#endsWithConnection = false;
     for (;;) {
-      const ending = await this.#listen(heard);
-      if (ending.kind !== "cut") return this.#over(ending);
+      const ending = await this.#read(callbacks);
+      if (ending.kind !== "cut") return this.#end(ending);
       const wait = this.#patience.wait(ending.atLeast);
-      if (wait === null) return this.#over({ kind: "lost", message: ending.message });
-      if (!this.#isCut) heard.cut();
+      if (wait === null) return this.#end({ kind: "lost", message: ending.message });
+      if (!this.#isCut) callbacks.cut();
       this.#isCut = true;
       await this.#pause(wait);
-      if (this.#hungUp) return this.#over({ kind: "stopped" });
+      if (this.#isClosed) return this.#end({ kind: "stopped" });
     }
   }
 
-  /** Return the ending of a whole answer, with its `text`. */
+  /** Request the whole answer at once and return the ending, with its `text`. */
   async whole() {
     let response = null;
     try {
       response = await this.#post({ stream: false });
-      if (!isA("application/json", response)) return this.#over(await refusal(response));
+      if (!isA("application/json", response)) return this.#end(await refusal(response));
       const { text, usage, request_time, finish_reason: reason, timings } = await response.json();
-      return this.#over({ kind: "finish", reason, text, usage, timings: timings ?? { total_time: request_time } });
+      return this.#end({ kind: "finish", reason, text, usage, timings: timings ?? { total_time: request_time } });
     } catch (error) {
-      return this.#over(this.#broken(error, response));
+      return this.#end(this.#broken(error, response));
     }
   }
 
-  /** End it. The server's terminal event then says so; if that does not come soon, hang up. */
+  /** Ask the server to end the stream. If no terminal event arrives soon, close the connection. */
   async stop() {
     if (this.stopAsked) return;
     this.stopAsked = true;
-    if (this.#endsWithConnection) return this.#hangUp();
-    this.#stopTimer = setTimeout(() => this.#hangUp(), STOP_MS);
-    if (this.#id !== null) await this.#cancel(); // else as soon as it has a name
+    if (this.#endsWithConnection) return this.#close();
+    this.#stopTimer = setTimeout(() => this.#close(), STOP_MS);
+    if (this.#id !== null) await this.#cancel(); // otherwise as soon as the id arrives
   }
 
-  /** One connection: its ending, which is "cut" where the stream can go on over another. */
-  async #listen(heard) {
+  /** Read one connection and return the ending, or "cut" if the stream can be resumed. */
+  async #read(callbacks) {
     const connection = (this.#connection = new Connection());
     let response = null;
     try {
       response = await (this.#id === null ? this.#post({ stream: true, resumable: true, queue_events: true }) : this.#rest());
       if (!isA("text/event-stream", response)) return await this.#refused(response);
-      this.#goOn(response, heard);
+      this.#connected(response, callbacks);
       for await (const event of connection.events(response)) {
-        const ending = this.#take(event, heard);
+        const ending = this.#take(event, callbacks);
         if (ending !== null) return ending;
       }
       return this.#broken(null, response);
@@ -104,25 +103,25 @@ export class Generation {
     }
   }
 
-  /** The head of a stream is here, for the first time or again. */
-  #goOn(response, heard) {
+  /** Handle the head of a stream, first or resumed. */
+  #connected(response, callbacks) {
     if (this.#id === null) {
       this.#id = response.headers.get("X-Stream-ID");
-      if (this.#id !== null) heard.began(this.#id);
+      if (this.#id !== null) callbacks.began(this.#id);
       if (this.stopAsked) this.#cancel();
     }
     this.#patience.resumed();
     if (!this.#isCut) return;
     this.#isCut = false;
     this.numResumes += 1;
-    heard.resumed();
+    callbacks.resumed();
   }
 
-  /** An event is here. Its number must be the one that is due: none is lost, none is shown twice. */
-  #take({ type, data, lastEventId }, heard) {
+  /** Handle an event. It must have the next number, so that none is lost and none is shown twice. */
+  #take({ type, data, lastEventId }, callbacks) {
     const event = JSON.parse(data);
     if (type === "queue") {
-      heard.waits(event);
+      callbacks.queued(event);
       return null;
     }
     const due = this.#due;
@@ -133,7 +132,7 @@ export class Generation {
     if (event.finished) return endingOf(event);
     this.#due += 1;
     this.#patience.progressed();
-    heard.delta(event.token);
+    callbacks.delta(event.token);
     return null;
   }
 
@@ -157,16 +156,16 @@ export class Generation {
   async #cancel() {
     try {
       const answer = await fetch(this.#path, { method: "DELETE", headers: this.#key });
-      // 404: it ended by itself meanwhile, and its terminal event is on its way.
-      if (!answer.ok && answer.status !== 404) this.#hangUp();
+      // 404: the stream has already ended, and its terminal event is about to arrive.
+      if (!answer.ok && answer.status !== 404) this.#close();
     } catch {
-      this.#hangUp();
+      this.#close();
     }
-    this.#wake(); // where there is no connection: go and fetch the terminal event
+    this.#wake(); // if there is no connection, fetch the terminal event at once
   }
 
-  #hangUp() {
-    this.#hungUp = true;
+  #close() {
+    this.#isClosed = true;
     this.#connection.close();
     this.#wake();
   }
@@ -178,21 +177,21 @@ export class Generation {
     });
   }
 
-  #over(ending) {
+  #end(ending) {
     clearTimeout(this.#stopTimer);
     return ending;
   }
 
-  /** What it means that a connection ended, or could not be made. */
+  /** Return the ending for a connection that ended or could not be made. */
   #broken(error, response) {
-    if (this.#hungUp) return { kind: "stopped" };
-    this.#connection.close(); // leave nothing open behind us
-    if (error instanceof SyntaxError) return { kind: "failure", message: GIBBERISH };
+    if (this.#isClosed) return { kind: "stopped" };
+    this.#connection.close(); // leave nothing open
+    if (error instanceof SyntaxError) return { kind: "failure", message: UNREADABLE };
     if (this.#id !== null) return { kind: "cut" };
     return { kind: response === null ? "unreachable" : "lost" };
   }
 
-  /** What an answer without the stream means. */
+  /** Return the ending for a response that is not a stream. */
   async #refused(response) {
     const refused = await refusal(response);
     if (this.#id === null) return refused;
@@ -208,7 +207,7 @@ export class Generation {
   }
 }
 
-const GIBBERISH = "The server sent something that this page does not understand.";
+const UNREADABLE = "The server sent a response that this page cannot read.";
 const GAP = "A part of the answer was lost on the way.";
 
 function isA(type, response) {
@@ -220,10 +219,10 @@ function endingOf({ finish_reason: reason, error, usage, timings }) {
   return { kind: "failure", message: error.message, usage, timings };
 }
 
-/** The server's own sentence, where it gave one: problem details, RFC 9457. */
+/** Return the ending for an error response, with the server's message (RFC 9457 problem details). */
 async function refusal(response) {
   const problem = await response.json().catch(() => ({}));
   const message =
-    problem.detail ?? problem.title ?? `The server answered ${response.status}, without a reason.`;
+    problem.detail ?? problem.title ?? `The server returned status ${response.status} without a reason.`;
   return { kind: "refused", message, fields: problem.errors ?? [], needsKey: response.status === 401 };
 }

@@ -1,14 +1,14 @@
-// What survives a reload: the stream under way. In: what is needed to show and read it again. Out: the
-// same, after a reload of this tab. Nothing is kept of a stream that came to its end.
+// Keeps the running stream across a reload. In: the data to show the stream and to read it again. Out:
+// the same data after a reload of this tab. An ended stream is not kept.
 
 const KEY = "penstock.running";
 
-/** Remember the stream under way: `{id, mode, asked, messages, limit}`. */
+/** Keep the running stream: `{id, mode, asked, messages, limit}`. */
 export function keep(run) {
   try {
     sessionStorage.setItem(KEY, JSON.stringify(run));
   } catch {
-    // Storage is full or forbidden: then a reload forgets the stream, as it forgets all else.
+    // Storage is full or forbidden, so a reload loses the stream.
   }
 }
 
@@ -16,11 +16,11 @@ export function forget() {
   try {
     sessionStorage.removeItem(KEY);
   } catch {
-    // There is nothing to forget.
+    // Storage is forbidden, so it holds nothing.
   }
 }
 
-/** What was kept, or null. */
+/** Return the kept stream, or null. */
 export function recall() {
   try {
     return JSON.parse(sessionStorage.getItem(KEY));

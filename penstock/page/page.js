@@ -1,13 +1,13 @@
-// The page: what is asked on one side, what comes back on the other. In: clicks, keys, and a
-// generation's deltas and ending. Out: the DOM. Not known here: HTTP, Server-Sent Events.
+// The page: a form for the request, and the answer with its figures. In: clicks, keys, and the deltas
+// and the ending of a generation. Out: the DOM. Not known here: HTTP, Server-Sent Events.
 //
-// What the model writes is only ever put into Text nodes, so it cannot become markup. A reload takes up
-// the stream under way again, and an API key; it forgets all else: the controls, a conversation at rest.
+// The model's text only goes into Text nodes, so it cannot become markup. A reload keeps the running
+// stream and the API key. It resets everything else: the controls, and a finished conversation.
 import { Generation } from "./generation.js";
 import { forget, keep, recall } from "./kept.js";
 
 const FIRST_PROMPT = { continue: "Once upon a time", chat: "Hello! Who are you?" };
-const KEY_ITEM = "penstock.key"; // in sessionStorage: gone with the tab, and no other tab's
+const KEY_ITEM = "penstock.key"; // in sessionStorage, which belongs to one tab and ends with it
 const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
 const TICK_MS = 100;
 
@@ -15,14 +15,14 @@ const at = (id) => document.getElementById(id);
 const [form, prompt, output, status, water, key] = ["form", "prompt", "output", "status", "water", "key"].map(at);
 const [streamButton, completeButton, stopButton, clearButton] = ["stream", "complete", "stop", "clear"].map(at);
 
-let running = null; // the Generation under way
-let messages = []; // the conversation as the model will see it: just the turns that came to an end
-const drafts = { ...FIRST_PROMPT }; // each mode keeps its own text
+let running = null; // the running Generation
+let messages = []; // the conversation for the next request: only turns that ended
+const drafts = { ...FIRST_PROMPT }; // each mode has its own text
 let mode = "continue";
 
-// --- What is asked -----------------------------------------------------------------------------
+// --- The request -------------------------------------------------------------------------------
 
-/** The fields of a request. What is out of bounds is sent all the same: the server has the say. */
+/** Return the fields of a request. Values out of bounds are included: the server checks them. */
 function readSampling() {
   const fields = {};
   for (const name of NUMBERS) {
@@ -39,14 +39,14 @@ const unescape = (line) => line.replace(/\\(n|t|\\)/g, (_, c) => ({ n: "\n", t: 
 const labelOf = (input) => input.labels[0].textContent;
 const inputOf = (field) => at(field === "stop" ? "stop_strings" : field.split(".")[0]);
 
-/** Mark the inputs the server named, with its words where the bounds stood. */
+/** Mark the inputs that the server named, and show its message in place of the bounds. */
 function markInvalid(fields) {
   for (const { field, message } of fields) {
     const input = inputOf(field);
     if (!input?.matches(".field *") || input.hasAttribute("aria-invalid")) continue;
     const hint = input.nextElementSibling;
     hint.dataset.bounds ??= hint.textContent;
-    hint.textContent = message.replace(`${field}: `, ""); // its label says which field it is
+    hint.textContent = message.replace(`${field}: `, ""); // the label names the field
     input.setAttribute("aria-invalid", "true");
     at("sampling").open = true;
   }
@@ -64,10 +64,10 @@ function changeMode() {
   drafts[mode] = prompt.value;
   mode = form.elements.mode.value;
   prompt.value = drafts[mode];
-  prompt.placeholder = mode === "chat" ? "Say something" : "";
+  prompt.placeholder = mode === "chat" ? "Type a message" : "";
 }
 
-// --- One run, from the button to the ending ----------------------------------------------------
+// --- A run, from the button to the ending ------------------------------------------------------
 
 async function run(streamed) {
   if (running) return;
@@ -86,11 +86,11 @@ async function run(streamed) {
 
   const limit = fields.max_tokens ?? 100;
   show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…");
-  carry(new Generation(fields, null, key.value.trim()), turn, new Watch(streamed, limit), { streamed, limit });
+  receive(new Generation(fields, null, key.value.trim()), turn, new Stopwatch(streamed, limit), { streamed, limit });
 }
 
-/** After a reload: show what was asked, and read its answer again from the start. */
-function rejoin() {
+/** After a reload, show the prompt of the running stream and read its answer from the start. */
+function restore() {
   const kept = recall();
   if (kept === null) return;
   form.elements.mode.value = kept.mode;
@@ -105,15 +105,15 @@ function rejoin() {
   messages = kept.messages;
   const turn = openTurn(kept.asked);
   show("waiting", "Reading the answer again after the reload…");
-  carry(new Generation(null, kept.id, key.value.trim()), turn, new Watch(true, kept.limit, true), kept);
+  receive(new Generation(null, kept.id, key.value.trim()), turn, new Stopwatch(true, kept.limit, true), kept);
 }
 
-/** From the question to the ending. */
-async function carry(generation, turn, watch, { streamed = true, limit }) {
+/** Receive the answer and show it, until the ending. */
+async function receive(generation, turn, watch, { streamed = true, limit }) {
   running = generation;
   enableButtons();
-  const heard = {
-    waits: showPlace,
+  const callbacks = {
+    queued: showPosition,
     began: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
     delta(text) {
       if (watch.count === 0) show("streaming", `Streaming…${resumed(generation)}`);
@@ -130,30 +130,30 @@ async function carry(generation, turn, watch, { streamed = true, limit }) {
       else show("streaming", `Streaming…${resumed(generation)}`);
     },
   };
-  const ending = streamed ? await generation.stream(heard) : await generation.whole();
+  const ending = streamed ? await generation.stream(callbacks) : await generation.whole();
   if (ending.text !== undefined) turn.append(ending.text);
   turn.flush();
   watch.end(ending);
   running = null;
-  if (ending.kind !== "lost") forget(); // what was lost may be found by a reload
-  close(turn, ending, generation, watch.count);
+  if (ending.kind !== "lost") forget(); // a reload may find a lost stream again
+  finish(turn, ending, generation, watch.count);
 }
 
-/** How often the connection was lost and found again, as the end of a sentence. */
+/** Return how often the stream was resumed, as the end of a status text. */
 function resumed({ numResumes: times }) {
   if (times === 0) return "";
   return ` Resumed ${["once", "twice"][times - 1] ?? `${times} times`}.`;
 }
 
-/** Say how it ended, and keep in the conversation just what came to an end. */
-function close(turn, ending, generation, count) {
-  const [state, sentence] = verdict(ending, generation.stopAsked, count);
+/** Show how the generation ended. Add the turn to the conversation if it ended well. */
+function finish(turn, ending, generation, count) {
+  const [state, sentence] = describe(ending, generation.stopAsked, count);
   turn.end(state);
   const ended = state === "finished" || state === "stopped";
   if (turn.chat && ended && turn.text !== "") {
     messages.push(turn.question, { role: "assistant", content: turn.text });
   } else if (turn.chat && mode === "chat" && prompt.value === "") {
-    prompt.value = turn.question.content; // so it can be asked again
+    prompt.value = turn.question.content; // ready to be sent again
   }
   show(state, sentence + resumed(generation));
   markInvalid(ending.fields ?? []);
@@ -161,32 +161,32 @@ function close(turn, ending, generation, count) {
   if (ending.kind === "lost" || ending.kind === "unreachable") watchServer();
 }
 
-/** It waits in line: say where. */
-function showPlace({ position, eta }) {
-  const when = eta === null ? "" : `, about ${inSeconds(eta)} to go`;
-  show("waiting", `Waiting in line: place ${position}${when}…`);
+/** Show the position in the queue. */
+function showPosition({ position, eta }) {
+  const when = eta === null ? "" : `, about ${inSeconds(eta)} left`;
+  show("waiting", `Waiting in the queue: position ${position}${when}…`);
 }
 
-/** The server wants a key, or another one than this. */
+/** Show the field for the API key: the key is missing or wrong. */
 function askForKey() {
   at("key-field").hidden = false;
   key.select();
   key.focus();
 }
 
-/** Each ending in a state of the page and a sentence. */
-function verdict(ending, stopAsked, count) {
+/** Return the state of the page and the status text for an ending. */
+function describe(ending, stopAsked, count) {
   const after = count ? `after ${count} ${count === 1 ? "token" : "tokens"}` : "before the first token";
   const incomplete = count ? " The text above is incomplete." : "";
   switch (ending.kind) {
     case "finish":
-      if (ending.reason === "stop") return ["finished", "Finished: the model came to its end, or to a stop text."];
-      if (ending.reason === "length") return ["finished", "Finished: the limit of tokens was reached."];
+      if (ending.reason === "stop") return ["finished", "Finished: the model ended its answer or reached a stop string."];
+      if (ending.reason === "length") return ["finished", "Finished: the token limit was reached."];
       if (ending.reason === "deadline") return ["stopped", `The server's time limit was reached ${after}.`];
       if (stopAsked) return ["stopped", `Stopped by you ${after}.`];
       return ["stopped", `Cancelled by the server or another reader ${after}.`];
     case "stopped":
-      return ["stopped", `Stopped by you ${after}.${count ? " The page hung up; the server did not confirm it." : ""}`];
+      return ["stopped", `Stopped by you ${after}.${count ? " The page closed the connection; the server did not confirm the stop." : ""}`];
     case "failure":
       return ["error", ending.message + incomplete];
     case "refused":
@@ -200,15 +200,15 @@ function verdict(ending, stopAsked, count) {
   }
 }
 
-/** The server's own words for why it did not go on, where it had any. */
+/** Return the server's reason for not resuming the stream, if it gave a reason. */
 const reasons = ({ message }) => (message === undefined ? "" : ` The server said: ${message}`);
 
-/** `state` is what CSS shows; the sentence is read aloud, once per state and never per token. */
+/** CSS shows `state`. Screen readers read `sentence` aloud: once per state, never per token. */
 function show(state, sentence) {
   document.body.dataset.state = state;
   status.textContent = sentence;
   enableButtons();
-  follow(); // a longer sentence leaves the output less room
+  follow(); // a longer text shrinks the output
 }
 
 function enableButtons() {
@@ -216,7 +216,7 @@ function enableButtons() {
   disable(stopButton, running === null);
 }
 
-/** Unlike `disabled`, `aria-disabled` does not take the focus away from who just pressed the button. */
+/** `aria-disabled` keeps the focus on a button that was just pressed; `disabled` would not. */
 const disable = (button, yes) => button.setAttribute("aria-disabled", String(yes));
 
 async function stop() {
@@ -238,9 +238,9 @@ function clear() {
   prompt.focus();
 }
 
-// --- What comes back ---------------------------------------------------------------------------
+// --- The answer --------------------------------------------------------------------------------
 
-let following = true; // until the reader scrolls up; their place is theirs then
+let following = true; // false while the user has scrolled up
 
 function follow() {
   if (following) output.scrollTop = output.scrollHeight;
@@ -250,11 +250,11 @@ output.addEventListener("scroll", () => {
   following = output.scrollHeight - output.scrollTop - output.clientHeight < 8;
 });
 
-/** Put the question up and return the turn that the answer grows in. */
+/** Show the prompt and return the turn that shows its answer. */
 function openTurn(asked) {
   const chat = mode === "chat";
   if (!chat || !output.classList.contains("chat")) {
-    messages = []; // what is no longer seen is no longer sent
+    messages = []; // the model gets only messages that the page still shows
     output.replaceChildren();
   }
   output.classList.toggle("chat", chat);
@@ -265,7 +265,7 @@ function openTurn(asked) {
   else output.append(element("p", "turn", question, answer));
   following = true;
   follow();
-  output.parentElement.scrollIntoView({ block: "nearest" }); // on a phone it lies below the form
+  output.parentElement.scrollIntoView({ block: "nearest" }); // on a phone the output is below the form
   return new Turn(chat, asked, answer);
 }
 
@@ -276,7 +276,7 @@ function element(name, className, ...children) {
   return made;
 }
 
-/** An answer as it grows: one Text node, touched at most once per frame however fast deltas come. */
+/** A growing answer: one Text node, updated at most once per frame however fast deltas arrive. */
 class Turn {
   #answer;
   #node = document.createTextNode("");
@@ -308,7 +308,7 @@ class Turn {
     follow();
   }
 
-  /** Mark where it was cut short, if it was; nothing is marked where nothing came. */
+  /** Mark the end of a text that was cut short. An empty answer gets no mark. */
   end(state) {
     delete this.#answer.dataset.end;
     if (this.text !== "" && state !== "finished") this.#answer.dataset.end = state;
@@ -317,23 +317,23 @@ class Turn {
 
 // --- Figures -----------------------------------------------------------------------------------
 
-/** The clock of one run. What it sees here gives way to what the server says in the end. */
-class Watch {
-  count = 0; // deltas; each is a token, but for a character made of several
+/** Measures a run on this page. At the end, the server's figures replace the page's own. */
+class Stopwatch {
+  count = 0; // deltas: each is one token, unless several tokens form one character
   #streamed;
   #limit;
-  #isAgain;
+  #isReplay;
   #begin = performance.now();
   #first = null;
   #last = null;
   #timer = setInterval(() => this.#draw(), TICK_MS);
 
-  /** `isAgain`: the answer is read again, and how fast that goes says nothing of how it was made. */
-  constructor(streamed, limit, isAgain = false) {
+  /** `isReplay`: the answer is read again, so the speed of its arrival means nothing. */
+  constructor(streamed, limit, isReplay = false) {
     blankFigures();
     this.#streamed = streamed;
     this.#limit = limit;
-    this.#isAgain = isAgain;
+    this.#isReplay = isReplay;
     this.#draw();
   }
 
@@ -364,7 +364,7 @@ class Watch {
   #draw() {
     figure("tokens", ...(this.#streamed ? [this.count, "by this page"] : ["–", ""]));
     this.#fill();
-    if (this.#isAgain) return;
+    if (this.#isReplay) return;
     const gap = this.#last - this.#first;
     const first = this.#first === null ? null : (this.#first - this.#begin) / 1000;
     figure("first", inMilliseconds(first), first === null ? "" : "by this page");
@@ -395,7 +395,7 @@ const inRate = (rate) => (rate == null ? "–" : rate.toFixed(rate < 100 ? 1 : 0
 
 let nextLook = 0;
 
-/** Name the model; ask again until the server is ready, and no longer. */
+/** Show the model and the server's state. Ask again every 2 seconds until the server is ready. */
 async function watchServer() {
   clearTimeout(nextLook);
   const known = at("server");
@@ -411,7 +411,7 @@ async function watchServer() {
   nextLook = setTimeout(watchServer, 2000);
 }
 
-// --- Hands on the controls ---------------------------------------------------------------------
+// --- Events of the controls --------------------------------------------------------------------
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -426,12 +426,12 @@ document.addEventListener("keydown", (event) => {
   if (event.isComposing) return; // Enter and Escape belong to the input method
   if (event.key === "Escape") stop();
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault(); // on a button it would press that as well
+    event.preventDefault(); // on a button, Enter would also press the button
     run(true);
   }
 });
 key.value = sessionStorage.getItem(KEY_ITEM) ?? "";
 at("key-field").hidden = key.value === "";
-at("sampling").open = matchMedia("(min-width: 56rem)").matches; // where there is room for it
+at("sampling").open = matchMedia("(min-width: 56rem)").matches; // if there is room for them
 watchServer();
-rejoin();
+restore();

@@ -1,28 +1,28 @@
-// Server-Sent Events, from bytes to events: written from the text of the standard.
+// A parser for Server-Sent Events, written from the text of the standard.
 // https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 //
-// In: the bytes of a body, cut anywhere. Out: its events, in order. Not known here: fetch, JSON, tokens.
-// EventSource itself cannot be used: it knows neither POST nor a request body, and nothing of statuses.
+// In: the bytes of a body, split anywhere. Out: its events, in order. Not known here: fetch, JSON,
+// tokens. EventSource does not fit: it cannot send a POST and does not report the status.
 
-/** Feed it every chunk of one body; an event that its blank line never ended is no event. */
+/** Parses the chunks of one body. An event counts only once its blank line has arrived. */
 export class EventParser {
   #decoder = new TextDecoder(); // holds back half a character, and drops one leading BOM
-  #afterCR = false; // the last chunk ended in \r: a \n that comes next belongs to it
+  #afterCR = false; // the last chunk ended in \r, so a leading \n belongs to that line break
   #line = "";
   #data = "";
   #type = "";
   #lastEventId = "";
-  retryMs = null; // how long the server asks to wait before another connection, if it does
+  retryMs = null; // the wait before a new connection, if the server sets it
 
   /**
    * @param {Uint8Array} bytes
-   * @returns {{type: string, data: string, lastEventId: string}[]} the events these bytes completed
+   * @returns {{type: string, data: string, lastEventId: string}[]} the events that these bytes complete
    */
   feed(bytes) {
     let text = this.#decoder.decode(bytes, { stream: true });
     if (text === "") return [];
     if (this.#afterCR && text.startsWith("\n")) text = text.slice(1);
-    // A \r ends its line at once: waiting for a \n that may never come would delay the event.
+    // A \r ends the line at once: waiting for a \n that may never arrive would delay the event.
     this.#afterCR = text.endsWith("\r");
     const lines = text.split(/\r\n|\n|\r/);
     lines[0] = this.#line + lines[0];
@@ -40,7 +40,7 @@ export class EventParser {
     else if (field === "event") this.#type = value;
     else if (field === "id" && !value.includes("\0")) this.#lastEventId = value;
     else if (field === "retry" && /^\d{1,15}$/.test(value)) this.retryMs = Number(value);
-    return null; // any other field is ignored
+    return null; // the standard ignores any other field
   }
 
   #dispatch() {

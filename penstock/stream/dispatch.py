@@ -1,7 +1,7 @@
 """Sends requests to engines, and keeps one recovery for each engine.
 
 A new request goes to a ready engine with a free slot. When an engine dies, its streams continue on
-that engine first; only that engine takes no new requests meanwhile.
+that engine before it takes new requests; the other engines go on.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,11 @@ class _Lane:
         self.stream_ids: set[str] = set()
 
     @property
+    def is_ready(self) -> bool:
+        """Return True if the engine takes new requests."""
+        return self.engine.state == "ready" and not self.recovery.is_under_way
+
+    @property
     def has_free_slot(self) -> bool:
         num_slots = 0 if self.engine.info is None else self.engine.info.slots
         return not num_slots or len(self.stream_ids) < num_slots
@@ -32,7 +37,7 @@ class Dispatcher:
 
     `restart_timeout` is how long streams wait for a dead engine, in seconds. `on_recovered` is
     called when an engine takes new requests again, `on_given_up` when an engine did not come back
-    and no other one takes requests.
+    and no other engine takes requests.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class Dispatcher:
         on_recovered: Callable[[], None],
     ) -> None:
         def give_up() -> None:
-            if not self._open_lanes():
+            if not self._ready_lanes():
                 on_given_up()
 
         self._lanes = [
@@ -54,8 +59,9 @@ class Dispatcher:
 
     @property
     def is_recovering(self) -> bool:
-        """Return True if no engine takes new requests, because their own streams go first."""
-        return not self._open_lanes()
+        """Return True if no engine takes new requests, and one has streams to continue first."""
+        under_way = any(lane.recovery.is_under_way for lane in self._lanes)
+        return under_way and not self._ready_lanes()
 
     @property
     def has_free_slot(self) -> bool:
@@ -63,7 +69,7 @@ class Dispatcher:
 
         It is also True if no engine is ready, so that `submit` reports why.
         """
-        ready = [lane for lane in self._open_lanes() if lane.engine.state == "ready"]
+        ready = self._ready_lanes()
         return not ready or any(lane.has_free_slot for lane in ready)
 
     def refusal(self) -> Problem | None:
@@ -72,7 +78,8 @@ class Dispatcher:
             return None
         return Problem(
             "engine_down",
-            "The engine stopped, and its running streams continue first. Try again in a moment.",
+            "The engine stopped and is restarting. Its running streams continue first. Try again"
+            " in a moment.",
             headers={"Retry-After": "1"},
         )
 
@@ -94,6 +101,12 @@ class Dispatcher:
             lane.engine.submit(request, stream)
         except EngineUnavailable:
             lane.recovery.take(stream)
+
+    def watch_engines(self) -> None:
+        """Notice the return of engines that are down without having lost a stream."""
+        for lane in self._lanes:
+            if lane.engine.state != "ready":
+                lane.recovery.begin()
 
     def stream_lost(self, stream: Stream) -> None:
         """Continue a stream whose engine died."""
@@ -120,13 +133,13 @@ class Dispatcher:
             lane.stream_ids.discard(stream.id)
         return lane
 
-    def _open_lanes(self) -> list[_Lane]:
-        return [lane for lane in self._lanes if not lane.recovery.is_under_way]
+    def _ready_lanes(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane.is_ready]
 
     def _pick(self) -> _Lane:
         """Return the ready engine with a free slot and the fewest streams."""
 
         def rank(lane: _Lane) -> tuple[bool, bool, int]:
-            return (lane.engine.state != "ready", not lane.has_free_slot, len(lane.stream_ids))
+            return (not lane.is_ready, not lane.has_free_slot, len(lane.stream_ids))
 
-        return min(self._open_lanes() or self._lanes, key=rank)
+        return min(self._lanes, key=rank)

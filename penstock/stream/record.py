@@ -75,7 +75,10 @@ class StreamRecord(msgspec.Struct, frozen=True):
         """Read a record. Raises ValueError if it is malformed or of an unknown version."""
         version = _version_decoder.decode(data).version
         if version != RECORD_VERSION:
-            raise ValueError(f"a stream record of version {version}; this server reads version 1")
+            raise ValueError(
+                f"The stream record has version {version}; this server reads only version"
+                f" {RECORD_VERSION}."
+            )
         return _decoder.decode(data)
 
 

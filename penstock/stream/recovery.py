@@ -48,7 +48,10 @@ class Recovery:
 
     @property
     def is_under_way(self) -> bool:
-        """Return True while streams wait to continue; no new stream should start before them."""
+        """Return True while the engine is away or streams wait to continue on it.
+
+        No new stream should start before them.
+        """
         return self._task is not None
 
     def take(self, stream: Stream) -> None:
@@ -73,7 +76,13 @@ class Recovery:
         # Start over: every stream that was lost together must be here before the first continues.
         if self._task is not None:
             self._task.cancel()
-        self._task = asyncio.create_task(self._recover())
+            self._task = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Wait for the engine, and then continue its streams, if it has any."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._recover())
 
     def stop(self) -> None:
         """Forget every stream."""
@@ -84,7 +93,7 @@ class Recovery:
 
     async def _recover(self) -> None:
         self._on_trial = None
-        while self._suspects or self._waiting:
+        while True:
             try:
                 async with asyncio.timeout(self._timeout):
                     await self._engine.until_ready()
@@ -92,6 +101,8 @@ class Recovery:
                 self._give_up()
                 break
             queue = self._suspects or self._waiting
+            if not queue:
+                break
             try:
                 self._continue(queue[0])
             except EngineUnavailable:  # it died again before this task ran

@@ -147,6 +147,7 @@ class Streams:
         else:
             stream.enqueue()
             self._notices.stream_queued()
+            self._dispatcher.watch_engines()
         self.meter.stream_started()
         if timeout:
             loop = asyncio.get_running_loop()

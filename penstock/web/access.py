@@ -28,7 +28,7 @@ log = logging.getLogger("penstock.request")
 KEY = "penstock.access"
 OWNER = "penstock.owner"
 """The key of a request's owner in its scope, once the owner is known (see `auth`)."""
-# What the log line needs from a scope after the routes are done with it.
+# The log line needs these from a scope after the routes are done with it.
 _LOGGED = frozenset({"method", "client", "route", OWNER})
 # A client's request id is passed on only if it is safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -46,7 +46,7 @@ class RequestError(Exception):
 
 
 class Access:
-    """What is known of one request and its response.
+    """The record of one request and its response.
 
     `id` is the client's own `X-Request-ID` if it is well-formed, otherwise a random one. `writer`
     writes the response's body past all middleware.

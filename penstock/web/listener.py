@@ -24,7 +24,7 @@ def open_listener(
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: (
-                f"Port {port} on {host} is in use.",
+                f"Port {port} is in use on {host}.",
                 f"Stop the program that listens there, or use another port: --port {port + 1}",
             ),
             errno.EACCES: (

@@ -16,8 +16,15 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from pydantic import BaseModel
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from penstock.errors import PROBLEMS
+from penstock.api.description import JSON, Answer, Api, Operation
+from penstock.api.description import Description as ApiDescription
+from penstock.api.openapi import openapi_route
+from penstock.errors import PROBLEMS, Problem
 from penstock.web.keys import key_table, new_key
 from tests.support.calling import CALLS, HELLO, NAMED
 from tests.support.openai_wire import CHAT, COMPLETIONS, RESUMABLE
@@ -330,6 +337,40 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
         ours = {"X-Penstock-Resumable", "X-Penstock-Timeout", "X-Request-ID"}
         assert names("POST", path) == ours
     assert names("GET", "/v1/models/{model}") == {"model", "X-Request-ID"}
+
+
+class Poem(BaseModel):
+    """A poem."""
+
+    lines: list[str]
+
+
+class Sorry(BaseModel):
+    """An error."""
+
+    sorry: str
+
+
+DESCRIPTION = ApiDescription(
+    "poems", "Poems.", Sorry, {"read_poem": Operation(answers={200: Answer("It.", {JSON: Poem})})}
+)
+
+
+async def test_an_api_is_described_by_its_own_folder_alone() -> None:
+    def read_poem(http: HttpRequest) -> JSONResponse:
+        """Read a poem."""
+        raise NotImplementedError
+
+    def sorry(problem: Problem) -> JSONResponse:
+        return JSONResponse({"error": problem.code}, 418)
+
+    poems = Api([Route("/poems", read_poem)], sorry, prefix="/poems/", description=__name__)
+    page = json.loads((await openapi_route([poems], {}).endpoint(None)).body)
+    operation = page["paths"]["/poems"]["get"]
+    assert (operation["summary"], operation["tags"]) == ("Read a poem", ["poems"])
+    assert operation["responses"].keys() == {"200", "418"}
+    assert "`host_not_allowed`" in operation["responses"]["418"]["description"]
+    assert page["components"]["schemas"].keys() == {"Poem", "Sorry"}
 
 
 @pytest.mark.timeout(180)

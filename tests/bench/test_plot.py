@@ -43,5 +43,5 @@ def test_a_run_is_drawn_in_the_form_that_was_asked_for(
 
 def test_without_matplotlib_it_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"penstock\[plot\]"):
+    with pytest.raises(ValueError, match=r"penstock-server\[plot\]"):
         plot.check(Path("a.png"))

@@ -1,7 +1,7 @@
-"""Prometheus itself and its promtool, from Debian's package `prometheus`.
+"""Prometheus and promtool, from Debian's package `prometheus`.
 
 Without them the tests skip and say what to install; with PENSTOCK_REQUIRE_PROMETHEUS=1, as in CI,
-they fail instead.
+they fail.
 """
 
 import os
@@ -13,7 +13,7 @@ MISSING = "no {} found: install it (Debian, Ubuntu: apt-get install prometheus)"
 
 
 def find(name: str) -> str:
-    """The program, or the end of the test."""
+    """Return the path of the program; skip or fail the test if it is not installed."""
     program = shutil.which(name)
     if program is None and os.environ.get("PENSTOCK_REQUIRE_PROMETHEUS") == "1":
         pytest.fail(MISSING.format(name))

@@ -1,4 +1,4 @@
-"""The dashboard, the alerts and the scrape configuration, judged by a real Prometheus."""
+"""A real Prometheus checks the dashboard, the alerts and the scrape configuration."""
 
 import json
 import re
@@ -24,7 +24,7 @@ NUM_STREAMS, NUM_TOKENS = 12, 40
 
 
 def exported_names() -> set[str]:
-    """Every name that a query may use."""
+    """Return every metric name that a query may use."""
     names = set()
     for metric in METRICS:
         endings = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
@@ -33,7 +33,7 @@ def exported_names() -> set[str]:
 
 
 def dashboard_queries() -> list[str]:
-    """The dashboard's expressions, with Grafana's variables filled in."""
+    """Return the queries of the dashboard with Grafana's variables replaced."""
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     return [
         target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
@@ -93,7 +93,7 @@ def server() -> Iterator[RunningServer]:
 def loaded(
     server: RunningServer, prometheus: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Prometheus]:
-    """A Prometheus that has seen a server idle, then at work, then done."""
+    """Run a Prometheus that has scraped the server before, during and after some streams."""
     with scraping(prometheus, server.port, tmp_path_factory.mktemp("prometheus")) as running:
         running.wait_for("a scrape", lambda: ("up", 1.0) in values(running, "up"))
         held = [
@@ -121,7 +121,7 @@ def test_prometheus_has_what_the_server_counted(loaded: Prometheus) -> None:
     assert one("sum(penstock_streams_started_total)") == NUM_STREAMS
     assert one('penstock_streams_ended_total{cause="length"}') == NUM_STREAMS
     assert one('penstock_refusals_total{reason="out_of_range"}') == 1
-    # Of twelve streams on four slots the last wait for two rounds.
+    # With twelve streams on four slots, the last four wait for two rounds.
     late = "histogram_quantile(0.95, sum by (le) (penstock_time_to_first_token_seconds_bucket))"
     assert 2 * NUM_TOKENS * 0.02 * 0.5 < one(late) < 30
     gap = "histogram_quantile(0.5, sum by (le) (penstock_inter_token_latency_seconds_bucket))"
@@ -147,7 +147,7 @@ def rules(prometheus: Prometheus) -> list[dict[str, str]]:
 @pytest.mark.parametrize("query", dashboard_queries())
 def test_each_query_of_the_dashboard_has_an_answer(loaded: Prometheus, query: str) -> None:
     if "resumes_total" in query:
-        assert loaded.query(query) == []  # nobody has resumed
+        assert loaded.query(query) == []  # no stream was resumed
     else:
         assert loaded.query(query)
 

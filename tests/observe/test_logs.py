@@ -1,4 +1,4 @@
-"""Every line of the log is one line, whatever is logged."""
+"""Every log record becomes exactly one bounded line, whatever its text is."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ def record_of(text: str, **fields: object) -> logging.LogRecord:
     return record
 
 
-@settings(deadline=None)  # a busy machine is not a slow formatter
+@settings(deadline=None)  # a busy machine may be slow
 @given(st.text(st.characters()))
 def test_any_text_in_json_is_one_bounded_line_that_reads_back(text: str) -> None:
     line = JsonFormatter().format(record_of(text))
@@ -103,7 +103,7 @@ def test_what_is_logged_is_written_before_the_end() -> None:
 
 @contextlib.contextmanager
 def full_pipe() -> Iterator[tuple[BinaryIO, int]]:
-    """A stream that nobody reads, until its other end is read."""
+    """Yield a stream whose other end nobody reads yet, and the descriptor of that end."""
     reading, writing = os.pipe()
     yield unbuffered(writing), reading
     os.close(writing)

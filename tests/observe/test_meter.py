@@ -1,3 +1,5 @@
+"""Tallies, the measurement of sends, and the bound on label values."""
+
 from bisect import bisect_left
 
 import pytest
@@ -20,7 +22,7 @@ def test_a_tally_counts_each_value_once_at_the_first_bound_that_holds_it(
     for index, bound in enumerate(bounds):
         assert sum(tally.counts[: index + 1]) == sum(value <= bound for value in given)
     assert tally.count == len(given)
-    assert tally.sum == pytest.approx(sum(given))  # which is rounded once from Python 3.12 on
+    assert tally.sum == pytest.approx(sum(given))  # from Python 3.12 on, `sum` rounds once
     assert len(tally.counts) == len(bounds) == bisect_left(GAP_S, 1e9) + 1
 
 

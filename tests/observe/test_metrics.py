@@ -1,4 +1,4 @@
-"""The table of metrics: Prometheus' conventions, and the page that shows it to operators."""
+"""The table of metrics: Prometheus' conventions, and the reference page with the table."""
 
 import re
 from dataclasses import replace
@@ -11,10 +11,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from penstock.observe.meter import Meter
-from penstock.observe.metrics import METRICS, Count, Levels, Metrics
-from tests.observe.table import table
+from penstock.observe.metrics import METRICS, Counter, Levels, Metrics
+from tools.reference import metrics_page
 
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 LEVELS = Levels(
     version="1.0",
@@ -43,14 +43,14 @@ def test_names_follow_the_conventions_and_none_comes_twice() -> None:
     assert len(set(names)) == len(names)
     for metric in METRICS:
         assert re.fullmatch(r"penstock_[a-z0-9]+(_[a-z0-9]+)*", metric.name)
-        assert metric.name.endswith("_total") == isinstance(metric, Count)
+        assert metric.name.endswith("_total") == isinstance(metric, Counter)
         assert metric.name.endswith("_seconds") == (metric.kind == "histogram")
-        assert metric.answers.endswith(".")
+        assert metric.help.endswith(".")
 
 
 def test_no_label_can_hold_what_a_client_chose() -> None:
     labels = {label for metric in METRICS for label in metric.labels}
-    # The first are of our own code, the last three of the operator.
+    # Our own code sets the first labels, the operator sets the last three.
     assert labels == {
         *("cause", "code", "phase", "reason", "route", "method", "status"),
         *("version", "engine", "model"),
@@ -95,5 +95,4 @@ def test_histograms_have_buckets_that_grow(metric: object) -> None:
 
 
 def test_the_page_shows_the_table_that_the_code_has() -> None:
-    """`python -m tests.observe.table` prints it."""
-    assert table() in PAGE.read_text(encoding="utf-8"), "docs/metrics.md is not up to date"
+    assert metrics_page() == PAGE.read_text(encoding="utf-8"), "run: python -m tools.reference"

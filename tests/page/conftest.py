@@ -1,11 +1,11 @@
-"""A real Chromium for the page: one per worker process, a fresh context per test.
+"""A real Chromium for the page: one browser per worker process, and a fresh context per test.
 
-The browser is the machine's own (Debian's package `chromium`; any Chrome named in
-PENSTOCK_CHROMIUM). Without one the tests skip and say what to install; with
-PENSTOCK_REQUIRE_BROWSER=1, as in CI, they fail instead.
+The tests use an installed browser: Debian's package `chromium`, or the program in
+PENSTOCK_CHROMIUM. Without a browser the tests skip and say what to install; with
+PENSTOCK_REQUIRE_BROWSER=1, as in CI, they fail.
 
-Playwright's async API, because its sync one leaves a running event loop behind, and every other
-asyncio test of the same worker would fail. All of these tests share the session's loop with it.
+The tests use Playwright's async API in the session's event loop. The sync API leaves a running
+event loop behind, which breaks every other asyncio test in the same worker.
 """
 
 import os
@@ -30,7 +30,7 @@ MISSING = (
     "or name its program in PENSTOCK_CHROMIUM"
 )
 ARGS = [
-    "--no-sandbox",  # as root, and in containers, there is none to be had
+    "--no-sandbox",  # the sandbox is not available to root or in containers
     "--disable-gpu",
     "--disable-background-networking",
     "--disable-component-update",
@@ -44,14 +44,14 @@ expect.set_options(timeout=15_000)  # a limit for a busy machine, not a wait
 
 
 def find_chromium() -> str | None:
-    """The program to run, if this machine has one."""
+    """Return the path of the browser, or None if no browser is installed."""
     named = os.environ.get("PENSTOCK_CHROMIUM")
     return next(filter(None, map(shutil.which, (named,) if named else NAMES)), None)
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The program, or the end of the test."""
+    """Return the path of the browser; skip or fail the test if no browser is installed."""
     program = find_chromium()
     if program is None and os.environ.get("PENSTOCK_REQUIRE_BROWSER") == "1":
         pytest.fail(MISSING)
@@ -60,7 +60,7 @@ def chromium() -> str:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser(chromium: str) -> AsyncIterator[Browser]:
-    """The browser of this worker."""
+    """The browser that the tests of a worker share."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=ARGS)
         yield browser
@@ -69,10 +69,9 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Opens a page in a context of its own.
+    """Return a function that opens a page in a new context.
 
-    At the end of the test: nothing may have thrown, opened a dialog, or tried what the content
-    security policy forbids.
+    The test fails if a page threw, opened a dialog or violated the content security policy.
     """
     contexts = []
     complaints: list[str] = []
@@ -100,13 +99,13 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
 
 @pytest.fixture(scope="session")
 def server(chromium: str) -> Iterator[RunningServer]:
-    """A mock that says its text once, fast enough to be quick and slow enough to be watched."""
+    """Serve a mock that repeats its text once, at 100 tokens per second."""
     with serve(engine="mock", mock_interval=0.01) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def slow_server(chromium: str) -> Iterator[RunningServer]:
-    """A mock that goes on for long enough to be stopped."""
+    """Serve a mock whose answers last long enough to be stopped."""
     with serve(engine="mock", mock_interval=0.1, engine_arg=["length=2000"]) as server:
         yield server

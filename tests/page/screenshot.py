@@ -1,4 +1,4 @@
-"""The picture in the README: the page in use, with the built-in model.
+"""Take the screenshot for the README: the page with an answer of the built-in model.
 
 python -m tests.page.screenshot docs/page.png [seed]
 """
@@ -12,7 +12,7 @@ from tests.support.servers import serve
 
 
 def main(path: str, seed: str) -> None:
-    """Stream one story and take its picture."""
+    """Stream a story and save a screenshot of it."""
     program = find_chromium()
     if program is None:
         raise SystemExit(MISSING)
@@ -26,7 +26,7 @@ def main(path: str, seed: str) -> None:
         page.get_by_role("button", name="Stream").click()
         expect(page.locator("body")).to_have_attribute("data-state", "finished", timeout=60_000)
         page.locator("#output").blur()
-        page.screenshot(path=path)
+        page.screenshot(path=path, animations="disabled")
         print(page.locator("#output").text_content())
         browser.close()
 

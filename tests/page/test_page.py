@@ -1,4 +1,4 @@
-"""The page, used as a person uses it: in Chromium, against a real server."""
+"""The page in Chromium against a real server, used as a person uses it."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 NUM_TOKENS = len(split_words(TEXT))
 
-# Everything a reader could have seen, in order: states of the page, and the answer as it grew.
+# Records in order what a user could see: the states of the page and the growing answer.
 RECORD = """() => {
   window.states = [];
   window.texts = [];
@@ -48,7 +48,7 @@ async def text_of(page: Page) -> str:
 
 
 def frames(*tokens: str, end: dict[str, Any] | None = None) -> str:
-    """A streamed body with these tokens."""
+    """Return a streamed body with these tokens."""
     events: list[dict[str, Any]] = [
         {"token": token, "index": index, "finished": False} for index, token in enumerate(tokens)
     ]
@@ -58,7 +58,7 @@ def frames(*tokens: str, end: dict[str, Any] | None = None) -> str:
 
 
 async def answer_with(page: Page, body: str, status: int = 200, kind: str = "event-stream") -> None:
-    """Let the page's next requests be answered with this instead of by the server."""
+    """Answer the page's next requests with this body instead of passing them to the server."""
     type_ = "text/event-stream" if kind == "event-stream" else kind
 
     async def fulfil(route: Route) -> None:
@@ -84,7 +84,7 @@ async def test_streamed_tokens_appear_one_by_one(
         late.startswith(early) and late != early for early, late in itertools.pairwise(texts)
     )
     assert len(split_words(texts[0])) <= 5
-    assert len(texts) > 5  # 15, but a busy machine merges some
+    assert len(texts) > 5  # usually 15, but a busy machine merges some
     await expect(page.locator("#output")).to_have_text("Tell me about water." + texts[-1])
 
 
@@ -141,7 +141,7 @@ async def test_a_stop_that_the_server_does_not_answer_hangs_up(
     await expect(answer(page)).to_have_text(words(2))
     await page.get_by_role("button", name="Stop").click()
     await state_is(page, "stopped")
-    await expect(page.locator("#status")).to_contain_text("The page hung up")
+    await expect(page.locator("#status")).to_contain_text("The page closed the connection")
 
 
 async def test_complete_brings_the_whole_answer_at_once(
@@ -163,7 +163,7 @@ async def test_an_answer_that_reached_its_limit_says_so(
     await page.get_by_label("Max tokens").fill("5")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
-    await expect(page.locator("#status")).to_have_text("Finished: the limit of tokens was reached.")
+    await expect(page.locator("#status")).to_have_text("Finished: the token limit was reached.")
     await expect(page.locator("#tokens")).to_have_text("5")
 
 
@@ -310,7 +310,9 @@ async def test_an_answer_that_nobody_understands_is_an_error(
     await state_is(page, "error")
     await answer_with(page, "<h1>Bad gateway</h1>", status=502, kind="text/html")
     await page.get_by_role("button", name="Stream").click()
-    await expect(page.locator("#status")).to_have_text("The server answered 502, without a reason.")
+    await expect(page.locator("#status")).to_have_text(
+        "The server returned status 502 without a reason."
+    )
 
 
 async def test_a_cancel_by_somebody_else_is_not_called_ours(
@@ -347,14 +349,14 @@ PAYLOADS = [
     "&lt;b&gt; &#60;img src=x onerror=alert(1)&#62; \\u003cimg src=x onerror=alert(1)\\u003e",
     "\u202e\u2028\u2029<textarea autofocus onfocus=alert(1)>\x00\ufeff",
 ]
-# Alone, out of an attribute, and out of the elements that the page itself puts text into.
+# Alone, breaking out of an attribute, and out of the elements into which the page puts text.
 MARKUP = [
     before + each for before in ("", "\"'>", "</textarea></span></p>-->") for each in PAYLOADS
 ]
 
 
 async def stays_text(page: Page, markup: str, piece: int) -> None:
-    """Send it as the prompt; have it said in pieces of this size, then again as an error."""
+    """Send `markup` as the prompt, in an answer of pieces of this size, and in its error."""
     tokens = [markup[at : at + piece] for at in range(0, len(markup), piece)]
     error = {"code": "x", "message": markup, "retry_safe": False}
     prompt = re.sub("[\x00\ufeff]", "", markup)
@@ -495,7 +497,7 @@ async def test_the_keyboard_alone_is_enough(
     await page.keyboard.press("Enter")
     await state_is(page, "streaming")
     await expect(page.get_by_role("button", name="Stream")).to_be_focused()
-    await page.keyboard.press("Enter")  # a second press while it runs does nothing
+    await page.keyboard.press("Enter")  # a second press during a run does nothing
     await page.keyboard.press("Escape")
     await state_is(page, "stopped")
     await expect(page.locator(".turn")).to_have_count(1)
@@ -545,7 +547,7 @@ async def test_a_laptops_first_screen_shows_prompt_buttons_output_and_figures(
         await expect(page.locator(f"#{id_}")).to_be_in_viewport(ratio=1)
 
 
-# Contrast of text with what lies behind it, by WCAG 2; colours as the browser computes them.
+# The contrast of each text with its background by WCAG 2, in the colours that the browser computes.
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgba = (colour) => {
@@ -627,7 +629,7 @@ async def test_the_page_asks_no_other_host_and_keeps_nothing(
     assert await page.evaluate(kept) == [0, 0, ""]
 
 
-async def test_where_a_key_is_wanted_the_page_asks_for_it_and_keeps_it_in_its_tab(
+async def test_the_page_asks_for_a_required_key_and_keeps_it_in_its_tab(
     chromium: str, open_page: OpenPage
 ) -> None:
     key = new_key()
@@ -655,13 +657,15 @@ async def test_where_a_key_is_wanted_the_page_asks_for_it_and_keeps_it_in_its_ta
         await expect(other.get_by_label("API key")).to_have_value("")
 
 
-async def test_a_stream_that_waits_in_line_says_where(chromium: str, open_page: OpenPage) -> None:
+async def test_a_queued_stream_shows_its_position(chromium: str, open_page: OpenPage) -> None:
     with serve("--slots=1", engine="mock", mock_interval=0.01, engine_arg=["hang_at=3"]) as server:
         holder, stream_id = open_stream(server.port, generate())
         with holder:
             page = await open_page(server.url)
             await page.get_by_role("button", name="Stream").click()
-            await expect(page.locator("#status")).to_contain_text("Waiting in line: place 1")
+            await expect(page.locator("#status")).to_contain_text(
+                "Waiting in the queue: position 1"
+            )
             ask(server.port, request("DELETE", f"/streams/{stream_id}"))
             await state_is(page, "streaming")
             await page.get_by_role("button", name="Stop").click()

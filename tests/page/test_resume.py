@@ -1,4 +1,4 @@
-"""The page when its connection is cut or it is reloaded: in Chromium, behind a proxy that cuts."""
+"""The page after cuts and reloads, in Chromium behind a proxy that cuts connections."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 @pytest.fixture(scope="module")
 def numbered_server(chromium: str) -> Iterator[RunningServer]:
-    """Token i of a request is "<first word of its prompt>:<i> ": the truth is known."""
+    """Serve known answers: token i of a request is "<first word of its prompt>:<i> "."""
     arguments = ["numbered=true", "length=2000"]
     with serve(engine="mock", mock_interval=0.03, engine_arg=arguments) as server:
         yield server
@@ -75,7 +75,7 @@ async def test_a_cut_stream_goes_on_in_place_and_shows_every_token_once(
             *["waiting", "streaming", "resuming", "streaming", "resuming", "streaming"],
             "finished",
         ]
-        await status(page).to_have_text("Finished: the limit of tokens was reached. Resumed twice.")
+        await status(page).to_have_text("Finished: the token limit was reached. Resumed twice.")
         await expect(page.locator("#tokens")).to_have_text("100")
         await expect(page.locator("#tokens-source")).to_have_text("by the server")
         assert await kept(page) == [0, 0]
@@ -88,12 +88,12 @@ async def test_a_stream_cut_over_and_over_at_any_byte_is_whole(
         page = await open_page(url_of(proxy))
         await expect(page.locator("#server")).to_have_text("mock · ready")
         proxy.faults_of = lambda chance: Faults(
-            # Fewer bytes, and a reset takes them all with it: no progress, and ever longer waits.
+            # With fewer bytes a reset can discard all of them: no progress, and ever longer waits.
             down=[cut(chance.randint(3000, 6000), chance.choice(["FIN", "RST"]))]
         )
-        await proxy.drop()  # what comes now comes over connections with these faults
-        await ask(page, "Often", 300)  # more than 20,000 bytes: three cuts at least
-        # Each wait is as long as the server asks for with `retry:`.
+        await proxy.drop()  # from now on, connections have these faults
+        await ask(page, "Often", 300)  # more than 20,000 bytes: at least three cuts
+        # The server sets each wait with `retry:`.
         body = page.locator("body")
         await expect(body).to_have_attribute("data-state", "finished", timeout=60_000)
         assert await text_of(page) == numbered("Often", 300)
@@ -115,7 +115,7 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         await expect(answer(page)).to_have_text(words(5))
         await page.clock.fast_forward(46_000)
         await status(page).to_contain_text("Resumed once.")
-        # Chromium may have opened two connections, and have gone on with the one that swallows.
+        # Chromium may have opened two connections and still use the silent connection.
         await proxy.drop()
         await state_is(page, "finished")
         assert await text_of(page) == numbered("Quiet", 60)
@@ -138,7 +138,7 @@ async def test_while_it_resumes_the_page_says_so_and_can_be_stopped(
         )
         await page.get_by_role("button", name="Stop").click()
         await state_is(page, "stopped")
-        await status(page).to_contain_text("The page hung up")
+        await status(page).to_contain_text("The page closed the connection")
         assert await kept(page) == [0, 0]
 
 
@@ -228,7 +228,7 @@ async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
     assert await text_of(page) == numbered("Again", 100)
     await expect(page.locator(".turn")).to_have_count(1)
     await expect(page.locator("#tokens")).to_have_text("100")
-    await status(page).to_have_text("Finished: the limit of tokens was reached.")
+    await status(page).to_have_text("Finished: the token limit was reached.")
     assert await kept(page) == [0, 0]
     await page.reload()
     await state_is(page, "ready")
@@ -243,13 +243,13 @@ async def test_an_answer_that_ended_meanwhile_is_read_after_a_reload(
         await ask(page, "Meanwhile", 40)
     stream_id = (await sent.value).headers["x-stream-id"]
     await expect(answer(page)).to_have_text(words(3))
-    await page.goto("about:blank")  # the tab keeps what it has for where it was
+    await page.goto("about:blank")  # the tab keeps the session storage of the page
     other = await open_page(numbered_server.url)
     count = await other.evaluate(
         """async (id) => (await (await fetch(`streams/${id}`)).text()).split("data:").length - 1""",
         stream_id,
     )
-    assert count == 41  # it has come to its end
+    assert count == 41  # the stream has ended
     await page.goto(numbered_server.url)
     await state_is(page, "finished")
     assert await text_of(page) == numbered("Meanwhile", 40)
@@ -399,7 +399,7 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
             await ask(page, "Source", 80)
         stream_id = (await sent.value).headers["x-stream-id"]
         await expect(answer(page)).to_have_text(words(12))
-        await page.goto(url_of(proxy) + "/health")  # of the same origin, and no page of ours
+        await page.goto(url_of(proxy) + "/health")  # the same origin without our page
         statuses: list[int] = []
         page.on(
             "response",
@@ -412,7 +412,7 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
         )
         async with page.expect_response("**/streams/*"):
             pass
-        await proxy.drop()  # in the middle: it connects again by itself, from where it was
+        await proxy.drop()  # in mid-stream: EventSource reconnects by itself
         seen = await reading
     first = 10 if query else 0
     assert [int(event_id) for event_id, _ in seen["data"]] == list(range(first, 81))
@@ -437,7 +437,7 @@ FACTS = """async () => {
   const { Patience, meaningOf, retryAfter } = await import("./page/resume.js");
   let time = 0;
   const make = (limit) => new Patience({ limit, now: () => time, chance: () => 1 });
-  const held = make(10_000); // cut again and again, but held for long in between
+  const held = make(10_000); // cut again and again, with long connections in between
   const firsts = [];
   for (let i = 0; i < 5; i++) { firsts.push(held.wait()); held.resumed(); time += 60_000; }
   held.progressed();

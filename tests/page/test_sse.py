@@ -1,4 +1,4 @@
-"""page/sse.js against the standard, with the browser's own EventSource as the judge."""
+"""page/sse.js finds the same events as the browser's own EventSource."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A real Prometheus, in a process of its own, that scrapes a real server."""
+"""A real Prometheus process that scrapes a real server."""
 
 import contextlib
 import shutil
@@ -17,30 +17,31 @@ STOP_TIMEOUT_S = 20
 
 
 class Prometheus:
-    """One that answers."""
+    """The HTTP API of a running Prometheus."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
 
     def get(self, path: str, **params: str) -> Any:
-        """What its API says. Fails where it refuses."""
+        """Return the data of an API call. Fails unless the status is 200."""
         answer = self._http.get(f"/api/v1/{path}", params=params)
         assert answer.status_code == 200, f"{params}: {answer.text}"
         return answer.json()["data"]
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """The labels and the value of each series."""
+        """Return the labels and the value of each series."""
         result = self.get("query", query=expression)["result"]
         return [(series["metric"], float(series["value"][1])) for series in result]
 
     def wait_for(self, what: str, true: Callable[[], bool]) -> None:
-        """Ask until it is true; fails where it never comes true."""
+        """Wait until `true` returns True. Fails with `what` after 60 seconds."""
         deadline = time.monotonic() + PATIENCE_S
         while not true():
             assert time.monotonic() < deadline, what
             time.sleep(0.1)
 
     def is_ready(self) -> bool:
+        """Return whether Prometheus is ready to answer queries."""
         with contextlib.suppress(httpx.TransportError):
             return self._http.get("/-/ready").status_code == 200
         return False
@@ -48,7 +49,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def scraping(program: str, port: int, folder: Path) -> Iterator[Prometheus]:
-    """Runs `program` with this project's own configuration, on a server at `port`."""
+    """Run `program` with the configuration in deploy/, scraping the server at `port`."""
     config = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
     assert config.count("127.0.0.1:8000") == 1
     assert config.count("scrape_interval: 5s") == 1

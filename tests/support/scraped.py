@@ -1,4 +1,4 @@
-"""What a server's /metrics says, read as Prometheus reads it."""
+"""Reads a server's /metrics with Prometheus' own parser."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ PATIENCE_S = 20.0
 
 
 class Scrape:
-    """The samples of one answer of /metrics."""
+    """The samples of one scrape of /metrics."""
 
     def __init__(self, server: RunningServer) -> None:
         answer = ask(server.port, request("GET", "/metrics"))
@@ -25,7 +25,7 @@ class Scrape:
         ]
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The sum of all samples of this name that have these labels."""
+        """Return the sum of all samples with this name and these labels."""
         return sum(
             sample.value
             for sample in self._samples
@@ -33,17 +33,17 @@ class Scrape:
         )
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """The sums of this name's samples for each value of a label."""
+        """Return the sum of this name's samples for each value of a label."""
         values = {sample.labels[label] for sample in self._samples if sample.name == name}
         return {value: self(name, **{label: value}) for value in values}
 
     def negative(self) -> list[str]:
-        """The names of what is below zero."""
+        """Return the names of the samples below zero."""
         return [sample.name for sample in self._samples if sample.value < 0]
 
 
 def scrape_until(server: RunningServer, true: Callable[[Scrape], bool]) -> Scrape:
-    """Scrape until it is true; fails where it never comes true."""
+    """Scrape until `true` accepts a scrape, and return the scrape. Fails after 20 seconds."""
     deadline = time.monotonic() + PATIENCE_S
     while not true(scrape := Scrape(server)):
         assert time.monotonic() < deadline, scrape.text

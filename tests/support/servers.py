@@ -94,6 +94,7 @@ def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iter
             break
     else:
         process.wait()
+        process.stderr.close()
         raise AssertionError("the server did not start:\n" + "".join(output))
     # Keep reading, so that the server never waits for room in the pipe.
     stderr = process.stderr

@@ -15,7 +15,6 @@ from penstock.api.description import (
     generation,
     optional,
 )
-from penstock.api.native.fields import GenerateRequest
 
 
 class Usage(ResponseModel):
@@ -168,7 +167,6 @@ DESCRIPTION = Description(
     operations={
         "generate": Operation(
             answers=generation(GenerateAnswer, GenerateEvent),
-            body=GenerateRequest,
             example={"prompt": "Once upon a time", "max_tokens": 20},
             problems=GENERATION
             - {

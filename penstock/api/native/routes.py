@@ -35,7 +35,9 @@ def parse_generate(body: dict[str, Any], http: HttpRequest | None = None) -> Cal
     )
 
 
-GENERATE = Dialect("generate", "Generate text, streamed or whole.", parse_generate, NativeForm)
+GENERATE = Dialect(
+    "generate", "Generate text, streamed or whole.", GenerateRequest, parse_generate, NativeForm
+)
 
 
 def native_api(answering: Answering) -> Api:

@@ -14,7 +14,6 @@ from penstock.api.description import (
     generation,
     optional,
 )
-from penstock.api.openai.fields import ChatRequest, CompletionRequest
 from penstock.request import MAX_TIMEOUT_S
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -330,14 +329,12 @@ DESCRIPTION = Description(
         "create_chat_completion": Operation(
             answers=generation(Chat, ChatEvent),
             parameters=_PARAMETERS,
-            body=ChatRequest,
             example={"messages": [{"role": "user", "content": "Tell me a story."}]},
             problems=GENERATION | {"model_not_found"},
         ),
         "create_completion": Operation(
             answers=generation(Completion, CompletionEvent),
             parameters=_PARAMETERS,
-            body=CompletionRequest,
             example={"prompt": "Once upon a time", "max_tokens": 20},
             problems=GENERATION
             - {"invalid_schema", "invalid_tools", "no_chat_template", "schema_lost"}

@@ -12,12 +12,10 @@ from starlette.routing import Route
 from penstock.api.answering import Answering
 from penstock.api.description import Api
 from penstock.api.dialect import Call, Dialect
+from penstock.api.openai.chat import ChatRequest, parse_chat
+from penstock.api.openai.completion import CompletionRequest, parse_completion
 from penstock.api.openai.errors import error_response
-from penstock.api.openai.fields import (
-    Common,
-    parse_chat,
-    parse_completion,
-)
+from penstock.api.openai.fields import Common
 from penstock.api.openai.frames import ChatForm, CompletionForm
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import FieldError, InvalidFields, Problem
@@ -106,12 +104,14 @@ def openai_api(answering: Answering, served_name: str, info: Callable[[], ModelI
     chat = Dialect(
         "create_chat_completion",
         "Answer a conversation, streamed or whole.",
+        ChatRequest,
         calls.chat,
         ChatForm,
     )
     completion = Dialect(
         "create_completion",
         "Continue one or several texts, streamed or whole.",
+        CompletionRequest,
         calls.completion,
         CompletionForm,
     )

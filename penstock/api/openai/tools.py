@@ -1,7 +1,7 @@
-"""The tools that a chat may call, and how it must: `tools`, `tool_choice`, `parallel_tool_calls`.
+"""The tools of a chat: `tools`, `tool_choice` and `parallel_tool_calls`.
 
-In: OpenAI's objects. Out: the fields of `Request` that say the same, of the tools that the model is
-to see. Not known here: how a model calls a tool.
+In: OpenAI's objects. Out: the fields of `Request` with the tools that the model may call. This
+module does not know how a model calls a tool.
 """
 
 import json
@@ -19,10 +19,10 @@ MAX_SCHEMA_CHARACTERS = 65_536
 
 
 def bounded_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The schema. Raises PydanticCustomError where it is too long."""
+    """Return the schema. Raises PydanticCustomError if it is too long."""
     if len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
         raise PydanticCustomError(
-            "invalid_schema", f"It is longer than {MAX_SCHEMA_CHARACTERS} characters."
+            "invalid_schema", f"Give a schema of at most {MAX_SCHEMA_CHARACTERS} characters."
         )
     return schema
 
@@ -31,7 +31,10 @@ Schema = Annotated[dict[str, JsonValue], AfterValidator(bounded_schema)]
 
 
 class Function(Strict):
-    """A function with the schema of its arguments, which is kept to whether `strict` or not."""
+    """A function and the JSON schema of its arguments.
+
+    The arguments satisfy the schema whether it is `strict` or not.
+    """
 
     name: ToolName
     description: str | None = None
@@ -40,13 +43,13 @@ class Function(Strict):
 
 
 class Tool(Strict):
-    """A tool; there are no others than functions."""
+    """A tool. Only functions are supported."""
 
     type: Literal["function"]
     function: Function
 
     def shown(self) -> dict[str, Any]:
-        """As templates know it: with everything that they may look at."""
+        """Return the tool as chat templates expect it, with every field that they may use."""
         function = {
             "name": self.function.name,
             "description": self.function.description or "",
@@ -62,7 +65,7 @@ class FunctionName(Strict):
 
 
 class NamedTool(Strict):
-    """Names a tool."""
+    """The name of a tool that the model must call, or may call."""
 
     type: Literal["function"]
     function: FunctionName
@@ -76,7 +79,7 @@ class AllowedToolList(Strict):
 
 
 class AllowedTools(Strict):
-    """Some of the tools, and whether one of them must be called."""
+    """A choice of the tools, and whether the model must call one of them."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedToolList
@@ -87,20 +90,20 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 
 
 def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> None:
-    """Names must differ, and a choice be among them. Raises PydanticCustomError."""
+    """Raise PydanticCustomError unless names are unique and the chosen names exist."""
     names = [tool.function.name for tool in tools or ()]
     if len(set(names)) < len(names):
-        raise misplaced("tools", "Two of them have the same name.")
+        raise misplaced("tools", "Give each tool its own name.")
     if not tools and choice not in (None, "none"):
-        raise misplaced("tool_choice", "It needs tools.")
+        raise misplaced("tool_choice", "Give tools to use tool_choice.")
     if not set(_chosen_names(choice) or ()) <= set(names):
-        raise misplaced("tool_choice", "There is no tool of this name.")
+        raise misplaced("tool_choice", "Name a tool that is listed in tools.")
 
 
 def tool_fields(
     tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: bool | None
 ) -> dict[str, Any]:
-    """The fields of `Request`. The model is shown the tools that it may call, and no others."""
+    """Return the fields of `Request`. The model sees only the tools that it may call."""
     if not tools or choice == "none":
         return {}
     names = _chosen_names(choice)
@@ -111,13 +114,13 @@ def tool_fields(
     return {
         "tools": json.dumps(shown, ensure_ascii=False),
         "tool_call_required": tool_call_required,
-        # Who names one function wants one call of it.
+        # A client that names a function expects one call of it.
         "parallel_calls": parallel is not False and not isinstance(choice, NamedTool),
     }
 
 
 def _chosen_names(choice: ToolChoice | None) -> list[str] | None:
-    """None where any will do."""
+    """Return the names of the tools that may be called, None if all may be."""
     if isinstance(choice, NamedTool):
         return [choice.function.name]
     if isinstance(choice, AllowedTools):

@@ -1,8 +1,7 @@
-"""The turns of a conversation as OpenAI's clients send them, calls of tools and their results among
-them.
+"""The turns of a conversation as OpenAI's clients send them, with tool calls and their results.
 
-In: an object of JSON. Out: a `Message` in the words of the system. Not known here: what the model's
-template makes of it.
+In: a JSON object. Out: a `Message` for the engine. This module does not know how the model's chat
+template renders it.
 """
 
 import json
@@ -16,7 +15,7 @@ from penstock.request import Message, ToolUse
 
 
 def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCustomError:
-    """A field that does not go with another; pydantic itself would name none."""
+    """Return an error about `field`, for rules that involve several fields."""
     return PydanticCustomError(kind, message, {"field": field})
 
 
@@ -29,7 +28,7 @@ def _text_as_part(content: object) -> object:
 
 
 class TextPart(Strict):
-    """A part of a message; there are no others than text."""
+    """A part of a message. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -41,19 +40,22 @@ def _json_object(arguments: str) -> str:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise PydanticCustomError("value_error", "It is a string that holds a JSON object.")
+        raise PydanticCustomError("value_error", "Give a string that contains a JSON object.")
     return arguments
 
 
 class CalledFunction(Strict):
-    """What was called, and with which arguments."""
+    """The function that was called, and its arguments as a JSON object in a string."""
 
     name: ToolName
     arguments: Annotated[str, AfterValidator(_json_object)]
 
 
 class CalledTool(Strict):
-    """A call that the model has made. `index` is taken from those who send streamed calls back."""
+    """A tool call that the model has made.
+
+    `index` is ignored: clients that collect streamed calls send it back.
+    """
 
     id: CallId
     type: Literal["function"] = "function"
@@ -62,8 +64,11 @@ class CalledTool(Strict):
 
 
 class ChatTurn(Strict):
-    """One turn of a conversation. What an assistant's turn has beside its content and its calls is
-    taken where it is empty, as clients send back what they were sent."""
+    """One turn of a conversation.
+
+    `refusal`, `audio`, `function_call` and `annotations` may be given only empty, because clients
+    send an assistant's turn back as they received it.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
@@ -76,7 +81,7 @@ class ChatTurn(Strict):
     tool_calls: Annotated[list[CalledTool], Field(max_length=128)] | None = None
     tool_call_id: CallId | None = None
     reasoning_content: str | None = None
-    # vLLM's name for the same.
+    # vLLM's name for `reasoning_content`.
     reasoning: str | None = None
     refusal: None = None
     audio: None = None
@@ -87,24 +92,28 @@ class ChatTurn(Strict):
     def _fields_fit_the_role(self) -> "ChatTurn":
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             kind = "string_type" if "content" in self.model_fields_set else "missing"
-            raise misplaced("content", "Give its text.", kind)
+            raise misplaced("content", "Give the text of this turn.", kind)
         if self.tool_calls and self.role != "assistant":
-            raise misplaced("tool_calls", "Only an assistant calls tools.")
+            raise misplaced("tool_calls", "Give tool_calls only in an assistant's turn.")
         if self.role == "tool" and self.tool_call_id is None:
-            raise misplaced("tool_call_id", "Name the call that this answers.", "missing")
+            raise misplaced(
+                "tool_call_id", "Give the id of the tool call that this turn answers.", "missing"
+            )
         if self.role != "tool" and self.tool_call_id is not None:
-            raise misplaced("tool_call_id", "It is for the role tool.")
+            raise misplaced("tool_call_id", "Give tool_call_id only in a turn with the role tool.")
         if self.role != "assistant" and (self.reasoning_content or self.reasoning):
-            raise misplaced("reasoning_content", "Only an assistant reasons.")
+            raise misplaced(
+                "reasoning_content", "Give reasoning_content only in an assistant's turn."
+            )
         return self
 
     @property
-    def has_to_do_with_tools(self) -> bool:
-        """It calls some, or answers for one."""
+    def involves_tools(self) -> bool:
+        """Return True if the turn calls tools or answers a tool call."""
         return self.role == "tool" or bool(self.tool_calls)
 
     def to_message(self) -> Message:
-        """In the words of the system; a developer is what a system is in models' templates."""
+        """Return the turn for the engine. Chat templates know a developer as the role system."""
         calls = [
             ToolUse(call.id, call.function.name, call.function.arguments)
             for call in self.tool_calls or ()
@@ -118,12 +127,12 @@ class ChatTurn(Strict):
         )
 
 
-def check_calls_are_answered_for(turns: list[ChatTurn]) -> None:
-    """Each result must be that of a call before it. Raises PydanticCustomError."""
+def check_tool_results(turns: list[ChatTurn]) -> None:
+    """Raise PydanticCustomError unless each tool result answers a call of an earlier turn."""
     made: set[str] = set()
     for number, turn in enumerate(turns):
         made |= {call.id for call in turn.tool_calls or ()}
         if turn.tool_call_id is not None and turn.tool_call_id not in made:
             raise misplaced(
-                f"messages.{number}.tool_call_id", "No turn before it has a call with this id."
+                f"messages.{number}.tool_call_id", "Give the id of a tool call in an earlier turn."
             )

@@ -8,12 +8,8 @@ import pytest
 from openai.types import completion_create_params as of_completions
 from openai.types.chat import completion_create_params as of_chats
 
-from penstock.api.openai.fields import (
-    REFUSED_CHAT,
-    REFUSED_COMPLETION,
-    ChatRequest,
-    CompletionRequest,
-)
+from penstock.api.openai.chat import REFUSED_CHAT, ChatRequest
+from penstock.api.openai.completion import REFUSED_COMPLETION, CompletionRequest
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")

@@ -9,14 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.api.openai.chat import REFUSED_CHAT, parse_chat
+from penstock.api.openai.completion import REFUSED_COMPLETION, parse_completion
 from penstock.api.openai.errors import param_of
-from penstock.api.openai.fields import (
-    REFUSED_CHAT,
-    REFUSED_COMPLETION,
-    Common,
-    parse_chat,
-    parse_completion,
-)
+from penstock.api.openai.fields import Common
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import InvalidFields
 from penstock.request import Message, ToolUse
@@ -56,7 +52,7 @@ def test_what_an_engine_could_do_is_said_where_it_is_refused() -> None:
         parse_chat(body).check(ModelInfo("rill", "vllm", 1024, 4, (), 2048, advice))
     assert [each.message for each in refused.value.errors] == [
         "tools: It needs a parser.",
-        "reasoning_effort: The vllm engine does not have it with this model.",
+        "reasoning_effort: The vllm engine does not support this field with this model.",
     ]
 
 

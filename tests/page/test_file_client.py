@@ -1,4 +1,4 @@
-"""The notebook's kind of browser client: a file, opened as a file, that reads `data:` lines."""
+"""A plain SSE client: a page that is opened from a file and reads `data:` lines."""
 
 from pathlib import Path
 

@@ -1,0 +1,105 @@
+"""The body of `POST /v1/completions`, and its requests to the engine."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from penstock.api.openai.fields import MAX_TOKEN_ID, Common, check_token_ids, parse_fields
+from penstock.api.openai.turns import misplaced
+from penstock.engine.protocol import ModelInfo
+
+MAX_PROMPTS = 16
+DEFAULT_COMPLETION_TOKENS = 16
+
+# OpenAI's parameters that are refused by name; null is ignored.
+REFUSED_COMPLETION = frozenset({"suffix"})
+
+Prompt = str | tuple[int, ...]
+
+
+def _prompts_of(value: object) -> list[Prompt]:
+    many = value if isinstance(value, list) and not _is_token_ids(value) else [value]
+    if not many or many == [[]]:
+        raise PydanticCustomError("empty_prompt", "Give a prompt.")
+    if len(many) > MAX_PROMPTS:
+        raise PydanticCustomError("too_long", f"Give at most {MAX_PROMPTS} prompts.")
+    return [_prompt_of(each) for each in many]
+
+
+def _prompt_of(value: object) -> Prompt:
+    if value in ("", []):
+        raise PydanticCustomError("empty_prompt", "Give at least one word.")
+    if isinstance(value, str):
+        return value
+    if not _is_token_ids(value):
+        raise PydanticCustomError("string_type", "Give a string or a list of token ids.")
+    assert isinstance(value, list)
+    if not all(0 <= each <= MAX_TOKEN_ID for each in value):
+        raise PydanticCustomError("value_error", f"Give token ids from 0 to {MAX_TOKEN_ID}.")
+    return tuple(value)
+
+
+def _is_token_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
+
+
+class CompletionRequest(Common):
+    """One or several texts to continue, and how to continue them."""
+
+    prompt: Annotated[
+        list[Prompt],
+        PlainValidator(
+            _prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ]
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    @property
+    def top_logprobs_asked(self) -> int | None:
+        """Return how many alternatives each token gets; None without `logprobs`."""
+        return self.logprobs
+
+    @property
+    def max_tokens_asked(self) -> int | None:
+        """Return the token limit; OpenAI's default is 16."""
+        return self.max_tokens or DEFAULT_COMPLETION_TOKENS
+
+    @property
+    def echoes(self) -> list[str]:
+        """Return the text that each choice begins with: its prompt with `echo`, else nothing."""
+        texts = [str(prompt) if self.echo else "" for prompt in self.prompt]
+        return [text for text in texts for _ in range(self.num_choices)]
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """Return, for each prompt, the field of `Request` for its text or its token ids."""
+        return [
+            {"prompt": each} if isinstance(each, str) else {"prompt_ids": each}
+            for each in self.prompt
+        ]
+
+    def check(self, info: ModelInfo) -> None:
+        """Raise InvalidFields if the model's engine lacks a feature or a token."""
+        super().check(info)
+        for prompt in self.prompt:
+            if not isinstance(prompt, str):
+                check_token_ids("prompt", prompt, info)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise misplaced(
+                "best_of", "Leave out best_of, or set it to n: every generated answer is returned."
+            )
+        if self.echo and self.logprobs is not None:
+            raise misplaced("echo", "Give either echo or logprobs: a prompt has no logprobs.")
+        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompt):
+            raise misplaced("echo", "Leave out echo, or give the prompt as text.")
+        return self
+
+
+def parse_completion(body: dict[str, Any]) -> CompletionRequest:
+    """Return the fields of a completion. Raises InvalidFields."""
+    return parse_fields(CompletionRequest, body, REFUSED_COMPLETION)

@@ -1,0 +1,108 @@
+"""The parts of OpenAI's objects, made from a stream's events.
+
+Finish reasons are mapped here and nowhere else. `stop` and `length` are OpenAI's own. OpenAI has no
+word for `cancelled` and `deadline`: they become `length`, OpenAI's word for an incomplete answer,
+and the choice also has `"stop_reason": "cancelled"`. A choice that would end with `stop` ends with
+`tool_calls` if it calls tools. The model's reasoning is in `reasoning_content`, next to `content`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from penstock.events import Delta, Event, Finish, Reasoning, TokenLogprob, ToolCall, Usage
+
+
+def ending_fields(end: Finish, *, has_called: bool) -> dict[str, str]:
+    """Return the fields of a choice that say how it ended; `has_called`: it calls tools."""
+    if has_called and end.reason == "stop":
+        return {"finish_reason": "tool_calls"}
+    if end.reason in ("cancelled", "deadline"):
+        return {"finish_reason": "length", "stop_reason": end.reason}
+    return {"finish_reason": end.reason}
+
+
+def usage_fields(usage: Usage) -> dict[str, Any]:
+    """Return the token counts under OpenAI's names."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def num_reasoning_tokens(events: Iterable[Event]) -> int:
+    """Return the tokens of the model's reasoning; a mark counts with the text after it."""
+    return sum(event.num_tokens for event in events if isinstance(event, Reasoning))
+
+
+def delta_fields(delta: Delta) -> dict[str, Any]:
+    """Return the `delta` of a chat's chunk."""
+    if isinstance(delta, Reasoning):
+        return {"reasoning_content": delta.text}
+    if isinstance(delta, ToolCall):
+        called: dict[str, Any] = {"index": delta.number, "function": {"arguments": delta.text}}
+        if delta.id:
+            called = {"index": delta.number, **_call(delta.id, delta.name, delta.text)}
+        return {"tool_calls": [called]}
+    return {"content": delta.text}
+
+
+def message_fields(deltas: Sequence[Delta]) -> dict[str, Any]:
+    """Return the `message` of a whole chat: its text, reasoning and tool calls."""
+    texts = [delta.text for delta in deltas if delta.__class__ is Delta]
+    thoughts = [delta.text for delta in deltas if isinstance(delta, Reasoning)]
+    parts = [delta for delta in deltas if isinstance(delta, ToolCall)]
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts), "refusal": None}
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
+    if parts:
+        message["content"] = message["content"] or None
+        message["tool_calls"] = [
+            _call(first.id, first.name, "".join(p.text for p in parts if p.number == number))
+            for number, first in enumerate(part for part in parts if part.id)
+        ]
+    return message
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def chat_logprobs(deltas: Iterable[Delta]) -> dict[str, Any]:
+    """Return the `logprobs` of a chat: an object for each token."""
+    content = [_chat_logprob(each) for delta in deltas for each in delta.logprobs]
+    return {"content": content, "refusal": None}
+
+
+def _chat_logprob(logprob: TokenLogprob) -> dict[str, Any]:
+    def entry(token: bytes, value: float) -> dict[str, Any]:
+        return {"token": token.decode("utf-8", "replace"), "logprob": value, "bytes": list(token)}
+
+    top = [entry(token, value) for token, value in logprob.top]
+    return {**entry(logprob.token, logprob.logprob), "top_logprobs": top}
+
+
+def completion_logprobs(deltas: Iterable[Delta], offset: int) -> dict[str, Any]:
+    """Return the `logprobs` of a completion: a list of each kind, with an item for each token.
+
+    The deltas' text begins `offset` characters into the choice's text.
+    """
+    tokens, values, tops, offsets = [], [], [], []
+    for delta in deltas:
+        at = offset
+        offset += len(delta.text)
+        for each in delta.logprobs:
+            token = each.token.decode("utf-8", "replace")
+            top = {name.decode("utf-8", "replace"): value for name, value in each.top}
+            tokens.append(token)
+            values.append(each.logprob)
+            tops.append({**top, token: each.logprob})
+            offsets.append(at)
+            at += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": values,
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }

@@ -1,0 +1,1 @@
+"""Programs for those who maintain Penstock. They are not in the wheel."""
