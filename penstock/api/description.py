@@ -31,7 +31,7 @@ def optional() -> Any:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response that is no error.
+    """A response that does not have the form of an error.
 
     `content` maps each media type to the model of its JSON, or to None for text. For Server-Sent
     Events it is the model of one event's data; None stands for the events of every API. `headers`

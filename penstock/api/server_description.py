@@ -7,7 +7,7 @@ from penstock.api.native.description import ProblemDetails
 
 
 class Greeting(ResponseModel):
-    """The greeting for clients that are no browsers."""
+    """The greeting for clients other than browsers."""
 
     message: str
     model: str
