@@ -77,6 +77,7 @@ class Stream:
 
     __slots__ = (
         "_end_waiter",
+        "_num_reported",
         "_observer",
         "_progress_waiter",
         "_readers",
@@ -111,6 +112,8 @@ class Stream:
         self._timer = StreamTimer(self.meter)
         # None as long as every piece is plain text: no stop strings, no bytes.
         self._text = Text(record.request.stop) if record.request.stop else None
+        # The bytes of the text held back whose tokens' log probabilities are in the log already.
+        self._num_reported = 0
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
         self._progress_waiter: asyncio.Future[None] | None = None
@@ -352,12 +355,15 @@ class Stream:
     def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
         """Return the log probabilities that belong to `text`: all, unless a stop string cut it."""
         logprobs = self._transcript.pending_logprobs
-        if self._text is not None and self._text.stopped:
-            left = len(text.encode())
+        if self._text is None:
+            return tuple(logprobs)
+        if self._text.stopped:
+            left = len(text.encode()) - self._num_reported
             for index, each in enumerate(logprobs):
                 if left <= 0:
                     return tuple(logprobs[:index])
                 left -= len(each.token)
+        self._num_reported = len(self._text.held.encode())
         return tuple(logprobs)
 
     # How the stream ends.

@@ -376,6 +376,31 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(of_rill: openai.OpenAI) 
     assert len("".join(tokens[:-1])) < len(answer.text)
 
 
+def test_text_held_back_for_a_stop_string_does_not_shift_the_offsets(
+    of_rill: openai.OpenAI,
+) -> None:
+    asked: Any = {"model": "rill", "prompt": STORY, "max_tokens": 12, "temperature": 0}
+    plain = of_rill.completions.create(**asked, logprobs=0).choices[0].logprobs
+    assert plain is not None
+    # Each of these begins inside a token and never ends.
+    stops = [token[-2:] + "\x01" for token in plain.tokens or () if len(token) > 2][:4]
+    for more in ({}, {"n": 2}):
+        whole = of_rill.completions.create(**asked, logprobs=0, stop=stops, **more).choices
+        for choice in whole:
+            assert choice.logprobs is not None
+            assert choice.logprobs.tokens == plain.tokens
+            assert choice.logprobs.text_offset == plain.text_offset
+        streamed: dict[int, list[int]] = {}
+        for chunk in of_rill.completions.create(
+            **asked, logprobs=0, stop=stops, stream=True, **more
+        ):
+            choice = chunk.choices[0]
+            if choice.logprobs is not None:
+                streamed.setdefault(choice.index, []).extend(choice.logprobs.text_offset or ())
+        assert len(streamed) == len(whole)
+        assert all(offsets == plain.text_offset for offsets in streamed.values())
+
+
 def test_a_bias_makes_a_token_certain_or_impossible(of_rill: openai.OpenAI) -> None:
     asked: Any = {"model": "rill", "prompt": STORY, "max_tokens": 6, "temperature": 0}
     forced = of_rill.completions.create(**asked, logit_bias={"472": 100}).choices[0].text

@@ -334,6 +334,18 @@ async def test_log_probabilities_of_a_stop_string_go_with_it() -> None:
     ]
 
 
+async def test_a_token_after_the_end_of_the_text_has_no_log_probability() -> None:
+    stream, _ = stream_of(stop=("bcd!", "!"))
+    stream.delta("ab", 1, (1,), (logprob("ab"),))
+    stream.delta("c", 1, (2,), (logprob("c"),))
+    stream.delta("!", 1, (3,), (logprob("!"),))
+    deltas = [event for event in stream.log.after(0) if isinstance(event, Delta)]
+    assert [(delta.text, [each.token for each in delta.logprobs]) for delta in deltas] == [
+        ("a", [b"ab"]),
+        ("bc", [b"c"]),
+    ]
+
+
 async def test_log_probabilities_of_tokens_that_are_generated_again_come_once() -> None:
     stream, _ = stream_of()
     stream.accepted((1,))

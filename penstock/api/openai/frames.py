@@ -21,6 +21,7 @@ from penstock.api.openai.objects import (
     ending_fields,
     message_fields,
     num_reasoning_tokens,
+    num_token_characters,
     usage_fields,
 )
 from penstock.events import Delta, Failure, Finish, TerminalEvent, ToolCall, Usage
@@ -138,7 +139,7 @@ class ChunkForm(Form, frozen=True):
         raise NotImplementedError
 
     def logprobs(self, deltas: Sequence[Delta], offset: int) -> dict[str, Any]:
-        """Return the log probabilities of deltas `offset` characters into the choice's text."""
+        """Return the log probabilities; the first token is `offset` characters into the text."""
         raise NotImplementedError
 
     def usage(self, usage: Usage, num_reasoning: int) -> dict[str, Any]:
@@ -285,7 +286,7 @@ class _ChoiceFrames:
         self._has_called = any(isinstance(delta, ToolCall) for delta in sent)
         self._num_tokens = sum(delta.num_tokens for delta in sent)
         self._num_reasoning = num_reasoning_tokens(sent)
-        self._num_characters = len(form.echoes[number]) + sum(len(delta.text) for delta in sent)
+        self._token_offset = len(form.echoes[number]) + num_token_characters(sent)
         # The bytes around the text: the same in every frame but the first, if only the text varies.
         content = form.content(number, Delta(_PLACE, 0), is_first=False)
         frame = _FRAME % _encode(form.chunk([form.choice(number, content, None, _NOT_ENDED)]))
@@ -299,9 +300,9 @@ class _ChoiceFrames:
             return self._before, _encode(delta.text), self._after
         logprobs = None
         if self._form.has_logprobs and is_text:
-            logprobs = self._form.logprobs([delta], self._num_characters)
+            logprobs = self._form.logprobs([delta], self._token_offset)
+            self._token_offset += num_token_characters([delta])
         self._has_called = self._has_called or isinstance(delta, ToolCall)
-        self._num_characters += len(delta.text)
         self._num_tokens += delta.num_tokens
         self._num_reasoning += num_reasoning_tokens([delta])
         return (self._frame(delta, logprobs),)

@@ -86,23 +86,29 @@ def _chat_logprob(logprob: TokenLogprob) -> dict[str, Any]:
 def completion_logprobs(deltas: Iterable[Delta], offset: int) -> dict[str, Any]:
     """Return the `logprobs` of a completion: a list of each kind, with an item for each token.
 
-    The deltas' text begins `offset` characters into the choice's text.
+    The first token begins `offset` characters into the choice's text. A delta's last token may end
+    in text that is still held back, so an offset counts tokens, not the deltas' text.
     """
     tokens, values, tops, offsets = [], [], [], []
     for delta in deltas:
-        at = offset
-        offset += len(delta.text)
         for each in delta.logprobs:
             token = each.token.decode("utf-8", "replace")
             top = {name.decode("utf-8", "replace"): value for name, value in each.top}
             tokens.append(token)
             values.append(each.logprob)
             tops.append({**top, token: each.logprob})
-            offsets.append(at)
-            at += len(token)
+            offsets.append(offset)
+            offset += len(token)
     return {
         "tokens": tokens,
         "token_logprobs": values,
         "top_logprobs": tops,
         "text_offset": offsets,
     }
+
+
+def num_token_characters(deltas: Iterable[Delta]) -> int:
+    """Return the number of characters of the tokens with log probabilities."""
+    return sum(
+        len(each.token.decode("utf-8", "replace")) for delta in deltas for each in delta.logprobs
+    )

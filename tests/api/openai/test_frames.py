@@ -162,6 +162,24 @@ async def test_the_log_probabilities_go_with_their_text() -> None:
             assert logprobs[1]["token_logprobs"] == [-1.5]
 
 
+async def test_a_token_s_offset_counts_the_tokens_before_it_not_the_text_held_back() -> None:
+    made = streams(stop=("bcd!", "!"), top_logprobs=0, max_tokens=9)
+    for token in ("ab", "c", "x", "é", "b", "!"):
+        made[0].delta(token, 1, (), (TokenLogprob(token.encode(), -0.5),))
+    shape = form(is_chat=False, has_logprobs=True, echoes=("echo",))
+    whole = shape.whole(made)["choices"][0]
+    assert whole["text"] == "echoabcxéb"
+    assert whole["logprobs"]["tokens"] == ["ab", "c", "x", "é", "b"]
+    assert whole["logprobs"]["text_offset"] == [4, 6, 7, 8, 9]
+    for start in range(shape.num_events(made[0])):
+        cursor, frames = shape.resume(made[0], start)
+        chunks = data_of(frames.frame([(0, made[0].log.after(cursor))]))[:-1]
+        offsets = [
+            n for c in chunks for n in (c["choices"][0]["logprobs"] or {}).get("text_offset", [])
+        ]
+        assert offsets == [4, 6, 7, 8, 9][-len(offsets) :] if offsets else start > 2
+
+
 @given(st.integers(0, 3), st.booleans(), st.booleans())
 async def test_reading_on_gives_the_same_bytes_from_any_frame_on(
     num_deltas: int, is_chat: bool, fails: bool
