@@ -23,6 +23,12 @@ _RANGES = (
     ("minimum", "maximum", 2**53),
     ("exclusiveMinimum", "exclusiveMaximum", 2**53),
 )
+# Beyond these integers llguidance and llama.cpp's grammars for tools silently take another number.
+MAX_SCHEMA_INTEGER = 2**53
+MAX_TOOLS_INTEGER = 2**64 - 1
+# llguidance crashes at integers that become -2^63 as a float.
+LEAST_TOOLS_INTEGER = -(2**63) + 2**10
+_BOUNDS = tuple(name for least, most, limit in _RANGES if limit == 2**53 for name in (least, most))
 _QUOTED = re.compile(r"""(["'`]).*?\1""")
 # After the colon these errors contain only words and numbers of the JSON schema language.
 _WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
@@ -41,6 +47,11 @@ def compact_schema(schema: str) -> str:
     does not understand the schema or needs too many resources for it.
     """
     value = json.loads(schema)
+    check_integers(value, MAX_SCHEMA_INTEGER)
+    return _compact(value)
+
+
+def _compact(value: Any) -> str:
     _check_properties(value)
     if isinstance(value, dict):
         value["x-guidance"] = {"whitespace_flexible": False}
@@ -53,16 +64,45 @@ def compact_schema(schema: str) -> str:
     return compact
 
 
-def check_tools(tools: str) -> None:
+def check_tools(tools: str, *, max_integer: int = MAX_TOOLS_INTEGER) -> None:
     """Check the parameters of these tools (JSON, in OpenAI's form).
 
+    `max_integer` is the greatest integer that the engine's grammar keeps in a `const` or an `enum`.
     Raises InvalidSchemaError if they are not understood or need too many resources: llama.cpp's
     own grammars for tool calls spell out every repetition, and some would block it.
     """
     for tool in json.loads(tools):
         parameters = tool["function"]["parameters"]
         _check_repetitions(parameters)
-        compact_schema(json.dumps(parameters))
+        check_integers(parameters, max_integer)
+        _compact(parameters)
+
+
+def check_integers(schema: object, greatest: int) -> None:
+    """Raise InvalidSchemaError if the schema names an integer that a grammar would change.
+
+    `greatest` is the greatest integer that the engine's grammar keeps in a `const` or an `enum`.
+    """
+    least = max(-greatest, LEAST_TOOLS_INTEGER)
+    for each in _objects_in(schema):
+        for number in _numbers_in([each.get("const"), each.get("enum"), each.get("multipleOf")]):
+            if isinstance(number, int) and not least <= number <= greatest:
+                raise InvalidSchemaError(f"an integer is not from {least} to {greatest}")
+            if number == -(2.0**63):  # a float: llguidance crashes
+                raise InvalidSchemaError("a number is -2^63")
+        bounds = filter(_is_number, map(each.get, _BOUNDS))
+        if any(abs(number) > MAX_SCHEMA_INTEGER for number in bounds):
+            raise InvalidSchemaError(f"a bound is beyond {MAX_SCHEMA_INTEGER}")
+
+
+def _numbers_in(value: object) -> Iterator[int | float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _numbers_in(each)
+    elif _is_number(value):
+        yield value
 
 
 def _check_properties(schema: object) -> None:

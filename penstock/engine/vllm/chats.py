@@ -25,7 +25,12 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
 
-from penstock.engine.grammar import InvalidSchemaError, check_tools
+from penstock.engine.grammar import (
+    MAX_SCHEMA_INTEGER,
+    InvalidSchemaError,
+    check_integers,
+    check_tools,
+)
 from penstock.engine.protocol import Feature, Sink
 from penstock.engine.reasoning import (
     NUM_LAST_TOKENS,
@@ -40,6 +45,7 @@ from penstock.errors import StartError
 from penstock.request import Message, Request
 
 MAX_WHITE_SPACE = 1
+MAX_TOOLS_INTEGER = 2**63 - 1  # xgrammar turns greater integers into floats
 # A conversation and tools to test the template with.
 PROBE = (Message("user", "Hello"),)
 PROBE_TOOLS = (
@@ -165,6 +171,7 @@ class Chats:
         Raises InvalidSchemaError if vLLM cannot enforce the tools' schemas.
         """
         if request.json_schema is not None:
+            check_integers(json.loads(request.json_schema), MAX_SCHEMA_INTEGER)
             return AnswerFormat(
                 StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True)
             )
@@ -185,7 +192,7 @@ class Chats:
     def _parsed_format(self, request: Request, marks: tuple[str, str] | None) -> AnswerFormat:
         assert self._parser is not None
         if request.tools is not None:
-            check_tools(request.tools)
+            check_tools(request.tools, max_integer=MAX_TOOLS_INTEGER)
         kwargs = template_kwargs(request)
         chat = ChatCompletionRequest(
             messages=self.turns(request),
