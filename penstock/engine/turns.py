@@ -83,7 +83,7 @@ class Template:
         refuses every form of them.
         """
         tried: list[Messages] = []
-        for form in (self._as_shown, _as_alternating, _as_text):
+        for form in (self._as_shown, self._as_alternating, _as_text):
             shown = form(messages)
             if shown in tried:
                 continue
@@ -108,11 +108,10 @@ class Template:
             messages = _with_system_first(messages)
         return messages if self.repeats else _merged(messages)
 
-
-def _as_alternating(messages: Messages) -> Messages:
-    """Put one system turn first; then user and assistant alternate, with tools between them."""
-    messages = _merged(_with_system_first(_without_empty_end(messages)))
-    return _with_short_ids(_with_user_turns(messages))
+    def _as_alternating(self, messages: Messages) -> Messages:
+        """Put one system turn first; then user and assistant alternate, with tools between them."""
+        messages = _merged(_with_system_first(self._as_shown(messages)))
+        return _with_short_ids(_with_user_turns(messages))
 
 
 def _as_text(messages: Messages) -> Messages:
