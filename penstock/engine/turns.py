@@ -18,6 +18,8 @@ from penstock.request import Message, ToolUse
 
 MERGED = "messages (merged)"
 """The note on a conversation whose turns had to be changed."""
+DROPPED = "messages[].content"
+"""The note on a conversation with a text before a tool call that the template does not show."""
 REFUSED = (
     "The model's chat template cannot show this conversation. Send turns that alternate between"
     " user and assistant, after at most one system turn."
@@ -39,7 +41,7 @@ class Template:
 
     `system`: a system turn before the others. `lone_system`: a system turn without others.
     `late_system`: a system turn after others. `repeats`: two turns of one role in a row. `tools`:
-    tool calls and their results.
+    tool calls and their results. `text_with_calls`: the text of a turn that calls tools.
     """
 
     system: bool = True
@@ -47,6 +49,7 @@ class Template:
     late_system: bool = True
     repeats: bool = True
     tools: bool = True
+    text_with_calls: bool = True
 
     @classmethod
     async def probe(cls, render: Render[str]) -> "Template":
@@ -61,6 +64,7 @@ class Template:
 
         user, assistant, system = Message("user", "zu"), Message("assistant", "za"), "zsystemz"
         call = ToolUse("abcdefghi", "zcallz", '{"zargumentz": 1}')
+        result = Message("tool", "zresultz", tool_call_id=call.id)
         return cls(
             await shows(system, Message("system", system), user),
             await shows(system, Message("system", system)),
@@ -70,8 +74,9 @@ class Template:
                 "zcallz zargumentz zresultz",
                 user,
                 Message("assistant", "", tool_calls=(call,)),
-                Message("tool", "zresultz", tool_call_id=call.id),
+                result,
             ),
+            await shows("ztextz", user, Message("assistant", "ztextz", "", (call,)), result),
         )
 
     async def show(
@@ -93,8 +98,17 @@ class Template:
             except TemplateRefusedError:
                 continue
             is_same = shown in (messages, _with_short_ids(messages))
-            return shown, rendering, () if is_same else (MERGED,)
+            notes = () if is_same else (MERGED,)
+            return shown, rendering, notes + self._dropped(shown)
         raise TemplateRefusedError
+
+    def _dropped(self, shown: Messages) -> tuple[str, ...]:
+        """Return the note on texts before tool calls, if the template drops such texts.
+
+        Calls as text would show them, but then the model would call its tools as text, too.
+        """
+        has_text = any(message.content and message.tool_calls for message in shown)
+        return (DROPPED,) if has_text and not self.text_with_calls else ()
 
     def _as_shown(self, messages: Messages) -> Messages:
         """Change only turns that the template is known to refuse or to drop."""
@@ -106,12 +120,16 @@ class Template:
             messages = _with_system_as_user(messages)
         elif not self.late_system:
             messages = _with_system_first(messages)
-        return messages if self.repeats else _merged(messages)
+        return messages if self.repeats else self._merged(messages)
 
     def _as_alternating(self, messages: Messages) -> Messages:
         """Put one system turn first; then user and assistant alternate, with tools between them."""
-        messages = _merged(_with_system_first(self._as_shown(messages)))
+        messages = self._merged(_with_system_first(self._as_shown(messages)))
         return _with_short_ids(_with_user_turns(messages))
+
+    def _merged(self, messages: Messages) -> Messages:
+        """Merge turns of one role, but no text into a turn of calls if the template drops it."""
+        return _merged(messages, calls_apart=not self.text_with_calls)
 
 
 def _as_text(messages: Messages) -> Messages:
@@ -174,10 +192,15 @@ def result_as_text(name: str | None, content: str) -> str:
     return f"The function {name} returned:\n{content}" if name else f"Returned:\n{content}"
 
 
-def _merged(messages: Messages) -> Messages:
-    """Merge the turns of one role that follow each other, except results of tools."""
+def _merged(messages: Messages, *, calls_apart: bool = False) -> Messages:
+    """Merge the turns of one role that follow each other, except results of tools.
+
+    With `calls_apart`, turns with tool calls are not merged with turns without.
+    """
     merged: list[Message] = []
-    for role, run in groupby(messages, lambda message: message.role):
+    for (role, _), run in groupby(
+        messages, lambda message: (message.role, calls_apart and bool(message.tool_calls))
+    ):
         turns = list(run)
         merged += turns if role == "tool" or len(turns) == 1 else [_joined(turns)]
     return tuple(merged)

@@ -1,6 +1,7 @@
 """Conversations in the form that a template shows: nothing is refused, nothing is lost."""
 
 import asyncio
+import functools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.turns import MERGED, Messages, Template, TemplateRefusedError, turn
+from penstock.engine.turns import DROPPED, MERGED, Messages, Template, TemplateRefusedError, turn
 from penstock.request import Message, ToolUse
 from tests.support.templates import GEMMA, LLAMA, MISTRAL, PHI, PICKY, QWEN, TOOLS
 from training.text.template import CHAT_TEMPLATE
@@ -27,6 +28,7 @@ TEMPLATES = {
 }
 
 
+@functools.cache
 def renderer(template: str) -> Callable[[Messages], Awaitable[str]]:
     """Return a function that renders messages as transformers does."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -49,15 +51,16 @@ def renderer(template: str) -> Callable[[Messages], Awaitable[str]]:
     return render
 
 
-def show(template: str, *messages: Message) -> tuple[str, tuple[str, ...]]:
+@functools.cache
+def probed(template: str) -> Template:
+    return asyncio.run(Template.probe(renderer(template)))
+
+
+def show(name: str, *messages: Message) -> tuple[str, tuple[str, ...]]:
     """Return the prompt that a template makes of the messages, and the notes."""
-
-    async def shown() -> tuple[str, tuple[str, ...]]:
-        render = renderer(TEMPLATES.get(template, template))
-        _, prompt, notes = await (await Template.probe(render)).show(messages, render)
-        return prompt, notes
-
-    return asyncio.run(shown())
+    template = TEMPLATES.get(name, name)
+    _, prompt, notes = asyncio.run(probed(template).show(messages, renderer(template)))
+    return prompt, notes
 
 
 def system(content: str) -> Message:
@@ -155,6 +158,14 @@ def test_calls_that_the_template_does_not_show_in_this_order_are_text() -> None:
     )
 
 
+def test_a_text_before_a_call_that_the_template_drops_is_noted() -> None:
+    turns = (user("A"), calls("123456789", content="B"), result("123456789", "C"))
+    for name, notes in (("mistral", (DROPPED,)), ("qwen", ()), ("gemma", (MERGED,))):
+        prompt, noted = show(name, *turns)
+        assert noted == notes
+        assert ("B" in prompt) == (name != "mistral")
+
+
 def test_a_conversation_that_a_template_refuses_in_every_form_is_refused() -> None:
     assert show(PICKY, user("A"))[1] == ()
     with pytest.raises(TemplateRefusedError):
@@ -179,10 +190,10 @@ def test_every_conversation_is_shown_and_nothing_of_it_is_lost(
         uses = tuple(ToolUse(call_id, f"f{call_id}.", "{}") for call_id in ids)
         turns.append(Message(role, f"t{number}.", "", uses, "none" if role == "tool" else ""))
     prompt, notes = show(name, *turns)
-    assert notes in ((), (MERGED,))
-    for each in turns:
-        assert prompt.count(each.content) == 1
-        assert all(call.name in prompt for call in each.tool_calls)
-    others = [each.content for each in turns if each.role != "system"]
+    assert set(notes) <= {MERGED, DROPPED}
+    kept = [each for each in turns if not (DROPPED in notes and each.tool_calls)]
+    assert all(prompt.count(each.content) == 1 for each in kept)
+    assert all(call.name in prompt for each in turns for call in each.tool_calls)
+    others = [each.content for each in kept if each.role != "system"]
     places = [prompt.index(content) for content in others]
     assert places == sorted(places)
