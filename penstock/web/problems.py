@@ -72,7 +72,8 @@ class ErrorResponses:
             if any(route.matches(scope)[0] is not Match.NONE for route in group.routes):
                 return group.error_form
         path = scope["path"] + "/"
-        return next(g.error_form for g in self._groups if path.startswith(g.prefix))
+        groups = (group for group in self._groups if path.startswith(group.prefix))
+        return next(groups, self._groups[-1]).error_form  # the path of `OPTIONS *` has no slash
 
     async def _problem(self, http: Request, problem: Exception) -> Response:
         assert isinstance(problem, Problem)

@@ -1,4 +1,4 @@
-"""Who gets a slot, and who waits: by hand, and for random lives of random owners."""
+"""Slots and places in the queue: single cases, and random requests of random owners."""
 
 import random
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Scene:
         return has_slot
 
     def leave(self, name: str, *, tokens: int = 0) -> list[str]:
-        """Who begins then."""
+        """Give back a slot or a place; return the tickets that start then."""
         self.tokens[name] = tokens
         self.admission.leave(name, self.now)
         begun = []
@@ -37,7 +37,7 @@ class Scene:
         self.started += begun
         return begun
 
-    def line(self) -> list[str]:
+    def queue(self) -> list[str]:
         places = self.admission.places()
         return sorted(places, key=lambda name: places[name].position)
 
@@ -51,9 +51,9 @@ def test_all_begin_at_once_where_there_is_no_bound() -> None:
 def test_one_owner_is_served_in_order() -> None:
     scene = Scene(num_slots=2)
     assert [scene.enter(name) for name in "12345"] == [True, True, False, False, False]
-    assert scene.line() == ["3", "4", "5"]
+    assert scene.queue() == ["3", "4", "5"]
     assert scene.leave("2") == ["3"]
-    assert scene.leave("4") == []  # it left the line
+    assert scene.leave("4") == []  # it left the queue
     assert scene.leave("1") == ["5"]
     assert scene.admission.num_waiting == 0
 
@@ -73,13 +73,13 @@ def test_a_newcomer_goes_before_the_flood_of_another() -> None:
     for n in range(50):
         scene.enter(f"flood {n}", "flood")
     scene.enter("quiet", "quiet")
-    assert scene.line()[0] == "quiet"
+    assert scene.queue()[0] == "quiet"
     assert scene.leave("flood 0", tokens=10) == ["quiet"]
     assert scene.leave("quiet", tokens=10) == ["flood 1"]
 
 
 def test_owners_take_turns_by_tokens_not_by_requests() -> None:
-    """One asks for long answers, one for short ones: the short ones come more often."""
+    """The owner of short answers gets more turns than the owner of long answers."""
     scene = Scene(num_slots=1)
     cost = {"long": 90, "short": 10}
     for n in range(200):
@@ -93,8 +93,8 @@ def test_owners_take_turns_by_tokens_not_by_requests() -> None:
     assert abs(served["long"] - served["short"]) <= 180
 
 
-def test_who_leaves_and_comes_back_is_not_served_before_its_turn() -> None:
-    """What was used is not forgotten by being away for a moment."""
+def test_an_owner_that_leaves_and_comes_back_is_not_served_before_its_turn() -> None:
+    """Usage counts though its owner was away for a moment."""
     scene = Scene(num_slots=2)
     scene.enter("b 1", "b")
     scene.enter("a 1", "a")
@@ -108,7 +108,7 @@ def test_who_leaves_and_comes_back_is_not_served_before_its_turn() -> None:
     assert scene.leave("b 2", tokens=10) == ["b 4"]
 
 
-def test_what_was_used_while_nobody_else_was_there_does_not_count() -> None:
+def test_usage_while_an_owner_is_alone_does_not_count() -> None:
     scene = Scene(num_slots=1)
     scene.enter("a 1", "a")
     scene.leave("a 1", tokens=1000)
@@ -118,7 +118,7 @@ def test_what_was_used_while_nobody_else_was_there_does_not_count() -> None:
     assert scene.leave("b 1", tokens=10) == ["a 2"]
 
 
-def test_who_was_idle_has_saved_nothing_up() -> None:
+def test_an_idle_owner_saves_up_no_turns() -> None:
     scene = Scene(num_slots=1)
     scene.enter("b 0", "b")
     scene.leave("b 0", tokens=1)
@@ -135,14 +135,14 @@ def test_who_was_idle_has_saved_nothing_up() -> None:
     assert turns.count("b") == 4
 
 
-def test_the_line_is_bounded_and_a_newcomer_finds_room_in_a_full_one() -> None:
+def test_the_queue_is_bounded_and_a_newcomer_finds_room_in_a_full_queue() -> None:
     scene = Scene(num_slots=1, max_queue=10)
     scene.enter("running", "flood")
     for n in range(10):
         assert scene.admission.has_room("flood")
         scene.enter(f"flood {n}", "flood")
     assert not scene.admission.has_room("flood")
-    for n in range(5):  # half of the line is the share of one of two
+    for n in range(5):  # each of two owners may fill half of the queue
         assert scene.admission.has_room("quiet")
         scene.enter(f"quiet {n}", "quiet")
     assert not scene.admission.has_room("quiet")
@@ -153,7 +153,7 @@ def test_the_line_is_bounded_and_a_newcomer_finds_room_in_a_full_one() -> None:
     assert scene.admission.num_waiting <= 20
 
 
-def test_the_line_s_memory_is_bounded_as_well_and_shared() -> None:
+def test_the_queue_s_memory_is_bounded_and_shared() -> None:
     admission = Admission(1, max_queue=100, max_queue_bytes=1000)
     admission.enter(Ticket("running", "flood", 1), 0.0)
     for n in range(10):
@@ -171,7 +171,7 @@ def test_the_line_s_memory_is_bounded_as_well_and_shared() -> None:
     assert admission.has_room("flood", 500)
 
 
-def test_without_a_line_only_free_slots_are_given() -> None:
+def test_without_a_queue_only_free_slots_are_given() -> None:
     scene = Scene(num_slots=1, max_queue=0)
     assert scene.admission.has_room("a")
     scene.enter("1")
@@ -197,7 +197,7 @@ def test_estimates_follow_from_how_long_slots_were_held() -> None:
     assert scene.admission.eta_of_new("a") == 6.0
 
 
-def test_who_is_refused_is_told_to_come_before_the_line_is_empty_and_not_with_all_others() -> None:
+def test_refused_clients_retry_before_the_queue_is_empty_and_not_all_at_once() -> None:
     scene = Scene(num_slots=2)
     scene.enter("done")
     scene.now = 10.0
@@ -228,7 +228,7 @@ def test_owners_that_are_gone_leave_nothing_behind() -> None:
     assert len(scene.admission._levels) == 0
 
 
-# Random lives: each step somebody enters, or somebody leaves, or time passes.
+# Random requests: in each step a request enters or leaves, and time passes.
 
 steps = st.lists(
     st.tuples(st.sampled_from(["enter", "leave"]), st.integers(0, 3), st.integers(0, 50)),
@@ -308,7 +308,7 @@ def test_owners_that_always_want_more_get_the_same_number_of_tokens(
         running += begun
         for each in begun:
             scene.enter(f"{each[0]} {n} again", each[0], max_tokens=200)
-    # What one may be ahead by: what was under way, at its dearest, for each.
+    # An owner may be ahead by all running tickets at their highest cost.
     assert max(served.values()) - min(served.values()) <= 200 * (num_slots + 2)
 
 
@@ -321,8 +321,7 @@ def test_owners_that_always_want_more_get_the_same_number_of_tokens(
 def test_a_flood_cannot_raise_a_newcomer_s_wait_beyond_its_share(
     num_slots: int, num_floods: int, depth: int, costs: list[int]
 ) -> None:
-    """However many wait, and whatever they cost: once a newcomer is there, of each other owner at
-    most one more begins before it."""
+    """Once a newcomer waits, at most one more request of each other owner starts before it."""
     scene = Scene(num_slots)
     for n in range(depth + num_slots):
         for flood in range(num_floods):

@@ -7,7 +7,7 @@ from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, opened, settle
+from tests.support.scripted import ScriptedEngine, ask, opened, settle, submitted
 
 
 def two_engines(
@@ -15,10 +15,6 @@ def two_engines(
 ) -> tuple[ScriptedEngine, ScriptedEngine, Streams]:
     first, second = ScriptedEngine(slots), ScriptedEngine(slots)
     return first, second, Streams([first, second], limits, admission=Admission(2 * slots))
-
-
-def submitted(engine: ScriptedEngine) -> list[str]:
-    return [request.id for request in engine.submitted]
 
 
 def begin(streams: Streams, name: str) -> Stream:

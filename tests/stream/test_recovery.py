@@ -11,7 +11,7 @@ from tests.support.scripted import ScriptedEngine, ask, opened, settle
 
 
 def begin(streams: Streams, name: str) -> Stream:
-    """A stream with a slot, that has said one word."""
+    """Open a stream and give it a slot and one token."""
     stream = opened(streams, ask(name))
     stream.accepted((1,))
     stream.started()
@@ -104,8 +104,8 @@ async def test_a_request_that_kills_the_engine_twice_is_given_up_and_the_others_
     engine = ScriptedEngine()
     streams = Streams([engine])
     good = begin(streams, "good")
-    in_line = opened(streams, ask("in line"))
-    in_line.accepted((1,))
+    queued = opened(streams, ask("queued"))
+    queued.accepted((1,))
     bad = opened(streams, ask("bad"))
     if has_slot:
         bad.accepted((1,))
@@ -120,9 +120,9 @@ async def test_a_request_that_kills_the_engine_twice_is_given_up_and_the_others_
     assert (bad.ended.code, bad.ended.retry_safe) == ("engine_died", False)
     engine.come_back()
     await settle()
-    assert [request.id for request in engine.submitted] == ["bad", "good", "in line"]
+    assert [request.id for request in engine.submitted] == ["bad", "good", "queued"]
     assert good.ended is None
-    assert in_line.ended is None
+    assert queued.ended is None
 
 
 async def test_a_suspect_that_comes_to_a_token_is_cleared() -> None:
@@ -132,7 +132,7 @@ async def test_a_suspect_that_comes_to_a_token_is_cleared() -> None:
     for suspect in suspects:
         suspect.accepted((1,))
         suspect.started()
-    for _ in range(3):  # three deaths, none over one that had come to nothing
+    for _ in range(3):  # three deaths, each after the suspects got a token
         engine.die()
         engine.come_back()
         await settle()
@@ -204,9 +204,8 @@ async def test_an_answer_under_a_schema_that_has_not_begun_is_simply_asked_for_a
 
 
 async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_on() -> None:
-    """What went wrong: the engine was back, and dead again before the waiting task had its turn;
-    the task failed, its streams hung and new requests were refused for ever. Whom: everybody. Why
-    not now: what could not be submitted stays in its line, and the task waits again."""
+    """Once, an engine that died again before the recovery's task ran made that task fail: its
+    streams hung, and new requests were refused for ever. Now these streams stay in the recovery."""
     engine = ScriptedEngine()
     streams = Streams([engine])
     stream = begin(streams, "a")

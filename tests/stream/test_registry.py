@@ -1,13 +1,18 @@
+"""Streams from `open` to their end: cancelled, drained, left by readers, found, out of time."""
+
 import asyncio
 
 import pytest
 
-from penstock.events import Failure, finish_reason_of
+from penstock.errors import Problem
+from penstock.events import Failure, Finish, finish_reason_of
+from penstock.stream.quotas import Owner
 from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup
 from penstock.stream.registry import Limits, Streams, new_stream_id
+from tests.support.owners import ADMIN, ALICE, BOB
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, opened
+from tests.support.scripted import ScriptedEngine, ask, end, one_slot, opened, submitted
 
 
 async def test_cancel_tells_the_engine_once_and_answers_the_same_each_time() -> None:
@@ -64,7 +69,7 @@ async def test_draining_refuses_new_streams_and_waits_for_open_ones() -> None:
     assert stream.ended is not None
 
 
-async def test_what_drains_too_long_ends_with_an_error_that_says_why() -> None:
+async def test_a_stream_that_outlasts_draining_ends_with_an_error_that_says_why() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     stream = opened(streams, ask("a"))
@@ -105,56 +110,7 @@ async def test_a_reader_that_comes_back_ends_the_lingering() -> None:
     assert stream.ended is None
 
 
-async def test_an_ended_resumable_stream_is_kept_and_forgotten_in_time() -> None:
-    engine = ScriptedEngine()
-    streams = Streams([engine], Limits(retain=0.05))
-    stream = opened(streams, ask("a"), resumable=True)
-    stream.accepted((1,))
-    stream.delta("text", 1, (1,))
-    stream.finish("stop", 1)
-    assert streams.find("a").log.text() == "text"
-    assert len(streams) == 0
-    async with asyncio.timeout(5):
-        while len(streams.kept):  # noqa: ASYNC110 - nobody is told
-            await asyncio.sleep(0.01)
-    with raises_problem("history_lost") as gone:
-        streams.find("a")
-    assert (gone.value.code, gone.value.status) == ("history_lost", 410)
-
-
-async def test_what_is_kept_is_bounded_in_bytes_and_the_oldest_goes_first() -> None:
-    engine = ScriptedEngine()
-    streams = Streams([engine], Limits(retain_bytes=10_000))
-    for n in range(5):
-        stream = opened(streams, ask(f"{n}"), resumable=True)
-        stream.accepted((1,))
-        stream.delta("x" * 4000, 1, (1,))
-        stream.finish("stop", 1)
-    assert len(streams.kept) == 2
-    assert streams.find("4").log.text() == "x" * 4000
-    for lost in ("0", "1", "2"):
-        with raises_problem("history_lost") as gone:
-            streams.find(lost)
-        assert gone.value.status == 410
-
-
-async def test_a_stream_larger_than_all_that_may_be_kept_is_not_kept() -> None:
-    streams = Streams([ScriptedEngine()], Limits(retain_bytes=100))
-    stream = opened(streams, ask("a"), resumable=True)
-    stream.accepted((1,))
-    stream.delta("x" * 4000, 1, (1,))
-    stream.finish("stop", 1)
-    assert len(streams.kept) == 0
-
-
-async def test_a_refused_request_is_not_kept() -> None:
-    streams = Streams([ScriptedEngine()])
-    stream = opened(streams, ask("a"), resumable=True)
-    stream.fail("prompt_too_long", "Too long.")
-    assert len(streams.kept) == 0
-
-
-async def test_what_is_not_resumable_cannot_be_found_before_or_after_its_end() -> None:
+async def test_a_stream_that_is_not_resumable_cannot_be_found_before_or_after_its_end() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     opened(streams, ask("a"))
@@ -176,7 +132,7 @@ def test_stream_ids_cannot_be_guessed_or_break_a_url() -> None:
     )
 
 
-async def test_who_cancels_the_first_choice_cancels_all_though_it_has_ended() -> None:
+async def test_cancelling_the_first_choice_cancels_all_though_it_has_ended() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     first = opened(streams, ask("a"))
@@ -193,17 +149,86 @@ async def test_who_cancels_the_first_choice_cancels_all_though_it_has_ended() ->
     assert len(streams) == 1
 
 
-async def test_what_is_kept_is_found_however_many_have_ended_since(
+def told(streams: Streams, stream_id: str, owner: Owner) -> list[str]:
+    answers = []
+    for ask_for in (streams.find, streams.cancel):
+        try:
+            ask_for(stream_id, owner)
+            answers.append("found")
+        except Problem as problem:
+            answers.append(f"{problem.code} {problem.detail}")
+    return answers
+
+
+async def test_another_owner_s_stream_looks_like_a_stream_that_never_existed() -> None:
+    engine, streams = one_slot()
+    opened(streams, ask("a"), resumable=True, owner=ALICE)
+    unknown = told(streams, "never", BOB)
+    assert told(streams, "a", BOB) == unknown
+    assert streams.find("a", ALICE).id == "a"
+    engine.sinks["a"].accepted((1,))
+    end(engine, "a")
+    assert told(streams, "a", BOB) == unknown
+    assert told(streams, "a", ALICE) == ["found", "found"]
+    assert told(streams, "a", ADMIN) == ["found", "found"]
+
+
+async def test_an_admin_may_cancel_another_owner_s_stream() -> None:
+    _, streams = one_slot()
+    opened(streams, ask("a"), owner=ALICE)
+    assert streams.cancel("a", ADMIN) == "cancelled"
+
+
+# Deadlines.
+
+
+async def test_a_stream_is_stopped_at_its_deadline_and_keeps_what_it_has() -> None:
+    engine, streams = one_slot()
+    stream = opened(streams, ask("a"), timeout=0.02)
+    stream.accepted((1,))
+    stream.delta("word ", 1, (7,))
+    async with asyncio.timeout(5):
+        ended = await stream.end()
+    assert isinstance(ended, Finish)
+    assert ended.reason == "deadline"
+    assert stream.log.text() == "word "
+    assert engine.cancelled == ["a"]
+
+
+async def test_a_stream_whose_deadline_comes_while_it_waits_never_begins() -> None:
+    engine, streams = one_slot()
+    opened(streams, ask("a"))
+    stream = opened(streams, ask("b"), timeout=0.02)
+    async with asyncio.timeout(5):
+        await stream.end()
+    assert streams.cancel("b") == "deadline"
+    end(engine, "a")
+    assert submitted(engine) == ["a"]
+
+
+async def test_a_deadline_before_the_turn_can_come_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("penstock.stream.kept.MAX_ENDINGS", 3)
-    streams = Streams([ScriptedEngine()])
-    stream = opened(streams, ask("kept"), resumable=True)
-    stream.accepted((1,))
-    stream.finish("length", 1)
-    for number in range(5):
-        opened(streams, ask(f"{number}")).finish("stop", 1)
-    assert streams.find("kept") is stream
-    assert streams.cancel("kept") == "length"
-    with raises_problem("stream_not_found"):
-        streams.cancel("0")
+    engine, streams = one_slot()
+    monkeypatch.setattr(streams.admission, "eta_of_new", lambda owner: 30.0)
+    with raises_problem("deadline_too_soon") as refused:
+        opened(streams, ask("a"), timeout=29)
+    assert (refused.value.code, refused.value.status) == ("deadline_too_soon", 429)
+    assert submitted(engine) == []
+    assert opened(streams, ask("a"), timeout=31).ended is None
+
+
+async def test_the_server_s_own_limit_is_everybody_s_deadline() -> None:
+    _, streams = one_slot(Limits(max_timeout=0.02))
+    for name, timeout in (("a", None), ("b", 60.0)):
+        async with asyncio.timeout(5):
+            ended = await opened(streams, ask(name), timeout=timeout).end()
+        assert isinstance(ended, Finish)
+        assert ended.reason == "deadline"
+
+
+async def test_a_stream_that_has_ended_has_no_deadline_any_more() -> None:
+    engine, streams = one_slot()
+    opened(streams, ask("a"), timeout=60)
+    end(engine, "a")
+    assert streams._deadlines == {}

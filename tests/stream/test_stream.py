@@ -13,8 +13,8 @@ from penstock.stream.stream import Stream
 from tests.support.scripted import taken, taken_choices
 
 
-class Owner:
-    """Remembers what streams said of themselves."""
+class Observer:
+    """Remembers what streams reported."""
 
     def __init__(self) -> None:
         self.engine_done: list[bool] = []
@@ -33,14 +33,14 @@ class Owner:
         self.said.append("unread")
 
 
-def stream_of(**fields: Any) -> tuple[Stream, Owner]:
-    owner = Owner()
+def stream_of(**fields: Any) -> tuple[Stream, Observer]:
+    observer = Observer()
     request = Request(**{"id": "s", "max_tokens": 100, "prompt": "x", **fields})
-    return Stream(StreamRecord(request), owner), owner
+    return Stream(StreamRecord(request), observer), observer
 
 
 async def test_the_engine_s_deltas_and_finish_are_logged() -> None:
-    stream, owner = stream_of()
+    stream, observer = stream_of()
     stream.accepted((1, 2, 3))
     stream.started()
     stream.delta("one", 1, (5,))
@@ -51,11 +51,11 @@ async def test_the_engine_s_deltas_and_finish_are_logged() -> None:
     assert stream.ended.reason == "stop"
     assert stream.ended.usage.prompt_tokens == 3
     assert stream.ended.usage.completion_tokens == 3  # the end token counts
-    assert owner.engine_done == [True]
+    assert observer.engine_done == [True]
 
 
 async def test_nothing_follows_the_terminal_event() -> None:
-    stream, owner = stream_of()
+    stream, observer = stream_of()
     stream.cancel()
     stream.delta("late", 1, ())
     stream.finish("stop", 1)
@@ -64,11 +64,11 @@ async def test_nothing_follows_the_terminal_event() -> None:
     assert len(stream.log) == 1
     assert isinstance(stream.ended, Finish)
     assert stream.ended.reason == "cancelled"
-    assert owner.engine_done == [False]
+    assert observer.engine_done == [False]
 
 
 async def test_a_stop_string_ends_the_stream_and_tells_the_engine() -> None:
-    stream, owner = stream_of(stop=("END",))
+    stream, observer = stream_of(stop=("END",))
     stream.delta("text E", 2, (1, 2))
     assert stream.log.text() == "text "
     stream.delta("ND more", 2, (3, 4))
@@ -76,7 +76,7 @@ async def test_a_stop_string_ends_the_stream_and_tells_the_engine() -> None:
     assert isinstance(stream.ended, Finish)
     assert stream.ended.reason == "stop"
     assert stream.ended.usage.completion_tokens == 4
-    assert owner.engine_done == [False]
+    assert observer.engine_done == [False]
 
 
 async def test_text_that_was_held_back_comes_with_the_end() -> None:
@@ -95,12 +95,12 @@ async def test_tokens_of_held_text_go_with_the_next_delta() -> None:
 
 
 async def test_a_failure_is_a_terminal_event_that_says_whether_to_retry() -> None:
-    stream, owner = stream_of()
+    stream, observer = stream_of()
     stream.accepted((1,))
     stream.fail("engine_died", "It stopped.")
     assert isinstance(stream.ended, Failure)
     assert (stream.ended.code, stream.ended.retry_safe) == ("engine_died", True)
-    assert owner.engine_done == [True]
+    assert observer.engine_done == [True]
 
 
 async def test_a_refusal_resolves_acceptance_with_the_problem() -> None:
@@ -130,7 +130,7 @@ async def test_a_reader_that_falls_behind_takes_everything_at_once() -> None:
 async def test_a_waiting_reader_wakes_with_the_first_delta() -> None:
     stream, _ = stream_of()
     take = asyncio.create_task(taken(Reader(stream)))
-    await asyncio.sleep(0)  # let it begin to wait
+    await asyncio.sleep(0)  # let it start to wait
     assert not take.done()
     stream.delta("x", 1, ())
     async with asyncio.timeout(1):
@@ -158,7 +158,7 @@ async def test_every_reader_gets_every_event_and_then_nothing() -> None:
 
 
 async def test_a_closed_reader_leaves_nothing_behind_and_waits_no_more() -> None:
-    stream, owner = stream_of()
+    stream, observer = stream_of()
     reader = Reader(stream)
     take = asyncio.create_task(taken(reader))
     await asyncio.sleep(0)
@@ -168,7 +168,7 @@ async def test_a_closed_reader_leaves_nothing_behind_and_waits_no_more() -> None
         assert await take == []
     assert reader.is_done
     assert stream.num_readers == 0
-    assert owner.said == ["read", "unread"]
+    assert observer.said == ["read", "unread"]
 
 
 async def test_a_woken_reader_has_nothing_to_take_and_goes_on() -> None:
@@ -196,14 +196,14 @@ async def test_a_reader_far_behind_takes_a_bounded_number_of_events() -> None:
 
 
 async def test_a_continuation_begins_with_what_was_generated() -> None:
-    stream, owner = stream_of()
+    stream, observer = stream_of()
     stream.accepted((1, 2))
     stream.started()
     stream.delta("one", 1, (5,))
-    stream.delta("\N{WATER WAVE}", 3, ())  # its tokens have no names
+    stream.delta("\N{WATER WAVE}", 3, ())  # its tokens have no ids
     stream.delta(" two", 1, (6,))
     stream.lost()
-    assert owner.said == ["lost"]
+    assert observer.said == ["lost"]
     again = stream.continuation()
     assert again.prompt_ids == (1, 2)
     assert again.generated == (5, UnnamedTokens("\N{WATER WAVE}", 3), 6)
@@ -221,7 +221,7 @@ async def test_tokens_without_text_are_generated_again() -> None:
     stream, _ = stream_of()
     stream.accepted((1,))
     stream.delta("a", 1, (5,))
-    stream.delta("", 1, (6,))  # half a character, which the engine keeps
+    stream.delta("", 1, (6,))  # half a character, which the engine holds back
     stream.lost()
     again = stream.continuation()
     assert again.generated == (5,)
@@ -262,12 +262,12 @@ async def test_a_request_that_broke_off_before_its_prompt_was_read_is_simply_sen
     ("sampling", "texts", "reproducible"),
     [
         (Sampling(seed=1, temperature=0.7), ["a"], False),
-        (Sampling(seed=1, temperature=0.7), [], True),  # nothing was drawn before
+        (Sampling(seed=1, temperature=0.7), [], True),  # no token was sampled before
         (Sampling(seed=1, temperature=0.0), ["a"], True),
-        (Sampling(seed=None, temperature=0.7), ["a"], True),  # it never was
+        (Sampling(seed=None, temperature=0.7), ["a"], True),  # it never was reproducible
     ],
 )
-async def test_what_a_seed_no_longer_gives_is_said(
+async def test_a_continued_sample_with_a_seed_is_not_reproducible(
     sampling: Sampling, texts: list[str], reproducible: bool
 ) -> None:
     stream, _ = stream_of(sampling=sampling)
@@ -367,7 +367,7 @@ async def test_several_streams_are_read_as_one_and_in_one_piece() -> None:
 
 
 @pytest.mark.parametrize("end", ["cancel", "fail"])
-async def test_where_one_choice_is_cancelled_or_fails_the_others_end(end: str) -> None:
+async def test_if_a_choice_is_cancelled_or_fails_the_others_end(end: str) -> None:
     streams = [stream_of()[0] for _ in range(3)]
     reader = Reader(*streams)
     if end == "cancel":
@@ -391,7 +391,7 @@ async def test_closing_leaves_every_stream() -> None:
     async with asyncio.timeout(1):
         assert await take == []
     assert reader.is_done
-    assert all(owner.said == ["read", "unread"] for _, owner in pairs)
+    assert all(observer.said == ["read", "unread"] for _, observer in pairs)
 
 
 async def test_text_that_was_held_back_comes_before_a_call() -> None:
@@ -421,11 +421,11 @@ async def test_a_stop_string_that_is_there_ends_the_answer_before_a_call() -> No
     assert isinstance(stream.ended, Finish)
 
 
-async def test_what_was_thought_is_part_of_what_goes_on_but_not_of_the_answer() -> None:
+async def test_reasoning_is_part_of_a_continuation_but_not_of_the_answer() -> None:
     stream, _ = stream_of(stop=("stop",), separate_reasoning=True)
     stream.accepted((1,))
     stream.reasoning("stop", 1, (5,))
-    stream.delta("", 1, (6,))  # the mark
+    stream.delta("", 1, (6,))  # the mark that ends the reasoning
     stream.delta("Yeah", 1, (7,))
     assert stream.can_continue
     assert stream.continuation().generated == (5, 6, 7)
@@ -433,7 +433,7 @@ async def test_what_was_thought_is_part_of_what_goes_on_but_not_of_the_answer() 
     assert stream.log.text() == "Yeah"
 
 
-async def test_what_may_call_does_not_go_on_once_anything_came() -> None:
+async def test_an_answer_that_may_call_tools_cannot_continue_once_it_has_a_token() -> None:
     stream, _ = stream_of(tools="[]")
     stream.accepted((1,))
     assert stream.can_continue

@@ -29,7 +29,7 @@ class Step:
 
 @dataclass
 class Expected:
-    """What a transcript must know after some steps."""
+    """The expected state of a transcript after some steps."""
 
     has_logprobs: bool
     generated: list[int | UnnamedTokens] = field(default_factory=list)

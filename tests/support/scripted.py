@@ -1,4 +1,4 @@
-"""An engine that does nothing by itself: the test acts for it."""
+"""An engine that does nothing by itself, because the test acts for it, and helpers for streams."""
 
 import asyncio
 from typing import Any
@@ -7,14 +7,15 @@ from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
 from penstock.errors import EngineUnavailable
 from penstock.events import Event
 from penstock.request import Request
+from penstock.stream.admission import Admission
 from penstock.stream.reader import Reader
 from penstock.stream.record import StreamRecord
-from penstock.stream.registry import Streams
+from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 
 
 class EngineInTest:
-    """The base of engines that run in the test's own process."""
+    """A base class for engines that run in the test's own process."""
 
     def __init__(self, slots: int = 0) -> None:
         self.info: ModelInfo | None = ModelInfo("scripted", "scripted", 1000, slots)
@@ -80,8 +81,31 @@ def opened(streams: Streams, request: Request, **fields: Any) -> Stream:
     return streams.open(StreamRecord(request, **fields))
 
 
+def one_slot(limits: Limits | None = None, max_queue: int = 10) -> tuple[ScriptedEngine, Streams]:
+    """Return an engine and its streams, of which one runs at a time."""
+    engine = ScriptedEngine()
+    return engine, Streams([engine], limits, admission=Admission(1, max_queue))
+
+
 def ask(stream_id: str, max_tokens: int = 5) -> Request:
     return Request(id=stream_id, max_tokens=max_tokens, prompt="x")
+
+
+def submitted(engine: ScriptedEngine) -> list[str]:
+    """Return the ids of the requests that the engine was given, in order."""
+    return [request.id for request in engine.submitted]
+
+
+def end(engine: ScriptedEngine, name: str) -> None:
+    """Finish a request as the engine does."""
+    engine.sinks[name].finish("stop", 1)
+
+
+def speak(stream: Stream, text: str, num_tokens: int = 1) -> None:
+    """Let a stream run from its beginning to its end with this text."""
+    stream.accepted((1,))
+    stream.delta(text, num_tokens, ())
+    stream.finish("stop", num_tokens)
 
 
 async def settle() -> None:
@@ -90,20 +114,18 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def news(reader: Reader) -> None:
-    """Wait until the reader has something to take, is woken, or is done."""
-    if not (reader.is_woken or reader.is_done or reader.lag > 0):
-        waiter = asyncio.get_running_loop().create_future()
-        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
-        await waiter
-
-
 async def taken(reader: Reader) -> list[Event]:
     """Return the events that the reader takes as soon as there is news."""
     return [event for _, event in await taken_choices(reader)]
 
 
 async def taken_choices(reader: Reader) -> list[tuple[int, Event]]:
-    """Return the events that the reader takes, each with its stream's number."""
-    await news(reader)
+    """Return the events that the reader takes, each with its stream's number.
+
+    Waits until the reader has something to take, is woken, or is done.
+    """
+    if not (reader.is_woken or reader.is_done or reader.lag > 0):
+        waiter = asyncio.get_running_loop().create_future()
+        reader.listen(lambda: None if waiter.done() else waiter.set_result(None))
+        await waiter
     return [(number, event) for number, events in reader.take() for event in events]

@@ -1,4 +1,4 @@
-"""What goes wrong in a route: what its client, the log and the metrics are told."""
+"""A route that fails: what the client, the log and the metrics get."""
 
 import io
 import json
@@ -29,7 +29,7 @@ async def nothing() -> Message:
 
 
 async def run(app: Any, meter: Meter, **options: bool) -> tuple[list[Message], list[Any], str]:
-    """The messages sent, the lines of the log, and what was raised."""
+    """Return the messages sent, the lines of the log, and the exception's text."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -58,7 +58,7 @@ async def test_an_uncaught_exception_is_logged_without_its_words_and_raised_with
     assert failed["request_id"] == ended["request_id"] == "mine"
     assert (ended["message"], ended["status"]) == ("request ended", 0)
     assert "mine" in raised
-    assert raised.endswith("None True")  # without a cause, and its context is not shown
+    assert raised.endswith("None True")  # no cause, and the context is suppressed
     assert PROMPT not in raised
     assert meter.num_requests["none", "POST", "0"] == 1
 
@@ -76,7 +76,7 @@ async def test_a_response_that_breaks_off_still_has_its_line() -> None:
     assert headers[b"server-timing"].startswith(b"total;dur=")
 
 
-async def test_what_is_no_http_passes_untouched() -> None:
+async def test_a_scope_other_than_http_passes_untouched() -> None:
     seen = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ async def test_what_is_no_http_passes_untouched() -> None:
     assert seen == [{"type": "lifespan"}]
 
 
-async def test_a_method_that_nobody_knows_is_other() -> None:
+async def test_an_unknown_method_is_counted_as_other() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 405, "headers": []})
 

@@ -1,4 +1,4 @@
-"""Keys: who gets in, who does not, and what is kept of a key."""
+"""Keys: which requests are admitted, and that no key is stored."""
 
 import hashlib
 import re
@@ -126,7 +126,7 @@ def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
     assert key_ring([], [], "").is_open
 
 
-def test_a_key_of_the_settings_is_nobody_s_in_the_file(tmp_path: Path) -> None:
+def test_a_key_in_the_settings_never_has_an_owner_of_the_file(tmp_path: Path) -> None:
     tables = [key_table(name, name + KEY, is_admin=False) for name in ("1", "admin-1")]
     path = write(tmp_path / "keys.toml", "\n".join(tables))
     ring = key_ring([KEY], [KEY[::-1]], str(path))
@@ -138,7 +138,7 @@ def test_a_key_of_the_settings_is_nobody_s_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["short", "a" * 513, "with a space in its midst", "\u00e4" * 20, ""]
 )
-def test_a_key_that_is_none_is_refused_at_the_start(key: str) -> None:
+def test_a_malformed_key_is_refused_at_the_start(key: str) -> None:
     with pytest.raises(StartError) as refused:
         key_ring([key], [], "")
     assert not key or key not in f"{refused.value} {refused.value.hint}"

@@ -20,9 +20,9 @@ from tests.support.scripted import ScriptedEngine, ask, opened, settle
 
 
 class Socket:
-    """The server's end of a connection: what was sent, and whether the client takes it.
+    """The server's end of a connection: it keeps what was sent; the test lets the client read.
 
-    `at_once`: what is taken is taken without a coroutine, as Granian does it.
+    With `at_once`, a send that does not wait returns no coroutine, as in Granian.
     """
 
     def __init__(self, *, at_once: bool) -> None:
@@ -97,7 +97,7 @@ def a_stream(*, resumable: bool = False) -> tuple[Streams, Stream]:
 
 
 def texts(pieces: list[bytes]) -> list[int]:
-    """How many events each send that carried some had."""
+    """Return how many events each send had, without the sends that had none."""
     return [piece.count(b"data: ") for piece in pieces if piece]
 
 
@@ -106,7 +106,7 @@ def socket(request: pytest.FixtureRequest) -> Socket:
     return Socket(at_once=request.param)
 
 
-async def test_what_comes_in_one_turn_of_the_loop_goes_out_in_one_send(socket: Socket) -> None:
+async def test_events_of_one_turn_of_the_loop_go_out_in_one_send(socket: Socket) -> None:
     _, stream = a_stream()
     async with responding(stream, socket) as task:
         stream.delta("a", 1, ())
@@ -121,7 +121,7 @@ async def test_what_comes_in_one_turn_of_the_loop_goes_out_in_one_send(socket: S
         assert socket.is_over
 
 
-async def test_a_client_that_does_not_take_gets_the_rest_in_one_send(socket: Socket) -> None:
+async def test_a_client_that_reads_nothing_gets_the_rest_in_one_send(socket: Socket) -> None:
     _, stream = a_stream()
     async with responding(stream, socket) as task:
         socket.takes.clear()
@@ -205,7 +205,7 @@ async def test_a_stream_whose_client_goes_before_it_knows_the_id_does_not_linger
     async with responding(stream, socket, resumed=resumed) as task:
         async with asyncio.timeout(5):
             await task
-        # A later reader's client knows the id: that one may come back.
+        # The client of a later reader knows the id and may come back.
         if resumed:
             assert stream.ended is None
         else:

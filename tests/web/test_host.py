@@ -1,4 +1,4 @@
-"""Names and pages that are this machine's own, and those that are admitted."""
+"""Host names and origins: this machine's own are admitted, others only by name."""
 
 import asyncio
 from collections.abc import Collection
@@ -24,7 +24,7 @@ def status(
     hosts: Collection[str] | None = (),
     admitted: Collection[str] = (),
 ) -> int:
-    """What a request for `host` from a page at `origins` gets: 200 where the app is asked."""
+    """Return the status of a request for `host` from a page at `origins`; 200 if it is admitted."""
     statuses: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -89,5 +89,5 @@ def test_each_of_several_origins_is_looked_at() -> None:
 @pytest.mark.parametrize(
     "name", ["127.0.0.1.example", "0x7f000001", "localhost.", "::", "0.0.0.0", "10.0.0.1", ""]
 )
-def test_what_only_looks_like_this_machine_is_not(name: str) -> None:
+def test_a_name_that_only_looks_like_this_machine_is_not(name: str) -> None:
     assert not is_loopback(name)

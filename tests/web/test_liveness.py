@@ -7,7 +7,7 @@ HEARTBEAT_S, STALL_S = 15.0, 30.0
 
 @dataclass(eq=False)
 class Response:
-    """What the liveness sees of one."""
+    """The part of a response that `Liveness` uses."""
 
     is_sending: bool = False
     since: float = 100.0
@@ -22,7 +22,7 @@ class Response:
         self.num_stops += 1
 
 
-def pulse_of(response: Response) -> Liveness:
+def liveness_of(response: Response) -> Liveness:
     liveness = Liveness(HEARTBEAT_S, STALL_S)
     liveness.add(response)
     return liveness
@@ -30,7 +30,7 @@ def pulse_of(response: Response) -> Liveness:
 
 def test_a_silent_response_sends_a_sign_of_life_in_time_and_not_before() -> None:
     response = Response()
-    liveness = pulse_of(response)
+    liveness = liveness_of(response)
     liveness.check(response.since + HEARTBEAT_S - 1)
     assert response.num_signs == 0
     liveness.check(response.since + HEARTBEAT_S + 1)
@@ -39,7 +39,7 @@ def test_a_silent_response_sends_a_sign_of_life_in_time_and_not_before() -> None
 
 def test_a_send_that_waits_too_long_is_ended_and_not_before() -> None:
     response = Response(is_sending=True)
-    liveness = pulse_of(response)
+    liveness = liveness_of(response)
     liveness.check(response.since + STALL_S - 1)
     assert response.num_stops == 0
     liveness.check(response.since + STALL_S + 1)
@@ -50,7 +50,7 @@ def test_a_send_that_waits_too_long_is_ended_and_not_before() -> None:
 
 def test_a_send_that_was_taken_is_not_stalled_however_long_ago() -> None:
     response = Response()
-    liveness = pulse_of(response)
+    liveness = liveness_of(response)
     liveness.check(response.since + 10 * STALL_S)
     assert response.num_stops == 0
     liveness.remove(response)
@@ -58,6 +58,6 @@ def test_a_send_that_was_taken_is_not_stalled_however_long_ago() -> None:
 
 
 def test_lags_are_those_of_all_responses() -> None:
-    liveness = pulse_of(Response(lag=3))
+    liveness = liveness_of(Response(lag=3))
     liveness.add(Response(lag=0))
     assert sorted(liveness.lags()) == [0, 3]

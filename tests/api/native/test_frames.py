@@ -16,7 +16,7 @@ def events_of(data: bytes) -> list[dict[str, object]]:
     return [json.loads(event.data) for event in Parser().feed(data)]
 
 
-def test_a_stream_is_framed_as_the_notebook_s_clients_read_it() -> None:
+def test_a_stream_is_framed_as_plain_sse_clients_read_it() -> None:
     log: list[Event] = [Delta(" AI", 1), Delta(" is", 1), END]
     first, second, last = events_of(NativeFrames().frame([(0, log)]))
     assert first == {"token": " AI", "index": 0, "finished": False}
@@ -48,7 +48,7 @@ def test_a_failure_is_a_terminal_event_of_the_same_shape() -> None:
     }
 
 
-def test_what_a_seed_no_longer_gives_is_said_and_only_that() -> None:
+def test_an_answer_that_its_seed_no_longer_gives_says_so() -> None:
     (usual,) = events_of(NativeFrames().frame([(0, [END])]))
     (event,) = events_of(
         NativeFrames().frame([(0, [msgspec.structs.replace(END, reproducible=False)])])
@@ -85,7 +85,7 @@ def test_an_event_has_the_same_bytes_for_every_reader(
 
 @given(st.lists(st.text(min_size=1), max_size=8), st.integers(0, 8))
 def test_any_text_survives_framing_in_any_batches(texts: list[str], cut: int) -> None:
-    """CR, LF, U+2028, NUL and what looks like an event stay inside their one event."""
+    """CR, LF, U+2028, NUL and text that looks like an event stay inside their event."""
     log: list[Event] = [*(Delta(text, 1) for text in texts), END]
     frames = NativeFrames()
     events = events_of(frames.frame([(0, log[:cut])]) + frames.frame([(0, log[cut:])]))

@@ -1,4 +1,4 @@
-"""docs/compatibility.md against OpenAI's own type definitions, our fields and our tests."""
+"""docs/compatibility.md agrees with OpenAI's type definitions, our fields and our tests."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ OURS = {"top_k"}
 
 
 def table_of(route: str) -> dict[str, tuple[str, str]]:
-    """Each parameter, what becomes of it, and the test that shows it."""
+    """Return each parameter's verdict and the test that shows it."""
     section = PAGE.partition(f"## {route}\n")[2].partition("\n## ")[0]
     rows = ROW.findall(section)
     assert len(rows) == section.count("\n| `")
@@ -27,7 +27,7 @@ def table_of(route: str) -> dict[str, tuple[str, str]]:
 
 
 def parameters_of(module: Any) -> set[str]:
-    """Every name that OpenAI's client lets be said, streamed or not."""
+    """Return every parameter of OpenAI's client, streamed or not."""
     base = set(module.CompletionCreateParamsBase.__annotations__)
     return base | set(module.CompletionCreateParamsStreaming.__annotations__)
 
@@ -40,7 +40,7 @@ def parameters_of(module: Any) -> set[str]:
     ],
     ids=["chat", "completion"],
 )
-def test_every_parameter_of_openai_s_is_listed_as_what_it_is(
+def test_every_parameter_of_openai_s_is_listed_with_its_verdict(
     route: str, module: Any, model: Any, refused: frozenset[str]
 ) -> None:
     table = table_of(route)
@@ -50,7 +50,7 @@ def test_every_parameter_of_openai_s_is_listed_as_what_it_is(
     assert taken == set(model.model_fields) - OURS
 
 
-def test_every_test_that_is_named_is_there() -> None:
+def test_every_named_test_exists() -> None:
     names = {
         test for route in ("chat/", "") for _, test in table_of(f"/v1/{route}completions").values()
     }

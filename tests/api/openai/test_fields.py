@@ -1,4 +1,4 @@
-"""What may be asked of OpenAI's API, and that everything else is refused by name."""
+"""The fields of OpenAI's API: supported values reach the engine, others are refused by name."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from penstock.errors import InvalidFields
 from penstock.request import Message, ToolUse
 
 MARK = "zqxj"
-"""Stands in what is wrong, and must stand in no message."""
+"""Part of every wrong value; no message may contain it."""
 
 TURN = {"role": "user", "content": MARK}
 INFO = ModelInfo(
@@ -46,7 +46,7 @@ def refusal_of(parse: Any, body: dict[str, Any], *, strict: bool = True) -> Inva
     return refused.value
 
 
-def test_what_an_engine_could_do_is_said_where_it_is_refused() -> None:
+def test_a_refused_feature_comes_with_the_engine_s_advice() -> None:
     advice: dict[Feature, str] = {"tools": "It needs a parser."}
     body = {"messages": [TURN], "tools": [tool("look")], "reasoning_effort": "low"}
     with pytest.raises(InvalidFields) as refused:
@@ -102,7 +102,7 @@ COMMON_ROWS = [
     *rows("frequency_penalty", "invalid_type", MARK),
     *rows("logit_bias", "invalid_type", [MARK], MARK, {"1": MARK}, {"1": True}, {"1": None}),
     *rows("logit_bias", "invalid_value", {MARK: 1}, {"-1": 1}, {"1.0": 1}, {"": 1}, {"9" * 11: 1}),
-    *rows("logit_bias", "invalid_value", {"2048": 1}),  # the vocabulary has that many
+    *rows("logit_bias", "invalid_value", {"2048": 1}),  # the ids end at 2047
     *rows("logit_bias", "out_of_range", {"1": 101}, {"1": -101}),
     *rows("logit_bias", "too_many_items", {f"{n}": 1 for n in range(301)}),
     *rows("user", "invalid_type", 5),
@@ -147,7 +147,9 @@ def test_a_wrong_value_is_refused_by_name(parse: Any, name: str, value: object, 
         *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
         *rows("parallel_tool_calls", "invalid_value", False),  # without tools
         *rows("reasoning_effort", "invalid_value", MARK),
-        *rows("reasoning_effort", "unsupported_field", "low", "high"),  # the model has no degrees
+        *rows(
+            "reasoning_effort", "unsupported_field", "low", "high"
+        ),  # the model has no degrees of effort
         *rows("messages", "missing_field", [{"content": MARK}], [{"role": "user"}]),
         *rows("messages", "unknown_field", [{**TURN, "name": MARK}]),
         *rows("messages", "invalid_type", [{**TURN, "tool_calls": [MARK]}]),
@@ -227,7 +229,7 @@ def test_fields_that_do_not_go_together_are_refused_by_name(
     assert param_of(refusal_of(parse_completion, {"prompt": "a", **fields})) == param
 
 
-def test_two_names_for_the_longest_answer_are_one_too_many() -> None:
+def test_both_names_of_the_token_limit_are_too_many() -> None:
     body = {"messages": [TURN], "max_tokens": 5, "max_completion_tokens": 5}
     assert param_of(refusal_of(parse_chat, body)) == "max_tokens"
 
@@ -237,7 +239,7 @@ def test_a_place_within_a_field_is_spelt_as_openai_does() -> None:
     assert param_of(refusal_of(parse_chat, body)) == "messages[1].content[0].text"
 
 
-def test_null_says_nothing() -> None:
+def test_null_is_the_same_as_leaving_a_field_out() -> None:
     for parse, required in ((parse_chat, "messages"), (parse_completion, "prompt")):
         asked: Any = parse
         value = [TURN] if required == "messages" else "a"
@@ -251,7 +253,7 @@ def test_null_says_nothing() -> None:
         assert request.max_tokens == plain.max_tokens
 
 
-def test_what_is_asked_reaches_the_engine_in_its_own_words() -> None:
+def test_every_field_reaches_the_engine() -> None:
     asked = parse_chat(
         {
             "model": "rill",
@@ -327,12 +329,14 @@ def test_the_model_is_shown_the_tools_that_it_may_call(
     ],
     ids=str,
 )
-def test_what_does_not_go_with_tools_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+def test_fields_that_do_not_go_with_tools_are_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
     body = {"messages": [TURN], "tools": [tool("a")], **fields}
     assert param_of(refusal_of(parse_chat, body)) == param
 
 
-def test_a_conversation_with_calls_reaches_the_engine_in_its_own_words() -> None:
+def test_a_conversation_with_tool_calls_reaches_the_engine() -> None:
     result = {"role": "tool", "tool_call_id": "c", "content": "5"}
     asked = parse_chat({"messages": [TURN, {**calling('{"x": 1}'), "reasoning": "Hm"}, result]})
     (request,) = asked.requests(INFO)
@@ -344,7 +348,7 @@ def test_a_conversation_with_calls_reaches_the_engine_in_its_own_words() -> None
     assert asked.features() == {"messages": "tools"}
 
 
-def test_without_a_limit_the_answer_may_take_what_there_is() -> None:
+def test_without_a_limit_the_answer_may_fill_the_context() -> None:
     (request,) = parse_chat({"messages": [TURN]}).requests(INFO)
     assert (request.max_tokens, request.must_fit) == (1024, False)
     assert request.sampling.temperature == request.sampling.top_p == 1

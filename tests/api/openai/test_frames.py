@@ -22,7 +22,7 @@ def form(**fields: Any) -> ChunkForm:
 
 
 def streams(number: int = 1, **fields: Any) -> list[Stream]:
-    """As many, each accepted with a prompt of two tokens."""
+    """Return streams that are accepted with a prompt of two tokens."""
     registry = Streams([ScriptedEngine()])
     request = {"max_tokens": 9, "prompt": "x", **fields}
     made = [opened(registry, Request(id=f"{n}", **request), resumable=True) for n in range(number)]
@@ -32,7 +32,7 @@ def streams(number: int = 1, **fields: Any) -> list[Stream]:
 
 
 def data_of(frames: bytes) -> list[Any]:
-    """The data of each frame; `[DONE]` as it is."""
+    """Return the data of each frame as JSON values, and `[DONE]` as text."""
     lines = [frame.rpartition("\n")[2] for frame in frames.decode().split("\n\n") if frame]
     texts = [line.removeprefix("data: ") for line in lines]
     return [text if text == DONE else json.loads(text) for text in texts]
@@ -75,7 +75,7 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
     made[1].delta("b", 1, ())
     made[1].finish("length", 1)
     first = data_of(frames.frame([(1, made[1].log.after(0))]))
-    # All begin in order, whichever has something to say first.
+    # The choices begin in order, though the second one has text first.
     assert [chunk["choices"][0]["index"] for chunk in first] == [0, 1, 1, 1]
     for chunk in first[:2]:
         assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -92,7 +92,7 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
 @pytest.mark.parametrize("cursor", [0, 2])
 async def test_tokens_of_reasoning_are_counted_apart(continuous: bool, cursor: int) -> None:
     made = streams()
-    made[0].delta("", 1, ())  # the mark
+    made[0].delta("", 1, ())  # the mark that begins the reasoning
     made[0].reasoning("Is", 1, ())
     made[0].reasoning(" it?", 2, ())
     made[0].delta("Yes", 1, ())
@@ -117,10 +117,9 @@ async def test_after_a_failure_nothing_more_is_said() -> None:
     assert done == DONE
 
 
-async def test_what_other_choices_had_said_after_a_failure_is_not_said_after_the_end() -> None:
-    """What went wrong: both choices had come to their ends before the reader had its turn, and the
-    second one's deltas followed `[DONE]`. Whom: clients of a busy server. Why not now: a response
-    that has failed is over, for deltas as well."""
+async def test_after_a_failure_no_choice_has_another_delta() -> None:
+    """Once, if both choices ended before the reader's turn, the second one's deltas followed
+    `[DONE]`. Now a failure ends the response, also for deltas."""
     made = streams(2)
     made[0].delta("a", 1, ())
     made[0].fail("engine_error", "It gave up.")
