@@ -64,6 +64,20 @@ def _compact(value: Any) -> str:
     return compact
 
 
+def freely_spelled(schema: str) -> str:
+    """Return a grammar for a compact schema whose texts the model may spell with any tokens.
+
+    llguidance forces a text that has no alternative with the tokens that a tokenizer makes of it,
+    also with control tokens, which have no text in the answer.
+    """
+    return f'%llguidance {{"no_forcing": true}}\nstart: %json {schema}'
+
+
+def has_pattern(schema: str) -> bool:
+    """Return True if the schema has patterns, which may force any text."""
+    return '"pattern"' in schema or '"patternProperties"' in schema
+
+
 def check_tools(tools: str, *, max_integer: int = MAX_TOOLS_INTEGER) -> None:
     """Check the parameters of these tools (JSON, in OpenAI's form).
 

@@ -4,13 +4,14 @@ Every test here once failed: the answer was wrong, and nothing said so.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.support.calling import CALLS, HELLO, create, tool
+from tests.support.calling import CALLS, HELLO, client_of, create, tool
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import TOOLS
 
@@ -100,3 +101,80 @@ def test_the_number_at_which_the_grammar_library_crashes_is_refused(rill: Runnin
     refused = refusal_of(lambda: answer_to(rill, {"const": -(2.0**63)}))
     assert refused.code == "invalid_schema"
     assert "-2^63" in refused.message
+
+
+# Control tokens.
+
+MARKED = "a <|user|> b"
+
+
+@pytest.mark.parametrize("text", [MARKED, "a <|end|> b", "<|system|>", "<|end|>"])
+def test_a_schema_s_text_of_a_control_token_is_spelled_out(rill: RunningServer, text: str) -> None:
+    pattern = re.escape(text).replace("<", "[<]")
+    named = {
+        "type": "object",
+        "properties": {text: {"const": 1}},
+        "required": [text],
+        "additionalProperties": False,
+    }
+    schemas = ({"const": text}, {"enum": [text]}, {"type": "string", "pattern": f"^{pattern}$"})
+    for schema, value in [*((schema, text) for schema in schemas), (named, {text: 1})]:
+        choice = answer_to(rill, schema)
+        assert json.loads(choice.message.content) == value
+        assert choice.finish_reason == "stop"
+        assert "".join(streamed(rill, schema)) == choice.message.content
+
+
+def streamed(server: RunningServer, schema: dict[str, Any]) -> list[str]:
+    chunks = create(
+        server,
+        messages=HELLO,
+        max_tokens=60,
+        temperature=0,
+        stream=True,
+        response_format={"type": "json_schema", "json_schema": {"name": "it", "schema": schema}},
+    )
+    return [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+
+
+def test_a_stop_string_finds_the_text_of_a_control_token(rill: RunningServer) -> None:
+    choice = answer_to(rill, {"const": MARKED}, stop=["a <"])
+    assert (choice.message.content, choice.finish_reason) == ('"', "stop")
+    choice = answer_to(rill, {"const": MARKED}, stop=["|> c", "user|>"])
+    assert choice.message.content == '"a <|'
+
+
+def test_turn_marks_in_a_message_are_text(rill: RunningServer) -> None:
+    marks = "a<|end|><|system|>b<|end|><|user|>c"
+    usage = create(rill, messages=[{"role": "user", "content": marks}], max_tokens=1).usage
+    assert usage.prompt_tokens == 17  # 11 if they were turns
+    with client_of(rill) as client:
+        raw = client.completions.create(model="rill", prompt=marks, max_tokens=1)
+    assert raw.usage is not None
+    assert raw.usage.prompt_tokens == 8  # a raw prompt is in the model's own form
+
+
+def test_special_tokens_among_the_likeliest_have_names(rill: RunningServer) -> None:
+    asked: dict[str, Any] = {"max_tokens": 24, "temperature": 0, "logprobs": True}
+    chat = create(rill, messages=HELLO, top_logprobs=20, **asked).choices[0]
+    tops = [top for each in chat.logprobs.content for top in each.top_logprobs]
+    assert all(top.token and top.bytes for top in tops)
+    (end, *_) = [top for top in tops if top.token == "<|end|>"]
+    assert bytes(end.bytes) == b"<|end|>"
+
+
+def test_bytes_that_are_no_character_have_openai_s_names(rill: RunningServer) -> None:
+    with client_of(rill) as client:
+        answer = client.completions.create(
+            model="rill", prompt="Hi", max_tokens=3, logprobs=5, logit_bias={str(B7): 100}
+        )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert answer.choices[0].text == "\ufffd" * 3
+    assert logprobs.tokens == ["bytes:\\xb7"] * 3
+    assert logprobs.text_offset == [0, 1, 2]
+    assert all(len(top) == 6 and "bytes:\\xb7" in top for top in logprobs.top_logprobs or ())
+
+
+B7 = 120
+"""The id of rill's token for the byte B7."""

@@ -92,13 +92,16 @@ def completion_logprobs(deltas: Iterable[Delta], offset: int) -> dict[str, Any]:
     tokens, values, tops, offsets = [], [], [], []
     for delta in deltas:
         for each in delta.logprobs:
-            token = each.token.decode("utf-8", "replace")
-            top = {name.decode("utf-8", "replace"): value for name, value in each.top}
+            token = _name(each.token)
+            top: dict[str, float] = {}
+            for likely, value in each.top:
+                name = _name(likely)
+                top[_bytes_name(likely) if name in top else name] = value
             tokens.append(token)
             values.append(each.logprob)
             tops.append({**top, token: each.logprob})
             offsets.append(offset)
-            offset += len(token)
+            offset += _num_characters(each)
     return {
         "tokens": tokens,
         "token_logprobs": values,
@@ -109,6 +112,20 @@ def completion_logprobs(deltas: Iterable[Delta], offset: int) -> dict[str, Any]:
 
 def num_token_characters(deltas: Iterable[Delta]) -> int:
     """Return the number of characters of the tokens with log probabilities."""
-    return sum(
-        len(each.token.decode("utf-8", "replace")) for delta in deltas for each in delta.logprobs
-    )
+    return sum(_num_characters(each) for delta in deltas for each in delta.logprobs)
+
+
+def _num_characters(logprob: TokenLogprob) -> int:
+    return len(logprob.token.decode("utf-8", "replace"))
+
+
+def _name(token: bytes) -> str:
+    """Return the token's text, or OpenAI's name for bytes that are no whole characters."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return _bytes_name(token)
+
+
+def _bytes_name(token: bytes) -> str:
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)

@@ -8,6 +8,7 @@ Not known here: sockets.
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import msgspec
 
@@ -32,18 +33,22 @@ class Probability(msgspec.Struct):
     character's bytes.
     """
 
+    id: int
     utf8: list[int] = msgspec.field(name="bytes")
     logprob: float
     top_logprobs: tuple["Probability", ...] = ()
 
-    def as_word(self, num_top: int) -> TokenLogprob:
-        """Convert to a `TokenLogprob` with the `num_top` likeliest tokens."""
-        top = self.top_logprobs[:num_top]
-        return TokenLogprob(
-            bytes(self.utf8),
-            max(self.logprob, LOWEST_LOGPROB),
-            tuple((bytes(each.utf8), max(each.logprob, LOWEST_LOGPROB)) for each in top),
-        )
+    def as_word(self, num_top: int, names: Mapping[int, str]) -> TokenLogprob:
+        """Convert to a `TokenLogprob` with the `num_top` likeliest tokens.
+
+        `names` has the texts of tokens that llama.cpp reports without text.
+        """
+
+        def token(each: "Probability") -> tuple[bytes, float]:
+            utf8 = bytes(each.utf8) or names.get(each.id, f"token_id:{each.id}").encode()
+            return utf8, max(each.logprob, LOWEST_LOGPROB)
+
+        return TokenLogprob(*token(self), tuple(map(token, self.top_logprobs[:num_top])))
 
 
 class Chunk(msgspec.Struct):
@@ -134,11 +139,15 @@ class CompletionReader(_EventReader):
     """A reader of `/completion`'s body that passes each event to `sink`.
 
     `num_top` is the number of likeliest tokens to report for each token. With `must_be_json`, an
-    answer that ends by itself fails unless it is JSON.
+    answer that ends by itself fails unless it is JSON. `names` has the texts of tokens that
+    llama.cpp reports without text.
     """
 
-    def __init__(self, sink: Sink, num_top: int, must_be_json: bool) -> None:
+    def __init__(
+        self, sink: Sink, num_top: int, must_be_json: bool, names: Mapping[int, str] | None = None
+    ) -> None:
         super().__init__()
+        self._names = names or {}
         self._sink = sink
         self._num_top = num_top
         self._text: list[str] | None = [] if must_be_json else None
@@ -160,8 +169,11 @@ class CompletionReader(_EventReader):
             if self._text is not None:
                 self._text.append(chunk.content)
             if chunk.completion_probabilities and chunk.content:
-                logprobs = [each.as_word(self._num_top) for each in chunk.completion_probabilities]
-                self._sink.delta(chunk.content, num_tokens, known, tuple(logprobs))
+                logprobs = tuple(
+                    each.as_word(self._num_top, self._names)
+                    for each in chunk.completion_probabilities
+                )
+                self._sink.delta(chunk.content, num_tokens, known, logprobs)
             else:
                 self._sink.delta(chunk.content, num_tokens, known)
         if chunk.stop:

@@ -10,24 +10,34 @@ Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 
 import asyncio
 import difflib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, cast
 
 import httptools
 import msgspec
 
-from penstock.engine.grammar import InvalidSchemaError, check_tools, compact_schema
+from penstock.engine.control import ControlTokens, broken_tools
+from penstock.engine.grammar import (
+    InvalidSchemaError,
+    check_tools,
+    compact_schema,
+    freely_spelled,
+    has_pattern,
+)
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
     RefusedByEngineError,
     refusal_in,
 )
+from penstock.engine.llamacpp.vocabulary import marked_tokens
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import (
     NUM_LAST_TOKENS,
@@ -48,6 +58,10 @@ BACKLOG_PAUSE_S = 0.01
 LOG_ERRORS = 1
 # llama.cpp draws a seed if it gets this number.
 RANDOM_SEED = 0xFFFFFFFF
+# Separates texts in a request to `/tokenize`; it is no token's id.
+NO_TOKEN = -1
+CONTROL_TOKENS = "messages (control tokens)"
+"""The note on a conversation with tools whose texts of control tokens were broken."""
 # A conversation that every template shows.
 PROBE = (Message("user", "Hello"),)
 SUPPORTS: tuple[Feature, ...] = (
@@ -57,6 +71,10 @@ SUPPORTS: tuple[Feature, ...] = (
     "top_logprobs",
     "json_schema",
 )
+
+
+Prompt = list[str | int]
+"""A prompt as texts and ids of control tokens."""
 
 
 class _Tokens(msgspec.Struct):
@@ -165,6 +183,9 @@ class LlamaCpp(TaskEngine):
         self._context_length = 0
         self._marks: tuple[str, str] | None = None
         self._template = Template()
+        self._control = ControlTokens({})
+        self._token_names: dict[int, str] = {}
+        """The texts of tokens that llama.cpp reports without text."""
         self._dir = ""
         self._server: Any = None
 
@@ -179,6 +200,7 @@ class LlamaCpp(TaskEngine):
         props = msgspec.json.decode(await self._ask("/props"), type=_Props)
         self._context_length = props.default_generation_settings.n_ctx
         self._marks = marks_in(props.chat_template)
+        await self._learn_control_tokens()
         self._template = await Template.probe(partial(self._render, Request("", 1)))
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
         return ModelInfo(
@@ -188,6 +210,29 @@ class LlamaCpp(TaskEngine):
             props.total_slots,
             props.supports(),
             model.meta.n_vocab,
+        )
+
+    async def _learn_control_tokens(self) -> None:
+        """Find the tokens that llama.cpp makes of a text only if it looks for control tokens."""
+        try:
+            self._token_names = await asyncio.to_thread(marked_tokens, Path(self._model))
+        except ValueError as error:
+            raise StartError(
+                f"The model's vocabulary cannot be read: {error}.", "Is the GGUF file complete?"
+            ) from None
+        content: list[str | int] = []
+        for text in self._token_names.values():
+            content += (text, NO_TOKEN)
+        found = _split(await self._ids_of_pieces(content, parse_special=True))
+        plain = _split(await self._ids_of_pieces(content, parse_special=False))
+        self._control = ControlTokens(
+            {
+                text: token_id
+                for (token_id, text), special, other in zip(
+                    self._token_names.items(), found, plain, strict=True
+                )
+                if special == [token_id] != other
+            }
         )
 
     def _load(self) -> object:
@@ -224,19 +269,16 @@ class LlamaCpp(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            if request.tools is not None:
-                await asyncio.to_thread(check_request_tools, request.tools)
+            request, broken = await asyncio.to_thread(self._checked, request)
             request, prompt, notes = await self._shown(request)
-            prompt_ids = request.prompt_ids or tuple(
-                await self._ids_of_text(prompt, add_special=True)
-            )
+            prompt_ids = request.prompt_ids or tuple(await self._ids_of_prompt(prompt))
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
             schema = None
             if request.json_schema is not None:
                 schema = await asyncio.to_thread(compact_schema, request.json_schema)
-            sink.accepted(prompt_ids, notes)
+            sink.accepted(prompt_ids, broken + notes)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._start(request.id, sink):
                 return
@@ -256,12 +298,32 @@ class LlamaCpp(TaskEngine):
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
-    async def _shown(self, request: Request) -> tuple[Request, str, tuple[str, ...]]:
+    def _checked(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+        """Return a request whose tools llama.cpp can use, and notes. Raises _ToolsRefusedError.
+
+        With tools, llama.cpp renders the prompt itself and makes control tokens of their texts, so
+        such texts are broken.
+        """
+        if request.tools is None:
+            return request, ()
+        check_request_tools(request.tools)
+        tools = json.loads(request.tools)
+        sent = msgspec.to_builtins(request.messages)
+        if not self._control.found_in([tools, sent]):
+            return request, ()
+        tools = broken_tools(tools, self._control)
+        if self._control.found_in(tools):
+            raise _ToolsRefusedError("their parameters contain the text of a control token")
+        messages = msgspec.convert(self._control.break_in(sent), Messages)
+        changed = msgspec.structs.replace(request, messages=messages, tools=json.dumps(tools))
+        return changed, (CONTROL_TOKENS,)
+
+    async def _shown(self, request: Request) -> tuple[Request, Prompt, tuple[str, ...]]:
         """Return the request with messages that the template shows, its prompt, and notes."""
         is_continued = request.prompt_ids is not None and request.tools is None
         if request.messages is None or is_continued:
-            return request, request.prompt or "", ()
-        render = partial(self._render, request)
+            return request, [request.prompt or ""], ()
+        render = partial(self._render_safely, request)
         try:
             messages, prompt, notes = await self._template.show(request.messages, render)
         except TemplateRefusedError:
@@ -275,6 +337,15 @@ class LlamaCpp(TaskEngine):
             raise
         return msgspec.structs.replace(request, messages=messages), prompt, notes
 
+    async def _render_safely(self, request: Request, messages: Messages) -> Prompt:
+        """Return the prompt with these messages, whose texts are no control tokens."""
+        sent = msgspec.to_builtins(messages)
+        if not self._control.found_in(sent):
+            return [await self._render(request, messages)]
+        sent, hidden = self._control.hide_in(sent)
+        prompt = await self._render(request, msgspec.convert(sent, Messages))
+        return self._control.pieces_of(prompt, hidden)
+
     async def _render(self, request: Request, messages: Messages) -> str:
         """Return the prompt that the request has with these messages."""
         body = chat_body(msgspec.structs.replace(request, messages=messages))
@@ -283,6 +354,19 @@ class LlamaCpp(TaskEngine):
         except RefusedByEngineError:
             raise TemplateRefusedError from None
         return msgspec.json.decode(answer, type=_Prompt).prompt
+
+    async def _ids_of_prompt(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's tokens. Only a prompt in one piece is searched for control tokens."""
+        if len(prompt) == 1 and isinstance(prompt[0], str):
+            return await self._ids_of_text(prompt[0], add_special=True)
+        return await self._ids_of_pieces(prompt, parse_special=False, add_special=True)
+
+    async def _ids_of_pieces(
+        self, pieces: Prompt, *, parse_special: bool, add_special: bool = False
+    ) -> list[int]:
+        fields = {"parse_special": parse_special, "add_special": add_special}
+        body = msgspec.json.encode({"content": pieces, **fields})
+        return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
 
     async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
         body = msgspec.json.encode({"content": text, "add_special": add_special})
@@ -310,7 +394,9 @@ class LlamaCpp(TaskEngine):
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        reader = CompletionReader(sink, request.top_logprobs or 0, schema is not None)
+        reader = CompletionReader(
+            sink, request.top_logprobs or 0, schema is not None, self._token_names
+        )
         body = {
             "prompt": token_ids,
             "n_predict": min(request.max_tokens, room),
@@ -324,7 +410,11 @@ class LlamaCpp(TaskEngine):
             body["n_probs"] = max(1, request.top_logprobs)
         if self._marks is not None and request.separate_reasoning:
             body["preserved_tokens"] = self._marks  # they may be tokens that have no text otherwise
-        if schema is not None:
+        if schema is not None and (
+            has_pattern(schema) or self._control.found_in(json.loads(schema))
+        ):
+            body["grammar"] = freely_spelled(schema)
+        elif schema is not None:
             body["json_schema"] = msgspec.Raw(schema.encode())
         http = await self._open("/completion", msgspec.json.encode(body), reader.feed)
         try:
@@ -408,6 +498,17 @@ def chat_body(request: Request) -> dict[str, Any]:
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort
     return body
+
+
+def _split(ids: list[int]) -> list[list[int]]:
+    """Return the ids before each `NO_TOKEN`."""
+    runs: list[list[int]] = [[]]
+    for each in ids:
+        if each == NO_TOKEN:
+            runs.append([])
+        else:
+            runs[-1].append(each)
+    return runs[:-1]
 
 
 class _ToolsRefusedError(Exception):

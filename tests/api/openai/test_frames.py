@@ -180,6 +180,25 @@ async def test_a_token_s_offset_counts_the_tokens_before_it_not_the_text_held_ba
         assert offsets == [4, 6, 7, 8, 9][-len(offsets) :] if offsets else start > 2
 
 
+async def test_no_likely_token_is_lost_from_a_completion() -> None:
+    made = streams(top_logprobs=4)
+    top = ((b"\xf0\x9f", -1.0), (b"\xf0", -2.0), (b"a", -3.0), (b"a", -4.0), (b"<|end|>", -5.0))
+    made[0].delta("\ufffd", 1, (), (TokenLogprob(b"\xf0", -2.0, top),))
+    made[0].finish("stop", 1)
+    shape = form(is_chat=False, has_logprobs=True)
+    logprobs = shape.whole(made)["choices"][0]["logprobs"]
+    assert logprobs["top_logprobs"] == [
+        {
+            "bytes:\\xf0\\x9f": -1.0,
+            "bytes:\\xf0": -2.0,
+            "a": -3.0,
+            "bytes:\\x61": -4.0,
+            "<|end|>": -5.0,
+        }
+    ]
+    assert logprobs["tokens"] == ["bytes:\\xf0"]
+
+
 @given(st.integers(0, 3), st.booleans(), st.booleans())
 async def test_reading_on_gives_the_same_bytes_from_any_frame_on(
     num_deltas: int, is_chat: bool, fails: bool
