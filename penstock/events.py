@@ -17,10 +17,14 @@ or the context was reached), "cancelled" (a client asked), "deadline" (its time 
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts, taken from the engine and never estimated."""
+    """Token counts, taken from the engine and never estimated.
+
+    `cached_tokens` is how many of the prompt's tokens the engine had in its cache.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

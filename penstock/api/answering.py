@@ -124,7 +124,8 @@ class Answering:
         opened: list[Stream] = []
         try:
             for number, request in enumerate(call.requests):
-                choices = ChoiceGroup(first_id, number, size) if size > 1 else None
+                is_first = number % call.num_per_prompt == 0
+                choices = ChoiceGroup(first_id, number, size, is_first) if size > 1 else None
                 record = StreamRecord(request, owner, call.resumable, call.timeout, form, choices)
                 opened.append(self.streams.open(record))
         except Problem:

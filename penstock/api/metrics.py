@@ -47,7 +47,7 @@ def levels_of(
         waiting = sum(
             stream.phase in ("queued", "submitted", "accepted") for stream in open_streams
         )
-        usages = [stream.usage for stream in open_streams]
+        usages = [stream.counted_usage for stream in open_streams]
         lags = liveness.lags()
         return Levels(
             version=__version__,

@@ -346,7 +346,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
 def _usage_fields(usage: Usage | None) -> dict[str, int] | None:
     if usage is None:
         return None
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    names = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens")
     return {name: getattr(usage, name) for name in names}
 
 

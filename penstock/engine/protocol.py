@@ -75,6 +75,12 @@ class Sink(Protocol):
     def working(self) -> None:
         """The engine is alive and reads the prompt, which may take minutes."""
 
+    def cached(self, num_tokens: int) -> None:
+        """The engine has `num_tokens` of the prompt's tokens in its cache.
+
+        Called once at most, before the first delta. Without this call the number is 0.
+        """
+
     def delta(
         self,
         piece: str | bytes,

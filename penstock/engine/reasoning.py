@@ -137,6 +137,7 @@ class FilterSink:
         self.accepted = sink.accepted
         self.started = sink.started
         self.working = sink.working
+        self.cached = sink.cached
         self.reasoning = sink.reasoning
         self.tool_call = sink.tool_call
         self.fail = sink.fail

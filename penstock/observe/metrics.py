@@ -226,7 +226,7 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     ),
     Counter(
         "penstock_prompt_tokens_total",
-        "Prompt tokens that the engine accepted.",
+        "Prompt tokens that the engine accepted, once for all choices of a prompt.",
         lambda meter, levels: meter.prompt_tokens + levels.prompt_tokens,
     ),
     Counter(

@@ -30,12 +30,14 @@ class ChoiceGroup(msgspec.Struct, frozen=True):
     """The streams that are the choices of one answer.
 
     `first_id` is the id of the first stream, which names the whole group. `number` counts this
-    stream from 0. Cancelling the first stream cancels all of them.
+    stream from 0. Cancelling the first stream cancels all of them. `counts_prompt` is False if
+    an earlier choice has the same prompt.
     """
 
     first_id: str
     number: int
     size: int
+    counts_prompt: bool = True
 
 
 class StreamRecord(msgspec.Struct, frozen=True):
@@ -65,6 +67,11 @@ class StreamRecord(msgspec.Struct, frozen=True):
     def first_id(self) -> str:
         """Return the id that names the answer: the first choice's, or the stream's own."""
         return self.id if self.choices is None else self.choices.first_id
+
+    @property
+    def counts_prompt(self) -> bool:
+        """Return True if the prompt counts when the tokens of streams are added up."""
+        return self.choices is None or self.choices.counts_prompt
 
     def encode(self) -> bytes:
         """Return the record as MessagePack."""

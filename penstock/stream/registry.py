@@ -110,7 +110,7 @@ class Streams:
         num_under_way = 0
         if owner.limits.tokens_per_minute is not None:
             num_under_way = sum(
-                stream.usage.total_tokens
+                stream.counted_usage.total_tokens
                 for stream in self._open.values()
                 if stream.record.owner.name == owner.name
             )
@@ -136,7 +136,7 @@ class Streams:
             stream.id,
             owner.name,
             request.max_tokens,
-            lambda: stream.usage.total_tokens,
+            lambda: stream.counted_usage.total_tokens,
             num_bytes,
         )
         self._open[stream.id] = stream
@@ -226,7 +226,7 @@ class Streams:
             timer.cancel()
         now = time.monotonic()
         self._meter_end(stream, stream.ended)
-        self._quotas.ended(stream.record.owner, stream.usage.total_tokens, now)
+        self._quotas.ended(stream.record.owner, stream.counted_usage.total_tokens, now)
         self.kept.stream_ended(stream)
         self.admission.leave(stream.id, now)
         self._fill_slots()
@@ -324,11 +324,12 @@ class Streams:
             error_code = end.code
             if kind_of(end.code).status < 500:  # the request's own fault: no operator is woken
                 cause = "refused"
+        usage = stream.counted_usage
         self.meter.stream_ended(
             cause=cause,
             error_code=error_code,
-            prompt_tokens=end.usage.prompt_tokens,
-            completion_tokens=end.usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
             total_time=end.timings.total_time,
         )
 

@@ -148,6 +148,12 @@ class Stream:
         return self._transcript.usage if self.log.terminal is None else self.log.terminal.usage
 
     @property
+    def counted_usage(self) -> Usage:
+        """Return the token counts to add up over streams: several choices have one prompt."""
+        usage = self.usage
+        return usage if self.record.counts_prompt else Usage(0, usage.completion_tokens)
+
+    @property
     def can_continue(self) -> bool:
         """Return True if another engine can continue the generation from here.
 
@@ -249,6 +255,10 @@ class Stream:
 
     def working(self) -> None:
         """Do nothing: the engine is still reading the prompt."""
+
+    def cached(self, num_tokens: int) -> None:
+        """Record how much of the prompt was in the engine's cache."""
+        self._transcript.cached(num_tokens)
 
     def delta(
         self,

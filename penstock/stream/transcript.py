@@ -24,6 +24,7 @@ class Transcript:
         "_continued_from",
         "_num_textless_logprobs",
         "_textless_ids",
+        "cached_tokens",
         "completion_tokens",
         "generated",
         "num_textless",
@@ -39,6 +40,9 @@ class Transcript:
         self.generated: list[int | UnnamedTokens] = []
         """The generated tokens, up to the last token whose text has come."""
         self.completion_tokens = 0
+        self.cached_tokens = 0
+        """The prompt's tokens that were in the engine's cache when the first token was generated
+        from them."""
         self.num_textless = 0
         self._textless_ids: tuple[int, ...] = ()
         self.pending_tokens = 0
@@ -53,12 +57,20 @@ class Transcript:
     def usage(self) -> Usage:
         """Return the token counts so far."""
         prompt_tokens = 0 if self.prompt_ids is None else len(self.prompt_ids)
-        return Usage(prompt_tokens, self.completion_tokens)
+        return Usage(prompt_tokens, self.completion_tokens, self.cached_tokens)
 
     def accept(self, prompt_ids: tuple[int, ...]) -> None:
         """Record the prompt's tokens. A continuation's prompt is the same, so it is ignored."""
         if self.prompt_ids is None:
             self.prompt_ids = array("I", prompt_ids)
+
+    def cached(self, num_tokens: int) -> None:
+        """Record how much of the prompt was in the engine's cache.
+
+        A continuation of generated tokens is ignored: its prompt is the same, read once more.
+        """
+        if not self.generated and self.prompt_ids is not None:
+            self.cached_tokens = min(num_tokens, len(self.prompt_ids))
 
     def add(
         self,
@@ -107,6 +119,8 @@ class Transcript:
             return request
         self._drop_textless()
         self._continued_from = self.completion_tokens
+        if not self.generated:
+            self.cached_tokens = 0
         sampling = request.sampling
         if self.generated and sampling.seed is not None and sampling.temperature > 0:
             self.reproducible = False

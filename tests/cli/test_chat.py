@@ -266,7 +266,12 @@ def test_json_on_a_terminal_holds_no_control_characters() -> None:
 
 COMPLETION = {
     "text": "Hé",
-    "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    "usage": {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "cached_tokens": 0,
+    },
     "request_time": 0.25,
     "finish_reason": "length",
 }

@@ -23,7 +23,12 @@ FINISH = {
     "index": 2,
     "finished": True,
     "finish_reason": "stop",
-    "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6},
+    "usage": {
+        "prompt_tokens": 4,
+        "completion_tokens": 2,
+        "total_tokens": 6,
+        "cached_tokens": 0,
+    },
     "timings": {
         "queue_time": 0.1,
         "time_to_first_token": 0.2,

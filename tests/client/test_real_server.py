@@ -194,6 +194,7 @@ def test_requests_gets_a_whole_answer(server: RunningServer) -> None:
         "prompt_tokens": 7,
         "completion_tokens": len(WORDS),
         "total_tokens": len(WORDS) + 7,
+        "cached_tokens": 0,
     }
     assert f"Request time: {result['request_time']:.2f} seconds"
 

@@ -47,6 +47,9 @@ class ReportingSink:
     def working(self) -> None:
         self._sink.working()
 
+    def cached(self, num_tokens: int) -> None:
+        self._sink.cached(num_tokens)
+
     def delta(
         self,
         piece: str | bytes,

@@ -153,7 +153,12 @@ def test_delete_ends_the_readers_stream_with_one_terminal_event(hanging: Running
         assert end["finished"]
         assert end["finish_reason"] == "cancelled"
         assert end["index"] == 3
-        assert end["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+        assert end["usage"] == {
+            "prompt_tokens": 2,
+            "completion_tokens": 3,
+            "total_tokens": 5,
+            "cached_tokens": 0,
+        }
 
 
 def test_delete_gives_the_same_answer_each_time(hanging: RunningServer) -> None:

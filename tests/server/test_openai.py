@@ -288,6 +288,7 @@ def test_sampling_and_logprobs_survive_the_engine_s_death() -> None:
         "stream_options": USAGE,
     }
     with serve() as server:
+        ask(server.port, complete(**{**fields, "max_tokens": 1}))  # the prompt is cached now
         expected = chunks_of(ask(server.port, complete(**fields)).body)
         connection, _ = begin(server, complete(**fields))
         with connection:

@@ -12,6 +12,8 @@ import openai
 import pytest
 
 from tests.support.calling import CALLS, HELLO, client_of, create, tool
+from tests.support.raw import Connection, ask, generate
+from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import TOOLS
 
@@ -101,6 +103,85 @@ def test_the_number_at_which_the_grammar_library_crashes_is_refused(rill: Runnin
     refused = refusal_of(lambda: answer_to(rill, {"const": -(2.0**63)}))
     assert refused.code == "invalid_schema"
     assert "-2^63" in refused.message
+
+
+# Counts.
+
+LONG = "Once upon a time there was a lighthouse near the sea"
+
+
+@pytest.fixture
+def fresh() -> Iterator[RunningServer]:
+    """A server with one slot, whose cache is empty."""
+    with serve(slots=1) as server:
+        yield server
+
+
+def test_usage_says_how_much_of_the_prompt_was_cached(fresh: RunningServer) -> None:
+    native = ask(fresh.port, generate(prompt=LONG, max_tokens=1, stream=False)).json()["usage"]
+    assert native["cached_tokens"] == 0
+    num_tokens = native["prompt_tokens"]
+    # llama.cpp reads at least the last token again.
+    native = ask(fresh.port, generate(prompt=LONG, max_tokens=1, stream=False)).json()["usage"]
+    assert native == {
+        "prompt_tokens": num_tokens,
+        "completion_tokens": 1,
+        "total_tokens": num_tokens + 1,
+        "cached_tokens": num_tokens - 1,
+    }
+    with Connection(fresh.port).send(generate(prompt=LONG, max_tokens=1)) as connection:
+        connection.head()
+        *_, end = connection.events()
+    assert end["usage"] == native
+    with client_of(fresh) as client:
+        asked: Any = {"model": "rill", "prompt": LONG, "max_tokens": 2}
+        usage = client.completions.create(**asked).usage
+        assert usage is not None
+        assert usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens == num_tokens - 1
+        asked["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        for chunk in client.completions.create(**asked, stream=True):
+            assert chunk.usage is not None
+            assert chunk.usage.prompt_tokens_details is not None
+            assert chunk.usage.prompt_tokens_details.cached_tokens == num_tokens - 1
+
+
+def test_a_chat_with_and_without_tools_says_how_much_was_cached(caller: RunningServer) -> None:
+    for fields in ({"messages": HELLO}, {**CALLS, "max_tokens": 4}):
+        first, second = (
+            create(caller, **{"max_tokens": 2, **fields}).usage.prompt_tokens_details.cached_tokens
+            for _ in range(2)
+        )
+        usage = create(caller, **{"max_tokens": 2, **fields}).usage
+        assert first <= second
+        assert usage.prompt_tokens_details.cached_tokens > usage.prompt_tokens // 2
+
+
+def test_several_choices_count_their_prompt_once_everywhere(fresh: RunningServer) -> None:
+    with client_of(fresh) as client:
+        usage = client.completions.create(
+            model="rill", prompt=[LONG, "Hi"], n=3, max_tokens=2, temperature=0
+        ).usage
+        assert usage is not None
+        alone = [
+            client.completions.create(model="rill", prompt=each, max_tokens=1).usage
+            for each in (LONG, "Hi")
+        ]
+    num_tokens = sum(each.prompt_tokens for each in alone if each is not None)
+    assert usage.prompt_tokens == num_tokens
+    assert usage.prompt_tokens_details is not None
+    assert (usage.prompt_tokens_details.cached_tokens or 0) < num_tokens
+    scrape = scrape_until(fresh, lambda scrape: scrape("penstock_streams_ended_total") == 8)
+    assert scrape("penstock_prompt_tokens_total") == 2 * num_tokens
+    assert scrape("penstock_completion_tokens_total") == usage.completion_tokens + 2
+
+
+def test_the_mock_engine_has_nothing_cached() -> None:
+    with serve(engine="mock", mock_interval=0) as server:
+        for _ in range(2):
+            usage = ask(server.port, generate(stream=False)).json()["usage"]
+            assert usage["cached_tokens"] == 0
+        assert Scrape(server)("penstock_prompt_tokens_total") == 2 * usage["prompt_tokens"]
 
 
 # Control tokens.

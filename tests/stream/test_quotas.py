@@ -6,6 +6,7 @@ import pytest
 
 from penstock.errors import Problem
 from penstock.stream.quotas import Owner
+from penstock.stream.record import ChoiceGroup
 from penstock.stream.registry import Limits, Streams
 from tests.support.owners import BOB, limited
 from tests.support.problems import raises_problem
@@ -77,6 +78,23 @@ async def test_tokens_of_open_streams_count_as_well() -> None:
     stream.accepted((1,))
     stream.delta("text", 120, ())
     assert refusal(streams, owner) == "too_many_tokens"
+
+
+async def test_a_prompt_of_several_choices_counts_once() -> None:
+    streams = Streams([ScriptedEngine()])
+    owner = limited(tokens_per_minute=100)
+    choices = [
+        opened(streams, ask(name), owner=owner, choices=ChoiceGroup("a", number, 3, number == 0))
+        for number, name in enumerate("abc")
+    ]
+    for choice in choices:
+        choice.accepted(tuple(range(40)))
+    streams.check(owner)
+    for choice in choices:
+        choice.finish("stop", 1)
+    streams.check(owner)
+    assert streams.meter.prompt_tokens == 40
+    assert streams.meter.completion_tokens == 3
 
 
 async def test_a_stream_that_never_began_counts_for_no_owner() -> None:

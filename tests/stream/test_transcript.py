@@ -190,3 +190,24 @@ def test_a_released_transcript_keeps_its_count_of_generated_tokens() -> None:
     transcript.release()
     assert transcript.generated == []
     assert transcript.usage.completion_tokens == 2
+
+
+def test_the_cached_tokens_are_those_of_the_prompt_before_its_first_token() -> None:
+    transcript = Transcript()
+    transcript.accept(PROMPT_IDS)
+    assert transcript.usage.cached_tokens == 0
+    transcript.cached(2)
+    transcript.continuation(REQUEST)  # nothing was generated: the next engine begins again
+    assert transcript.usage.cached_tokens == 0
+    transcript.cached(1)
+    transcript.add("a", 1, (5,))
+    transcript.continuation(REQUEST)
+    transcript.cached(len(PROMPT_IDS) + 1)
+    assert transcript.usage.cached_tokens == 1
+
+
+def test_no_more_tokens_are_cached_than_the_prompt_has() -> None:
+    transcript = Transcript()
+    transcript.accept(PROMPT_IDS)
+    transcript.cached(len(PROMPT_IDS) + 1)
+    assert transcript.usage.cached_tokens == len(PROMPT_IDS)

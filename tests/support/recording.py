@@ -22,6 +22,7 @@ class RecordingSink:
     prompt_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     completion_tokens: int = -1
+    cached_tokens: int = 0
     reason: EngineFinish | None = None
     failure: tuple[str, str] | None = None
     thoughts: list[str] = field(default_factory=list)
@@ -38,6 +39,10 @@ class RecordingSink:
 
     def working(self) -> None:
         self._note("working")
+
+    def cached(self, num_tokens: int) -> None:
+        self.cached_tokens = num_tokens
+        self._note("cached")
 
     def delta(
         self,

@@ -26,6 +26,8 @@ class Usage(ResponseModel):
     """Tokens of the answer."""
     total_tokens: int
     """Tokens of the prompt and the answer together."""
+    cached_tokens: int
+    """Tokens of the prompt that the engine had in its cache."""
 
 
 class Timings(ResponseModel):

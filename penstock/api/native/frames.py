@@ -95,6 +95,7 @@ def ending(event: TerminalEvent) -> dict[str, Any]:
             "prompt_tokens": event.usage.prompt_tokens,
             "completion_tokens": event.usage.completion_tokens,
             "total_tokens": event.usage.total_tokens,
+            "cached_tokens": event.usage.cached_tokens,
         },
         "timings": event.timings,
     }

@@ -20,6 +20,13 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 StopReason = Literal["cancelled", "deadline"]
 
 
+class PromptTokensDetails(ResponseModel):
+    """Parts of the prompts' tokens."""
+
+    cached_tokens: int
+    """Tokens that the engine had in its cache."""
+
+
 class CompletionUsage(ResponseModel):
     """Token counts. Each prompt counts once, and every choice counts."""
 
@@ -29,6 +36,7 @@ class CompletionUsage(ResponseModel):
     """Tokens of the answers."""
     total_tokens: int
     """Tokens of the prompts and the answers together."""
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionTokensDetails(ResponseModel):

@@ -122,9 +122,11 @@ class ChunkForm(Form, frozen=True):
     def total_usage(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """Return the usage of all choices, which have ended: each answer, and each prompt once."""
         usages = [stream.usage for stream in streams]
+        prompts = usages[:: self.num_per_prompt]
         total = Usage(
-            sum(usage.prompt_tokens for usage in usages[:: self.num_per_prompt]),
+            sum(usage.prompt_tokens for usage in prompts),
             sum(usage.completion_tokens for usage in usages),
+            sum(usage.cached_tokens for usage in prompts),
         )
         return self.usage(total, sum(num_reasoning_tokens(each.log.after(0)) for each in streams))
 
@@ -317,7 +319,8 @@ class _ChoiceFrames:
         return self._chunk(None, None, ending, end.usage)
 
     def _frame(self, delta: Delta | None, logprobs: dict[str, Any] | None = None) -> bytes:
-        so_far = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
+        usage = self._stream.usage
+        so_far = Usage(usage.prompt_tokens, self._num_tokens, usage.cached_tokens)
         return _FRAME % _encode(self._chunk(delta, logprobs, _NOT_ENDED, so_far))
 
     def _chunk(

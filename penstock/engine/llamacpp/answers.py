@@ -51,6 +51,12 @@ class Probability(msgspec.Struct):
         return TokenLogprob(*token(self), tuple(map(token, self.top_logprobs[:num_top])))
 
 
+class Progress(msgspec.Struct):
+    """How far llama.cpp has read the prompt; `cache` counts the tokens that it had already."""
+
+    cache: int = 0
+
+
 class Chunk(msgspec.Struct):
     """An event of `/completion`: a step's text, prefill progress, the end (`stop`) or an error."""
 
@@ -58,7 +64,7 @@ class Chunk(msgspec.Struct):
     tokens: tuple[int, ...] = ()
     tokens_predicted: int = 0
     completion_probabilities: tuple[Probability, ...] = ()
-    prompt_progress: dict[str, int] | None = None
+    prompt_progress: Progress | None = None
     stop: bool = False
     stop_type: str = ""
     error: Refusal | None = None
@@ -98,7 +104,7 @@ class ChatChunk(msgspec.Struct):
     choices: tuple[Choice, ...] = ()
     timings: Timings | None = None
     usage: Usage | None = None
-    prompt_progress: dict[str, int] | None = None
+    prompt_progress: Progress | None = None
     error: Refusal | None = None
 
 
@@ -116,6 +122,7 @@ class _EventReader(ABC):
     def __init__(self) -> None:
         self._buffer = b""
         self._ended = False
+        self._has_begun = False
         self._refusal: Refusal | None = None
 
     def feed(self, data: bytes) -> None:
@@ -124,6 +131,13 @@ class _EventReader(ABC):
         for event in events:
             if event.startswith(b"data: "):
                 self._event(event[6:])
+
+    def _prefill(self, progress: Progress, sink: Sink) -> None:
+        """Pass on that llama.cpp reads the prompt, and first how much of it was in its cache."""
+        if progress.cache and not self._has_begun:
+            sink.cached(progress.cache)
+        self._has_begun = True
+        sink.working()
 
     @abstractmethod
     def _event(self, data: bytes) -> None:
@@ -159,7 +173,7 @@ class CompletionReader(_EventReader):
             self._refusal = chunk.error
             return
         if chunk.prompt_progress is not None:
-            self._sink.working()
+            self._prefill(chunk.prompt_progress, self._sink)
         num_tokens = chunk.tokens_predicted - self._num_tokens
         if chunk.content or num_tokens > 0:
             # When several tokens form one character, llama.cpp reports the right count but only
@@ -216,7 +230,7 @@ class ChatReader(_EventReader):
             self._refusal = chunk.error
             return
         if chunk.prompt_progress is not None:
-            self._sink.working()
+            self._prefill(chunk.prompt_progress, self._sink)
         if chunk.timings is not None:
             self._num_pending += chunk.timings.predicted_n - self._num_tokens
             self._num_tokens = chunk.timings.predicted_n

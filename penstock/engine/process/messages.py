@@ -69,6 +69,13 @@ class Working(_Message, tag="working"):
     """A call of `Sink.working`. Its arrival shows that the process is alive."""
 
 
+class Cached(_Message, tag="cached"):
+    """A call of `Sink.cached`."""
+
+    request_id: str
+    num_tokens: int
+
+
 class Delta(_Message, tag="delta"):
     """A call of `Sink.delta`."""
 
@@ -128,6 +135,7 @@ Fact = (
     | Accepted
     | Started
     | Working
+    | Cached
     | Reasoning
     | ToolCall
     | Finish

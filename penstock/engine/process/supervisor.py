@@ -189,6 +189,9 @@ class SupervisedEngine:
             case messages.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case messages.Cached(request_id, num_tokens):
+                if sink := self._sinks.get(request_id):
+                    sink.cached(num_tokens)
             case messages.Reasoning(request_id, text, num_tokens, token_ids):
                 if sink := self._sinks.get(request_id):
                     sink.reasoning(text, num_tokens, token_ids)

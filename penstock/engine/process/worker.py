@@ -84,6 +84,9 @@ class MessageSink:
     def working(self) -> None:
         self._push(messages.Working())
 
+    def cached(self, num_tokens: int) -> None:
+        self._push(messages.Cached(self._id, num_tokens))
+
     def delta(
         self,
         piece: str | bytes,

@@ -20,8 +20,12 @@ async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
     `num_top` is the number of likeliest tokens to report for each token. Raises what vLLM raises.
     """
     num_tokens = 0
+    has_begun = False
     while True:
         output = outputs.get_nowait() or await outputs.get()
+        if output.num_cached_tokens and not has_begun:
+            sink.cached(output.num_cached_tokens)
+        has_begun = True
         (answer,) = output.outputs
         if answer.token_ids or answer.text:
             num_tokens += len(answer.token_ids)

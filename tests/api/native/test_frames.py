@@ -26,7 +26,12 @@ def test_a_stream_is_framed_as_plain_sse_clients_read_it() -> None:
         "index": 2,
         "finished": True,
         "finish_reason": "length",
-        "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6},
+        "usage": {
+            "prompt_tokens": 4,
+            "completion_tokens": 2,
+            "total_tokens": 6,
+            "cached_tokens": 0,
+        },
         "timings": {
             "queue_time": 0.001,
             "time_to_first_token": 0.02,

@@ -84,7 +84,10 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
     last, usage, done = data_of(frames.frame([(0, made[0].log.after(0))]))
     assert last["choices"][0]["delta"] == {}
     counts = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
-    assert usage["usage"] == counts | {"completion_tokens_details": {"reasoning_tokens": 0}}
+    assert usage["usage"] == counts | {
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
     assert done == DONE
 
 
