@@ -136,7 +136,7 @@ class Streams:
             stream.id,
             owner.name,
             request.max_tokens,
-            lambda: stream.counted_usage.total_tokens,
+            lambda: stream.usage.total_tokens,
             num_bytes,
         )
         self._open[stream.id] = stream

@@ -15,7 +15,7 @@ from tests.support.calling import CALLS, HELLO, client_of, create, tool
 from tests.support.raw import Connection, ask, generate
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
-from tests.support.templates import TOOLS
+from tests.support.templates import REASONING, TOOLS
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,28 @@ def test_the_number_at_which_the_grammar_library_crashes_is_refused(rill: Runnin
     refused = refusal_of(lambda: answer_to(rill, {"const": -(2.0**63)}))
     assert refused.code == "invalid_schema"
     assert "-2^63" in refused.message
+
+
+# Reasoning.
+
+
+def test_an_answer_of_reasoning_only_has_no_content_and_is_taken_back() -> None:
+    asked: Any = {"messages": HELLO, "max_tokens": 3, "temperature": 0}
+    arguments = [f"chat_template={REASONING}", "sampling.reasoning_budget_tokens=8"]
+    with serve(engine_arg=arguments) as server, client_of(server) as client:
+        for number in (1, 2):
+            whole = create(server, **asked, n=number).choices
+            with client.chat.completions.stream(model="rill", **asked, n=number) as events:
+                events.until_done()
+                streamed = events.current_completion_snapshot.choices
+            assert len(whole) == len(streamed) == number
+            for choice in (*whole, *streamed):
+                assert choice.finish_reason == "length"
+                assert choice.message.content is None
+                assert choice.message.to_dict()["reasoning_content"]
+                turns = [*HELLO, choice.message.to_dict(), *HELLO]
+                again = create(server, messages=turns, max_tokens=1)
+                assert again.usage.completion_tokens == 1
 
 
 # Counts.

@@ -78,7 +78,7 @@ class ChatDelta(ResponseModel):
 
     role: Literal["assistant"] = optional()
     """Only in the first chunk of a choice."""
-    content: str = optional()
+    content: str | None = optional()
     """Text to append to the answer."""
     reasoning_content: str = optional()
     """Text to append to the model's reasoning."""

@@ -162,7 +162,7 @@ class ChatForm(ChunkForm, frozen=True):
         if delta is not None:
             fields |= delta_fields(delta)
         elif is_first:
-            fields["content"] = ""
+            fields["content"] = None  # there may be only reasoning or calls
         return {"delta": fields}
 
     def whole_content(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
@@ -316,7 +316,11 @@ class _ChoiceFrames:
     def last_chunk(self, end: Finish) -> dict[str, Any]:
         """Return the chunk with the finish reason; an empty answer has no other chunk."""
         ending = ending_fields(end, has_called=self._has_called)
-        return self._chunk(None, None, ending, end.usage)
+        nothing = None if self._has_deltas() else Delta("", 0)
+        return self._chunk(nothing, None, ending, end.usage)
+
+    def _has_deltas(self) -> bool:
+        return any(isinstance(event, Delta) for event in self._stream.log.after(0))
 
     def _frame(self, delta: Delta | None, logprobs: dict[str, Any] | None = None) -> bytes:
         usage = self._stream.usage

@@ -49,15 +49,19 @@ def delta_fields(delta: Delta) -> dict[str, Any]:
 
 
 def message_fields(deltas: Sequence[Delta]) -> dict[str, Any]:
-    """Return the `message` of a whole chat: its text, reasoning and tool calls."""
+    """Return the `message` of a whole chat: its text, reasoning and tool calls.
+
+    Its content is null if there is reasoning or a call but no text, as for a client that puts the
+    chunks of the streamed answer together.
+    """
     texts = [delta.text for delta in deltas if delta.__class__ is Delta]
     thoughts = [delta.text for delta in deltas if isinstance(delta, Reasoning)]
     parts = [delta for delta in deltas if isinstance(delta, ToolCall)]
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts), "refusal": None}
+    content = "".join(texts) if texts or not deltas else None
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if thoughts:
         message["reasoning_content"] = "".join(thoughts)
     if parts:
-        message["content"] = message["content"] or None
         message["tool_calls"] = [
             _call(first.id, first.name, "".join(p.text for p in parts if p.number == number))
             for number, first in enumerate(part for part in parts if part.id)

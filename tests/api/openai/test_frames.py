@@ -78,11 +78,11 @@ async def test_one_of_several_choices_is_named_in_each_frame_and_done_comes_afte
     # The choices begin in order, though the second one has text first.
     assert [chunk["choices"][0]["index"] for chunk in first] == [0, 1, 1, 1]
     for chunk in first[:2]:
-        assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": None}
     assert first[2]["choices"][0]["delta"] == {"content": "b"}
     made[0].finish("stop", 0)
     last, usage, done = data_of(frames.frame([(0, made[0].log.after(0))]))
-    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["delta"] == {"content": ""}
     counts = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
     assert usage["usage"] == counts | {
         "prompt_tokens_details": {"cached_tokens": 0},
@@ -200,6 +200,31 @@ async def test_no_likely_token_is_lost_from_a_completion() -> None:
         }
     ]
     assert logprobs["tokens"] == ["bytes:\\xf0"]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("kind", ["text", "nothing", "reasoning", "call", "both"])
+async def test_content_is_null_without_text_streamed_and_whole(kind: str, number: int) -> None:
+    made = streams(number)
+    for stream in made:
+        if kind in ("reasoning", "both"):
+            stream.reasoning("Hm", 1, ())
+        if kind == "call":
+            stream.tool_call(0, "c1", "get", "{}", 1)
+        if kind in ("text", "both"):
+            stream.delta("Yes", 1, ())
+        stream.finish("stop", 2)
+    shape = form(echoes=("",) * number, num_per_prompt=number)
+    for choice in shape.whole(made)["choices"]:
+        contents = [
+            chunk["choices"][0]["delta"]["content"]
+            for chunk in data_of(ChunkFrames(shape, made).frame(all_events(made)))[:-1]
+            if chunk["choices"][0]["index"] == choice["index"]
+            and chunk["choices"][0]["delta"].get("content") is not None
+        ]
+        joined = "".join(contents) if contents else None
+        assert choice["message"]["content"] == joined
+        assert joined == {"text": "Yes", "both": "Yes", "nothing": ""}.get(kind)
 
 
 @given(st.integers(0, 3), st.booleans(), st.booleans())
