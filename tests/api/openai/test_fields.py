@@ -171,7 +171,11 @@ def test_a_wrong_value_is_refused_by_name(parse: Any, name: str, value: object, 
         *rows("modalities", "invalid_value", ["text", "audio"]),
         *rows("service_tier", "invalid_value", "flex"),
         *rows("metadata", "invalid_type", MARK, {"a": 1}),
-        *(row for name in sorted(REFUSED_CHAT) for row in rows(name, "unsupported_field", MARK)),
+        *(
+            row
+            for name in sorted({*REFUSED_CHAT, "prediction", "verbosity"})
+            for row in rows(name, "unsupported_field", MARK)
+        ),
         *rows("prompt", "unknown_field", MARK),
     ],
 )
