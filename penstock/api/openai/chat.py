@@ -146,6 +146,10 @@ class ChatRequest(Common):
         ]
 
     @property
+    def _involve_tools(self) -> bool:
+        return any(turn.role == "tool" or turn.tool_calls for turn in self.messages)
+
+    @property
     def may_call(self) -> bool:
         """Return True if the model may call tools."""
         return bool(self.tools) and self.tool_choice != "none"
@@ -157,6 +161,7 @@ class ChatRequest(Common):
             *super().needs(),
             ("response_format", self.schema_text() is not None, "json_schema"),
             ("tools", self.tools, "tools"),
+            ("messages", self._notes.strict and self._involve_tools, "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
             ("reasoning_effort", effort not in (None, "none"), "reasoning_effort"),
         ]
