@@ -137,7 +137,7 @@ class ChatRequest(Common):
         schema = self.schema_text()
         return [
             {
-                "messages": tuple(turn.to_message() for turn in self.messages),
+                "messages": self.messages,
                 "json_schema": schema,
                 "separate_reasoning": schema is None,
                 "reasoning_effort": self.reasoning_effort,
@@ -147,7 +147,7 @@ class ChatRequest(Common):
 
     @property
     def _involve_tools(self) -> bool:
-        return any(turn.role == "tool" or turn.tool_calls for turn in self.messages)
+        return any(each.role == "tool" or each.tool_calls for each in self.messages)
 
     @property
     def may_call(self) -> bool:
