@@ -137,13 +137,17 @@ class ChatRequest(Common):
         schema = self.schema_text()
         return [
             {
-                "messages": tuple(turn.to_message() for turn in self.messages),
+                "messages": self.messages,
                 "json_schema": schema,
                 "separate_reasoning": schema is None,
                 "reasoning_effort": self.reasoning_effort,
                 **tool_fields(self.tools, self.tool_choice, self.parallel_tool_calls),
             }
         ]
+
+    @property
+    def _involve_tools(self) -> bool:
+        return any(each.role == "tool" or each.tool_calls for each in self.messages)
 
     @property
     def may_call(self) -> bool:
@@ -157,6 +161,7 @@ class ChatRequest(Common):
             *super().needs(),
             ("response_format", self.schema_text() is not None, "json_schema"),
             ("tools", self.tools, "tools"),
+            ("messages", self._notes.strict and self._involve_tools, "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
             ("reasoning_effort", effort not in (None, "none"), "reasoning_effort"),
         ]

@@ -46,7 +46,7 @@ from penstock.engine.reasoning import (
     marks_in,
     reasoning_features,
 )
-from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -269,7 +269,12 @@ class LlamaCpp(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            request, broken = await asyncio.to_thread(self._checked, request)
+            broken: tuple[str, ...] = ()
+            if request.tools is not None:
+                request, broken = await asyncio.to_thread(self._with_checked_tools, request)
+            if refused := too_many_turns(request, self._context_length):
+                sink.fail(*refused)
+                return
             request, prompt, notes = await self._shown(request)
             prompt_ids = request.prompt_ids or tuple(await self._ids_of_prompt(prompt))
             if refused := refusal(request, len(prompt_ids), self._context_length):
@@ -298,14 +303,13 @@ class LlamaCpp(TaskEngine):
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
-    def _checked(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+    def _with_checked_tools(self, request: Request) -> tuple[Request, tuple[str, ...]]:
         """Return a request whose tools llama.cpp can use, and notes. Raises _ToolsRefusedError.
 
         With tools, llama.cpp renders the prompt itself and makes control tokens of their texts, so
         such texts are broken.
         """
-        if request.tools is None:
-            return request, ()
+        assert request.tools is not None
         check_request_tools(request.tools)
         tools = json.loads(request.tools)
         sent = msgspec.to_builtins(request.messages)
