@@ -384,16 +384,15 @@ def test_text_held_back_for_a_stop_string_does_not_shift_the_offsets(
     assert plain is not None
     # Each of these begins inside a token and never ends.
     stops = [token[-2:] + "\x01" for token in plain.tokens or () if len(token) > 2][:4]
-    for more in ({}, {"n": 2}):
-        whole = of_rill.completions.create(**asked, logprobs=0, stop=stops, **more).choices
+    for number in (1, 2):
+        more: Any = {**asked, "n": number, "logprobs": 0, "stop": stops}
+        whole = of_rill.completions.create(**more).choices
         for choice in whole:
             assert choice.logprobs is not None
             assert choice.logprobs.tokens == plain.tokens
             assert choice.logprobs.text_offset == plain.text_offset
         streamed: dict[int, list[int]] = {}
-        for chunk in of_rill.completions.create(
-            **asked, logprobs=0, stop=stops, stream=True, **more
-        ):
+        for chunk in of_rill.completions.create(**more, stream=True):
             choice = chunk.choices[0]
             if choice.logprobs is not None:
                 streamed.setdefault(choice.index, []).extend(choice.logprobs.text_offset or ())

@@ -158,7 +158,7 @@ class ChatForm(ChunkForm, frozen=True):
 
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
         """Return the `delta` of a chunk; the first one names the role."""
-        fields = {"role": "assistant"} if is_first else {}
+        fields: dict[str, Any] = {"role": "assistant"} if is_first else {}
         if delta is not None:
             fields |= delta_fields(delta)
         elif is_first:

@@ -5,19 +5,32 @@ reasoning in a form that only vLLM knows, its text goes through a `ParsingSink`.
 how vLLM gets a request, and which of its parsers finds the tool calls. Does not import vLLM.
 """
 
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.engine.reasoning import FilterSink
 from penstock.events import TokenLogprob
 
+REPLACEMENT = "\ufffd"
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(0x100) if byte not in _PRINTABLE]
+# GPT-2's character for each byte → the byte.
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + number): byte for number, byte in enumerate(_OTHERS)
+}
 
-async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
+
+async def pass_on(
+    outputs: Any, sink: Sink, num_top: int = 0, piece_of: Callable[[int], str] = str
+) -> None:
     """Pass everything from vLLM's queue `outputs` to `sink`, until the answer ends.
 
-    `num_top` is the number of likeliest tokens to report for each token. Raises what vLLM raises.
+    `num_top` is the number of likeliest tokens to report for each token. `piece_of` returns a
+    token as the vocabulary spells it. Raises what vLLM raises.
     """
     num_tokens = 0
     has_begun = False
@@ -30,7 +43,9 @@ async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
         if answer.token_ids or answer.text:
             num_tokens += len(answer.token_ids)
             ids = tuple(answer.token_ids)
-            logprobs = logprobs_of(ids, answer.logprobs, num_top) if answer.logprobs else ()
+            logprobs: tuple[TokenLogprob, ...] = ()
+            if answer.logprobs:
+                logprobs = logprobs_of(ids, answer.logprobs, num_top, piece_of)
             sink.delta(answer.text, len(ids), ids, logprobs)
         if not output.finished:
             continue
@@ -43,20 +58,41 @@ async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
 
 
 def logprobs_of(
-    token_ids: tuple[int, ...], positions: Any, num_top: int
+    token_ids: tuple[int, ...], positions: Any, num_top: int, piece_of: Callable[[int], str]
 ) -> tuple[TokenLogprob, ...]:
     """Convert vLLM's log probabilities.
 
-    vLLM reports tokens as text, so a token that is only part of a character has no right bytes.
+    vLLM reports tokens as text. The bytes of a token that is only part of a character come from
+    the vocabulary.
     """
+
+    def utf8(token_id: int, text: str) -> bytes:
+        return bytes_of(piece_of(token_id), text) if REPLACEMENT in text else text.encode()
+
     logprobs = []
     for token_id, position in zip(token_ids, positions, strict=True):
         chosen = position[token_id]
-        likeliest = sorted(position.values(), key=lambda each: each.rank)[:num_top]
-        top = tuple(((each.decoded_token or "").encode(), each.logprob) for each in likeliest)
+        likeliest = sorted(position.items(), key=lambda item: item[1].rank)[:num_top]
+        top = tuple(
+            (utf8(each_id, each.decoded_token or ""), each.logprob) for each_id, each in likeliest
+        )
         if chosen.decoded_token:  # the token that ends the text has no text
-            logprobs.append(TokenLogprob(chosen.decoded_token.encode(), chosen.logprob, top))
+            token = utf8(token_id, chosen.decoded_token)
+            logprobs.append(TokenLogprob(token, chosen.logprob, top))
     return tuple(logprobs)
+
+
+def bytes_of(piece: str, text: str) -> bytes:
+    """Return the bytes of a token that is no whole character.
+
+    `piece` is the token in the vocabulary, with bytes as GPT-2's characters or as `<0x0A>`; `text`
+    is vLLM's text, whose bytes are returned if the vocabulary spells bytes in another way.
+    """
+    if found := _BYTE.fullmatch(piece):
+        return bytes([int(found[1], 16)])
+    if all(character in _BYTE_OF for character in piece):
+        return bytes(_BYTE_OF[character] for character in piece)
+    return text.encode()
 
 
 class SecondCallError(Exception):

@@ -12,7 +12,7 @@ vLLM's parsers: https://docs.vllm.ai/en/stable/features/tool_calling.html
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
 
+from penstock.engine.control import ControlTokens
 from penstock.engine.grammar import (
     MAX_SCHEMA_INTEGER,
     InvalidSchemaError,
@@ -129,6 +130,7 @@ class Chats:
         self._reasoning_parser: str = config.structured_outputs_config.reasoning_parser
         self._has_tool_parser = tool_parser is not None
         self.tokenizer: Any = cached_tokenizer_from_config(config.model_config)
+        self.control = control_tokens(self.tokenizer)
         self._parser = parser_class(config, tool_parser, self._reasoning_parser, self.tokenizer)
         self._template = template_of(config.model_config, self.tokenizer)
         self._marks = marks_in(self._template)
@@ -164,6 +166,29 @@ class Chats:
         return ChatParams(
             chat_template_kwargs=kwargs, tool_choice=None if tools is None else choice_of(request)
         )
+
+    def hide_control_tokens(
+        self, turns: list[dict[str, Any]], params: ChatParams
+    ) -> tuple[list[dict[str, Any]], ChatParams, dict[str, str]]:
+        """Return the conversation and parameters with placeholders for control tokens' texts.
+
+        The template is then rendered to text. Also returns the text of each placeholder.
+        """
+        kwargs = params.chat_template_kwargs
+        (turns, tools), hidden = self.control.hide_in([turns, kwargs["tools"]])
+        kwargs = {**kwargs, "tools": tools, "tokenize": False}
+        return turns, replace(params, chat_template_kwargs=kwargs), hidden
+
+    def ids_of(self, prompt: str, hidden: dict[str, str]) -> list[int]:
+        """Return the tokens of a rendered prompt; only the template's control tokens are such."""
+        ids: list[int] = []
+        for piece in self.control.pieces_of(prompt, hidden):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                tokens = self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)
+                ids += tokens["input_ids"]
+        return ids
 
     def answer_format(self, request: Request) -> AnswerFormat:
         """Return the format of the answer, which may take a while if the request has tools.
@@ -227,6 +252,17 @@ class Chats:
             marks,
             request.parallel_calls,
         )
+
+
+def control_tokens(tokenizer: Any) -> ControlTokens:
+    """Return the control tokens of a tokenizer of transformers; others keep them apart."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}) if is_fast(tokenizer) else {}
+    return ControlTokens({each.content: number for number, each in added.items() if each.special})
+
+
+def is_fast(tokenizer: Any) -> bool:
+    """Return True for transformers' fast tokenizers, which can ignore control tokens."""
+    return bool(getattr(tokenizer, "is_fast", False))
 
 
 def choice_of(request: Request) -> str:

@@ -254,6 +254,8 @@ class Vllm(TaskEngine):
             turns, chat = self._chats.turns(request), self._chats.params(request)
             unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
             try:
+                if self._chats.control.found_in([turns, chat.chat_template_kwargs["tools"]]):
+                    return await self._tokenise_safely(turns, chat)
                 _, (prompt,) = await renderer.render_chat_async([turns], chat, unbounded)
             except ChatTemplateResolutionError:
                 raise
@@ -265,6 +267,13 @@ class Vllm(TaskEngine):
         if not prompt["prompt_token_ids"] and (begin := renderer.get_bos_token_id()) is not None:
             return await self._render_ids([begin])
         return prompt
+
+    async def _tokenise_safely(self, turns: list[dict[str, Any]], chat: Any) -> Any:
+        """Return the prompt of a conversation with control tokens' texts, which stay texts."""
+        turns, chat, hidden = self._chats.hide_control_tokens(turns, chat)
+        _, rendered = await self._llm.renderer.render_messages_async(turns, chat)
+        ids = await asyncio.to_thread(self._chats.ids_of, rendered["prompt"], hidden)
+        return await self._render_ids(ids)
 
     async def _render_ids(self, ids: list[Any]) -> Any:
         """Return a prompt of token ids in vLLM's form."""
@@ -315,7 +324,9 @@ class Vllm(TaskEngine):
             self._llm.add_request(request.id, prompt, params, **answer_format.begin(prompt_ids))
         )
         try:
-            await pass_on(await asyncio.shield(adding), sink, request.top_logprobs or 0)
+            piece_of = self._chats.tokenizer.convert_ids_to_tokens
+            num_top = request.top_logprobs or 0
+            await pass_on(await asyncio.shield(adding), sink, num_top, piece_of)
         except BaseException:
             # Abort only after the request is added: vLLM never forgets a request whose adding was
             # interrupted (https://github.com/vllm-project/vllm/issues/57061).

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from penstock.engine.reasoning import MARKS, SplitSink, Splitter
-from penstock.engine.vllm.answers import Parsed, ParsingSink, SecondCallError
+from penstock.engine.vllm.answers import Parsed, ParsingSink, SecondCallError, logprobs_of
 from tests.support.recording import RecordingSink
 
 
@@ -124,3 +124,20 @@ def test_a_parser_gets_only_the_answer_if_marks_separate_the_reasoning() -> None
     assert sink.text() == "Yes"
     assert sink.tool_parts == [(0, "call_a", "look", "")]
     assert sink.num_tokens == 4
+
+
+@dataclass
+class Logprob:
+    decoded_token: str
+    rank: int
+    logprob: float = -1.0
+
+
+def test_parts_of_characters_have_their_own_bytes() -> None:
+    pieces = {1: "\u0120a", 2: "\u00f0\u0141", 3: "<0xE2>", 4: "<|end|>", 5: "\u2581x\ufffd"}
+    texts = {1: " a", 2: "\ufffd", 3: "\ufffd", 4: "<|end|>", 5: "x\ufffd"}
+    position = {number: Logprob(text, number) for number, text in texts.items()}
+    (found,) = logprobs_of((2,), [position], 5, pieces.__getitem__)
+    parts = [b" a", b"\xf0\x9f", b"\xe2", b"<|end|>", "x\ufffd".encode()]
+    assert [token for token, _ in found.top] == parts
+    assert found.token == b"\xf0\x9f"
