@@ -109,8 +109,9 @@ class Stream:
         self._observer = observer
         self._transcript = Transcript()
         self._timer = StreamTimer(self.meter)
-        # None as long as every piece is plain text: no stop strings, no bytes.
-        self._text = Text(record.request.stop) if record.request.stop else None
+        # None as long as every piece is plain text: no stop strings, no bytes, no ids in deltas.
+        request = record.request
+        self._text = Text(request.stop) if request.stop or request.return_token_ids else None
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
         self._progress_waiter: asyncio.Future[None] | None = None
@@ -148,7 +149,7 @@ class Stream:
         the middle of an answer.
         """
         request = self.record.request
-        is_bound = request.json_schema is not None or request.tools is not None
+        is_bound = (request.json_schema or request.grammar or request.tools) is not None
         return not is_bound or not self._transcript.generated
 
     # Readers.
@@ -274,7 +275,8 @@ class Stream:
         """Log reasoning unchanged: stop strings apply to the answer only."""
         if self.log.terminal is None:
             self._transcript.add(text, num_tokens, token_ids)
-            self._append(Reasoning(text, self._transcript.pending_tokens))
+            pending = self._transcript.pending_tokens
+            self._append(Reasoning(text, pending, token_ids=self._take_ids()))
             self._note_progress()
 
     def tool_call(
@@ -291,7 +293,9 @@ class Stream:
                 return
         self._transcript.add_call(arguments, num_tokens)
         pending = self._transcript.pending_tokens
-        self._append(ToolCall(arguments, pending, (), number, call_id, name))
+        self._append(
+            ToolCall(arguments, pending, (), number, call_id, name, token_ids=self._take_ids())
+        )
         self._note_progress()
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
@@ -322,19 +326,26 @@ class Stream:
                     self._append_text(piece)
                 return
             self._text = Text()
-        if text := self._text.push(piece):
+        if self._transcript.completion_tokens <= self.record.request.min_tokens:
+            text = self._text.push_unstopped(piece)
+        else:
+            text = self._text.push(piece)
+        if text:
             self._append_text(text)
         if self._text.stopped:
             self._finish("stop", engine_done=False)
 
     def _append_text(self, text: str) -> None:
         transcript = self._transcript
-        if transcript.pending_logprobs:
-            event = Delta(text, transcript.pending_tokens, self._logprobs_of(text))
-            transcript.pending_logprobs = []
-        else:
-            event = Delta(text, transcript.pending_tokens)
-        self._append(event)
+        logprobs = self._logprobs_of(text) if transcript.pending_logprobs else ()
+        transcript.pending_logprobs = []
+        self._append(Delta(text, transcript.pending_tokens, logprobs, token_ids=self._take_ids()))
+
+    def _take_ids(self) -> tuple[int, ...]:
+        """Return the ids of the pending tokens if the request asked for ids, and forget them."""
+        transcript = self._transcript
+        ids, transcript.pending_ids = transcript.pending_ids, ()
+        return ids if self.record.request.return_token_ids else ()
 
     def _append(self, event: Delta) -> None:
         now = time.monotonic()
@@ -366,7 +377,8 @@ class Stream:
         if self.log.terminal is None:
             usage = self._transcript.usage
             timings = self._timer.timings(usage.completion_tokens)
-            end = Finish(reason, usage, timings, self._transcript.reproducible)
+            reproducible = self._transcript.reproducible
+            end = Finish(reason, usage, timings, reproducible, self._take_ids())
             self._end(end, engine_done, None)
 
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
