@@ -5,6 +5,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from penstock.api.answering import Answering
+from penstock.api.description import Api
 from penstock.api.health import health_routes
 from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native.errors import problem_details
@@ -22,7 +23,7 @@ from penstock.web.granian import GranianWriter
 from penstock.web.host import HostCheck, is_loopback
 from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
-from penstock.web.problems import ErrorResponses, RouteGroup
+from penstock.web.problems import ErrorResponses
 
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
 
@@ -59,11 +60,13 @@ def create_app(
         *metrics_routes(metrics_registry(settings, engine, streams, liveness)),
         *page_routes(settings.served_name),
     ]
-    groups = [*apis, RouteGroup(others, problem_details, prefix="/")]
-    errors = ErrorResponses(groups)
-    routes = [route for group in groups for route in group.routes]
+    apis.append(
+        Api(others, problem_details, prefix="/", description="penstock.api.server_description")
+    )
+    errors = ErrorResponses(apis)
+    routes = [route for api in apis for route in api.routes]
     app = Starlette(
-        routes=[*routes, openapi_route(routes, answering.fields)],
+        routes=[*routes, openapi_route(apis, answering.fields)],
         middleware=[
             Middleware(
                 HostCheck, hosts=hosts, origins=settings.cors_origin, report=errors.response

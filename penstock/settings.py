@@ -259,7 +259,14 @@ def _refuse_unknown_variables() -> None:
     known = {ENV_PREFIX + name.upper() for name in _names()}
     known |= {
         ENV_PREFIX + name
-        for name in ("CONFIG", "URL", "CHROMIUM", "REQUIRE_BROWSER", "REQUIRE_PROMETHEUS")
+        for name in (
+            "CONFIG",
+            "URL",
+            "CHROMIUM",
+            "REQUIRE_BROWSER",
+            "REQUIRE_NPM",
+            "REQUIRE_PROMETHEUS",
+        )
     }
     for variable in os.environ:
         if variable.startswith(ENV_PREFIX) and variable not in known:

@@ -31,7 +31,7 @@ def health_routes(unready: Callable[[], str | None]) -> list[Route]:
         return answer("live", None)
 
     return [
-        Route("/health", health),
-        Route("/health/ready", ready),
-        Route("/health/live", live),
+        Route("/health", health, name="get_health"),
+        Route("/health/ready", ready, name="get_readiness"),
+        Route("/health/live", live, name="get_liveness"),
     ]

@@ -24,7 +24,7 @@ def metrics_routes(registry: CollectorRegistry) -> list[Route]:
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
         return Response(encode(registry), headers={"Content-Type": content_type})
 
-    return [Route("/metrics", metrics)]
+    return [Route("/metrics", metrics, name="get_metrics")]
 
 
 def metrics_registry(

@@ -1,4 +1,4 @@
-"""The web page at `/` and its files, which are read once at start."""
+"""The web pages at `/` and `/docs`, and their files, which are read once at start."""
 
 import mimetypes
 from importlib import resources
@@ -19,7 +19,11 @@ HEADERS = {
 
 
 def page_routes(model_id: str) -> list[Route]:
-    """Return `/` (the page for browsers, a JSON greeting for other clients) and `/page/{file}`."""
+    """Return `/`, `/docs` and the pages' files, `/page/{file}`.
+
+    `/` is a page for browsers, and a JSON greeting for other clients. `/docs` shows the
+    description of the API.
+    """
     files = {
         entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
         for entry in (resources.files("penstock") / "page").iterdir()
@@ -27,10 +31,14 @@ def page_routes(model_id: str) -> list[Route]:
     }
 
     async def root(http: Request) -> Response:
+        """Return a greeting, or the page for browsers."""
         if "text/html" in http.headers.get("accept", ""):
             return file("index.html")
         greeting = {"message": "Penstock is running", "model": model_id}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
+
+    async def docs(_: Request) -> Response:
+        return file("docs.html")
 
     async def file_route(http: Request) -> Response:
         return file(http.path_params["name"])
@@ -42,6 +50,7 @@ def page_routes(model_id: str) -> list[Route]:
         return Response(content, media_type=media_type, headers={**HEADERS, "Vary": "Accept"})
 
     return [
-        Route("/", root, include_in_schema=False),
+        Route("/", root, name="greet"),
+        Route("/docs", docs, include_in_schema=False),
         Route("/page/{name}", file_route, include_in_schema=False),
     ]

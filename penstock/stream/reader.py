@@ -8,7 +8,7 @@ gets more events at once, so nothing is queued for it. It knows nothing about by
 import asyncio
 from collections.abc import Callable
 
-from penstock.events import Delta, Event, Failure, TerminalEvent
+from penstock.events import Event, Failure, TerminalEvent
 from penstock.stream.stream import Stream
 
 # Keeps one send bounded for a reader that is far behind.
@@ -99,20 +99,23 @@ class Reader:
         """Return the new events, at most 256 of each stream; wake again if there are more."""
         self.is_woken = False
         self.taken_since = self._new_since
-        self.num_taken = 0
+        num_taken = 0
         has_more = False
         batches: list[Batch] = []
         cursors = self._cursors
         for number, log in self._logs:
-            events = log.after(cursors[number], MAX_EVENTS_AT_ONCE)
+            cursor = cursors[number]
+            events = log.after(cursor, MAX_EVENTS_AT_ONCE)
             if events:
                 num = len(events)
-                self.num_taken += num
-                cursors[number] += num
+                num_taken += num
+                cursors[number] = cursor + num
                 batches.append((number, events))
-                has_more = has_more or num == MAX_EVENTS_AT_ONCE
-                if not isinstance(events[-1], Delta):
-                    self._note_end(events[-1])
+                if num == MAX_EVENTS_AT_ONCE:
+                    has_more = True
+                if log.terminal is not None and events[-1] is log.terminal:
+                    self._note_end(log.terminal)
+        self.num_taken = num_taken
         if not has_more:
             self._new_since = 0.0
         elif self.lag > 0:

@@ -19,7 +19,7 @@ from penstock.web.keys import MAX_KEY_CHARACTERS, KeyRing
 
 _BEARER = re.compile(rb"Bearer +([\x21-\x7e]{1,%d})" % MAX_KEY_CHARACTERS, re.IGNORECASE)
 # The page and load balancers need these before there is a key.
-_OPEN_PATHS = ("/", "/health", "/health/live", "/health/ready")
+_OPEN_PATHS = ("/", "/docs", "/health", "/health/live", "/health/ready")
 _OPEN_PREFIX = "/page/"
 # These show the activity of all owners.
 _ADMIN_PATHS = ("/metrics",)
@@ -53,7 +53,7 @@ class KeyCheck:
             return _owner_at_address(scope)
         # The path that routes are matched with, never the raw URL, which a client can disguise.
         path = scope["path"]
-        if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+        if not needs_key(path):
             return _owner_at_address(scope)
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(given) > 1:
@@ -66,9 +66,19 @@ class KeyCheck:
                 "This server needs a valid API key. Send the header Authorization: Bearer KEY.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if path in _ADMIN_PATHS and not owner.is_admin:
+        if needs_admin_key(path) and not owner.is_admin:
             return Problem("admin_only", "This address needs an admin key.")
         return owner
+
+
+def needs_key(path: str) -> bool:
+    """Return True if this path needs a key on a server that uses keys."""
+    return path not in _OPEN_PATHS and not path.startswith(_OPEN_PREFIX)
+
+
+def needs_admin_key(path: str) -> bool:
+    """Return True if this path needs an admin key on a server that uses keys."""
+    return path in _ADMIN_PATHS
 
 
 def owner_of(scope: Scope) -> Owner:

@@ -409,7 +409,7 @@ def test_the_api_is_described_for_machines(server: RunningServer) -> None:
     assert all(each["summary"] for each in operations)
     assert set(page["paths"]["/streams/{stream_id}"]) == {"get", "delete"}
     for path, name in (("/streams/{stream_id}", "stream_id"), ("/v1/models/{model}", "model")):
-        (parameter,) = page["paths"][path]["get"]["parameters"]
+        parameter = page["paths"][path]["get"]["parameters"][0]
         assert (parameter["name"], parameter["in"]) == (name, "path")
     native = page["components"]["schemas"]["GenerateRequest"]
     turn = page["components"]["schemas"][turn_of(native)]

@@ -8,13 +8,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penstock.api.answering import Answering
+from penstock.api.description import Api
 from penstock.api.dialect import Call, Dialect
 from penstock.api.fields import invalid_fields
 from penstock.api.native.errors import problem_details
 from penstock.api.native.fields import GenerateRequest
 from penstock.api.native.frames import NativeForm
 from penstock.web.auth import owner_of
-from penstock.web.problems import RouteGroup
 
 
 def parse_generate(body: dict[str, Any], http: HttpRequest | None = None) -> Call:
@@ -35,12 +35,12 @@ def parse_generate(body: dict[str, Any], http: HttpRequest | None = None) -> Cal
     )
 
 
-NATIVE = Dialect(
+GENERATE = Dialect(
     "generate", "Generate text, streamed or whole.", GenerateRequest, parse_generate, NativeForm
 )
 
 
-def native_api(answering: Answering) -> RouteGroup:
+def native_api(answering: Answering) -> Api:
     """Return the native API's routes."""
 
     async def resume(http: HttpRequest) -> Response:
@@ -53,11 +53,11 @@ def native_api(answering: Answering) -> RouteGroup:
         reason = answering.streams.cancel(stream_id, owner_of(http.scope))
         return JSONResponse({"id": stream_id, "finish_reason": reason})
 
-    read = Route("/streams/{stream_id}", resume, methods=["GET"])
+    read = Route("/streams/{stream_id}", resume, methods=["GET"], name="read_stream")
     read.methods = {"GET"}  # without HEAD, which Starlette adds: such a reader would read nothing
     routes = [
-        answering.route("/generate", NATIVE),
+        answering.route("/generate", GENERATE),
         read,
-        Route("/streams/{stream_id}", cancel, methods=["DELETE"]),
+        Route("/streams/{stream_id}", cancel, methods=["DELETE"], name="cancel_stream"),
     ]
-    return RouteGroup(routes, problem_details, prefix="/")
+    return Api(routes, problem_details, prefix="/", description="penstock.api.native.description")

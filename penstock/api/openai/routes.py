@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penstock.api.answering import Answering
+from penstock.api.description import Api
 from penstock.api.dialect import Call, Dialect
 from penstock.api.openai.chat import ChatRequest, parse_chat
 from penstock.api.openai.completion import CompletionRequest, parse_completion
@@ -19,7 +20,6 @@ from penstock.api.openai.frames import ChatForm, CompletionForm
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import FieldError, InvalidFields, Problem
 from penstock.request import MAX_TIMEOUT_S, Request
-from penstock.web.problems import RouteGroup
 
 RESUMABLE = "x-penstock-resumable"
 TIMEOUT = "x-penstock-timeout"
@@ -97,17 +97,19 @@ class _Calls:
         )
 
 
-def openai_api(
-    answering: Answering, served_name: str, info: Callable[[], ModelInfo | None]
-) -> RouteGroup:
+def openai_api(answering: Answering, served_name: str, info: Callable[[], ModelInfo | None]) -> Api:
     """Return the routes under `/v1`. `info` describes the model once it is loaded."""
     created = int(time.time())
     calls = _Calls(served_name, info)
     chat = Dialect(
-        "chat", "Answer a conversation, streamed or whole.", ChatRequest, calls.chat, ChatForm
+        "create_chat_completion",
+        "Answer a conversation, streamed or whole.",
+        ChatRequest,
+        calls.chat,
+        ChatForm,
     )
     completion = Dialect(
-        "completions",
+        "create_completion",
         "Continue one or several texts, streamed or whole.",
         CompletionRequest,
         calls.completion,
@@ -134,12 +136,12 @@ def openai_api(
         return JSONResponse(model_object())
 
     routes = [
-        Route("/v1/models", models),
-        Route("/v1/models/{model:path}", model),
+        Route("/v1/models", models, name="list_models"),
+        Route("/v1/models/{model:path}", model, name="get_model"),
         answering.route("/v1/chat/completions", chat),
         answering.route("/v1/completions", completion),
     ]
-    return RouteGroup(routes, error_response, prefix="/v1/")
+    return Api(routes, error_response, prefix="/v1/", description="penstock.api.openai.description")
 
 
 def _is_resumable(http: HttpRequest, asked: Common, num_choices: int) -> bool:

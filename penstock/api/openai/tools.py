@@ -58,7 +58,9 @@ class Tool(Strict):
         return {"type": "function", "function": function}
 
 
-class _Name(Strict):
+class FunctionName(Strict):
+    """The name of a function."""
+
     name: ToolName
 
 
@@ -66,10 +68,12 @@ class NamedTool(Strict):
     """The name of a tool that the model must call, or may call."""
 
     type: Literal["function"]
-    function: _Name
+    function: FunctionName
 
 
-class _Allowed(Strict):
+class AllowedToolList(Strict):
+    """The tools that the model may call, and whether it must call one."""
+
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
@@ -78,7 +82,7 @@ class AllowedTools(Strict):
     """A choice of the tools, and whether the model must call one of them."""
 
     type: Literal["allowed_tools"]
-    allowed_tools: _Allowed
+    allowed_tools: AllowedToolList
 
 
 Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]

@@ -1,0 +1,103 @@
+"""The words in which an API describes its routes for `/openapi.json`.
+
+Each API's folder has a `Description` of its routes (`native/description.py` is the smallest one),
+which `openapi` turns into OpenAPI. Models of requests are the ones that parse them. Models of
+responses exist only here: a test compares them with real responses.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from penstock.errors import PROBLEMS
+from penstock.web.problems import RouteGroup
+
+JSON = "application/json"
+SSE = "text/event-stream"
+
+
+class ResponseModel(BaseModel):
+    """The base of the models of JSON objects in responses and events."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
+
+
+def optional() -> Any:
+    """Return the default of a field that may be absent from an object."""
+    return Field(default=None)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response that does not have the form of an error.
+
+    `content` maps each media type to the model of its JSON, or to None for text. For Server-Sent
+    Events it is the model of one event's data; None stands for the events of every API. `headers`
+    are the response's headers besides those that every response has.
+    """
+
+    meaning: str
+    content: Mapping[str, type[BaseModel] | None]
+    headers: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One route: its answers by status, and everything that a client may send.
+
+    The model of the body comes from the route's dialect; `example` is a body.
+    `problems` are the error codes that only some routes have; `openapi` adds the others.
+    `parameters` are OpenAPI's parameter objects. `details` follows the summary, which is the first
+    line of the endpoint's docstring.
+    """
+
+    answers: Mapping[int, Answer]
+    problems: Collection[str] = ()
+    parameters: Sequence[Mapping[str, Any]] = ()
+    example: Mapping[str, Any] | None = None
+    details: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What clients see of an API: `operations` by their route's name, and its form of an error."""
+
+    tag: str
+    about: str
+    error: type[BaseModel]
+    operations: Mapping[str, Operation]
+
+
+@dataclass(frozen=True)
+class Api(RouteGroup):
+    """An API: its routes, its form of an error, and its description.
+
+    `description` names the module with the `DESCRIPTION`. It is imported when a client asks for it,
+    because its models take 40 ms.
+    """
+
+    description: str
+
+
+# These codes belong to the addresses of streams, models and files.
+_NOT_GENERATION = {
+    "admin_only",
+    "bad_event_id",
+    "history_lost",
+    "method_not_allowed",
+    "model_not_found",
+    "no_such_file",
+    "no_such_route",
+    "not_resumable",
+    "stream_not_found",
+}
+GENERATION = PROBLEMS.keys() - _NOT_GENERATION
+"""The error codes of a request for a generation, on any API."""
+
+
+def generation(whole: type[BaseModel], event: type[BaseModel]) -> Mapping[int, Answer]:
+    """Return the answers of a route that generates: the whole answer, or a stream of events."""
+    meaning = "The whole answer, or a stream of events if the request asks for one."
+    return {200: Answer(meaning, {JSON: whole, SSE: event}, headers=["X-Stream-ID"])}

@@ -1,0 +1,360 @@
+"""The description of OpenAI's API for `/openapi.json`."""
+
+from typing import Any, Literal
+
+from pydantic import RootModel
+
+from penstock.api.description import (
+    GENERATION,
+    JSON,
+    Answer,
+    Description,
+    Operation,
+    ResponseModel,
+    generation,
+    optional,
+)
+from penstock.request import MAX_TIMEOUT_S
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+StopReason = Literal["cancelled", "deadline"]
+
+
+class CompletionUsage(ResponseModel):
+    """Token counts. Each prompt counts once, and every choice counts."""
+
+    prompt_tokens: int
+    """Tokens of the prompts."""
+    completion_tokens: int
+    """Tokens of the answers."""
+    total_tokens: int
+    """Tokens of the prompts and the answers together."""
+
+
+class CompletionTokensDetails(ResponseModel):
+    """Parts of the answer's tokens."""
+
+    reasoning_tokens: int
+    """Tokens of the model's reasoning."""
+
+
+class ChatUsage(CompletionUsage):
+    """Token counts of a chat."""
+
+    completion_tokens_details: CompletionTokensDetails
+
+
+class CalledFunctionPart(ResponseModel):
+    """A part of a call's function."""
+
+    name: str = optional()
+    """The function's name. Only in the first part of a call."""
+    arguments: str
+    """Text to append to the arguments, which are JSON when the call is complete."""
+
+
+class ToolCallPart(ResponseModel):
+    """A part of a tool call."""
+
+    index: int
+    """The number of the call in this message, counted from 0."""
+    id: str = optional()
+    """The call's id. Only in the first part of a call."""
+    type: Literal["function"] = optional()
+    """Only in the first part of a call."""
+    function: CalledFunctionPart
+
+
+class ChatDelta(ResponseModel):
+    """What a chunk adds to a message."""
+
+    role: Literal["assistant"] = optional()
+    """Only in the first chunk of a choice."""
+    content: str = optional()
+    """Text to append to the answer."""
+    reasoning_content: str = optional()
+    """Text to append to the model's reasoning."""
+    tool_calls: list[ToolCallPart] = optional()
+    """Parts of tool calls."""
+
+
+class LikelyToken(ResponseModel):
+    """A token and its log probability."""
+
+    token: str
+    """The token's text."""
+    logprob: float
+    """The natural logarithm of the token's probability."""
+    bytes: list[int]
+    """The token's bytes in UTF-8."""
+
+
+class ChosenToken(LikelyToken):
+    """A generated token, and the likeliest tokens at its position."""
+
+    top_logprobs: list[LikelyToken]
+    """As many of the likeliest tokens as the request asked for."""
+
+
+class ChatLogprobs(ResponseModel):
+    """The log probabilities of a chat's tokens."""
+
+    content: list[ChosenToken]
+    """The tokens of the answer."""
+    refusal: None
+
+
+class ChatChunkChoice(ResponseModel):
+    """What a chunk says about one choice."""
+
+    index: int
+    """The number of the choice."""
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    """Null unless the request asked for log probabilities."""
+    finish_reason: FinishReason | None
+    """Why the choice ended; null before its last chunk."""
+    stop_reason: StopReason = optional()
+    """Only if the answer was cancelled, or its time was up."""
+
+
+class ChatChunk(ResponseModel):
+    """A chunk of a chat's stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choices: list[ChatChunkChoice]
+    """Empty in the chunk that reports the usage."""
+    usage: ChatUsage | None = optional()
+    """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
+
+
+class CalledFunctionAnswer(ResponseModel):
+    """The function that the model calls."""
+
+    name: str
+    """The function's name."""
+    arguments: str
+    """The arguments, as JSON."""
+
+
+class ToolCallAnswer(ResponseModel):
+    """A tool call that the model makes."""
+
+    id: str
+    """The call's id."""
+    type: Literal["function"]
+    function: CalledFunctionAnswer
+
+
+class ChatMessage(ResponseModel):
+    """An answer of the model."""
+
+    role: Literal["assistant"]
+    content: str | None
+    """The answer's text; null if there are only tool calls."""
+    refusal: None
+    reasoning_content: str = optional()
+    """The model's reasoning, if there is any."""
+    tool_calls: list[ToolCallAnswer] = optional()
+    """The tool calls, if there are any."""
+
+
+class ChatChoice(ResponseModel):
+    """One answer to the conversation."""
+
+    index: int
+    """The number of the choice."""
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    """Null unless the request asked for log probabilities."""
+    finish_reason: FinishReason
+    """Why the choice ended."""
+    stop_reason: StopReason = optional()
+    """Only if the answer was cancelled, or its time was up."""
+
+
+class Chat(ResponseModel):
+    """A whole answer to a chat."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
+class CompletionLogprobs(ResponseModel):
+    """The log probabilities of a completion's tokens, in lists of the same length."""
+
+    tokens: list[str]
+    """The tokens' texts."""
+    token_logprobs: list[float]
+    """The tokens' log probabilities."""
+    top_logprobs: list[dict[str, float]]
+    """The likeliest tokens at each position, with their log probabilities."""
+    text_offset: list[int]
+    """Where each token begins in the choice's text, in characters."""
+
+
+class CompletionChoice(ResponseModel):
+    """One continuation of a prompt."""
+
+    index: int
+    """The number of the choice. The choices of a prompt have consecutive numbers."""
+    text: str
+    """The text, or the part of it that a chunk adds."""
+    logprobs: CompletionLogprobs | None
+    """Null unless the request asked for log probabilities."""
+    finish_reason: FinishReason
+    """Why the choice ended."""
+    stop_reason: StopReason = optional()
+    """Only if the answer was cancelled, or its time was up."""
+
+
+class CompletionChunkChoice(CompletionChoice):
+    """What a chunk says about one choice."""
+
+    finish_reason: FinishReason | None  # type: ignore[assignment] # wider: it is null at first
+    """Why the choice ended; null before its last chunk."""
+
+
+class Completion(ResponseModel):
+    """A whole answer to a completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage
+
+
+class CompletionChunk(ResponseModel):
+    """A chunk of a completion's stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    choices: list[CompletionChunkChoice]
+    """Empty in the chunk that reports the usage."""
+    usage: CompletionUsage | None = optional()
+    """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
+
+
+class ErrorObject(ResponseModel):
+    """An error."""
+
+    message: str
+    """A sentence that says what was wrong and what to do."""
+    type: str
+    """The class of the error, such as `invalid_request_error` or `server_error`."""
+    param: str | None
+    """The field that the error is about, if it is about one."""
+    code: str
+    """An error code. An engine may also report codes of its own."""
+    retry_safe: bool
+    """True if you may send the same request again, perhaps later. Only Penstock sends it."""
+
+
+class ErrorResponse(ResponseModel):
+    """An error of OpenAI's API. In a stream it takes the place of a chunk."""
+
+    error: ErrorObject
+
+
+_EVENT = "The data of one event of a {}'s stream. After the last event, the data is `[DONE]`."
+
+
+class ChatEvent(RootModel[ChatChunk | ErrorResponse | Literal["[DONE]"]]):
+    __doc__ = _EVENT.format("chat")
+    model_config = {"defer_build": True}
+
+
+class CompletionEvent(RootModel[CompletionChunk | ErrorResponse | Literal["[DONE]"]]):
+    __doc__ = _EVENT.format("completion")
+    model_config = {"defer_build": True}
+
+
+class Model(ResponseModel):
+    """The model that this server serves."""
+
+    id: str
+    """The model's name in requests."""
+    object: Literal["model"]
+    created: int
+    """When the server started, in seconds since 1970."""
+    owned_by: str
+    context_length: int | None
+    """Tokens that a prompt and its answer may have together; null while the model is loading."""
+
+
+class ModelList(ResponseModel):
+    """The list of models, which has one entry."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+_PARAMETERS: list[dict[str, Any]] = [
+    {
+        "name": "X-Penstock-Resumable",
+        "in": "header",
+        "schema": {"type": "boolean", "default": False},
+        "description": "With `true`, the stream outlives its connection, and `GET"
+        " /streams/{stream_id}` returns the rest. Only for streams with one choice.",
+    },
+    {
+        "name": "X-Penstock-Timeout",
+        "in": "header",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+        "description": "Seconds, including the wait in the queue, after which the answer ends with"
+        " the stop reason `deadline`. Up to six decimals.",
+    },
+]
+
+DESCRIPTION = Description(
+    tag="openai",
+    about="OpenAI's API, for OpenAI's own clients.",
+    error=ErrorResponse,
+    operations={
+        "create_chat_completion": Operation(
+            answers=generation(Chat, ChatEvent),
+            parameters=_PARAMETERS,
+            example={"messages": [{"role": "user", "content": "Tell me a story."}]},
+            problems=GENERATION | {"model_not_found"},
+        ),
+        "create_completion": Operation(
+            answers=generation(Completion, CompletionEvent),
+            parameters=_PARAMETERS,
+            example={"prompt": "Once upon a time", "max_tokens": 20},
+            problems=GENERATION
+            - {"invalid_schema", "invalid_tools", "no_chat_template", "schema_lost"}
+            | {"model_not_found"},
+        ),
+        "list_models": Operation(
+            answers={200: Answer("The list of models.", {JSON: ModelList})},
+        ),
+        "get_model": Operation(
+            answers={200: Answer("The model.", {JSON: Model})},
+            parameters=[
+                {
+                    "name": "model",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string"},
+                    "description": "The model's name.",
+                }
+            ],
+            problems=["model_not_found"],
+        ),
+    },
+)
