@@ -89,6 +89,7 @@ class Stream:
         "num_readers_ever",
         "phase",
         "place",
+        "prompt_ids",
         "record",
         "was_accepted",
     )
@@ -103,6 +104,8 @@ class Stream:
         self.place: Place | None = None
         """The place in the queue that readers were last told."""
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
+        self.prompt_ids: tuple[int, ...] | None = None
+        """The prompt's token ids, if the request asks for ids and the engine has accepted it."""
         self.client_gone = False
         self.num_readers_ever = 0
         self.meter = meter or Meter()
@@ -233,6 +236,8 @@ class Stream:
         """Record the prompt's tokens; the request waits for a slot."""
         self.phase = "accepted"
         self._transcript.accept(prompt_ids)
+        if self.record.request.return_token_ids:
+            self.prompt_ids = prompt_ids
         self._accept(None)
 
     def started(self) -> None:

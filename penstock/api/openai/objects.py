@@ -12,7 +12,7 @@ from typing import Any
 from penstock.events import Delta, Event, Finish, Reasoning, TokenLogprob, ToolCall, Usage
 
 
-def ending_fields(end: Finish, *, has_called: bool) -> dict[str, str]:
+def ending_fields(end: Finish, *, has_called: bool) -> dict[str, Any]:
     """Return the fields of a choice that say how it ended; `has_called`: it calls tools."""
     if has_called and end.reason == "stop":
         return {"finish_reason": "tool_calls"}

@@ -36,6 +36,7 @@ class _Calls:
         """Return the call for `/v1/chat/completions`. Raises Problem."""
         asked = parse_chat(body)
         requests, shown = self._prepare(asked, http, "chatcmpl-")
+        shown["hides_reasoning"] = asked.include_reasoning is False
         form = ChatForm(**shown, echoes=("",) * asked.num_choices)
         return self._call(asked, http, requests, form)
 
@@ -77,6 +78,7 @@ class _Calls:
             "continuous_usage": bool(options and options.continuous_usage_stats),
             "has_logprobs": asked.top_logprobs_asked is not None,
             "num_per_prompt": asked.num_choices,
+            "has_token_ids": bool(asked.return_token_ids),
         }
         return requests, shown
 
