@@ -54,6 +54,22 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top: tuple[tuple[bytes, float], ...] = ()
 
 
+class RankedToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token that is possible at a place of the prompt.
+
+    `rank` counts from 1, the likeliest. The first token of a prompt has no `logprob`.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    rank: int = 0
+
+
+PromptLogprobs = tuple[tuple[RankedToken, ...], ...]
+"""For each token of a prompt: the token itself, then the likeliest tokens at its place."""
+
+
 class _WithIds(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     token_ids: tuple[int, ...] = ()
 

@@ -101,7 +101,9 @@ class Request(msgspec.Struct, frozen=True):
     `continue_last_message` the answer continues the last message. Without `open_answer` the
     template does not begin an answer after the last message.
 
-    `return_token_ids` puts the ids of the tokens into the stream's deltas.
+    `return_token_ids` puts the ids of the tokens into the stream's deltas. `prompt_logprobs` asks
+    for the log probabilities of the prompt's tokens, and of this many likeliest tokens at each
+    place.
 
     A request whose engine died is submitted again as a continuation: `prompt_ids` then holds the
     prompt's tokens and `generated` everything generated so far; `max_tokens` and `min_tokens` are
@@ -133,6 +135,7 @@ class Request(msgspec.Struct, frozen=True):
     continue_last_message: bool = False
     open_answer: bool = True
     return_token_ids: bool = False
+    prompt_logprobs: int | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()
 

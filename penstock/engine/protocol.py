@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request, Sampling
 
 EngineFinish = Literal["stop", "length"]
@@ -42,6 +42,7 @@ Feature = Literal[
     "template_kwargs",
     "last_message",
     "return_token_ids",
+    "prompt_logprobs",
 ]
 """A field of `Request` or `Sampling` that only some engines or models support.
 
@@ -89,6 +90,12 @@ class Sink(Protocol):
 
     def working(self) -> None:
         """The engine is alive and reads the prompt, which may take minutes."""
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        """The prompt's tokens have these log probabilities.
+
+        Called once, before the first delta, and only if the request has `prompt_logprobs`.
+        """
 
     def delta(
         self,

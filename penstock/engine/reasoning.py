@@ -142,6 +142,7 @@ class FilterSink:
         self.accepted = sink.accepted
         self.started = sink.started
         self.working = sink.working
+        self.prompt_logprobs = sink.prompt_logprobs
         self.reasoning = sink.reasoning
         self.tool_call = sink.tool_call
         self.fail = sink.fail

@@ -19,6 +19,7 @@ from penstock.events import (
     Failure,
     Finish,
     FinishReason,
+    PromptLogprobs,
     Reasoning,
     TerminalEvent,
     TokenLogprob,
@@ -90,6 +91,7 @@ class Stream:
         "phase",
         "place",
         "prompt_ids",
+        "prompt_logprobs_found",
         "record",
         "was_accepted",
     )
@@ -106,6 +108,8 @@ class Stream:
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
         self.prompt_ids: tuple[int, ...] | None = None
         """The prompt's token ids, if the request asks for ids and the engine has accepted it."""
+        self.prompt_logprobs_found: PromptLogprobs | None = None
+        """The log probabilities of the prompt's tokens, if the request asks for them."""
         self.client_gone = False
         self.num_readers_ever = 0
         self.meter = meter or Meter()
@@ -228,7 +232,10 @@ class Stream:
         """Return the request that continues the generation, which must be submitted now."""
         self.phase = "submitted"
         self.place = None
-        return self._transcript.continuation(self.record.request)
+        request = self._transcript.continuation(self.record.request)
+        if self.prompt_logprobs_found is not None:
+            request = msgspec.structs.replace(request, prompt_logprobs=None)
+        return request
 
     # What the engine pushes (see engine.protocol.Sink and LosableSink).
 
@@ -247,6 +254,10 @@ class Stream:
 
     def working(self) -> None:
         """Do nothing: the engine is still reading the prompt."""
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        """Record the log probabilities of the prompt's tokens."""
+        self.prompt_logprobs_found = logprobs
 
     def delta(
         self,

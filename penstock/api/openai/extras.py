@@ -19,6 +19,7 @@ from penstock.request import Grammar, Sampling
 
 MAX_STOP_TOKENS = 64
 MAX_CHOICES = 1024
+MAX_PROMPT_LOGPROBS = 20
 ANY_OBJECT = '{"type": "object"}'
 # The template's own variables, which a request may not replace.
 RESERVED_KWARGS = frozenset({"chat_template", "messages", "tokenize", "tools"})
@@ -159,6 +160,7 @@ class Extras(Strict):
     skip_special_tokens: bool | None = None
     cache_prompt: bool | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_PROMPT_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: SchemaOrText | None = None
@@ -210,6 +212,7 @@ class Extras(Strict):
             ("skip_special_tokens", self.skip_special_tokens is False, "show_special_tokens"),
             ("cache_prompt", self.cache_prompt is False, "use_cache"),
             ("return_token_ids", self.return_token_ids, "return_token_ids"),
+            ("prompt_logprobs", self.prompt_logprobs is not None, "prompt_logprobs"),
             *((name, True, _feature_of(bond)) for name, bond in self.bonds),
         ]
 
@@ -223,6 +226,7 @@ class Extras(Strict):
             "show_special_tokens": self.skip_special_tokens is False,
             "use_cache": self.cache_prompt is not False,
             "return_token_ids": bool(self.return_token_ids),
+            "prompt_logprobs": self.prompt_logprobs,
             "json_schema": bond if isinstance(bond, str) else None,
             "grammar": bond if isinstance(bond, Grammar) else None,
         }
@@ -242,6 +246,8 @@ class Extras(Strict):
             raise misplaced(
                 names[-1], "Give one schema or grammar at most: the answer can follow only one."
             )
+        if self.prompt_logprobs is not None and getattr(self, "stream", False):
+            raise misplaced("prompt_logprobs", "Only a whole answer has prompt_logprobs.")
         if self.min_tokens and self._exceeds(self.min_tokens):
             raise misplaced("min_tokens", "Give a min_tokens of at most max_tokens.")
         return self

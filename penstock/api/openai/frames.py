@@ -18,9 +18,11 @@ from penstock.api.openai.objects import (
     chat_logprobs,
     completion_logprobs,
     delta_fields,
+    echoed_logprobs,
     ending_fields,
     message_fields,
     num_reasoning_tokens,
+    prompt_logprobs,
     usage_fields,
 )
 from penstock.events import Delta, Failure, Finish, Reasoning, TerminalEvent, ToolCall, Usage
@@ -43,7 +45,8 @@ class ChunkForm(Form, frozen=True):
     usage; `continuous_usage` puts the usage so far into every chunk. `echoes` has the text that
     each choice begins with. `num_per_prompt` is the number of choices of each prompt, whose tokens
     count once. `has_token_ids` adds the tokens' ids, under vLLM's names. `hides_reasoning` leaves
-    out the model's reasoning, which still counts.
+    out the model's reasoning, which still counts. `has_prompt_logprobs` adds the log probabilities
+    of the prompt's tokens to a whole response.
     """
 
     chunk_object: ClassVar[str]
@@ -58,6 +61,7 @@ class ChunkForm(Form, frozen=True):
     num_per_prompt: int = 1
     has_token_ids: bool = False
     hides_reasoning: bool = False
+    has_prompt_logprobs: bool = False
 
     def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> "ChunkFrames":
         """Return the framer for these streams from their beginning."""
@@ -88,7 +92,10 @@ class ChunkForm(Form, frozen=True):
             "usage": self.total_usage(streams),
         }
         if self.has_token_ids:
-            self.place_prompt_ids(whole, streams[0])
+            self.place_in_prompt(whole, "prompt_token_ids", [each.prompt_ids for each in streams])
+        if self.has_prompt_logprobs:
+            found = [prompt_logprobs(each.prompt_logprobs_found or ()) for each in streams]
+            self.place_in_prompt(whole, "prompt_logprobs", found)
         return whole
 
     def _whole_choice(self, number: int, stream: Stream) -> dict[str, Any]:
@@ -139,8 +146,11 @@ class ChunkForm(Form, frozen=True):
 
     # The differences between chats and completions.
 
-    def place_prompt_ids(self, response: dict[str, Any], stream: Stream) -> None:
-        """Put the ids of the prompt's tokens where vLLM puts them in a response or a chunk."""
+    def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
+        """Put a field of the prompt where vLLM has it in a response or a chunk.
+
+        `values` has the field's value for each choice.
+        """
         raise NotImplementedError
 
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
@@ -167,9 +177,9 @@ class ChatForm(ChunkForm, frozen=True):
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def place_prompt_ids(self, response: dict[str, Any], stream: Stream) -> None:
-        """Put the ids of the prompt's tokens next to the choices."""
-        response["prompt_token_ids"] = stream.prompt_ids
+    def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
+        """Put a field of the prompt next to the choices, which share it."""
+        response[name] = values[0]
 
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
         """Return the `delta` of a chunk; the first one names the role."""
@@ -197,16 +207,34 @@ class ChatForm(ChunkForm, frozen=True):
 
 
 class CompletionForm(ChunkForm, frozen=True):
-    """How the answer of `/v1/completions` is shown."""
+    """How the answer of `/v1/completions` is shown.
+
+    With `num_echoed_top`, an answer begins with its prompt and the log probabilities of the
+    prompt's tokens, each with this many likeliest tokens.
+    """
+
+    num_echoed_top: int | None = None
 
     dialect = "openai.completions"
     chunk_object = "text_completion"
     whole_object = "text_completion"
 
-    def place_prompt_ids(self, response: dict[str, Any], stream: Stream) -> None:
-        """Put the ids of the prompt's tokens into the choices."""
-        for choice in response["choices"]:
-            choice["prompt_token_ids"] = stream.prompt_ids
+    def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
+        """Put a field of the prompt into each choice."""
+        for choice, value in zip(response["choices"], values, strict=True):
+            choice[name] = value
+
+    def _whole_choice(self, number: int, stream: Stream) -> dict[str, Any]:
+        choice = super()._whole_choice(number, stream)
+        if self.num_echoed_top is None:
+            return choice
+        places = stream.prompt_logprobs_found or ()
+        text = "".join(place[0].text for place in places)
+        prompt = echoed_logprobs(places, self.num_echoed_top)
+        answer = choice["logprobs"]
+        answer["text_offset"] = [len(text) + offset for offset in answer["text_offset"]]
+        both = {name: values + answer[name] for name, values in prompt.items()}
+        return {**choice, "text": text + choice["text"], "logprobs": both}
 
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
         """Return the `text` of a chunk; the first one begins with the echo."""
@@ -383,5 +411,5 @@ class _ChoiceFrames:
         so_far = form.usage(usage, self._num_reasoning) if form.continuous_usage else None
         chunk = form.chunk([choice], so_far)
         if is_first and form.has_token_ids:
-            form.place_prompt_ids(chunk, self._stream)
+            form.place_in_prompt(chunk, "prompt_token_ids", [self._stream.prompt_ids])
         return chunk

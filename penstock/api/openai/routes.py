@@ -44,6 +44,7 @@ class _Calls:
         """Return the call for `/v1/completions`. Raises Problem."""
         asked = parse_completion(body)
         requests, shown = self._prepare(asked, http, "cmpl-")
+        shown["num_echoed_top"] = asked.logprobs if asked.echoes_logprobs else None
         form = CompletionForm(**shown, echoes=tuple(asked.echoes))
         return self._call(asked, http, requests, form)
 
@@ -79,6 +80,7 @@ class _Calls:
             "has_logprobs": asked.top_logprobs_asked is not None,
             "num_per_prompt": asked.num_choices,
             "has_token_ids": bool(asked.return_token_ids),
+            "has_prompt_logprobs": asked.prompt_logprobs is not None,
         }
         return requests, shown
 

@@ -77,6 +77,7 @@ SUPPORTS: tuple[Feature, ...] = (
     "template_kwargs",
     "last_message",
     "return_token_ids",
+    "prompt_logprobs",
 )
 BUDGET_ADVICE = (
     "Start the server with --engine-arg reasoning_parser=NAME, or with vLLM's reasoning_config, to"
@@ -295,7 +296,8 @@ class Vllm(TaskEngine):
             self._llm.add_request(request.id, prompt, params, **answer_format.begin(prompt_ids))
         )
         try:
-            await pass_on(await asyncio.shield(adding), sink, request.top_logprobs or 0)
+            outputs = await asyncio.shield(adding)
+            await pass_on(outputs, sink, request.top_logprobs or 0, self._chats.tokenizer.decode)
         except BaseException:
             # Abort only after the request is added: vLLM never forgets a request whose adding was
             # interrupted (https://github.com/vllm-project/vllm/issues/57061).
@@ -386,6 +388,7 @@ def sampling_params(request: Request, max_tokens: int, answer_format: AnswerForm
         repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
         logprobs=request.top_logprobs,
+        prompt_logprobs=request.prompt_logprobs,
         structured_outputs=answer_format.structure,
         skip_special_tokens=not shows_special_tokens,
         spaces_between_special_tokens=not request.show_special_tokens,

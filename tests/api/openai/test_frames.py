@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.api.openai.frames import ChatForm, ChunkForm, ChunkFrames, CompletionForm
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, RankedToken, TokenLogprob
 from penstock.request import Request
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
@@ -249,3 +249,42 @@ async def test_hidden_reasoning_is_counted_but_has_no_frame() -> None:
     assert usage["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
     message = shape.whole(made)["choices"][0]["message"]
     assert message == {"role": "assistant", "content": "Yes", "refusal": None}
+
+
+PLACES: PromptLogprobs = (
+    (RankedToken(5, "One"),),
+    (RankedToken(6, " day", -2.0, 3), RankedToken(7, " of", -0.5, 1), RankedToken(8, ",", -1.0, 2)),
+)
+
+
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "completion"])
+async def test_a_prompt_s_log_probabilities_stand_where_vllm_puts_them(is_chat: bool) -> None:
+    (stream,) = made = streams(prompt_logprobs=2)
+    stream.prompt_logprobs(PLACES)
+    stream.finish("stop", 0)
+    whole = form(is_chat=is_chat, has_prompt_logprobs=True).whole(made)
+    assert (whole if is_chat else whole["choices"][0])["prompt_logprobs"] == [
+        None,
+        {
+            "6": {"logprob": -2.0, "rank": 3, "decoded_token": " day"},
+            "7": {"logprob": -0.5, "rank": 1, "decoded_token": " of"},
+            "8": {"logprob": -1.0, "rank": 2, "decoded_token": ","},
+        },
+    ]
+
+
+async def test_an_echo_with_logprobs_has_the_prompt_s_tokens_before_the_answer_s() -> None:
+    (stream,) = made = streams(top_logprobs=1)
+    stream.prompt_logprobs(PLACES)
+    stream.delta(" I", 1, (9,), (TokenLogprob(b" I", -0.25, ((b" I", -0.25),)),))
+    stream.finish("length", 1)
+    shape = form(is_chat=False, has_logprobs=True, num_echoed_top=1)
+    (choice,) = shape.whole(made)["choices"]
+    assert choice["text"] == "One day I"
+    assert choice["logprobs"] == {
+        "tokens": ["One", " day", " I"],
+        "token_logprobs": [None, -2.0, -0.25],
+        "top_logprobs": [None, {" day": -2.0, " of": -0.5}, {" I": -0.25}],
+        "text_offset": [0, 3, 7],
+    }
+    assert stream.continuation().prompt_logprobs is None
