@@ -588,7 +588,7 @@ async def test_a_grammar_that_cannot_be_enforced_is_refused(case: Case, kind: st
         sink = await submit(engine, ask("a", 5, grammar=grammar)).end()
     assert sink.calls == ["fail"]
     assert sink.failure is not None
-    assert sink.failure[0] == "invalid_schema"
+    assert sink.failure[0] == "invalid_grammar"
     assert "zqxj" not in sink.failure[1]
 
 

@@ -128,11 +128,17 @@ def test_an_answer_follows_the_constraint_of_each_server(
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"guided_regex": "(zqxj"}, "invalid_schema", "guided_regex"),
-        ({"grammar": "root ::= zqxj"}, "invalid_schema", "grammar"),
-        ({"structured_outputs": {"structural_tag": "{}"}}, "unsupported_field", None),
-        ({"skip_special_tokens": False}, "unsupported_field", None),
-        ({"min_tokens": 5, "guided_choice": ["a"]}, "unsupported_field", "min_tokens"),
+        ({"guided_regex": "(zqxj"}, "invalid_grammar", None),
+        ({"grammar": "root ::= zqxj"}, "invalid_grammar", None),
+        (
+            {"structured_outputs": {"structural_tag": "{}"}},
+            "unsupported_field",
+            "structured_outputs",
+        ),
+        ({"skip_special_tokens": False}, "unsupported_field", "skip_special_tokens"),
+        ({"prompt_logprobs": 1}, "unsupported_field", "prompt_logprobs"),
+        ({"echo": True, "logprobs": 1}, "unsupported_field", "echo"),
+        ({"min_tokens": 5, "guided_choice": ["a"]}, "unsupported_field", None),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -141,7 +147,7 @@ def test_a_constraint_that_cannot_be_kept_is_refused(
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         text_of(client, **fields)
-    assert refused.value.code == code
+    assert (refused.value.code, refused.value.param) == (code, param)
     assert "zqxj" not in str(refused.value)
 
 

@@ -279,8 +279,10 @@ class LlamaCpp(TaskEngine):
                 else:
                     await self._generate(request, token_ids, bound, sink)
         except InvalidSchemaError as error:
-            what = "schema" if request.grammar is None else request.grammar.kind
-            sink.fail("invalid_schema", f"llama.cpp cannot enforce this {what}: {error}.")
+            if request.grammar is None:
+                sink.fail("invalid_schema", f"llama.cpp cannot enforce this schema: {error}.")
+            else:
+                sink.fail("invalid_grammar", f"llama.cpp cannot enforce this grammar: {error}.")
         except _ToolsRefusedError as error:
             sink.fail("invalid_tools", f"llama.cpp cannot use these tools: {error}.")
         except RefusedByEngineError as error:

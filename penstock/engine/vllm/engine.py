@@ -206,11 +206,12 @@ class Vllm(TaskEngine):
         except SecondCallError as error:
             sink.finish("stop", error.completion_tokens)
         except InvalidSchemaError as error:
-            if request.tools is None:
-                what = "schema" if request.grammar is None else request.grammar.kind
-                sink.fail("invalid_schema", f"vLLM cannot enforce this {what}: {error}.")
-            else:
+            if request.tools is not None:
                 sink.fail("invalid_tools", f"vLLM cannot use these tools: {error}.")
+            elif request.grammar is not None:
+                sink.fail("invalid_grammar", f"vLLM cannot enforce this grammar: {error}.")
+            else:
+                sink.fail("invalid_schema", f"vLLM cannot enforce this schema: {error}.")
         except EngineDeadError:
             self._died()
         except ChatTemplateResolutionError:
