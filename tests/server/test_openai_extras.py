@@ -66,7 +66,7 @@ def test_a_seed_of_minus_1_is_random(client: openai.OpenAI) -> None:
 def test_a_repetition_penalty_leaves_no_token_twice(client: openai.OpenAI, name: str) -> None:
     fields = {name: 100.0, "return_token_ids": True}
     answer = client.completions.create(**GREEDY, max_tokens=40, extra_body=fields)
-    (choice,) = answer.to_dict()["choices"]  # type: ignore[misc] # a list
+    (choice,) = answer.to_dict()["choices"]
     prompt, ids = choice["prompt_token_ids"], choice["token_ids"]
     assert len({*prompt, *ids}) == len(set(prompt)) + len(ids)
     assert len(ids) > 20
@@ -75,7 +75,7 @@ def test_a_repetition_penalty_leaves_no_token_twice(client: openai.OpenAI, name:
 def test_min_tokens_and_ignore_eos_make_an_answer_longer(client: openai.OpenAI) -> None:
     def usage(**fields: Any) -> tuple[int, str]:
         answer = client.completions.create(**GREEDY, max_tokens=600, extra_body=fields)
-        return answer.usage.completion_tokens, answer.choices[0].finish_reason  # type: ignore[union-attr] # there is usage
+        return answer.usage.completion_tokens, answer.choices[0].finish_reason
 
     length, reason = usage()
     assert reason == "stop"
@@ -91,14 +91,14 @@ def test_min_tokens_and_ignore_eos_make_an_answer_longer(client: openai.OpenAI) 
 def test_a_stop_token_ends_the_answer(client: openai.OpenAI) -> None:
     fields = {"return_token_ids": True}
     whole = client.completions.create(**GREEDY, max_tokens=20, extra_body=fields).to_dict()
-    ids = whole["choices"][0]["token_ids"]  # type: ignore[index] # a list of objects
+    ids = whole["choices"][0]["token_ids"]
     fields["stop_token_ids"] = [ids[10]]  # type: ignore[assignment] # JSON
     answer = client.completions.create(**GREEDY, max_tokens=20, extra_body=fields)
-    (choice,) = answer.to_dict()["choices"]  # type: ignore[misc] # a list
+    (choice,) = answer.to_dict()["choices"]
     at = ids.index(ids[10])
     assert choice["finish_reason"] == "stop"
     assert choice["token_ids"] == ids[: at + 1]
-    assert whole["choices"][0]["text"].startswith(choice["text"])  # type: ignore[index] # as above
+    assert whole["choices"][0]["text"].startswith(choice["text"])
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_last_message_is_continued(client: openai.OpenAI) -> None:
         extra_body={**ids, "continue_final_message": True},
     )
     story = client.completions.create(**GREEDY, max_tokens=1, extra_body=ids)
-    prompt = story.to_dict()["choices"][0]["prompt_token_ids"]  # type: ignore[index] # a list
+    prompt = story.to_dict()["choices"][0]["prompt_token_ids"]
     assert chat.to_dict()["prompt_token_ids"][2 - len(prompt) :] == prompt[2:]  # type: ignore[index] # a list
 
 
@@ -174,7 +174,7 @@ def test_a_thinking_budget_ends_the_reasoning_and_the_reasoning_may_be_left_out(
             answer = client.chat.completions.create(
                 model="rill", messages=HELLO, max_tokens=40, temperature=0, extra_body=fields
             )
-        shown: dict[str, Any] = answer.to_dict()["choices"][0]["message"]  # type: ignore[index,call-overload] # a list of objects
+        shown: dict[str, Any] = answer.to_dict()["choices"][0]["message"]  # type: ignore[index] # a list of objects
         return shown
 
     assert message()["content"] == ""
