@@ -485,7 +485,8 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
             ),
         ).end()
     assert len(known) == len(set(never.prompt_ids)) + len(never.token_ids)
-    assert set(again.token_ids) <= {*again.prompt_ids, again.token_ids[0]}
+    # The reward makes the prompt's tokens likelier than others.
+    assert sum(each in again.prompt_ids for each in again.token_ids) >= 5
     assert rest.token_ids == never.token_ids[20:]
 
 
