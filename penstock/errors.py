@@ -45,7 +45,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     # The request cannot be read.
     "bad_request": ProblemKind(400, "The HTTP request cannot be read."),
     "bad_host": ProblemKind(400, "The request has no Host header, several, or a malformed one."),
-    "bad_authorization": ProblemKind(400, "The request has several Authorization headers."),
+    "bad_authorization": ProblemKind(
+        400, "The request has several Authorization or X-API-Key headers, or two different keys."
+    ),
     "bad_event_id": ProblemKind(
         400, "`Last-Event-ID` or `after` is not the id of an event of this stream."
     ),
@@ -77,6 +79,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         422, "The prompt and the requested token limit together exceed the model's context."
     ),
     "no_chat_template": ProblemKind(422, "The model has no chat template; it takes prompts only."),
+    "template_refused": ProblemKind(422, "The model's chat template cannot show the conversation."),
     "invalid_schema": ProblemKind(422, "The engine cannot enforce the JSON schema."),
     "invalid_grammar": ProblemKind(422, "The engine cannot enforce the grammar."),
     "schema_lost": ProblemKind(

@@ -87,6 +87,7 @@ class Stream:
         "client_gone",
         "log",
         "meter",
+        "notes",
         "num_readers_ever",
         "phase",
         "place",
@@ -110,6 +111,9 @@ class Stream:
         """The prompt's token ids, if the request asks for ids and the engine has accepted it."""
         self.prompt_logprobs_found: PromptLogprobs | None = None
         """The log probabilities of the prompt's tokens, if the request asks for them."""
+        self.notes: tuple[str, ...] = ()
+        """What the engine changed in the request to be able to answer it, known once it is
+        accepted by the engine."""
         self.client_gone = False
         self.num_readers_ever = 0
         self.meter = meter or Meter()
@@ -239,9 +243,10 @@ class Stream:
 
     # What the engine pushes (see engine.protocol.Sink and LosableSink).
 
-    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
-        """Record the prompt's tokens; the request waits for a slot."""
+    def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
+        """Record the prompt's tokens and the engine's notes; the request waits for a slot."""
         self.phase = "accepted"
+        self.notes = self.notes or notes  # a continuation has none
         self._transcript.accept(prompt_ids)
         if self.record.request.return_token_ids:
             self.prompt_ids = prompt_ids
