@@ -234,15 +234,23 @@ class Refusal(NamedTuple):
         return value in self.meaningful or not (is_neutral(value) or value in self.neutral)
 
 
+# Other servers' parameters that change the answer, but that this server cannot do.
+REFUSED = {
+    "prompt_embeds": Refusal("This server takes text and token ids only. Leave out prompt_embeds."),
+    "use_beam_search": Refusal("This server cannot do a beam search. Leave out use_beam_search."),
+    "logits_processors": Refusal("This server runs no code of clients. Leave it out."),
+}
+
+
 def parse_fields(
     model: type[Asked], body: dict[str, Any], refused: Mapping[str, Refusal], notes: Notes
 ) -> Asked:
     """Return the body as this model. Raises InvalidFields.
 
-    `refused` has the parameters of OpenAI's that this server does not support. A value that asks
+    `refused` has the parameters of this route that the server does not support. A value that asks
     for nothing is accepted.
     """
-
+    refused = {**REFUSED, **refused}
     unsupported = [
         FieldError(name, "unsupported_field", f"{name}: {refused[name].reason}")
         for name, value in body.items()

@@ -50,8 +50,8 @@ class _Calls:
         return self._call(asked, http, requests, form)
 
     def check_model(self, name: str | None) -> None:
-        """Raise Problem unless `name` is the served model; None means the served model."""
-        if name is not None and name != self._served_name:
+        """Raise Problem unless `name` is the served model; no name means the served model."""
+        if name and name != self._served_name:
             raise Problem(
                 "model_not_found",
                 f"This server does not serve that model. It serves {self._served_name}.",

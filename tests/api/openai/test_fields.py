@@ -118,7 +118,8 @@ COMMON_ROWS = [
     *rows("user", "invalid_type", 5),
     *rows("temprature", "unknown_field", 0.7),
     *rows("api_base", "unknown_field", "http://" + MARK),
-    *rows("prompt_embeds", "unknown_field", MARK),
+    *rows("prompt_embeds", "unsupported_field", MARK),
+    *rows("use_beam_search", "unsupported_field", True),
     *rows("resumable", "unknown_field", True),
     *rows("min_p", "out_of_range", -0.1, 1.1),
     *rows("repetition_penalty", "out_of_range", 0, -1, 101),
@@ -157,56 +158,60 @@ def test_a_wrong_value_is_refused_by_name(parse: Any, name: str, value: object, 
     assert all(MARK not in error.message for error in problem.errors)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        *rows("messages", "too_few_items", []),
-        *rows("messages", "too_many_items", [TURN] * 1025, [TURN] * 100_000),
-        *rows("messages", "invalid_type", None, MARK, TURN, [MARK], [{**TURN, "content": 1}]),
-        *rows("messages", "invalid_value", [{**TURN, "role": "root"}]),
-        *rows("messages", "missing_field", [{**TURN, "role": "tool"}]),
-        *rows("messages", "invalid_value", [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}]),
-        *rows("messages", "invalid_value", [{**TURN, "tool_call_id": MARK}]),
-        *rows("messages", "invalid_value", [{**TURN, "tool_calls": [call_of("{}")]}]),
-        *rows("messages", "invalid_value", [{**TURN, "reasoning_content": MARK}]),
-        *rows("messages", "invalid_type", [{"role": "assistant", "content": None}]),
-        *rows("messages", "invalid_value", [calling(MARK)], [calling("[]")], [calling("{")]),
-        *rows("tools", "invalid_type", MARK, {}),
-        *rows("tools", "too_few_items", []),
-        *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(129)]),
-        *rows("tools", "invalid_value", [tool("a"), tool("a")], [tool("a b")], [{"type": MARK}]),
-        *rows("tools", "invalid_schema", [tool("a", {"enum": ["a" * 65_536]})]),
-        *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
-        *rows("parallel_tool_calls", "invalid_value", False),  # without tools
-        *rows("reasoning_effort", "invalid_value", MARK),
-        *rows(
-            "reasoning_effort", "unsupported_field", "low", "high"
-        ),  # the model has no degrees of effort
-        *rows("messages", "missing_field", [{"content": MARK}], [{"role": "user"}]),
-        *rows("messages", "unknown_field", [{**TURN, "name": MARK}]),
-        *rows("messages", "invalid_type", [{**TURN, "tool_calls": [MARK]}]),
-        *rows(
-            "messages",
-            "invalid_value",
-            [{**TURN, "content": [{"type": "image_url", "image_url": {"url": MARK}}]}],
-            [{**TURN, "content": [{"type": "input_audio", "input_audio": {}}]}],
-        ),
-        *rows("max_completion_tokens", "out_of_range", 0),
-        *rows("logprobs", "invalid_type", 1, "yes"),
-        *rows("top_logprobs", "invalid_value", 5),  # without logprobs
-        *rows("top_logprobs", "out_of_range", -1, 21, 10**6),
-        *rows("response_format", "invalid_value", {"type": MARK}, {"type": "json_schema"}),
-        *rows("response_format", "missing_field", {"type": "json_schema", "json_schema": {}}),
-        *rows("response_format", "invalid_type", format_of(5), format_of({}, strict=MARK)),
-        *rows("response_format", "invalid_schema", format_of({"enum": ["a" * 65_536]})),
-        *rows("store", "invalid_value", True),
-        *rows("modalities", "invalid_value", ["text", "audio"]),
-        *rows("service_tier", "invalid_value", "flex"),
-        *rows("metadata", "invalid_type", MARK, {"a": 1}),
-        *(row for name in sorted(REFUSED_CHAT) for row in rows(name, "unsupported_field", MARK)),
-        *rows("prompt", "unknown_field", MARK),
-    ],
-)
+CHAT_ROWS = [
+    *rows("messages", "too_few_items", []),
+    *rows("messages", "too_many_items", [TURN] * 1025, [TURN] * 100_000),
+    *rows("messages", "invalid_type", None, MARK, TURN, [MARK], [{**TURN, "content": 1}]),
+    *rows("messages", "invalid_value", [{**TURN, "role": "root"}]),
+    *rows("messages", "missing_field", [{**TURN, "role": "tool"}]),
+    *rows("messages", "invalid_value", [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}]),
+    *rows("messages", "invalid_value", [{**TURN, "tool_call_id": MARK}]),
+    *rows("messages", "invalid_value", [{**TURN, "tool_calls": [call_of("{}")]}]),
+    *rows("messages", "invalid_value", [{**TURN, "reasoning_content": MARK}]),
+    *rows("messages", "invalid_type", [{"role": "assistant", "content": None}]),
+    *rows("messages", "invalid_value", [calling(MARK)], [calling("[]")], [calling("{")]),
+    *rows("tools", "invalid_type", MARK, {}),
+    *rows("tools", "too_few_items", []),
+    *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(129)]),
+    *rows("tools", "invalid_value", [tool("a"), tool("a")], [tool("a b")], [{"type": MARK}]),
+    *rows("tools", "invalid_schema", [tool("a", {"enum": ["a" * 65_536]})]),
+    *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
+    *rows("parallel_tool_calls", "invalid_value", False),  # without tools
+    *rows("reasoning_effort", "invalid_value", MARK),
+    *rows(
+        "reasoning_effort", "unsupported_field", "low", "high"
+    ),  # the model has no degrees of effort
+    *rows("messages", "missing_field", [{"content": MARK}], [{"role": "user"}]),
+    *rows("messages", "unknown_field", [{**TURN, "name": MARK}]),
+    *rows("messages", "invalid_type", [{**TURN, "tool_calls": [MARK]}]),
+    *rows(
+        "messages",
+        "invalid_value",
+        [{**TURN, "content": [{"type": "image_url", "image_url": {"url": MARK}}]}],
+        [{**TURN, "content": [{"type": "input_audio", "input_audio": {}}]}],
+    ),
+    *rows("max_completion_tokens", "out_of_range", 0),
+    *rows("logprobs", "invalid_type", 1, "yes"),
+    *rows("top_logprobs", "invalid_value", 5),  # without logprobs
+    *rows("top_logprobs", "out_of_range", -1, 21, 10**6),
+    *rows("response_format", "invalid_value", {"type": MARK}, {"type": "json_schema"}),
+    *rows("response_format", "missing_field", {"type": "json_schema", "json_schema": {}}),
+    *rows("response_format", "invalid_type", format_of(5), format_of({}, strict=MARK)),
+    *rows("response_format", "invalid_schema", format_of({"enum": ["a" * 65_536]})),
+    *rows("store", "invalid_value", True),
+    *rows("modalities", "invalid_value", ["text", "audio"]),
+    *rows("service_tier", "invalid_value", "flex"),
+    *rows("metadata", "invalid_type", MARK, {"a": 1}),
+    *(
+        row
+        for name in sorted({*REFUSED_CHAT, "prediction", "verbosity"})
+        for row in rows(name, "unsupported_field", MARK)
+    ),
+    *rows("prompt", "unknown_field", MARK),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "code"), CHAT_ROWS)
 def test_a_wrong_value_in_a_chat_is_refused_by_name(name: str, value: object, code: str) -> None:
     problem = refusal_of(parse_chat, {"messages": [TURN], name: value})
     assert problem.errors[0].code == code, problem.errors
@@ -214,6 +219,7 @@ def test_a_wrong_value_in_a_chat_is_refused_by_name(name: str, value: object, co
     assert all(MARK not in error.message for error in problem.errors)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("name", "value", "code"),
     [
@@ -235,12 +241,93 @@ def test_a_wrong_value_in_a_chat_is_refused_by_name(name: str, value: object, co
         *rows("messages", "unknown_field", [TURN]),
     ],
 )
+=======
+COMPLETION_ROWS = [
+    *rows("prompt", "empty_prompt", "", [], [""], ["a", ""], [[]], ["a", []]),
+    *rows("prompt", "invalid_type", None, 5, {"a": MARK}, [None], [1, "a"], ["a", {}], [True]),
+    *rows("prompt", "invalid_type", [1.5], [[MARK]], [[[1]]]),
+    *rows("prompt", "invalid_value", [-1], [2**31], [2048], ["a", [1, 2048]]),
+    *rows("prompt", "too_many_items", ["a"] * 17, [MARK] * 100_000),
+    *rows("best_of", "invalid_value", 0, 2, 10**6),
+    *rows("best_of", "invalid_type", True, "1"),
+    *rows("logprobs", "out_of_range", -1, 6, 10**6),
+    *rows("logprobs", "invalid_type", True, 1.0),
+    *rows("echo", "invalid_type", 1),
+    *(row for name in sorted(REFUSED_COMPLETION) for row in rows(name, "unsupported_field", MARK)),
+    *rows("messages", "unknown_field", [TURN]),
+    *rows("response_format", "unsupported_field", {"type": "json_object"}),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "code"), COMPLETION_ROWS)
+>>>>>>> w1
 def test_a_wrong_value_in_a_completion_is_refused_by_name(
     name: str, value: object, code: str
 ) -> None:
     problem = refusal_of(parse_completion, {"prompt": "a", name: value})
     assert problem.errors[0].code == code, problem.errors
     assert (param_of(problem) or "").startswith(name)
+    assert all(MARK not in error.message for error in problem.errors)
+
+
+UNNOTED: dict[str, tuple[object, ...]] = {
+    "best_of": (0,),
+    "max_completion_tokens": (0,),
+    "max_tokens": (-1, 5.0),
+    "n": (0,),
+    "parallel_tool_calls": (False,),
+    "seed": ([], {}),
+    "stop": ({}, ""),
+    "stream": ([],),
+    "stream_options": ({"include_usage": True},),
+    "tool_choice": ("auto",),
+    "tools": ({}, []),
+}
+"""Values of the rows above that ask for nothing that is left out."""
+NOTED: dict[str, tuple[object, ...]] = {
+    "api_base": ("http://" + MARK,),
+    "messages": ([{**TURN, "name": MARK}], [TURN]),
+    "metadata": (MARK, {"a": 1}),
+    "prediction": (MARK,),
+    "prompt": (MARK,),
+    "reasoning_effort": ("low", "high"),
+    "resumable": (True,),
+    "service_tier": ("flex",),
+    "temprature": (0.7,),
+    "user": (5,),
+    "verbosity": (MARK,),
+}
+"""Values of the rows above that are left out and noted."""
+
+
+def is_in(name: str, value: object, table: dict[str, tuple[object, ...]]) -> bool:
+    return repr(value) in map(repr, table.get(name, ()))
+
+
+@pytest.mark.parametrize(
+    ("parse", "name", "value", "code"),
+    [
+        pytest.param(parse, *row.values, id=f"{parse.__name__}-{row.id}")
+        for parse, table in (
+            (parse_chat, [*COMMON_ROWS, *CHAT_ROWS]),
+            (parse_completion, [*COMMON_ROWS, *COMPLETION_ROWS]),
+        )
+        for row in table
+    ],
+)
+def test_without_strict_only_what_changes_nothing_is_accepted(
+    parse: Any, name: str, value: object, code: str
+) -> None:
+    body = {"prompt": "a"} if parse is parse_completion else {"messages": [TURN]}
+    body = {**body, name: value}
+    notes = Notes()
+    is_unset = name == "max_tokens" and value == 0 and parse is parse_chat
+    if is_unset or is_in(name, value, UNNOTED) or is_in(name, value, NOTED):
+        parse(body, notes).check(INFO)
+        assert len(notes.names) == (1 if is_in(name, value, NOTED) else 0)
+        return
+    problem = refusal_of(parse, body, strict=False)
+    assert problem.errors[0].code == code, problem.errors
     assert all(MARK not in error.message for error in problem.errors)
 
 
