@@ -219,29 +219,6 @@ def test_a_wrong_value_in_a_chat_is_refused_by_name(name: str, value: object, co
     assert all(MARK not in error.message for error in problem.errors)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        *rows("prompt", "empty_prompt", "", [], [""], ["a", ""], [[]], ["a", []]),
-        *rows("prompt", "invalid_type", None, 5, {"a": MARK}, [None], [1, "a"], ["a", {}], [True]),
-        *rows("prompt", "invalid_type", [1.5], [[MARK]], [[[1]]]),
-        *rows("prompt", "invalid_value", [-1], [2**31], [2048], ["a", [1, 2048]]),
-        *rows("prompt", "too_many_items", ["a"] * 17, [MARK] * 100_000),
-        *rows("best_of", "invalid_value", 0, 2, 10**6),
-        *rows("best_of", "invalid_type", True, "1"),
-        *rows("logprobs", "out_of_range", -1, 6, 10**6),
-        *rows("logprobs", "invalid_type", True, 1.0),
-        *rows("echo", "invalid_type", 1),
-        *(
-            row
-            for name in sorted(REFUSED_COMPLETION)
-            for row in rows(name, "unsupported_field", MARK)
-        ),
-        *rows("messages", "unknown_field", [TURN]),
-    ],
-)
-=======
 COMPLETION_ROWS = [
     *rows("prompt", "empty_prompt", "", [], [""], ["a", ""], [[]], ["a", []]),
     *rows("prompt", "invalid_type", None, 5, {"a": MARK}, [None], [1, "a"], ["a", {}], [True]),
@@ -255,12 +232,10 @@ COMPLETION_ROWS = [
     *rows("echo", "invalid_type", 1),
     *(row for name in sorted(REFUSED_COMPLETION) for row in rows(name, "unsupported_field", MARK)),
     *rows("messages", "unknown_field", [TURN]),
-    *rows("response_format", "unsupported_field", {"type": "json_object"}),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "code"), COMPLETION_ROWS)
->>>>>>> w1
 def test_a_wrong_value_in_a_completion_is_refused_by_name(
     name: str, value: object, code: str
 ) -> None:
