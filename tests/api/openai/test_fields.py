@@ -247,6 +247,9 @@ def test_a_wrong_value_in_a_completion_is_refused_by_name(
 
 UNNOTED: dict[str, tuple[object, ...]] = {
     "best_of": (0,),
+    "grammar": ({},),
+    "guided_choice": ([],),
+    "guided_grammar": ({},),
     "max_completion_tokens": (0,),
     "max_tokens": (-1, 5.0),
     "n": (0,),
