@@ -180,7 +180,7 @@ class Extras(Strict):
         if self.structured_outputs is not None:
             found.append(("structured_outputs", self.structured_outputs.bond()))
         for name, schema in (("guided_json", self.guided_json), ("json_schema", self.json_schema)):
-            if schema is not None:
+            if schema:
                 found.append((name, json.dumps(schema)))
         if self.guided_regex is not None:
             found.append(("guided_regex", Grammar("regex", self.guided_regex)))
