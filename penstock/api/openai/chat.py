@@ -100,12 +100,16 @@ class ChatRequest(ChatExtras, Common):
         effort = "none" if self.has_thinking_off else None
         return [
             {
-                "messages": tuple(turn.to_message() for turn in self.messages),
+                "messages": self.messages,
                 "separate_reasoning": self.bond is None,
                 "reasoning_effort": self.reasoning_effort or effort,
                 **tool_fields(self.tools, self.tool_choice, self.parallel_tool_calls),
             }
         ]
+
+    @property
+    def _involve_tools(self) -> bool:
+        return any(each.role == "tool" or each.tool_calls for each in self.messages)
 
     @property
     def may_call(self) -> bool:
@@ -118,6 +122,7 @@ class ChatRequest(ChatExtras, Common):
         return [
             *super().needs(),
             ("tools", self.tools, "tools"),
+            ("messages", self._notes.strict and self._involve_tools, "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
             ("reasoning_effort", effort not in (None, "none"), "reasoning_effort"),
         ]

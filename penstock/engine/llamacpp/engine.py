@@ -38,7 +38,7 @@ from penstock.engine.reasoning import (
     marks_in,
     reasoning_features,
 )
-from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -261,6 +261,9 @@ class LlamaCpp(TaskEngine):
         try:
             if request.tools is not None:
                 await asyncio.to_thread(check_request_tools, request.tools)
+            if refused := too_many_turns(request, self._context_length):
+                sink.fail(*refused)
+                return
             request, prompt, notes = await self._shown(request)
             prompt_ids = request.prompt_ids or tuple(
                 await self._ids_of_text(prompt, add_special=True)

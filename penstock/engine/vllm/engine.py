@@ -26,7 +26,7 @@ from penstock.engine.grammar import InvalidSchemaError
 from penstock.engine.process import reaper
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.slots import Slots
-from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
 from penstock.engine.vllm.answers import SecondCallError, pass_on
 from penstock.errors import StartError, reason_from_pydantic
@@ -201,6 +201,9 @@ class Vllm(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
+            if refused := too_many_turns(request, self._context_length):
+                sink.fail(*refused)
+                return
             request, prompt, notes = await self._shown(request)
             prompt_ids = tuple(prompt["prompt_token_ids"])
             if refused := refusal(request, len(prompt_ids), self._context_length):

@@ -252,6 +252,12 @@ UNNOTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": ({},),
     "max_completion_tokens": (0,),
     "max_tokens": (-1, 5.0),
+    "messages": (
+        *([TURN] * 1025, [TURN] * 100_000),
+        *([{**TURN, "role": "tool"}], [{"role": "user"}]),
+        [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}],
+        [{"role": "assistant", "content": None}],
+    ),
     "n": (0,),
     "parallel_tool_calls": (False,),
     "seed": ([], {}),
@@ -264,7 +270,12 @@ UNNOTED: dict[str, tuple[object, ...]] = {
 """Values of the rows above that ask for nothing that is left out."""
 NOTED: dict[str, tuple[object, ...]] = {
     "api_base": ("http://" + MARK,),
-    "messages": ([{**TURN, "name": MARK}], [TURN]),
+    "messages": (
+        *([{**TURN, "name": MARK}], [TURN], [{**TURN, "tool_call_id": MARK}]),
+        *([{**TURN, "tool_calls": [each]}] for each in (MARK, call_of("{}"))),
+        [{**TURN, "reasoning_content": MARK}],
+        *([calling(each)] for each in (MARK, "[]", "{")),
+    ),
     "metadata": (MARK, {"a": 1}),
     "prediction": (MARK,),
     "prompt": (MARK,),
