@@ -102,7 +102,7 @@ def _read_turn(sent: dict[str, Any], number: int, notes: Notes) -> Message:
     if role not in ROLES:
         raise misplaced("role", f"Give one of the roles {', '.join(ROLES)}.", "literal_error")
     is_assistant, is_result = role == "assistant", role in ("tool", "function")
-    read = _READ_FROM_ALL
+    read: tuple[str, ...] = _READ_FROM_ALL
     if is_assistant:
         read = _READ_FROM_ASSISTANTS
     elif is_result:
