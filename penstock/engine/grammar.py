@@ -29,6 +29,10 @@ MAX_TOOLS_INTEGER = 2**64 - 1
 # llguidance crashes at integers that become -2^63 as a float.
 LEAST_TOOLS_INTEGER = -(2**63) + 2**10
 _BOUNDS = tuple(name for least, most, limit in _RANGES if limit == 2**53 for name in (least, most))
+# Begins a grammar whose texts the model may spell with any tokens. Otherwise llguidance forces a
+# text that has no alternative with the tokens that a tokenizer makes of it. Some of them may be
+# control tokens, which have no text in the answer.
+FREELY = '%llguidance {"no_forcing": true}\n'
 _QUOTED = re.compile(r"""(["'`]).*?\1""")
 # After the colon these errors contain only words and numbers of the JSON schema language.
 _WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
@@ -65,12 +69,8 @@ def _compact(value: Any) -> str:
 
 
 def freely_spelled(schema: str) -> str:
-    """Return a grammar for a compact schema whose texts the model may spell with any tokens.
-
-    llguidance forces a text that has no alternative with the tokens that a tokenizer makes of it,
-    also with control tokens, which have no text in the answer.
-    """
-    return f'%llguidance {{"no_forcing": true}}\nstart: %json {schema}'
+    """Return a grammar for a compact schema whose texts the model may spell with any tokens."""
+    return f"{FREELY}start: %json {schema}"
 
 
 def has_pattern(schema: str) -> bool:

@@ -404,6 +404,8 @@ def test_a_value_that_asks_for_nothing_is_accepted_in_any_field(
         ("/generate", "GenerateRequest", {"prompt": "a"}),
     ):
         names = {*api[model]["properties"], "audio", "functions", "suffix", "zqxj"} - {"messages"}
+        if value is False:  # in these fields it asks for something that the mock does not have
+            names -= {"add_generation_prompt", "skip_special_tokens"}
         fields = dict.fromkeys(names - set(required), value)
         answer = ask(mock.port, post(json.dumps({**fields, **required}).encode(), path=path))
         assert (answer.status, answer.headers.get(IGNORED)) == (200, None), answer.body

@@ -192,6 +192,9 @@ class SupervisedEngine:
             case messages.Cached(request_id, num_tokens):
                 if sink := self._sinks.get(request_id):
                     sink.cached(num_tokens)
+            case messages.Prompt(request_id, logprobs):
+                if sink := self._sinks.get(request_id):
+                    sink.prompt_logprobs(logprobs)
             case messages.Reasoning(request_id, text, num_tokens, token_ids):
                 if sink := self._sinks.get(request_id):
                     sink.reasoning(text, num_tokens, token_ids)

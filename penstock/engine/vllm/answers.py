@@ -12,7 +12,10 @@ from typing import Any, Protocol
 
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.engine.reasoning import FilterSink
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, RankedToken, TokenLogprob
+
+# OpenAI's log probability of an impossible token.
+LOWEST_LOGPROB = -9999.0
 
 REPLACEMENT = "\ufffd"
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -24,13 +27,11 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 }
 
 
-async def pass_on(
-    outputs: Any, sink: Sink, num_top: int = 0, piece_of: Callable[[int], str] = str
-) -> None:
+async def pass_on(outputs: Any, sink: Sink, num_top: int, tokenizer: Any) -> None:
     """Pass everything from vLLM's queue `outputs` to `sink`, until the answer ends.
 
-    `num_top` is the number of likeliest tokens to report for each token. `piece_of` returns a
-    token as the vocabulary spells it. Raises what vLLM raises.
+    `num_top` is the number of likeliest tokens to report for each token. `tokenizer` is the
+    model's. Raises what vLLM raises.
     """
     num_tokens = 0
     has_begun = False
@@ -40,12 +41,17 @@ async def pass_on(
             sink.cached(output.num_cached_tokens)
         has_begun = True
         (answer,) = output.outputs
+        if output.prompt_logprobs:
+            ids = tuple(output.prompt_token_ids)
+            sink.prompt_logprobs(prompt_logprobs_of(ids, output.prompt_logprobs, tokenizer.decode))
         if answer.token_ids or answer.text:
             num_tokens += len(answer.token_ids)
             ids = tuple(answer.token_ids)
             logprobs: tuple[TokenLogprob, ...] = ()
             if answer.logprobs:
-                logprobs = logprobs_of(ids, answer.logprobs, num_top, piece_of)
+                logprobs = logprobs_of(
+                    ids, answer.logprobs, num_top, tokenizer.convert_ids_to_tokens
+                )
             sink.delta(answer.text, len(ids), ids, logprobs)
         if not output.finished:
             continue
@@ -93,6 +99,26 @@ def bytes_of(piece: str, text: str) -> bytes:
     if all(character in _BYTE_OF for character in piece):
         return bytes(_BYTE_OF[character] for character in piece)
     return text.encode()
+
+
+def prompt_logprobs_of(
+    token_ids: tuple[int, ...], positions: Any, text_of: Callable[[int], str]
+) -> PromptLogprobs:
+    """Convert vLLM's log probabilities of a prompt; the first token has none."""
+
+    def ranked(token_id: int, each: Any) -> RankedToken:
+        logprob = max(each.logprob, LOWEST_LOGPROB)
+        return RankedToken(token_id, each.decoded_token or "", logprob, each.rank)
+
+    places: list[tuple[RankedToken, ...]] = []
+    for token_id, position in zip(token_ids, positions, strict=True):
+        if position is None:
+            places.append((RankedToken(token_id, text_of(token_id)),))
+        else:
+            others = sorted(position.items(), key=lambda item: item[1].rank)
+            itself = ranked(token_id, position[token_id])
+            places.append((itself, *(ranked(i, each) for i, each in others if i != token_id)))
+    return tuple(places)
 
 
 class SecondCallError(Exception):
