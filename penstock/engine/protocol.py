@@ -97,7 +97,7 @@ class Sink(Protocol):
     def cached(self, num_tokens: int) -> None:
         """The engine has `num_tokens` of the prompt's tokens in its cache.
 
-        Called once at most, before the first delta. Without this call the number is 0.
+        Called before the first delta; later calls are ignored. Without a call the number is 0.
         """
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:

@@ -70,7 +70,8 @@ class Transcript:
     def cached(self, num_tokens: int) -> None:
         """Record how much of the prompt was in the engine's cache.
 
-        A continuation of generated tokens is ignored: its prompt is the same, read once more.
+        Once there are tokens, this is ignored: the engine has the same prompt in several steps, or
+        another engine reads it once more.
         """
         if not self.generated and self.prompt_ids is not None:
             self.cached_tokens = min(num_tokens, len(self.prompt_ids))

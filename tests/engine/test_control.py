@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from penstock.engine.control import ControlTokens, broken_tools
 
-CONTROL = ControlTokens({"<|end|>": 4, "<|user|>": 2, "<|user|>x": 5})
+CONTROL = ControlTokens({"<|end|>": 4, "<|user|>": 2})
 TEXTS = st.text("<|>endusrx \ue000é") | st.sampled_from(["<|end|>", "<|user|>x", "a<|user|>"])
 
 
@@ -33,7 +33,8 @@ def test_only_the_template_s_own_control_tokens_have_ids(contents: list[str]) ->
 
 
 def test_the_longest_control_token_wins() -> None:
-    hidden, texts = CONTROL.hide_in({"a": ["<|user|>x"]})
+    longer = ControlTokens({"<|user|>": 2, "<|user|>x": 5})
+    hidden, texts = longer.hide_in({"a": ["<|user|>x"]})
     assert list(texts.values()) == ["<|user|>x"]
     assert hidden == {"a": [next(iter(texts))]}
 

@@ -228,6 +228,18 @@ def test_a_schema_s_text_of_a_control_token_is_spelled_out(rill: RunningServer, 
         assert "".join(streamed(rill, schema)) == choice.message.content
 
 
+def test_a_grammar_s_text_of_a_control_token_is_spelled_out(rill: RunningServer) -> None:
+    bonds: list[dict[str, Any]] = [
+        {"guided_choice": [MARKED]},
+        {"guided_regex": r"a <\|user\|> b"},
+        {"guided_grammar": f'root ::= "{MARKED}"'},
+        {"structured_outputs": {"choice": [MARKED]}},
+    ]
+    for bond in bonds:
+        asked: Any = {"messages": HELLO, "max_tokens": 60, "temperature": 0, "extra_body": bond}
+        assert create(rill, **asked).choices[0].message.content == MARKED
+
+
 def streamed(server: RunningServer, schema: dict[str, Any]) -> list[str]:
     chunks = create(
         server,
