@@ -5,11 +5,12 @@ space around them. Not known here: the engine. The marks come from the models' c
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from penstock.engine.protocol import EngineFinish, Feature, Sink
 from penstock.events import TokenLogprob
+from penstock.request import Message
 
 # The marks that open and close a model's reasoning. If a template has only the closing mark, the
 # model itself generates the opening mark.
@@ -46,6 +47,17 @@ def reasoning_features(
     return features
 
 
+def begun_answer(messages: Sequence[Message] | None) -> str:
+    """Return the text of the assistant's turn at the end, which the answer may continue."""
+    last = messages[-1] if messages else Message("user", "")
+    return (last.content or last.reasoning).strip() if last.role == "assistant" else ""
+
+
+def num_last_tokens(begun: str) -> int:
+    """Return how many of the prompt's last tokens show whether it opens the reasoning."""
+    return NUM_LAST_TOKENS + len(begun.encode())
+
+
 class Splitter:
     """Splits one answer into reasoning and answer. `is_open`: the prompt opens the reasoning.
 
@@ -62,12 +74,18 @@ class Splitter:
         self._hold = re.compile(rf"\s*(?:{starts})?\Z")
 
     @classmethod
-    def after(cls, marks: tuple[str, str], prompt_end: str, generated: str) -> "Splitter":
+    def after(
+        cls, marks: tuple[str, str], prompt_end: str, generated: str, begun: str = ""
+    ) -> "Splitter":
         """Return a splitter for the rest of an answer, after the text `generated` so far.
 
-        `prompt_end` is the end of the prompt, at least its last `NUM_LAST_TOKENS` tokens.
+        `prompt_end` is the end of the prompt, at least its last `num_last_tokens` tokens. If it
+        ends with the text `begun`, the answer goes on from there.
         """
-        splitter = cls(marks, is_open=prompt_end.rstrip().endswith(marks[0]))
+        end = prompt_end.rstrip()
+        if begun and end.endswith(begun):
+            end, generated = end.removesuffix(begun).rstrip(), begun + generated
+        splitter = cls(marks, is_open=end.endswith(marks[0]))
         splitter.push(generated)
         return splitter
 

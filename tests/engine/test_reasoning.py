@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.reasoning import MARKS, Splitter, marks_in
+from penstock.engine.reasoning import MARKS, Splitter, begun_answer, marks_in
+from penstock.request import Message
 
 THINK = MARKS[0]
 
@@ -73,3 +74,26 @@ def test_little_is_held_back(text: str) -> None:
 def test_a_template_s_marks_are_found() -> None:
     assert marks_in("{{ content.split('</think>')[-1] }}") == THINK
     assert marks_in("{{ message.content }}") is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt_end", "kind"),
+    [
+        ((Message("assistant", "", "I think"),), "<|assistant|><think>\nI think", "thought"),
+        ((Message("assistant", "", "I think"),), "<think>\nI think\n</think>\n\n", "answer"),
+        ((Message("assistant", "<think>\nI think"),), "</think>\n\n<think>\nI think", "thought"),
+        ((Message("assistant", "<think>a</think>b"),), "<think>a</think>b", "answer"),
+        ((Message("assistant", "Yes ", "I think"),), "<think>\nI think\n</think>\n\nYes", "answer"),
+        ((Message("user", "<think>"),), "<|user|><think><|end|><|assistant|>", "answer"),
+        ((Message("user", "Hi"),), "<|assistant|><think>\n", "thought"),
+        ((Message("assistant", ""),), "<|assistant|><think>\n", "thought"),
+        (None, "Once upon a time", "answer"),
+    ],
+)
+def test_a_begun_turn_goes_on_as_what_it_was(
+    messages: tuple[Message, ...] | None, prompt_end: str, kind: str
+) -> None:
+    for generated, pieces in (("", [" so", " it"]), (" so", [" it"])):
+        splitter = Splitter.after(THINK, prompt_end, generated, begun_answer(messages))
+        parts = [part for piece in pieces for part in splitter.push(piece)] + splitter.flush()
+        assert {found for found, _ in parts} == {kind}

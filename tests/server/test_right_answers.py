@@ -127,6 +127,19 @@ def test_an_answer_of_reasoning_only_has_no_content_and_is_taken_back() -> None:
                 assert again.usage.completion_tokens == 1
 
 
+def test_reasoning_that_the_last_turn_has_begun_goes_on_as_reasoning() -> None:
+    begun = {"role": "assistant", "content": None, "reasoning_content": "I think that"}
+    done = {"role": "assistant", "content": "Once upon", "reasoning_content": "I think."}
+    asked: Any = {"max_tokens": 3, "temperature": 0, "extra_body": {"continue_final_message": True}}
+    with serve(engine_arg=[f"chat_template={REASONING}"]) as server:
+        thought = create(server, messages=[*HELLO, begun], **asked).choices[0].message.to_dict()
+        assert thought["content"] is None
+        assert thought["reasoning_content"]
+        answer = create(server, messages=[*HELLO, done], **asked).choices[0].message.to_dict()
+        assert answer["content"]
+        assert "reasoning_content" not in answer
+
+
 # Counts.
 
 LONG = "Once upon a time there was a lighthouse near the sea"

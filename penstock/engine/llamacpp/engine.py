@@ -49,10 +49,11 @@ from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.llamacpp.vocabulary import marked_tokens
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import (
-    NUM_LAST_TOKENS,
     SplitSink,
     Splitter,
+    begun_answer,
     marks_in,
+    num_last_tokens,
     reasoning_features,
 )
 from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
@@ -532,15 +533,26 @@ class LlamaCpp(TaskEngine):
         """Return a sink that separates the reasoning, if the request asks and the model reasons."""
         if self._marks is None or not request.separate_reasoning:
             return sink, None
-        end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
         generated = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
             if is_text:
                 generated += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
                 generated += await self._text_of([each for each in run if isinstance(each, int)])
-        splitter = Splitter.after(self._marks, end, generated)
+        splitter = await self._splitter(self._marks, request, prompt_ids, generated)
         return SplitSink(sink, splitter), splitter
+
+    async def _splitter(
+        self,
+        marks: tuple[str, str],
+        request: Request,
+        prompt_ids: tuple[int, ...],
+        generated: str = "",
+    ) -> Splitter:
+        """Return the splitter for what follows the prompt and the text `generated` so far."""
+        begun = begun_answer(request.messages)
+        end = await self._text_of(list(prompt_ids[-num_last_tokens(begun) :]))
+        return Splitter.after(marks, end, generated, begun)
 
     async def _num_thoughts(
         self, request: Request, prompt_ids: tuple[int, ...], splitter: Splitter | None
@@ -552,11 +564,10 @@ class LlamaCpp(TaskEngine):
         if splitter is None or not splitter.is_thinking or not request.generated:
             return 0
         assert self._marks is not None
-        end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
         num_tokens = sum(
             each.num_tokens if isinstance(each, UnnamedTokens) else 1 for each in request.generated
         )
-        if not Splitter.after(self._marks, end, "").is_thinking:
+        if not (await self._splitter(self._marks, request, prompt_ids)).is_thinking:
             num_tokens -= len(await self._ids_of_text(self._marks[0], add_special=False))
         return max(0, num_tokens)
 

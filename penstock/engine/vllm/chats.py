@@ -34,10 +34,10 @@ from penstock.engine.grammar import (
 )
 from penstock.engine.protocol import Feature, Sink
 from penstock.engine.reasoning import (
-    NUM_LAST_TOKENS,
     SplitSink,
     Splitter,
     marks_in,
+    num_last_tokens,
     reasoning_features,
 )
 from penstock.engine.turns import turn
@@ -87,9 +87,18 @@ class AnswerFormat:
         }
 
     def sink(
-        self, sink: Sink, prompt_ids: tuple[int, ...], generated: list[int], tokenizer: Any
+        self,
+        sink: Sink,
+        prompt_ids: tuple[int, ...],
+        generated: list[int],
+        tokenizer: Any,
+        begun: str,
     ) -> Sink:
-        """Return the sink for vLLM's outputs. `generated` are the tokens of the answer so far."""
+        """Return the sink for vLLM's outputs.
+
+        `generated` are the tokens of the answer so far. `begun` is the text of the assistant's turn
+        that the answer may continue.
+        """
         text = text_of(generated, tokenizer, self.shows_special_tokens)
         if self.parser is not None:
             parse = self._parse(prompt_ids, tokenizer)
@@ -97,8 +106,8 @@ class AnswerFormat:
                 parse(text, generated, finished=False)
             sink = ParsingSink(sink, parse, parallel_calls=self.parallel_calls)
         if self.marks is not None:
-            end = text_of(list(prompt_ids[-NUM_LAST_TOKENS:]), tokenizer, True)
-            sink = SplitSink(sink, Splitter.after(self.marks, end, text))
+            end = text_of(list(prompt_ids[-num_last_tokens(begun) :]), tokenizer, True)
+            sink = SplitSink(sink, Splitter.after(self.marks, end, text, begun))
         return sink
 
     def _parse(self, prompt_ids: tuple[int, ...], tokenizer: Any) -> Any:

@@ -25,6 +25,7 @@ import msgspec
 from penstock.engine.grammar import InvalidSchemaError
 from penstock.engine.process import reaper
 from penstock.engine.protocol import Feature, ModelInfo, Sink
+from penstock.engine.reasoning import begun_answer
 from penstock.engine.slots import Slots
 from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
@@ -344,7 +345,8 @@ class Vllm(TaskEngine):
         params = sampling_params(request, max_tokens, answer_format)
         # vLLM reports the id of every token, so there are no `UnnamedTokens`.
         generated = [each for each in request.generated if isinstance(each, int)]
-        sink = answer_format.sink(sink, prompt_ids, generated, self._chats.tokenizer)
+        begun = begun_answer(request.messages)
+        sink = answer_format.sink(sink, prompt_ids, generated, self._chats.tokenizer, begun)
         adding = asyncio.create_task(
             self._llm.add_request(request.id, prompt, params, **answer_format.begin(prompt_ids))
         )
