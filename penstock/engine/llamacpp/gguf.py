@@ -47,7 +47,7 @@ def _read(file: BinaryIO, layout: struct.Struct) -> tuple[Any, ...]:
 def _skip(file: BinaryIO, kind: int, count: int = 1) -> None:
     if kind == STRING:
         for _ in range(count):
-            file.seek(*_read(file, LENGTH), os.SEEK_CUR)
+            file.seek(_read(file, LENGTH)[0], os.SEEK_CUR)
     elif kind == ARRAY:
         (kind,), (count,) = _read(file, TYPE), _read(file, LENGTH)
         _skip(file, kind, count)

@@ -60,11 +60,11 @@ def _checked(path: Path) -> Path:
 def size_of(model: str) -> int:
     """Return the size in bytes of the GGUF file `model`, with all its parts."""
     path = Path(model)
-    if part := _PART.search(path.name):
-        parts = path.parent.glob(f"{glob.escape(path.name[: part.start()])}-*-of-{part[2]}.gguf")
-    else:
-        parts = iter([path])
-    return sum(each.stat().st_size for each in parts)
+    part = _PART.search(path.name)
+    if part is None:
+        return path.stat().st_size
+    stem = glob.escape(path.name[: part.start()])
+    return sum(each.stat().st_size for each in path.parent.glob(f"{stem}-*-of-{part[2]}.gguf"))
 
 
 def download(name: str) -> Path:
