@@ -153,7 +153,7 @@ def test_a_port_in_use_is_explained_and_another_port_proposed() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         said = refuses_to_start(engine="mock", port=port)
-    assert f"Port {port} on 127.0.0.1 is in use" in said
+    assert f"Port {port} is in use on 127.0.0.1" in said
     assert f"--port {port + 1}" in said
 
 
