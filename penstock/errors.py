@@ -77,6 +77,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         422, "The prompt and the requested token limit together exceed the model's context."
     ),
     "no_chat_template": ProblemKind(422, "The model has no chat template; it takes prompts only."),
+    "template_refused": ProblemKind(422, "The model's chat template cannot show the conversation."),
     "invalid_schema": ProblemKind(422, "The engine cannot enforce the JSON schema."),
     "schema_lost": ProblemKind(422, "The engine stopped enforcing the JSON schema in mid-answer."),
     "invalid_tools": ProblemKind(422, "The engine cannot use these tools."),

@@ -63,8 +63,11 @@ class Sink(Protocol):
     the engine may still push what it was working on; the sink ignores it.
     """
 
-    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
-        """The prompt has these tokens and fits into the context; the request waits for a slot."""
+    def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
+        """The prompt has these tokens and fits into the context; the request waits for a slot.
+
+        `notes` names what was changed so that the model can be asked: `messages (merged)`.
+        """
 
     def started(self) -> None:
         """The request has a slot."""

@@ -86,6 +86,7 @@ class Stream:
         "client_gone",
         "log",
         "meter",
+        "notes",
         "num_readers_ever",
         "phase",
         "place",
@@ -103,6 +104,9 @@ class Stream:
         self.place: Place | None = None
         """The place in the queue that readers were last told."""
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
+        self.notes: tuple[str, ...] = ()
+        """What the engine changed in the request to be able to answer it, known once it is
+        accepted by the engine."""
         self.client_gone = False
         self.num_readers_ever = 0
         self.meter = meter or Meter()
@@ -228,9 +232,10 @@ class Stream:
 
     # What the engine pushes (see engine.protocol.Sink and LosableSink).
 
-    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
-        """Record the prompt's tokens; the request waits for a slot."""
+    def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
+        """Record the prompt's tokens and the engine's notes; the request waits for a slot."""
         self.phase = "accepted"
+        self.notes = self.notes or notes  # a continuation has none
         self._transcript.accept(prompt_ids)
         self._accept(None)
 

@@ -38,8 +38,8 @@ class ReportingSink:
     def __init__(self, request_id: str, sink: Sink, report: Report) -> None:
         self._id, self._sink, self._report = request_id, sink, report
 
-    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
-        self._sink.accepted(prompt_ids)
+    def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
+        self._sink.accepted(prompt_ids, notes)
 
     def started(self) -> None:
         self._sink.started()

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from tests.support.conversations import CONVERSATIONS, turn
 from tests.support.servers import RunningServer
 from tests.support.templates import CALL_ID
 
@@ -217,3 +218,21 @@ def model_is_told_not_to_think(server: RunningServer, fields: dict[str, Any]) ->
     with pytest.raises(openai.BadRequestError) as refused:
         create(server, **fields, reasoning_effort="low")  # its template has no degrees of effort
     assert refused.value.param == "reasoning_effort"
+
+
+def conversation_is_answered(server: RunningServer, name: str) -> None:
+    answer: ChatCompletion = create(server, messages=CONVERSATIONS[name], max_tokens=3)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens >= 1
+    assert answer.usage.prompt_tokens > 1
+
+
+def conversation_is_refused(server: RunningServer) -> None:
+    """Check what the template refuses, which is what contains "zqxj"."""
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(server, messages=[turn("user", "zqxj")], stream=stream)
+        error: Any = refused.value.body
+        assert (error["code"], error["param"]) == ("template_refused", "messages")
+        assert error["retry_safe"] is False
+        assert "zqxj" not in error["message"]

@@ -20,6 +20,7 @@ class RecordingSink:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
     completion_tokens: int = -1
     reason: EngineFinish | None = None
     failure: tuple[str, str] | None = None
@@ -27,8 +28,9 @@ class RecordingSink:
     tool_parts: list[tuple[int, str, str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
+    def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
         self.prompt_ids = prompt_ids
+        self.notes = notes
         self._note("accepted")
 
     def started(self) -> None:

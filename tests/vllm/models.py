@@ -1,4 +1,4 @@
-"""Makes three models in Hugging Face form, without downloads.
+"""Makes four models in Hugging Face form, without downloads.
 
 `python -m tests.vllm.models FOLDER` makes the model `opt` in another process, because transformers
 and torch emit warnings and pytest turns every warning into an error.
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.templates import CALL, REASONING
+from tests.support.templates import CALL, PICKY, REASONING
 
 CONTEXT = 2048
 THINKER_TOKENS = {CALL: "<tool_call>", "`": "</tool_call>", "^": "<think>", "@": "</think>"}
@@ -19,11 +19,12 @@ END_OF_THOUGHT_ID = 36
 
 
 def make_models(folder: Path) -> Path:
-    """Make the folders `rill` (from Penstock's own GGUF), `opt` and `thinker` in `folder`."""
+    """Make the models `rill` (from Penstock's own GGUF), `opt`, `thinker` and `strict`."""
     export = ["training.export", "hf", "--out", str(folder / "rill")]
     for arguments in (export, ["tests.vllm.models", str(folder)]):
         subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True)
     make_thinker(folder / "thinker", folder / "rill")
+    make_strict(folder / "strict", folder / "rill")
     return folder
 
 
@@ -75,6 +76,14 @@ def make_thinker(folder: Path, rill: Path) -> None:
     config["additional_special_tokens"] += THINKER_TOKENS.values()
     template = REASONING.replace(CALL, "<tool_call>").replace("`", "</tool_call>")
     config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def make_strict(folder: Path, rill: Path) -> None:
+    """Make a copy of rill whose template refuses many conversations."""
+    shutil.copytree(rill, folder)
+    config = json.loads((rill / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["chat_template"] = PICKY
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import MAX_MESSAGES, Strict
+from penstock.api.fields import Strict
 from penstock.api.openai.fields import Common, parse_fields
 from penstock.api.openai.tools import Schema, ToolChoice, Tools, check_tools, tool_fields
-from penstock.api.openai.turns import ChatTurn, check_tool_results, misplaced
+from penstock.api.openai.turns import Messages, misplaced
 from penstock.engine.protocol import Feature
 
 # OpenAI's parameters that are refused by name; null is ignored.
@@ -64,7 +64,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 class ChatRequest(Common):
     """A conversation to answer, and how to generate the answer."""
 
-    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -125,7 +125,6 @@ class ChatRequest(Common):
             *super().needs(),
             ("response_format", self.schema_text() is not None, "json_schema"),
             ("tools", self.tools, "tools"),
-            ("messages", any(turn.involves_tools for turn in self.messages), "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
             ("reasoning_effort", effort not in (None, "none"), "reasoning_effort"),
         ]
@@ -136,7 +135,6 @@ class ChatRequest(Common):
             raise misplaced("top_logprobs", 'Set "logprobs" to true to use top_logprobs.')
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise misplaced("max_tokens", "Give either max_tokens or max_completion_tokens.")
-        check_tool_results(self.messages)
         check_tools(self.tools, self.tool_choice)
         if self.parallel_tool_calls is not None and not self.tools:
             raise misplaced("parallel_tool_calls", "Give tools to use parallel_tool_calls.")

@@ -22,6 +22,7 @@ _PARAMS = {
     "schema_lost": "response_format",
     "invalid_tools": "tools",
     "no_chat_template": "messages",
+    "template_refused": "messages",
     "model_not_found": "model",
     "empty_prompt": "prompt",
 }

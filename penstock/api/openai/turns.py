@@ -1,30 +1,54 @@
 """The turns of a conversation as OpenAI's clients send them, with tool calls and their results.
 
-In: a JSON object. Out: a `Message` for the engine. This module does not know how the model's chat
+In: a JSON object. Out: a `Message` for the engine. With `--strict` a turn has only its own fields,
+with their exact types; otherwise `history` reads it. This module does not know how the model's chat
 template renders it.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import Strict
+from penstock.api.fields import MAX_MESSAGES, Strict
+from penstock.api.openai.history import (
+    is_json_object,
+    link_results,
+    misplaced,
+    read_turn,
+    refuse_part,
+)
+from penstock.api.tolerance import Notes
 from penstock.request import Message, ToolUse
 
-
-def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCustomError:
-    """Return an error about `field`, for rules that involve several fields."""
-    return PydanticCustomError(kind, message, {"field": field})
-
+__all__ = ["ChatTurn", "Messages", "ToolName", "misplaced"]
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+def tolerant_notes(info: ValidationInfo) -> Notes | None:
+    """Return where to note ignored fields, or None if a request with such fields is refused."""
+    notes = info.context
+    return notes if isinstance(notes, Notes) and not notes.strict else None
+
+
 def _text_as_part(content: object) -> object:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                refuse_part(f"{number}", kind)
+    return content
 
 
 class TextPart(Strict):
@@ -35,11 +59,7 @@ class TextPart(Strict):
 
 
 def _json_object(arguments: str) -> str:
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    if not is_json_object(arguments):
         raise PydanticCustomError("value_error", "Give a string that contains a JSON object.")
     return arguments
 
@@ -66,8 +86,9 @@ class CalledTool(Strict):
 class ChatTurn(Strict):
     """One turn of a conversation.
 
-    `refusal`, `audio`, `function_call` and `annotations` may be given only empty, because clients
-    send an assistant's turn back as they received it.
+    Clients send an assistant's turn back as they received it, so every other field is ignored.
+    With `--strict` other fields are refused, and `refusal`, `audio`, `function_call` and
+    `annotations` may be given only empty.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -88,8 +109,31 @@ class ChatTurn(Strict):
     function_call: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    @model_validator(mode="after")
-    def _fields_fit_the_role(self) -> "ChatTurn":
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_sent(
+        cls, sent: object, validate: ModelWrapValidatorHandler["ChatTurn"], info: ValidationInfo
+    ) -> "ChatTurn":
+        notes = tolerant_notes(info)
+        if notes is None or not isinstance(sent, dict):
+            turn = validate(sent)
+            turn._check_fields()
+            return turn
+        fields = read_turn(sent, notes)
+        calls = [
+            CalledTool.model_construct(
+                id=call["id"],
+                function=CalledFunction.model_construct(
+                    name=call["name"], arguments=call["arguments"]
+                ),
+            )
+            for call in fields.pop("tool_calls", None) or ()
+        ]
+        parts = [TextPart.model_construct(type="text", text=fields.pop("content"))]
+        return cls.model_construct(**fields, content=parts, tool_calls=calls or None)
+
+    def _check_fields(self) -> None:
+        """Raise PydanticCustomError unless the fields fit the role."""
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             kind = "string_type" if "content" in self.model_fields_set else "missing"
             raise misplaced("content", "Give the text of this turn.", kind)
@@ -105,12 +149,6 @@ class ChatTurn(Strict):
             raise misplaced(
                 "reasoning_content", "Give reasoning_content only in an assistant's turn."
             )
-        return self
-
-    @property
-    def involves_tools(self) -> bool:
-        """Return True if the turn calls tools or answers a tool call."""
-        return self.role == "tool" or bool(self.tool_calls)
 
     def to_message(self) -> Message:
         """Return the turn for the engine. Chat templates know a developer as the role system."""
@@ -127,12 +165,31 @@ class ChatTurn(Strict):
         )
 
 
-def check_tool_results(turns: list[ChatTurn]) -> None:
-    """Raise PydanticCustomError unless each tool result answers a call of an earlier turn."""
+def _check_number(sent: object, info: ValidationInfo) -> object:
+    too_many = isinstance(sent, list) and len(sent) > MAX_MESSAGES
+    if too_many and tolerant_notes(info) is None:
+        raise PydanticCustomError("too_long", f"Give at most {MAX_MESSAGES} messages.")
+    return sent
+
+
+def _link_or_check(turns: list[ChatTurn], info: ValidationInfo) -> list[ChatTurn]:
+    if tolerant_notes(info) is not None:
+        link_results(turns)
+        return turns
     made: set[str] = set()
     for number, turn in enumerate(turns):
         made |= {call.id for call in turn.tool_calls or ()}
         if turn.tool_call_id is not None and turn.tool_call_id not in made:
             raise misplaced(
-                f"messages.{number}.tool_call_id", "Give the id of a tool call in an earlier turn."
+                f"{number}.tool_call_id", "Give the id of a tool call in an earlier turn."
             )
+    return turns
+
+
+Messages = Annotated[
+    list[ChatTurn],
+    Field(min_length=1),
+    BeforeValidator(_check_number, json_schema_input_type=list[ChatTurn]),
+    AfterValidator(_link_or_check),
+]
+"""A conversation. Its length is bounded by the body's, with `--strict` also by 1,024 turns."""

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -36,9 +37,9 @@ from penstock.engine.reasoning import (
     reasoning_features,
 )
 from penstock.engine.tasks import TaskEngine, refusal
-from penstock.engine.turns import turn
+from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
-from penstock.request import Request, Sampling, UnnamedTokens
+from penstock.request import Message, Request, Sampling, UnnamedTokens
 
 DEFAULT_CONTEXT = 4096
 SPARE_HTTP_THREADS = 4
@@ -47,6 +48,8 @@ BACKLOG_PAUSE_S = 0.01
 LOG_ERRORS = 1
 # llama.cpp draws a seed if it gets this number.
 RANDOM_SEED = 0xFFFFFFFF
+# A conversation that every template shows.
+PROBE = (Message("user", "Hello"),)
 SUPPORTS: tuple[Feature, ...] = (
     "presence_penalty",
     "frequency_penalty",
@@ -161,6 +164,7 @@ class LlamaCpp(TaskEngine):
         self._params = params
         self._context_length = 0
         self._marks: tuple[str, str] | None = None
+        self._template = Template()
         self._dir = ""
         self._server: Any = None
 
@@ -175,6 +179,7 @@ class LlamaCpp(TaskEngine):
         props = msgspec.json.decode(await self._ask("/props"), type=_Props)
         self._context_length = props.default_generation_settings.n_ctx
         self._marks = marks_in(props.chat_template)
+        self._template = await Template.probe(partial(self._render, Request("", 1)))
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
         return ModelInfo(
             self._name,
@@ -221,14 +226,17 @@ class LlamaCpp(TaskEngine):
         try:
             if request.tools is not None:
                 await asyncio.to_thread(check_request_tools, request.tools)
-            prompt_ids = request.prompt_ids or tuple(await self._tokenise(request))
+            request, prompt, notes = await self._shown(request)
+            prompt_ids = request.prompt_ids or tuple(
+                await self._ids_of_text(prompt, add_special=True)
+            )
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
             schema = None
             if request.json_schema is not None:
                 schema = await asyncio.to_thread(compact_schema, request.json_schema)
-            sink.accepted(prompt_ids)
+            sink.accepted(prompt_ids, notes)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._start(request.id, sink):
                 return
@@ -239,6 +247,8 @@ class LlamaCpp(TaskEngine):
                 await self._generate(request, token_ids, schema, sink)
         except InvalidSchemaError as error:
             sink.fail("invalid_schema", f"llama.cpp cannot enforce this schema: {error}.")
+        except TemplateRefusedError:
+            sink.fail("template_refused", REFUSED)
         except _ToolsRefusedError as error:
             sink.fail("invalid_tools", f"llama.cpp cannot use these tools: {error}.")
         except RefusedByEngineError as error:
@@ -246,20 +256,33 @@ class LlamaCpp(TaskEngine):
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
-    async def _tokenise(self, request: Request) -> list[int]:
-        prompt = request.prompt
-        if request.messages is not None:
-            body = msgspec.json.encode(chat_body(request))
+    async def _shown(self, request: Request) -> tuple[Request, str, tuple[str, ...]]:
+        """Return the request with messages that the template shows, its prompt, and notes."""
+        is_continued = request.prompt_ids is not None and request.tools is None
+        if request.messages is None or is_continued:
+            return request, request.prompt or "", ()
+        render = partial(self._render, request)
+        try:
+            messages, prompt, notes = await self._template.show(request.messages, render)
+        except TemplateRefusedError:
+            if request.tools is None:
+                raise
             try:
-                answer = await self._ask("/apply-template", body)
-            except RefusedByEngineError:
-                if request.tools is None:
-                    raise
-                raise _ToolsRefusedError(
-                    "the model's chat template does not support them, or not in these turns"
-                ) from None
-            prompt = msgspec.json.decode(answer, type=_Prompt).prompt
-        return await self._ids_of_text(prompt or "", add_special=True)
+                await render(PROBE)
+            except TemplateRefusedError:
+                why = "the model's chat template does not support them"
+                raise _ToolsRefusedError(why) from None
+            raise
+        return msgspec.structs.replace(request, messages=messages), prompt, notes
+
+    async def _render(self, request: Request, messages: Messages) -> str:
+        """Return the prompt that the request has with these messages."""
+        body = chat_body(msgspec.structs.replace(request, messages=messages))
+        try:
+            answer = await self._ask("/apply-template", msgspec.json.encode(body))
+        except RefusedByEngineError:
+            raise TemplateRefusedError from None
+        return msgspec.json.decode(answer, type=_Prompt).prompt
 
     async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
         body = msgspec.json.encode({"content": text, "add_special": add_special})

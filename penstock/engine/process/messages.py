@@ -56,6 +56,7 @@ class Accepted(_Message, tag="accepted"):
 
     request_id: str
     prompt_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Started(_Message, tag="started"):

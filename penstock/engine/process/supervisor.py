@@ -182,10 +182,10 @@ class SupervisedEngine:
             case messages.Fail(request_id, code, text):
                 if sink := self._pop(request_id):
                     sink.fail(code, text)
-            case messages.Accepted(request_id, prompt_ids):
+            case messages.Accepted(request_id, prompt_ids, notes):
                 self._has_worked = True
                 if sink := self._sinks.get(request_id):
-                    sink.accepted(prompt_ids)
+                    sink.accepted(prompt_ids, notes)
             case messages.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()

@@ -75,8 +75,8 @@ class MessageSink:
         self._id = request_id
         self._push = outbox.push
 
-    def accepted(self, prompt_ids: tuple[int, ...]) -> None:
-        self._push(messages.Accepted(self._id, prompt_ids))
+    def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
+        self._push(messages.Accepted(self._id, prompt_ids, notes))
 
     def started(self) -> None:
         self._push(messages.Started(self._id))

@@ -27,6 +27,7 @@ from penstock.engine.process import reaper
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.slots import Slots
 from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
 from penstock.engine.vllm.answers import SecondCallError, pass_on
 from penstock.errors import StartError, reason_from_pydantic
 from penstock.request import Request, Sampling
@@ -44,7 +45,14 @@ try:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    from penstock.engine.vllm.chats import PROBE, PROBE_TOOLS, AnswerFormat, Chats, check_names
+    from penstock.engine.vllm.chats import (
+        PROBE,
+        PROBE_TOOLS,
+        AnswerFormat,
+        Chats,
+        check_names,
+        text_of,
+    )
 except ImportError as error:
     is_installed = error.name != "vllm"
     raise StartError(
@@ -100,6 +108,7 @@ class Vllm(TaskEngine):
         self._context_length = 0
         self._llm: Any = None
         self._chats: Chats  # set by `start`
+        self._template = Template()
         self._stopping = False
 
     async def start(self) -> ModelInfo:
@@ -130,6 +139,7 @@ class Vllm(TaskEngine):
         self._context_length = self._llm.model_config.max_model_len
         num_slots = config.scheduler_config.max_num_seqs
         self._slots = Slots(num_slots)
+        self._template = await Template.probe(self._text_of)
         takes_tools = await self._takes_tools()
         return ModelInfo(
             self._name,
@@ -168,13 +178,13 @@ class Vllm(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            prompt = await self._tokenise(request)
+            request, prompt, notes = await self._shown(request)
             prompt_ids = tuple(prompt["prompt_token_ids"])
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
             answer_format = await self._answer_format(request)
-            sink.accepted(prompt_ids)
+            sink.accepted(prompt_ids, notes)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
             if not await self._start(request.id, sink):
@@ -187,6 +197,8 @@ class Vllm(TaskEngine):
                 sink.fail("invalid_schema", f"vLLM cannot enforce this schema: {error}.")
             else:
                 sink.fail("invalid_tools", f"vLLM cannot use these tools: {error}.")
+        except TemplateRefusedError:
+            sink.fail("template_refused", REFUSED)
         except EngineDeadError:
             self._died()
         except ChatTemplateResolutionError:
@@ -201,6 +213,35 @@ class Vllm(TaskEngine):
             log.exception("vLLM failed a request")
             sink.fail("engine_error", f"vLLM failed the request ({type(error).__name__}).")
 
+    async def _shown(self, request: Request) -> tuple[Request, Any, tuple[str, ...]]:
+        """Return the request with messages that the template shows, its prompt, and notes."""
+        if request.messages is None or request.prompt_ids is not None:
+            return request, await self._tokenise(request), ()
+
+        async def render(messages: Messages) -> Any:
+            return await self._tokenise(msgspec.structs.replace(request, messages=messages))
+
+        try:
+            messages, prompt, notes = await self._template.show(request.messages, render)
+        except TemplateRefusedError:
+            if request.tools is None:
+                raise
+            try:
+                await render(PROBE)
+            except TemplateRefusedError:
+                why = "the model's chat template does not support them"
+                raise InvalidSchemaError(why) from None
+            raise
+        return msgspec.structs.replace(request, messages=messages), prompt, notes
+
+    async def _text_of(self, messages: Messages) -> str:
+        """Return the prompt of a conversation as text. Raises TemplateRefusedError."""
+        try:
+            prompt = await self._tokenise(Request(id="", max_tokens=1, messages=messages))
+        except Exception:  # a template can raise any type
+            raise TemplateRefusedError from None
+        return text_of(prompt["prompt_token_ids"], self._chats.tokenizer, True)
+
     async def _tokenise(self, request: Request) -> Any:
         """Return the prompt in vLLM's form, with all its `prompt_token_ids`, however many."""
         renderer = self._llm.renderer
@@ -211,11 +252,10 @@ class Vllm(TaskEngine):
             unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
             try:
                 _, (prompt,) = await renderer.render_chat_async([turns], chat, unbounded)
-            except VLLMClientError:
-                if request.tools is None:
-                    raise
-                why = "the model's chat template does not support them, or not in these turns"
-                raise InvalidSchemaError(why) from None
+            except ChatTemplateResolutionError:
+                raise
+            except (VLLMClientError, ValueError, TypeError):
+                raise TemplateRefusedError from None
             return prompt
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
         (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)

@@ -1,0 +1,97 @@
+"""Conversations with OpenAI's own client, over llama.cpp and templates that refuse many turns."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.calling import (
+    BOTH,
+    CALLS,
+    HELLO,
+    client_of,
+    conversation_is_answered,
+    conversation_is_refused,
+    create,
+    name_of,
+)
+from tests.support.conversations import CONVERSATIONS, USER, turn
+from tests.support.openai_wire import CHAT
+from tests.support.raw import ask, post
+from tests.support.servers import RunningServer, serve
+from tests.support.templates import GEMMA, LLAMA, MISTRAL, PHI, PICKY, QWEN, TOOLS
+from training.text.template import CHAT_TEMPLATE
+
+TEMPLATES = {
+    "rill": CHAT_TEMPLATE,
+    "tools": TOOLS,
+    "gemma": GEMMA,
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen": QWEN,
+    "phi": PHI,
+}
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    with serve(slots=2, engine_arg=[f"chat_template={TEMPLATES[request.param]}"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def caller() -> Iterator[RunningServer]:
+    with serve(slots=2, engine_arg=[f"chat_template={TOOLS}"]) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_every_conversation_is_answered_whatever_the_template_refuses(
+    server: RunningServer, name: str
+) -> None:
+    conversation_is_answered(server, name)
+
+
+def test_every_conversation_is_answered_with_tools(caller: RunningServer) -> None:
+    for turns in CONVERSATIONS.values():
+        assert create(caller, messages=turns, max_tokens=3, tools=BOTH).usage.prompt_tokens > 50
+
+
+def test_a_conversation_that_a_template_refuses_is_the_client_s_error() -> None:
+    with serve(slots=1, engine_arg=[f"chat_template={PICKY}"]) as server:
+        conversation_is_refused(server)
+        body = {"messages": [turn("user", "zqxj")]}
+        native = ask(server.port, post(json.dumps(body).encode()))
+        assert native.status == 422
+        assert json.loads(native.body)["code"] == "template_refused"
+
+
+def test_what_openai_s_helpers_return_is_taken_back(caller: RunningServer) -> None:
+    tools: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in BOTH]
+    fields: dict[str, Any] = {**CALLS, "tools": tools}
+    with client_of(caller) as client:
+        model = name_of(caller)
+        parsed = client.chat.completions.parse(model=model, **fields).choices[0].message
+        with client.chat.completions.stream(model=model, **fields) as stream:
+            streamed = stream.get_final_completion().choices[0].message
+        for message in (parsed, streamed):
+            assert message.tool_calls
+            result = turn("tool", "It is noon.", tool_call_id=message.tool_calls[0].id)
+            for sent in (message, message.to_dict(), message.model_dump()):
+                turns: Any = [*HELLO, sent, result]
+                create(caller, messages=turns, tools=BOTH, max_tokens=3)
+
+
+def test_the_response_names_what_was_changed() -> None:
+    with serve(slots=1, engine_arg=[f"chat_template={LLAMA}"]) as server:
+        for stream in (False, True):
+            for turns, ignored in (
+                ([USER], None),
+                ([USER, USER], "messages (merged)"),
+                ([{**USER, "name": "a"}, USER], "messages[].name, messages (merged)"),
+            ):
+                body = {"messages": turns, "max_tokens": 3, "stream": stream}
+                answer = ask(server.port, post(json.dumps(body).encode(), path=CHAT))
+                assert answer.status == 200
+                assert answer.headers.get("x-penstock-ignored") == ignored
