@@ -8,21 +8,24 @@ library, in the engine's process, before the request has a slot.
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, TypeGuard
+from functools import lru_cache
+from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
+from penstock.engine.schemas import (
+    LIMITS,
+    closed,
+    is_number,
+    objects_in,
+    relaxed,
+    spelled_out,
+)
+
 MAX_REASON_CHARACTERS = 200
-MAX_REPETITIONS = 1000
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
 MAX_PROPERTIES = 400
-_RANGES = (
-    ("minLength", "maxLength", MAX_REPETITIONS),
-    ("minItems", "maxItems", MAX_REPETITIONS),
-    ("minimum", "maximum", 2**53),
-    ("exclusiveMinimum", "exclusiveMaximum", 2**53),
-)
+ANY_OBJECT = {"type": "object"}
 _QUOTED = re.compile(r"""(["'`]).*?\1""")
 # After the colon these errors contain only words and numbers of the JSON schema language.
 _WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
@@ -34,18 +37,29 @@ class InvalidSchemaError(Exception):
     """The schema cannot be enforced; the message says why."""
 
 
-def compact_schema(schema: str) -> str:
-    """Return the schema for llama.cpp, which allows no white space between the answer's tokens.
+def compact_schema(schema: str, *, lax: bool = False) -> tuple[str, bool]:
+    """Return the schema for llama.cpp, and whether it was relaxed, which only `lax` allows.
 
-    A small model would generate white space without end. Raises InvalidSchemaError if llguidance
-    does not understand the schema or needs too many resources for it.
+    llama.cpp then allows no white space between the answer's tokens, which a small model would
+    generate without end; nor properties that the schema does not name. Raises InvalidSchemaError if
+    llguidance does not understand the schema or needs too many resources for it.
     """
     value = json.loads(schema)
-    _check_properties(value)
-    if isinstance(value, dict):
-        value["x-guidance"] = {"whitespace_flexible": False}
-    compact = json.dumps(value)
-    matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact))
+    try:
+        return _compact(value), False
+    except InvalidSchemaError:
+        if not lax:
+            raise
+    return _compact(relaxed(value, binds_pattern=binds_pattern)), True
+
+
+def _compact(schema: Any) -> str:
+    _check_properties(schema)
+    schema = closed(schema)
+    if isinstance(schema, dict):
+        schema = {**schema, "x-guidance": {"whitespace_flexible": False}}
+    compact = json.dumps(schema)
+    matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact), log_level=0)
     if not matcher.is_error():
         matcher.compute_bitmask()  # some errors appear only at the first token
     if matcher.is_error():
@@ -53,51 +67,76 @@ def compact_schema(schema: str) -> str:
     return compact
 
 
-def check_tools(tools: str) -> None:
-    """Check the parameters of these tools (JSON, in OpenAI's form).
+def bound_tools(tools: str, *, is_gbnf: bool) -> tuple[str, bool]:
+    """Return the tools with parameters that a grammar binds, and whether any were relaxed.
 
-    Raises InvalidSchemaError if they are not understood or need too many resources: llama.cpp's
-    own grammars for tool calls spell out every repetition, and some would block it.
+    `tools` is JSON in OpenAI's form. With `is_gbnf` llama.cpp makes the grammar: it spells out
+    every repetition, and some would block it. Raises InvalidSchemaError if the parameters of a
+    `strict` function are not understood or need too many resources.
     """
-    for tool in json.loads(tools):
-        parameters = tool["function"]["parameters"]
-        _check_repetitions(parameters)
-        compact_schema(json.dumps(parameters))
+    is_relaxed = False
+    bound = json.loads(tools)
+    for tool in bound:
+        function = tool["function"]
+        parameters = json.dumps(function["parameters"])
+        found = _bound_parameters(parameters, bool(function.get("strict")), is_gbnf)
+        function["parameters"] = json.loads(found)
+        is_relaxed = is_relaxed or found != parameters
+    return json.dumps(bound, ensure_ascii=False), is_relaxed
 
 
-def _check_properties(schema: object) -> None:
-    for each in _objects_in(schema):
-        properties = each.get("properties")
-        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
-            raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
+@lru_cache(maxsize=256)  # agents send the same tools with every request
+def _bound_parameters(parameters: str, strict: bool, is_gbnf: bool) -> str:
+    """Return a function's parameters, relaxed if that is necessary and allowed."""
+    value = json.loads(parameters)
+    try:
+        if is_gbnf:
+            _check_spelling(value)
+        _compact(value)
+    except InvalidSchemaError:
+        if strict:
+            raise
+    else:
+        return parameters
+    value = relaxed(value, binds_pattern=_gbnf_binds if is_gbnf else binds_pattern, is_gbnf=is_gbnf)
+    try:
+        _compact(value)
+    except InvalidSchemaError:
+        value = ANY_OBJECT
+    return json.dumps(value)
 
 
-def _check_repetitions(schema: object) -> None:
-    for each in _objects_in(schema):
-        for least, most, limit in _RANGES:
-            low, high = each.get(least), each.get(most)
-            for name, value in ((least, low), (most, high)):
-                if _is_number(value) and abs(value) > limit:
-                    raise InvalidSchemaError(f"{name} is beyond {limit}")
-            if _is_number(low) and _is_number(high) and low > high:
-                raise InvalidSchemaError(f"{least} is above {most}")
+def _check_spelling(schema: Any) -> None:
+    """Raise InvalidSchemaError if GBNF cannot spell out the schema."""
+    for each in objects_in(schema):
+        for name, limit in LIMITS.items():
+            if is_number(value := each.get(name)) and abs(value) > limit:
+                raise InvalidSchemaError(f"{name} is beyond {limit:.0f}")
         pattern = each.get("pattern")
         if isinstance(pattern, str) and "{" in pattern:
             raise InvalidSchemaError("a pattern counts repetitions")
+    if spelled_out(schema) != schema:
+        raise InvalidSchemaError("it uses true, false or a reference in place of a schema")
 
 
-def _objects_in(value: object) -> Iterator[dict[str, Any]]:
-    """Yield every JSON object, also one that is no schema, such as an object in an `enum`."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _objects_in(each)
+def binds_pattern(pattern: str) -> bool:
+    """Return whether llguidance binds this regular expression."""
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
+    matcher = LLMatcher(_BYTES, grammar, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return not matcher.is_error()
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _gbnf_binds(pattern: str) -> bool:
+    return "{" not in pattern and binds_pattern(pattern)
+
+
+def _check_properties(schema: object) -> None:
+    for each in objects_in(schema):
+        properties = each.get("properties")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
 
 
 def _reason(error: str) -> str:
