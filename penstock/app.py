@@ -2,9 +2,8 @@
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
-from penstock.api.answering import Answering
+from penstock.api.answering import LIMIT_HEADER, Answering
 from penstock.api.description import Api
 from penstock.api.health import health_routes
 from penstock.api.metrics import metrics_registry, metrics_routes
@@ -13,18 +12,30 @@ from penstock.api.native.routes import native_api
 from penstock.api.openai.routes import openai_api
 from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
+from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
 from penstock.stream.registry import Streams
 from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
+from penstock.web.cors import Cors
 from penstock.web.granian import GranianWriter
 from penstock.web.host import HostCheck, is_loopback
 from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
 from penstock.web.problems import ErrorResponses
 
+EXPOSED_HEADERS = [
+    "X-Stream-ID",
+    "X-Request-ID",
+    "Server-Timing",
+    "Retry-After",
+    "Retry-After-Ms",
+    "X-Should-Retry",
+    HEADER,
+    LIMIT_HEADER,
+]
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
 
 
@@ -49,7 +60,7 @@ def create_app(
     def hosts() -> set[str] | None:
         return names if settings.allow_host or (is_local and not keys) else None
 
-    answering = Answering(streams, liveness, bodies)
+    answering = Answering(streams, liveness, bodies, strict=settings.strict)
     # To add an API, add its line here.
     apis = [
         native_api(answering),
@@ -72,11 +83,11 @@ def create_app(
                 HostCheck, hosts=hosts, origins=settings.cors_origin, report=errors.response
             ),
             Middleware(
-                CORSMiddleware,
+                Cors,
                 allow_origins=settings.cors_origin,
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
-                expose_headers=["X-Stream-ID", "X-Request-ID", "Server-Timing", "Retry-After"],
+                expose_headers=EXPOSED_HEADERS,
             ),
             Middleware(KeyCheck, keys=keys, report=errors.response),
         ],

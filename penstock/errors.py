@@ -45,7 +45,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     # The request cannot be read.
     "bad_request": ProblemKind(400, "The HTTP request cannot be read."),
     "bad_host": ProblemKind(400, "The request has no Host header, several, or a malformed one."),
-    "bad_authorization": ProblemKind(400, "The request has several Authorization headers."),
+    "bad_authorization": ProblemKind(
+        400, "The request has several Authorization or X-API-Key headers, or two different keys."
+    ),
     "bad_event_id": ProblemKind(
         400, "`Last-Event-ID` or `after` is not the id of an event of this stream."
     ),

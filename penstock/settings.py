@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     cors_origin: Annotated[list[Origin], NoDecode] = []
     """A web origin whose pages may call this server (https://example.org); may be repeated.
     null is a page opened from a file, * is every page."""
+    strict: bool = False
+    """Refuse a request with a field that is unknown, has no effect, or does not fit the context.
+    Otherwise such fields are left out and named in the header X-Penstock-Ignored. Use it to test
+    a client."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """The largest request body, in bytes."""
     body_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penstock.api.dialect import Call, Dialect, Form
+from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
 from penstock.stream.quotas import Owner
@@ -34,13 +35,21 @@ MAX_EVENT_ID_DIGITS = 15
 RETRY_MS = (500, 1500)
 # nginx's status for a client that left before its response; nobody receives it.
 CLIENT_CLOSED_REQUEST = 499
+LIMIT_HEADER = "X-Penstock-Max-Tokens"
 
 
 class Answering:
-    """Answers requests over `streams`."""
+    """Answers requests over `streams`.
 
-    def __init__(self, streams: Streams, liveness: Liveness, bodies: BodyReader) -> None:
+    With `strict`, a request is refused if a field is unknown or has no effect.
+    """
+
+    def __init__(
+        self, streams: Streams, liveness: Liveness, bodies: BodyReader, *, strict: bool = False
+    ) -> None:
         self.streams = streams
+        self._strict = strict
+        self._ignored = NoteLog()
         self._liveness = liveness
         self._bodies = bodies
         self._forms: dict[str, type[Form]] = {}
@@ -62,7 +71,8 @@ class Answering:
         """Answer a request for a generation. Raises Problem."""
         owner = owner_of(http.scope)
         self.streams.check(owner)
-        call = dialect.parse(await self._bodies.read_object(http), http)
+        notes = Notes(strict=self._strict)
+        call = dialect.parse(await self._bodies.read_object(http), http, notes)
         opened = self._open(call, owner)
         access_of(http.scope).carries(opened, call.num_per_prompt)
         connected = ConnectedReader(Reader(*opened), http.receive)
@@ -72,12 +82,13 @@ class Answering:
                 if problem := await asyncio.shield(stream.was_accepted):
                     raise problem
             if not call.streamed:
-                return await _whole(call, opened, connected)
+                return await self._whole(call, opened, connected, notes)
             cleanup.pop_all()  # the response closes the reader
         return StreamResponse(
             connected,
             call.form.framer(opened, with_ids=call.resumable),
             self._liveness,
+            headers=self._named(notes, opened) | self._cut_limit(call, opened),
             tell_place=queue_event if call.queue_events else None,
         )
 
@@ -122,21 +133,47 @@ class Answering:
             raise
         return opened
 
+    async def _whole(
+        self,
+        call: Call,
+        opened: Sequence[Stream],
+        connected: ConnectedReader,
+        notes: Notes,
+    ) -> Response:
+        """Return the whole answer. Raises Problem if there is none."""
+        headers = {"X-Stream-ID": opened[0].id}
+        for ending in asyncio.as_completed([stream.end() for stream in opened]):
+            end = await ending
+            if problem := problem_of(end):
+                problem.headers |= headers | self._named(notes, opened)
+                raise problem
+            if not isinstance(end, Failure) and end.reason == "cancelled":
+                for stream in opened:
+                    stream.cancel()
+        if connected.reader.is_closed:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        headers |= self._named(notes, opened) | self._cut_limit(call, opened)
+        return JSONResponse(call.form.whole(opened), headers=headers)
 
-async def _whole(call: Call, opened: Sequence[Stream], connected: ConnectedReader) -> Response:
-    """Return the whole answer. Raises Problem if there is none."""
-    headers = {"X-Stream-ID": opened[0].id}
-    for ending in asyncio.as_completed([stream.end() for stream in opened]):
-        end = await ending
-        if problem := problem_of(end):
-            problem.headers |= headers
-            raise problem
-        if not isinstance(end, Failure) and end.reason == "cancelled":
-            for stream in opened:
-                stream.cancel()
-    if connected.reader.is_closed:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(call.form.whole(opened), headers=headers)
+    def _named(self, notes: Notes, opened: Sequence[Stream]) -> dict[str, str]:
+        """Return the header with the names of ignored fields and of what the engine changed."""
+        for stream in opened:
+            notes.changed(stream.notes)
+        self._ignored.add(opened[0].record.owner, notes)
+        return {HEADER: notes.header()} if notes.names else {}
+
+    def _cut_limit(self, call: Call, opened: Sequence[Stream]) -> dict[str, str]:
+        """Return the header with the token limit that holds, if the client's does not fit.
+
+        The room for an answer is unknown while the stream waits in the queue. Then the finish
+        reason `length` says that the context was full before the limit.
+        """
+        context = self.streams.context_length
+        if call.max_tokens is None or context is None:
+            return {}
+        known = [stream.usage for stream in opened if stream.phase != "queued"]
+        room = min((context - usage.prompt_tokens for usage in known), default=call.max_tokens)
+        return {LIMIT_HEADER: str(room)} if room < call.max_tokens else {}
 
 
 def problem_of(end: TerminalEvent) -> Problem | None:

@@ -97,7 +97,10 @@ GENERATION = PROBLEMS.keys() - _NOT_GENERATION
 """The error codes of a request for a generation, on any API."""
 
 
+_GENERATION_HEADERS = ["X-Stream-ID", "X-Penstock-Ignored", "X-Penstock-Max-Tokens"]
+
+
 def generation(whole: type[BaseModel], event: type[BaseModel]) -> Mapping[int, Answer]:
     """Return the answers of a route that generates: the whole answer, or a stream of events."""
     meaning = "The whole answer, or a stream of events if the request asks for one."
-    return {200: Answer(meaning, {JSON: whole, SSE: event}, headers=["X-Stream-ID"])}
+    return {200: Answer(meaning, {JSON: whole, SSE: event}, headers=_GENERATION_HEADERS)}

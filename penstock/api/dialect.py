@@ -13,6 +13,7 @@ import msgspec
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
+from penstock.api.tolerance import Notes
 from penstock.request import Request
 from penstock.stream.record import SavedForm
 from penstock.stream.stream import Stream
@@ -59,8 +60,8 @@ class Call:
     """A client's call: the streams to open and how to show them.
 
     `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
-    of them. `timeout` is in seconds, None if the client set none. `queue_events` asks for events
-    instead of comments while the stream waits in the queue.
+    of them. `timeout` is in seconds and `max_tokens` in tokens, None if the client set none.
+    `queue_events` asks for events instead of comments while the stream waits in the queue.
     """
 
     requests: Sequence[Request]
@@ -68,6 +69,7 @@ class Call:
     streamed: bool
     resumable: bool = False
     timeout: float | None = None
+    max_tokens: int | None = None
     num_per_prompt: int = 1
     queue_events: bool = False
 
@@ -75,8 +77,8 @@ class Call:
 class Parse(Protocol):
     """Turns a request's JSON body into a call."""
 
-    def __call__(self, body: dict[str, Any], http: HttpRequest) -> Call:
-        """Return the call. Raises Problem."""
+    def __call__(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
+        """Return the call, and note what is left out of it. Raises Problem."""
 
 
 @dataclass(frozen=True)

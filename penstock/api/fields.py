@@ -1,17 +1,33 @@
-"""Field types that every API uses, and pydantic's errors in our own form."""
+"""Reads a request's body as a model, and the field types that every API uses.
+
+In: a JSON object. Out: the model, or pydantic's errors in our own form. Unknown fields are left out
+and noted (see `tolerance`), unless the server is strict.
+"""
 
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
+from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.errors import FieldError, InvalidFields, reason_from_pydantic
 
 MAX_MESSAGES = 1024
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_ERRORS = 16
+MAX_TOKENS = 2**31 - 1
 
 # The names of our own fields, indices, and perhaps misspelt forms of either.
 _NAME = re.compile(r"\w{1,64}", re.ASCII)
@@ -30,15 +46,50 @@ _CODES = {
     "string_too_short": "too_short",
     "literal_error": "invalid_value",
     "empty_prompt": "empty_prompt",
+    "unsupported_field": "unsupported_field",
     "invalid_schema": "invalid_schema",
 }
 
 
 class Strict(BaseModel):
-    """A JSON object that only takes its own fields, with their exact types."""
+    """A JSON object whose fields have exact types. `parse` decides about other fields."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
+
+def _left_out(value: object, validate: Callable[[object], Any], info: ValidationInfo) -> Any:
+    notes = notes_of(info.context)
+    if notes.strict:
+        return validate(value)
+    if not is_neutral(value):
+        notes.ignore(info.field_name or "")
+    return None
+
+
+def _hint(value: object, info: ValidationInfo) -> None:
+    if is_neutral(value):
+        return
+    refusal = PydanticCustomError("unsupported_field", "This server does not support this field.")
+    notes_of(info.context).ignore_or(refusal, info.field_name or "")
+
+
+def _unset_zero(value: object, info: ValidationInfo) -> object:
+    return value if value or notes_of(info.context).strict else None
+
+
+def _whole(value: object, info: ValidationInfo) -> object:
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole and not notes_of(info.context).strict else value  # type: ignore[call-overload] # a float
+
+
+LEFT_OUT = WrapValidator(_left_out)
+"""Marks a field that no answer depends on: any value is accepted, left out and noted."""
+HINT = PlainValidator(_hint, json_schema_input_type=Any)
+"""Marks a field that hints at an answer which this server cannot give: it is left out and noted."""
+ZERO_IS_UNSET = BeforeValidator(_unset_zero)
+"""Takes 0 for a field that was left out."""
+WHOLE = BeforeValidator(_whole)
+"""Takes 5.0 for 5, as other servers do."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
@@ -50,6 +101,67 @@ StopStrings = Annotated[
         | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
     ),
 ]
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def parse(model: type[Model], body: dict[str, Any], notes: Notes) -> Model:
+    """Return the body as this model. Raises InvalidFields.
+
+    Unknown fields are left out and noted; with `notes.strict` they are errors. A value that asks
+    for nothing is the same as leaving the field out, if the field does not take it.
+    """
+    try:
+        return _validated(model, body, notes)
+    except ValidationError as error:
+        given = {each["loc"][0] for each in _errors_of(error) if each["loc"]}
+        neutral = {
+            name
+            for name, field in model.model_fields.items()
+            if name in given and not field.is_required() and _asks_nothing(body.get(name))
+        }
+        if notes.strict or not neutral:
+            raise invalid_fields(_errors_of(error)) from None
+    try:
+        return _validated(model, {k: v for k, v in body.items() if k not in neutral}, notes)
+    except ValidationError as error:
+        raise invalid_fields(_errors_of(error)) from None
+
+
+def _asks_nothing(value: object) -> bool:
+    return is_neutral(value) and (value != 0 or value is False)  # a number must be in its range
+
+
+def _validated(model: type[Model], body: dict[str, Any], notes: Notes) -> Model:
+    if notes.strict:
+        return model.model_validate(body, context=notes, extra="forbid")
+    parsed = model.model_validate(body, context=notes, extra="allow")
+    _note_unknown(parsed, notes, "")
+    return parsed
+
+
+def _note_unknown(value: object, notes: Notes, path: str) -> None:
+    """Note the unknown fields in a model and in the models that it contains."""
+    if isinstance(value, BaseModel):
+        before = path and path + "."
+        for name, extra in (value.model_extra or {}).items():
+            if not is_neutral(extra):
+                notes.ignore(before + name)
+        for name, field in type(value).model_fields.items():
+            _note_unknown(getattr(value, name), notes, before + (field.alias or name))
+    elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        for each in value:
+            _note_unknown(each, notes, path + "[]")
+
+
+def _errors_of(error: ValidationError) -> list[ErrorDetails]:
+    errors = error.errors(include_input=False, include_url=False)
+    for each in errors:
+        # A rule that involves several fields names the field that its error is about.
+        if (field := each.get("ctx", {}).get("field")) is not None:
+            each["loc"] = (*each["loc"], *field.split("."))
+    return errors
 
 
 def invalid_fields(errors: list[ErrorDetails]) -> InvalidFields:

@@ -61,7 +61,8 @@ _STATUSES = {
     503: "The server cannot serve requests now.",
     504: "The request's time was up.",
 }
-_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_WAIT = ("Retry-After", "Retry-After-Ms")
+_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: _WAIT, 503: _WAIT}
 _HEADERS: Mapping[str, Any] = {
     "X-Request-ID": {
         "description": "The request's id: yours if it is well-formed, otherwise a new one.",
@@ -80,6 +81,24 @@ _HEADERS: Mapping[str, Any] = {
     "Retry-After": {
         "description": "Seconds to wait before the next attempt.",
         "schema": {"type": "integer", "minimum": 0},
+    },
+    "Retry-After-Ms": {
+        "description": "The same as `Retry-After`, in milliseconds.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "X-Should-Retry": {
+        "description": "`true` if you may send the same request again, perhaps later.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
+    },
+    "X-Penstock-Ignored": {
+        "description": "The request's fields that were left out, if there were any: names with"
+        " commas between them, at most 1 KiB.",
+        "schema": {"type": "string"},
+    },
+    "X-Penstock-Max-Tokens": {
+        "description": "The token limit that holds, if the request's limit does not fit into the"
+        " context. A stream that waits in the queue begins without this header.",
+        "schema": {"type": "integer", "minimum": 1},
     },
     "WWW-Authenticate": {
         "description": "The scheme that the server accepts: `Bearer`.",
@@ -156,7 +175,7 @@ class _Writer:
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "tags": [{"name": each.tag, "description": each.about} for each in descriptions],
-            "security": [{"key": []}, {}],
+            "security": [{"key": []}, {"x-api-key": []}, {}],
             "paths": self._paths(),
             "components": {
                 "schemas": self._schemas(),
@@ -166,7 +185,13 @@ class _Writer:
                         "type": "http",
                         "scheme": "bearer",
                         "description": "Only if the server uses keys.",
-                    }
+                    },
+                    "x-api-key": {
+                        "type": "apiKey",
+                        "in": "header",
+                        "name": "X-API-Key",
+                        "description": "Another header for the same key.",
+                    },
                 },
             },
         }
@@ -253,7 +278,7 @@ class _Writer:
                     status,
                     {
                         "description": _STATUSES.get(status, "An error.") + "\n",
-                        "headers": _headers(_PROBLEM_HEADERS.get(status, ())),
+                        "headers": _headers(("X-Should-Retry", *_PROBLEM_HEADERS.get(status, ()))),
                         "content": content,
                     },
                 )

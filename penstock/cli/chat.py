@@ -83,7 +83,7 @@ class SharedOptions:
             "--max-tokens",
             metavar="N",
             rich_help_panel=ANSWER,
-            help="Generate at most N tokens."
+            help="Generate at most N tokens, or what the model's context leaves."
             f" [dim]\\[default: 100 in generate, {CHAT_MAX_TOKENS} in chat][/dim]",
         ),
     ] = None

@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     """A conversation to answer instead of a prompt: a list like
     `[{"role": "user", "content": "Hi"}]`. The roles are `system`, `user` and `assistant`."""
     max_tokens: int | None
-    """The most tokens to generate: 1 to 1024, 100 by default."""
+    """The most tokens to generate: 1 or more, 100 by default. The model's context is the limit."""
     temperature: float | None
     """How varied the answer is: 0 to 2, 0.7 by default. 0 always takes the likeliest token."""
     top_p: float | None

@@ -22,18 +22,20 @@ def refusal(
     if not prompt_tokens and not takes_empty:
         return "empty_prompt", "This model cannot answer an empty prompt. Send at least one word."
     room = context_length - prompt_tokens
+    # Programs recognise an overflow by this sentence of OpenAI's.
+    limit = f"This model's maximum context length is {context_length} tokens."
     if room <= 0:
         return (
             "prompt_too_long",
-            f"The prompt has {prompt_tokens} tokens; the model's context of {context_length} leaves"
-            " no room for an answer. Shorten the prompt.",
+            f"{limit} However, your prompt has {prompt_tokens} tokens, which leaves no room for an"
+            " answer. Shorten the prompt.",
         )
     if request.must_fit and request.max_tokens > room:
         return (
             "answer_too_long",
-            f"The prompt has {prompt_tokens} tokens and the answer may have {request.max_tokens}:"
-            f" more than the model's context of {context_length}. Shorten the prompt, or ask for"
-            f" {room} tokens at most.",
+            f"{limit} However, you requested {prompt_tokens + request.max_tokens} tokens"
+            f" ({prompt_tokens} in the prompt, {request.max_tokens} in the answer). Shorten the"
+            f" prompt, or ask for {room} tokens at most.",
         )
     return None
 

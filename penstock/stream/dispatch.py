@@ -72,6 +72,12 @@ class Dispatcher:
         ready = self._ready_lanes()
         return not ready or any(lane.has_free_slot for lane in ready)
 
+    @property
+    def context_length(self) -> int | None:
+        """Return the smallest context of the engines in tokens, or None until one was ready."""
+        infos = [lane.engine.info for lane in self._lanes]
+        return min((info.context_length for info in infos if info is not None), default=None)
+
     def refusal(self) -> Problem | None:
         """Return the problem for which no new request can be taken now, if there is one."""
         if not self.is_recovering:

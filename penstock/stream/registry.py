@@ -90,6 +90,11 @@ class Streams:
         """Return True while streams wait to continue after their engine's death."""
         return self._dispatcher.is_recovering
 
+    @property
+    def context_length(self) -> int | None:
+        """Return the model's context in tokens, or None until an engine was ready."""
+        return self._dispatcher.context_length
+
     def check(
         self, owner: Owner = ANYBODY, *, resumable: bool = False, num_streams: int = 1
     ) -> None:

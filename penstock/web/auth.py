@@ -56,10 +56,15 @@ class KeyCheck:
         if not needs_key(path):
             return _owner_at_address(scope)
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) > 1:
-            return Problem("bad_authorization", "The request has several Authorization headers.")
-        found = _BEARER.fullmatch(given[0]) if given else None
-        owner = self._keys.owner_of(found[1]) if found else None
+        found = [match[1] for value in given if (match := _BEARER.fullmatch(value))]
+        keys = [value for name, value in scope["headers"] if name == b"x-api-key" and value]
+        if len(given) > 1 or len(keys) > 1 or len({*found, *keys}) > 1:
+            return Problem(
+                "bad_authorization",
+                "The request has several API keys. Send one, in Authorization or in X-API-Key.",
+            )
+        key = (found + keys + [b""])[0][: MAX_KEY_CHARACTERS + 1]  # no key is that long
+        owner = self._keys.owner_of(key)
         if owner is None:
             return Problem(
                 "invalid_api_key",

@@ -10,7 +10,7 @@ waking one would cost more than everything else that a token needs.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -72,8 +72,8 @@ class StreamResponse(Response):
     """Sends a stream's events until the terminal one, or until the client leaves.
 
     The response closes `connected` when it ends. `preface` is sent before the first event.
-    `resumed` marks a reader that is not the stream's first. `tell_place` makes the bytes that tell
-    a client its place in the queue.
+    `headers` are added to its own. `resumed` marks a reader that is not the stream's first.
+    `tell_place` makes the bytes that tell a client its place in the queue.
     """
 
     def __init__(
@@ -83,12 +83,15 @@ class StreamResponse(Response):
         liveness: Liveness,
         preface: bytes = b"",
         *,
+        headers: Mapping[str, str] | None = None,
         resumed: bool = False,
         tell_place: Callable[[Place], bytes] | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.raw_headers = [*HEADERS, (b"x-stream-id", connected.reader.stream.id.encode())]
+        own = {"x-stream-id": connected.reader.stream.id, **(headers or {})}
+        added = [(name.lower().encode(), value.encode()) for name, value in own.items()]
+        self.raw_headers = [*HEADERS, *added]
         self._connected = connected
         self._framer = framer
         self._liveness = liveness

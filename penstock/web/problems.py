@@ -36,7 +36,7 @@ class ProblemResponse(JSONResponse):
     def __init__(
         self, problem: Problem, body: dict[str, Any], status: int, media_type: str
     ) -> None:
-        super().__init__(body, status, problem.headers, media_type)
+        super().__init__(body, status, problem.headers | _retry_headers(problem), media_type)
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,6 +44,14 @@ class ProblemResponse(JSONResponse):
         access_of(scope).problem_code = self._code
         await discard_body(scope, receive)
         await super().__call__(scope, receive, send)
+
+
+def _retry_headers(problem: Problem) -> dict[str, str]:
+    """Return the headers that OpenAI's and Anthropic's clients obey before all others."""
+    headers = {"X-Should-Retry": "true" if problem.retry_safe else "false"}
+    if seconds := problem.headers.get("Retry-After"):
+        headers["Retry-After-Ms"] = str(1000 * int(seconds))
+    return headers
 
 
 class ErrorResponses:

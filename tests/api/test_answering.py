@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
@@ -20,8 +19,9 @@ from starlette.routing import Route
 
 from penstock.api.answering import Answering
 from penstock.api.dialect import Call, Dialect, Form
-from penstock.api.fields import Strict, invalid_fields
+from penstock.api.fields import Strict, parse
 from penstock.api.native.routes import native_api
+from penstock.api.tolerance import Notes
 from penstock.errors import Problem
 from penstock.events import Delta, Failure, Finish
 from penstock.request import Request
@@ -93,11 +93,8 @@ class LineForm(Form, frozen=True):
         return {"lines": [f"{self.bullet} {stream.log.text()}" for stream in streams]}
 
 
-def parse_lines(body: dict[str, Any], http: HttpRequest) -> Call:
-    try:
-        asked = LineFields.model_validate(body)
-    except ValidationError as error:
-        raise invalid_fields(error.errors()) from None
+def parse_lines(body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
+    asked = parse(LineFields, body, notes)
     return Call(
         requests=[Request(new_stream_id(), 9, prompt=asked.text) for _ in range(asked.times)],
         form=LineForm(asked.bullet),
@@ -133,7 +130,7 @@ class Server:
         self.engine = ScriptedEngine()
         self.streams = Streams([self.engine])
         bodies = BodyReader(max_bytes=1000, timeout=5)
-        self.answering = Answering(self.streams, Liveness(15, 30), bodies)
+        self.answering = Answering(self.streams, Liveness(15, 30), bodies, strict=True)
         groups = [native_api(self.answering), lines_api(self.answering)]  # an API is a line here
         errors = ErrorResponses(groups)
         app = Starlette(

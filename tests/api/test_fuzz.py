@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.raw import ask, request
 from tests.support.scraped import Scrape
 from tests.support.servers import serve
@@ -26,8 +28,14 @@ CHECKS = (
 )
 
 
-def test_no_request_generated_from_the_schema_gets_an_internal_error(tmp_path: Path) -> None:
-    with serve(engine="mock", mock_interval=0, engine_arg=["length=5"]) as server:
+@pytest.mark.parametrize("strict", [True, False])
+def test_no_request_generated_from_the_schema_gets_an_internal_error(
+    tmp_path: Path, strict: bool
+) -> None:
+    """Without `--strict`, a value that violates the schema but asks for nothing is accepted."""
+    checks = [check for check in CHECKS if strict or check != "negative_data_rejection"]
+    arguments = ["--strict"] if strict else []
+    with serve(*arguments, engine="mock", mock_interval=0, engine_arg=["length=5"]) as server:
         page = ask(server.port, request("GET", "/openapi.json")).json()
         # Schemathesis takes the schema of a stream, which is a string, for that of one event.
         # test_openapi.py checks the events.
@@ -41,7 +49,7 @@ def test_no_request_generated_from_the_schema_gets_an_internal_error(tmp_path: P
             [
                 *(str(Path(sys.executable).with_name("schemathesis")), "run", str(description)),
                 *("--url", server.url, "--mode", "all", "--phases", "coverage,fuzzing"),
-                *("--seed", "1", "--max-examples", str(EXAMPLES), "--checks", ",".join(CHECKS)),
+                *("--seed", "1", "--max-examples", str(EXAMPLES), "--checks", ",".join(checks)),
                 *("--continue-on-failure", "--no-color"),
             ],
             capture_output=True,

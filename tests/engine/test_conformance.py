@@ -389,7 +389,7 @@ async def test_a_prompt_that_leaves_too_little_room_is_refused_where_the_answer_
         code, message = sink.failure
         assert code == "answer_too_long"
         room = int(message.split()[-4])
-        assert f"the model's context of {context}" in message
+        assert f"This model's maximum context length is {context} tokens. However," in message
         for max_tokens, call in ((room, "accepted"), (room + 1, "fail")):
             sink = submit(engine, ask(f"{max_tokens}", max_tokens, must_fit=True))
             await sink.until(call)

@@ -66,7 +66,9 @@ WITHOUT_A_KEY = {
     "quotes": [auth("' OR '1'='1")],
     "a key of 8 KB": [auth("k" * 8000)],
     "a key in a cookie": [f"Cookie: api_key={ALICE}; Authorization=Bearer {ALICE}"],
-    "a key in another header": [f"X-API-Key: {ALICE}"],
+    "a key in another header": [f"X-Key: {ALICE}"],
+    "a wrong X-API-Key": ["X-API-Key: psk_wrong"],
+    "an X-API-Key of 8 KB": ["X-API-Key: " + "k" * 8000],
 }
 
 
@@ -104,6 +106,21 @@ def test_requests_without_a_key_are_refused(
 def test_two_authorization_headers_are_a_bad_request(server: RunningServer) -> None:
     answer = ask(server.port, request("GET", "/v1/models", auth(ALICE), auth(ALICE)))
     assert answer.status == 400
+
+
+def test_a_key_may_come_in_x_api_key(server: RunningServer) -> None:
+    """Anthropic's clients send it there, and some send both headers."""
+    alone = f"X-API-Key: {ALICE}"
+    for headers in ([alone], [alone, auth(ALICE)], [alone, "Authorization: Basic eDp5"]):
+        assert ask(server.port, request("GET", "/v1/models", *headers)).status == 200
+
+
+def test_two_different_keys_are_a_bad_request(server: RunningServer) -> None:
+    for headers in ([auth(BOB)], [f"X-API-Key: {BOB}"]):
+        sent = request("GET", "/v1/models", f"X-API-Key: {ALICE}", *headers)
+        answer = ask(server.port, sent)
+        assert answer.status == 400
+        assert answer.json()["error"]["code"] == "bad_authorization"
 
 
 def test_a_key_in_the_url_opens_nothing(server: RunningServer) -> None:
@@ -224,8 +241,16 @@ def test_preflight_needs_no_key_and_a_refusal_can_be_read_by_an_admitted_page() 
         )
         assert preflight.status_code == 200
         assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
+        foreign = requests.options(
+            url,
+            headers={"Origin": "https://other.org", "Access-Control-Request-Method": "POST"},
+            timeout=5,
+        )
+        assert foreign.status_code == 400
+        assert "--cors-origin" in foreign.text
         refused = requests.post(url, json={"prompt": "x"}, headers=headers, timeout=5)
         assert refused.status_code == 401
+        assert "X-Penstock-Ignored" in refused.headers["access-control-expose-headers"]
         assert refused.headers["access-control-allow-origin"] == "https://example.org"
 
 

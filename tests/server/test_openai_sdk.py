@@ -482,21 +482,26 @@ def test_costly_patterns_cost_little(of_rill: openai.OpenAI) -> None:
         assert set(content) <= set('"ax')
 
 
-def test_a_request_longer_than_the_context_is_refused_with_both_numbers(
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(
     client: openai.OpenAI,
 ) -> None:
     model = name_of(client)
     context = client.models.retrieve(model).to_dict()["context_length"]
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=model, messages=HELLO, max_tokens=100_000)
-    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "max_tokens")
-    assert "100000" in refused.value.message
-    assert f"context of {context}" in refused.value.message
-    with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model=model, prompt="word " * 1500, stream=True)
     assert refused.value.code == "context_length_exceeded"
-    assert f"context of {context}" in refused.value.message
-    assert "tokens" in refused.value.message
+    sentence = f"This model's maximum context length is {context} tokens. However, your prompt has"
+    assert sentence in refused.value.message
+
+
+def test_a_strict_server_refuses_a_limit_beyond_the_context_with_both_numbers() -> None:
+    with serve("--strict", engine="mock") as server, client_of(server) as client:
+        context = client.models.retrieve("mock").to_dict()["context_length"]
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model="mock", messages=HELLO, max_tokens=100_000)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "max_tokens")
+    assert "100000" in refused.value.message
+    assert f"maximum context length is {context} tokens" in refused.value.message
 
 
 def test_an_answer_without_a_limit_ends_with_the_context(of_mock: openai.OpenAI) -> None:

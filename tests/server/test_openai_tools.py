@@ -183,9 +183,12 @@ def test_parameters_that_cannot_be_kept_to_are_refused(
 
 @pytest.mark.parametrize("flags", [{}, {"engine": "mock"}], ids=["rill", "mock"])
 def test_a_model_without_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
-    with serve(**flags) as server:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked: Any = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    with serve("--strict", **flags) as server:
         for name, fields in (
             ("tools", {"messages": HELLO, "tools": BOTH}),
+            ("messages", {"messages": asked}),
             ("reasoning_effort", {"messages": HELLO, "reasoning_effort": "high"}),
         ):
             with pytest.raises(openai.BadRequestError) as refused:

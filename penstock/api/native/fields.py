@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import MAX_MESSAGES, StopStrings, Strict
+from penstock.api.fields import MAX_MESSAGES, MAX_TOKENS, WHOLE, StopStrings, Strict
 from penstock.request import MAX_TIMEOUT_S, Message, Request, Sampling
 from penstock.stream.registry import new_stream_id
 
@@ -26,7 +26,12 @@ class GenerateRequest(Strict):
         description="A conversation to answer, instead of `prompt`. The model's own chat template"
         " renders it.",
     )
-    max_tokens: int = Field(default=100, ge=1, le=1024, description="Longest answer, in tokens.")
+    max_tokens: Annotated[int, WHOLE] = Field(
+        default=100,
+        ge=1,
+        le=MAX_TOKENS,
+        description="Longest answer, in tokens. It is cut to the room in the model's context.",
+    )
     temperature: float = Field(
         default=0.7, ge=0, le=2, description="0 always takes the likeliest token."
     )

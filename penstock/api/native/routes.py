@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -10,27 +9,24 @@ from starlette.routing import Route
 from penstock.api.answering import Answering
 from penstock.api.description import Api
 from penstock.api.dialect import Call, Dialect
-from penstock.api.fields import invalid_fields
+from penstock.api.fields import parse
 from penstock.api.native.errors import problem_details
 from penstock.api.native.fields import GenerateRequest
 from penstock.api.native.frames import NativeForm
+from penstock.api.tolerance import Notes
 from penstock.web.auth import owner_of
 
 
-def parse_generate(body: dict[str, Any], http: HttpRequest | None = None) -> Call:
+def parse_generate(body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
     """Return what the body asks for. Raises InvalidFields."""
-    try:
-        asked = GenerateRequest.model_validate(body)
-    except ValidationError as error:
-        raise invalid_fields(
-            error.errors(include_input=False, include_url=False, include_context=False)
-        ) from None
+    asked = parse(GenerateRequest, body, notes)
     return Call(
         requests=[asked.to_request()],
         form=NativeForm(),
         streamed=asked.stream,
         resumable=asked.resumable,
         timeout=asked.timeout,
+        max_tokens=asked.max_tokens,
         queue_events=asked.queue_events,
     )
 

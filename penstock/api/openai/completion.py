@@ -2,18 +2,32 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.api.openai.fields import MAX_TOKEN_ID, Common, check_token_ids, parse_fields
+from penstock.api.fields import WHOLE
+from penstock.api.openai.fields import (
+    MAX_TOKEN_ID,
+    Common,
+    Refusal,
+    check_token_ids,
+    parse_fields,
+)
 from penstock.api.openai.turns import misplaced
+from penstock.api.tolerance import Notes, notes_of
 from penstock.engine.protocol import ModelInfo
 
 MAX_PROMPTS = 16
 DEFAULT_COMPLETION_TOKENS = 16
 
-# OpenAI's parameters that are refused by name; null is ignored.
-REFUSED_COMPLETION = frozenset({"suffix"})
+# OpenAI's parameters that are refused by name.
+REFUSED_COMPLETION = {"suffix": Refusal("This server can only continue a text. Leave out suffix.")}
+# Parameters of chats that other servers also take in completions.
+REFUSED_ELSEWHERE = {
+    "response_format": Refusal(
+        "Only /v1/chat/completions binds an answer to a format.", neutral=({"type": "text"},)
+    )
+}
 
 Prompt = str | tuple[int, ...]
 
@@ -53,7 +67,7 @@ class CompletionRequest(Common):
             _prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
     ]
-    best_of: int | None = None
+    best_of: Annotated[int, WHOLE] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
@@ -88,8 +102,9 @@ class CompletionRequest(Common):
                 check_token_ids("prompt", prompt, info)
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> "CompletionRequest":
-        if self.best_of is not None and self.best_of != self.num_choices:
+    def _fields_agree(self, info: ValidationInfo) -> "CompletionRequest":
+        neutral = () if notes_of(info.context).strict else (0, 1)
+        if self.best_of not in (None, self.num_choices, *neutral):
             raise misplaced(
                 "best_of", "Leave out best_of, or set it to n: every generated answer is returned."
             )
@@ -100,6 +115,8 @@ class CompletionRequest(Common):
         return self
 
 
-def parse_completion(body: dict[str, Any]) -> CompletionRequest:
-    """Return the fields of a completion. Raises InvalidFields."""
-    return parse_fields(CompletionRequest, body, REFUSED_COMPLETION)
+def parse_completion(body: dict[str, Any], notes: Notes | None = None) -> CompletionRequest:
+    """Return the fields of a completion, and note those left out. Raises InvalidFields."""
+    return parse_fields(
+        CompletionRequest, body, {**REFUSED_COMPLETION, **REFUSED_ELSEWHERE}, notes or Notes()
+    )

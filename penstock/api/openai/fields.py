@@ -2,18 +2,34 @@
 
 In: a JSON object. Out: a model of the request, which turns itself into the `Request`s for the
 engine, or InvalidFields. Every parameter of OpenAI's is supported, refused by name, or ignored
-because no answer depends on it; docs/compatibility.md lists them. An unknown name is refused.
+because no answer depends on it; docs/compatibility.md lists them. An unknown name is ignored.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import StopStrings, Strict, invalid_fields
+from penstock.api.fields import (
+    LEFT_OUT,
+    MAX_TOKENS,
+    WHOLE,
+    ZERO_IS_UNSET,
+    StopStrings,
+    Strict,
+    parse,
+)
 from penstock.api.openai.turns import misplaced
+from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import FieldError, InvalidFields
 from penstock.request import Request, Sampling
@@ -30,7 +46,7 @@ class StreamOptions(Strict):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Annotated[bool | None, LEFT_OUT] = None
 
 
 def _bias_of(value: object) -> dict[int, float]:
@@ -55,14 +71,24 @@ LogitBias = Annotated[
 ]
 
 
+def _unlimited(value: object, info: ValidationInfo) -> object:
+    return MAX_TOKENS if value == -1 and not notes_of(info.context).strict else value
+
+
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE, BeforeValidator(_unlimited)]
+"""A limit of an answer's tokens. -1 means all the room in the context, as for llama.cpp."""
+
+
 class Common(Strict):
     """The fields of both routes. `top_k` is Penstock's own."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    n: Annotated[
+        Annotated[int, WHOLE, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None, ZERO_IS_UNSET
+    ] = None
+    max_tokens: TokenLimit | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=100_000)] | None = None
@@ -71,8 +97,8 @@ class Common(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: LogitBias | None = None
-    # Ignored: no answer depends on it.
-    user: str | None = None
+    user: Annotated[str | None, LEFT_OUT] = None
+    _notes: Notes = PrivateAttr(default_factory=Notes)
 
     @property
     def num_choices(self) -> int:
@@ -107,23 +133,35 @@ class Common(Strict):
         return {name: feature for name, is_used, feature in self.needs() if is_used}
 
     def check(self, info: ModelInfo) -> None:
-        """Raise InvalidFields if the model's engine lacks a feature or a token."""
+        """Raise InvalidFields if the model's engine lacks a feature or a token.
+
+        A field that only hints at a feature is left out and noted.
+        """
         unknown = f"The {info.engine} engine does not support this field with this model."
-        lacking = [
-            FieldError(name, "unsupported_field", f"{name}: {info.advice.get(feature, unknown)}")
-            for name, feature in self.features().items()
-            if feature not in info.supports
-        ]
+        lacking = []
+        for name, feature in self.features().items():
+            if feature in info.supports:
+                continue
+            if feature in HINTS and not self._notes.strict:
+                setattr(self, name, None)
+                self._notes.ignore(name)
+                continue
+            message = f"{name}: {info.advice.get(feature, unknown)}"
+            lacking.append(FieldError(name, "unsupported_field", message))
         if lacking:
             raise InvalidFields(lacking)
         check_token_ids("logit_bias", self.logit_bias or (), info)
 
     def requests(self, info: ModelInfo) -> list[Request]:
-        """Return a request for each choice, the choices of a prompt together."""
-        max_tokens = self.max_tokens_asked
+        """Return a request for each choice, the choices of a prompt together.
+
+        A token limit is cut to the room in the context; if the server is strict, it must fit.
+        """
+        asked, strict = self.max_tokens_asked, self._notes.strict
+        limit = asked if strict and asked else min(asked or MAX_TOKENS, info.context_length)
         shared: dict[str, Any] = {
-            "max_tokens": info.context_length if max_tokens is None else max_tokens,
-            "must_fit": max_tokens is not None,
+            "max_tokens": limit,
+            "must_fit": strict and asked is not None,
             "stop": tuple(self.stop or ()),
             "top_logprobs": self.top_logprobs_asked,
         }
@@ -146,43 +184,69 @@ class Common(Strict):
         )
 
     @model_validator(mode="after")
-    def _stream_options_are_for_streams(self) -> "Common":
-        options = self.stream_options
-        if options is not None and not self.stream:
+    def _stream_options_are_for_streams(self, info: ValidationInfo) -> "Common":
+        options, notes = self.stream_options, notes_of(info.context)
+        if options is None:
+            return self
+        if not self.stream and notes.strict:
             raise misplaced("stream_options", 'Set "stream" to true to use stream_options.')
-        if options is not None and options.continuous_usage_stats and not options.include_usage:
-            raise misplaced(
-                "stream_options", 'Set "include_usage" to true to use continuous_usage_stats.'
+        if options.continuous_usage_stats and not options.include_usage:
+            refusal = 'Set "include_usage" to true to use continuous_usage_stats.'
+            notes.ignore_or(
+                misplaced("stream_options", refusal), "stream_options.continuous_usage_stats"
             )
         return self
 
 
+# A model that lacks these features still answers the request as far as it can.
+HINTS: frozenset[Feature] = frozenset({"reasoning_effort"})
+
 Asked = TypeVar("Asked", bound=Common)
 
 
-def parse_fields(model: type[Asked], body: dict[str, Any], refused: frozenset[str]) -> Asked:
+class Refusal(NamedTuple):
+    """A sentence that refuses a parameter.
+
+    `neutral` has the values that ask for nothing besides those that ask for nothing in any field;
+    `meaningful` has values of those that do ask for something in this one.
+    """
+
+    reason: str
+    neutral: tuple[object, ...] = ()
+    meaningful: tuple[object, ...] = ()
+
+    def asks(self, value: object) -> bool:
+        """Return True if this value asks for something."""
+        return value in self.meaningful or not (is_neutral(value) or value in self.neutral)
+
+
+# Other servers' parameters that change the answer, but that this server cannot do.
+REFUSED = {
+    "prompt_embeds": Refusal("This server takes text and token ids only. Leave out prompt_embeds."),
+    "use_beam_search": Refusal("This server cannot do a beam search. Leave out use_beam_search."),
+    "logits_processors": Refusal("This server runs no code of clients. Leave it out."),
+}
+
+
+def parse_fields(
+    model: type[Asked], body: dict[str, Any], refused: Mapping[str, Refusal], notes: Notes
+) -> Asked:
     """Return the body as this model. Raises InvalidFields.
 
-    `refused` names the parameters of OpenAI's that this server does not support; null is ignored.
+    `refused` has the parameters of this route that the server does not support. A value that asks
+    for nothing is accepted.
     """
-    unsupported = [name for name in body if name in refused and body[name] is not None]
+    refused = {**REFUSED, **refused}
+    unsupported = [
+        FieldError(name, "unsupported_field", f"{name}: {refused[name].reason}")
+        for name, value in body.items()
+        if name in refused and value is not None and (notes.strict or refused[name].asks(value))
+    ]
     if unsupported:
-        raise InvalidFields(
-            [
-                FieldError(
-                    name, "unsupported_field", f"{name}: This server does not support this field."
-                )
-                for name in unsupported
-            ]
-        )
-    try:
-        return model.model_validate({k: v for k, v in body.items() if k not in refused})
-    except ValidationError as error:
-        errors = error.errors(include_input=False, include_url=False, include_context=True)
-        for each in errors:
-            if (field := each.get("ctx", {}).get("field")) is not None:
-                each["loc"] = (*each["loc"], *field.split("."))
-        raise invalid_fields(errors) from None
+        raise InvalidFields(unsupported)
+    asked = parse(model, {k: v for k, v in body.items() if k not in refused}, notes)
+    asked._notes = notes
+    return asked
 
 
 def check_token_ids(field: str, token_ids: Iterable[int], info: ModelInfo) -> None:

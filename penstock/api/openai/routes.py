@@ -17,6 +17,7 @@ from penstock.api.openai.completion import CompletionRequest, parse_completion
 from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import Common
 from penstock.api.openai.frames import ChatForm, CompletionForm
+from penstock.api.tolerance import Notes
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import FieldError, InvalidFields, Problem
 from penstock.request import MAX_TIMEOUT_S, Request
@@ -32,31 +33,29 @@ class _Calls:
         self._served_name = served_name
         self._info = info
 
-    def chat(self, body: dict[str, Any], http: HttpRequest) -> Call:
+    def chat(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return the call for `/v1/chat/completions`. Raises Problem."""
-        asked = parse_chat(body)
-        requests, shown = self._prepare(asked, http, "chatcmpl-")
+        asked = parse_chat(body, notes)
+        requests, shown = self._prepare(asked, "chatcmpl-")
         form = ChatForm(**shown, echoes=("",) * asked.num_choices)
         return self._call(asked, http, requests, form)
 
-    def completion(self, body: dict[str, Any], http: HttpRequest) -> Call:
+    def completion(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return the call for `/v1/completions`. Raises Problem."""
-        asked = parse_completion(body)
-        requests, shown = self._prepare(asked, http, "cmpl-")
+        asked = parse_completion(body, notes)
+        requests, shown = self._prepare(asked, "cmpl-")
         form = CompletionForm(**shown, echoes=tuple(asked.echoes))
         return self._call(asked, http, requests, form)
 
     def check_model(self, name: str | None) -> None:
-        """Raise Problem unless `name` is the served model; None means the served model."""
-        if name is not None and name != self._served_name:
+        """Raise Problem unless `name` is the served model; no name means the served model."""
+        if name and name != self._served_name:
             raise Problem(
                 "model_not_found",
-                "This server does not serve that model. GET /v1/models names the one it serves.",
+                f"This server does not serve that model. It serves {self._served_name}.",
             )
 
-    def _prepare(
-        self, asked: Common, http: HttpRequest, prefix: str
-    ) -> tuple[list[Request], dict[str, Any]]:
+    def _prepare(self, asked: Common, prefix: str) -> tuple[list[Request], dict[str, Any]]:
         """Return the requests, and the fields that both forms share."""
         self.check_model(asked.model)
         info = self._info()
@@ -93,6 +92,7 @@ class _Calls:
             streamed=bool(asked.stream),
             resumable=_is_resumable(http, asked, len(requests)),
             timeout=_timeout_of(http),
+            max_tokens=asked.max_tokens_asked,
             num_per_prompt=asked.num_choices,
         )
 
@@ -137,6 +137,7 @@ def openai_api(answering: Answering, served_name: str, info: Callable[[], ModelI
 
     routes = [
         Route("/v1/models", models, name="list_models"),
+        Route("/v1/models/", models, include_in_schema=False),
         Route("/v1/models/{model:path}", model, name="get_model"),
         answering.route("/v1/chat/completions", chat),
         answering.route("/v1/completions", completion),

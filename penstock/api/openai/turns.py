@@ -25,19 +25,13 @@ from penstock.api.openai.history import (
     read_turn,
     refuse_part,
 )
-from penstock.api.tolerance import Notes
+from penstock.api.tolerance import notes_of
 from penstock.request import Message, ToolUse
 
 __all__ = ["ChatTurn", "Messages", "ToolName", "misplaced"]
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-def tolerant_notes(info: ValidationInfo) -> Notes | None:
-    """Return where to note ignored fields, or None if a request with such fields is refused."""
-    notes = info.context
-    return notes if isinstance(notes, Notes) and not notes.strict else None
 
 
 def _text_as_part(content: object) -> object:
@@ -114,8 +108,8 @@ class ChatTurn(Strict):
     def _as_sent(
         cls, sent: object, validate: ModelWrapValidatorHandler["ChatTurn"], info: ValidationInfo
     ) -> "ChatTurn":
-        notes = tolerant_notes(info)
-        if notes is None or not isinstance(sent, dict):
+        notes = notes_of(info.context)
+        if notes.strict or not isinstance(sent, dict):
             turn = validate(sent)
             turn._check_fields()
             return turn
@@ -167,13 +161,13 @@ class ChatTurn(Strict):
 
 def _check_number(sent: object, info: ValidationInfo) -> object:
     too_many = isinstance(sent, list) and len(sent) > MAX_MESSAGES
-    if too_many and tolerant_notes(info) is None:
+    if too_many and notes_of(info.context).strict:
         raise PydanticCustomError("too_long", f"Give at most {MAX_MESSAGES} messages.")
     return sent
 
 
 def _link_or_check(turns: list[ChatTurn], info: ValidationInfo) -> list[ChatTurn]:
-    if tolerant_notes(info) is not None:
+    if not notes_of(info.context).strict:
         link_results(turns)
         return turns
     made: set[str] = set()

@@ -8,8 +8,14 @@ import pytest
 from openai.types import completion_create_params as of_completions
 from openai.types.chat import completion_create_params as of_chats
 
-from penstock.api.openai.chat import REFUSED_CHAT, ChatRequest
-from penstock.api.openai.completion import REFUSED_COMPLETION, CompletionRequest
+from penstock.api.openai.chat import REFUSED_CHAT, ChatRequest, parse_chat
+from penstock.api.openai.completion import (
+    REFUSED_COMPLETION,
+    CompletionRequest,
+    parse_completion,
+)
+from penstock.api.tolerance import Notes
+from penstock.errors import InvalidFields
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
@@ -41,13 +47,33 @@ def parameters_of(module: Any) -> set[str]:
     ids=["chat", "completion"],
 )
 def test_every_parameter_of_openai_s_is_listed_with_its_verdict(
-    route: str, module: Any, model: Any, refused: frozenset[str]
+    route: str, module: Any, model: Any, refused: dict[str, Any]
 ) -> None:
     table = table_of(route)
     assert set(table) == parameters_of(module)
-    assert {name for name, (verdict, _) in table.items() if verdict == "refused"} == refused
+    assert {name for name, (verdict, _) in table.items() if verdict == "refused"} == set(refused)
     taken = {name for name, (verdict, _) in table.items() if verdict in ("supported", "ignored")}
     assert taken == set(model.model_fields) - OURS
+
+
+@pytest.mark.parametrize(
+    ("route", "parse", "body"),
+    [
+        ("/v1/chat/completions", parse_chat, {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", parse_completion, {"prompt": "a"}),
+    ],
+    ids=["chat", "completion"],
+)
+def test_each_parameter_gets_its_verdict(route: str, parse: Any, body: dict[str, Any]) -> None:
+    for name, (verdict, _) in table_of(route).items():
+        notes = Notes()
+        if verdict == "refused":
+            with pytest.raises(InvalidFields) as refused:
+                parse({**body, name: {"a": "b"}}, notes)
+            assert [each.field for each in refused.value.errors] == [name]
+        elif verdict == "ignored":
+            parse({**body, name: {"a": "b"}}, notes)
+        assert list(notes.names) == ([name] if verdict == "ignored" else [])
 
 
 def test_every_named_test_exists() -> None:

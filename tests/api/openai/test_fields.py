@@ -13,6 +13,7 @@ from penstock.api.openai.chat import REFUSED_CHAT, parse_chat
 from penstock.api.openai.completion import REFUSED_COMPLETION, parse_completion
 from penstock.api.openai.errors import param_of
 from penstock.api.openai.fields import Common
+from penstock.api.tolerance import Notes
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import InvalidFields
 from penstock.request import Message, ToolUse
@@ -39,9 +40,9 @@ INFO = ModelInfo(
 )
 
 
-def refusal_of(parse: Any, body: dict[str, Any]) -> InvalidFields:
+def refusal_of(parse: Any, body: dict[str, Any], *, strict: bool = True) -> InvalidFields:
     with pytest.raises(InvalidFields) as refused:
-        parse(body).check(INFO)
+        parse(body, Notes(strict=strict)).check(INFO)
     return refused.value
 
 
@@ -49,7 +50,9 @@ def test_a_refused_feature_comes_with_the_engine_s_advice() -> None:
     advice: dict[Feature, str] = {"tools": "It needs a parser."}
     body = {"messages": [TURN], "tools": [tool("look")], "reasoning_effort": "low"}
     with pytest.raises(InvalidFields) as refused:
-        parse_chat(body).check(ModelInfo("rill", "vllm", 1024, 4, (), 2048, advice))
+        parse_chat(body, Notes(strict=True)).check(
+            ModelInfo("rill", "vllm", 1024, 4, (), 2048, advice)
+        )
     assert [each.message for each in refused.value.errors] == [
         "tools: It needs a parser.",
         "reasoning_effort: The vllm engine does not support this field with this model.",
@@ -105,7 +108,8 @@ COMMON_ROWS = [
     *rows("user", "invalid_type", 5),
     *rows("temprature", "unknown_field", 0.7),
     *rows("api_base", "unknown_field", "http://" + MARK),
-    *rows("prompt_embeds", "unknown_field", MARK),
+    *rows("prompt_embeds", "unsupported_field", MARK),
+    *rows("use_beam_search", "unsupported_field", True),
     *rows("resumable", "unknown_field", True),
 ]
 
@@ -122,56 +126,60 @@ def test_a_wrong_value_is_refused_by_name(parse: Any, name: str, value: object, 
     assert all(MARK not in error.message for error in problem.errors)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        *rows("messages", "too_few_items", []),
-        *rows("messages", "too_many_items", [TURN] * 1025, [TURN] * 100_000),
-        *rows("messages", "invalid_type", None, MARK, TURN, [MARK], [{**TURN, "content": 1}]),
-        *rows("messages", "invalid_value", [{**TURN, "role": "root"}]),
-        *rows("messages", "missing_field", [{**TURN, "role": "tool"}]),
-        *rows("messages", "invalid_value", [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}]),
-        *rows("messages", "invalid_value", [{**TURN, "tool_call_id": MARK}]),
-        *rows("messages", "invalid_value", [{**TURN, "tool_calls": [call_of("{}")]}]),
-        *rows("messages", "invalid_value", [{**TURN, "reasoning_content": MARK}]),
-        *rows("messages", "invalid_type", [{"role": "assistant", "content": None}]),
-        *rows("messages", "invalid_value", [calling(MARK)], [calling("[]")], [calling("{")]),
-        *rows("tools", "invalid_type", MARK, {}),
-        *rows("tools", "too_few_items", []),
-        *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(129)]),
-        *rows("tools", "invalid_value", [tool("a"), tool("a")], [tool("a b")], [{"type": MARK}]),
-        *rows("tools", "invalid_schema", [tool("a", {"enum": ["a" * 65_536]})]),
-        *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
-        *rows("parallel_tool_calls", "invalid_value", False),  # without tools
-        *rows("reasoning_effort", "invalid_value", MARK),
-        *rows(
-            "reasoning_effort", "unsupported_field", "low", "high"
-        ),  # the model has no degrees of effort
-        *rows("messages", "missing_field", [{"content": MARK}], [{"role": "user"}]),
-        *rows("messages", "unknown_field", [{**TURN, "name": MARK}]),
-        *rows("messages", "invalid_type", [{**TURN, "tool_calls": [MARK]}]),
-        *rows(
-            "messages",
-            "invalid_value",
-            [{**TURN, "content": [{"type": "image_url", "image_url": {"url": MARK}}]}],
-            [{**TURN, "content": [{"type": "input_audio", "input_audio": {}}]}],
-        ),
-        *rows("max_completion_tokens", "out_of_range", 0),
-        *rows("logprobs", "invalid_type", 1, "yes"),
-        *rows("top_logprobs", "invalid_value", 5),  # without logprobs
-        *rows("top_logprobs", "out_of_range", -1, 21, 10**6),
-        *rows("response_format", "invalid_value", {"type": MARK}, {"type": "json_schema"}),
-        *rows("response_format", "missing_field", {"type": "json_schema", "json_schema": {}}),
-        *rows("response_format", "invalid_type", format_of(5), format_of({}, strict=MARK)),
-        *rows("response_format", "invalid_schema", format_of({"enum": ["a" * 65_536]})),
-        *rows("store", "invalid_value", True),
-        *rows("modalities", "invalid_value", ["text", "audio"]),
-        *rows("service_tier", "invalid_value", "flex"),
-        *rows("metadata", "invalid_type", MARK, {"a": 1}),
-        *(row for name in sorted(REFUSED_CHAT) for row in rows(name, "unsupported_field", MARK)),
-        *rows("prompt", "unknown_field", MARK),
-    ],
-)
+CHAT_ROWS = [
+    *rows("messages", "too_few_items", []),
+    *rows("messages", "too_many_items", [TURN] * 1025, [TURN] * 100_000),
+    *rows("messages", "invalid_type", None, MARK, TURN, [MARK], [{**TURN, "content": 1}]),
+    *rows("messages", "invalid_value", [{**TURN, "role": "root"}]),
+    *rows("messages", "missing_field", [{**TURN, "role": "tool"}]),
+    *rows("messages", "invalid_value", [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}]),
+    *rows("messages", "invalid_value", [{**TURN, "tool_call_id": MARK}]),
+    *rows("messages", "invalid_value", [{**TURN, "tool_calls": [call_of("{}")]}]),
+    *rows("messages", "invalid_value", [{**TURN, "reasoning_content": MARK}]),
+    *rows("messages", "invalid_type", [{"role": "assistant", "content": None}]),
+    *rows("messages", "invalid_value", [calling(MARK)], [calling("[]")], [calling("{")]),
+    *rows("tools", "invalid_type", MARK, {}),
+    *rows("tools", "too_few_items", []),
+    *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(129)]),
+    *rows("tools", "invalid_value", [tool("a"), tool("a")], [tool("a b")], [{"type": MARK}]),
+    *rows("tools", "invalid_schema", [tool("a", {"enum": ["a" * 65_536]})]),
+    *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
+    *rows("parallel_tool_calls", "invalid_value", False),  # without tools
+    *rows("reasoning_effort", "invalid_value", MARK),
+    *rows(
+        "reasoning_effort", "unsupported_field", "low", "high"
+    ),  # the model has no degrees of effort
+    *rows("messages", "missing_field", [{"content": MARK}], [{"role": "user"}]),
+    *rows("messages", "unknown_field", [{**TURN, "name": MARK}]),
+    *rows("messages", "invalid_type", [{**TURN, "tool_calls": [MARK]}]),
+    *rows(
+        "messages",
+        "invalid_value",
+        [{**TURN, "content": [{"type": "image_url", "image_url": {"url": MARK}}]}],
+        [{**TURN, "content": [{"type": "input_audio", "input_audio": {}}]}],
+    ),
+    *rows("max_completion_tokens", "out_of_range", 0),
+    *rows("logprobs", "invalid_type", 1, "yes"),
+    *rows("top_logprobs", "invalid_value", 5),  # without logprobs
+    *rows("top_logprobs", "out_of_range", -1, 21, 10**6),
+    *rows("response_format", "invalid_value", {"type": MARK}, {"type": "json_schema"}),
+    *rows("response_format", "missing_field", {"type": "json_schema", "json_schema": {}}),
+    *rows("response_format", "invalid_type", format_of(5), format_of({}, strict=MARK)),
+    *rows("response_format", "invalid_schema", format_of({"enum": ["a" * 65_536]})),
+    *rows("store", "invalid_value", True),
+    *rows("modalities", "invalid_value", ["text", "audio"]),
+    *rows("service_tier", "invalid_value", "flex"),
+    *rows("metadata", "invalid_type", MARK, {"a": 1}),
+    *(
+        row
+        for name in sorted({*REFUSED_CHAT, "prediction", "verbosity"})
+        for row in rows(name, "unsupported_field", MARK)
+    ),
+    *rows("prompt", "unknown_field", MARK),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "code"), CHAT_ROWS)
 def test_a_wrong_value_in_a_chat_is_refused_by_name(name: str, value: object, code: str) -> None:
     problem = refusal_of(parse_chat, {"messages": [TURN], name: value})
     assert problem.errors[0].code == code, problem.errors
@@ -179,34 +187,102 @@ def test_a_wrong_value_in_a_chat_is_refused_by_name(name: str, value: object, co
     assert all(MARK not in error.message for error in problem.errors)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        *rows("prompt", "empty_prompt", "", [], [""], ["a", ""], [[]], ["a", []]),
-        *rows("prompt", "invalid_type", None, 5, {"a": MARK}, [None], [1, "a"], ["a", {}], [True]),
-        *rows("prompt", "invalid_type", [1.5], [[MARK]], [[[1]]]),
-        *rows("prompt", "invalid_value", [-1], [2**31], [2048], ["a", [1, 2048]]),
-        *rows("prompt", "too_many_items", ["a"] * 17, [MARK] * 100_000),
-        *rows("best_of", "invalid_value", 0, 2, 10**6),
-        *rows("best_of", "invalid_type", True, "1"),
-        *rows("logprobs", "out_of_range", -1, 6, 10**6),
-        *rows("logprobs", "invalid_type", True, 1.0),
-        *rows("echo", "invalid_type", 1),
-        *(
-            row
-            for name in sorted(REFUSED_COMPLETION)
-            for row in rows(name, "unsupported_field", MARK)
-        ),
-        *rows("messages", "unknown_field", [TURN]),
-        *rows("response_format", "unknown_field", {"type": "json_object"}),
-    ],
-)
+COMPLETION_ROWS = [
+    *rows("prompt", "empty_prompt", "", [], [""], ["a", ""], [[]], ["a", []]),
+    *rows("prompt", "invalid_type", None, 5, {"a": MARK}, [None], [1, "a"], ["a", {}], [True]),
+    *rows("prompt", "invalid_type", [1.5], [[MARK]], [[[1]]]),
+    *rows("prompt", "invalid_value", [-1], [2**31], [2048], ["a", [1, 2048]]),
+    *rows("prompt", "too_many_items", ["a"] * 17, [MARK] * 100_000),
+    *rows("best_of", "invalid_value", 0, 2, 10**6),
+    *rows("best_of", "invalid_type", True, "1"),
+    *rows("logprobs", "out_of_range", -1, 6, 10**6),
+    *rows("logprobs", "invalid_type", True, 1.0),
+    *rows("echo", "invalid_type", 1),
+    *(row for name in sorted(REFUSED_COMPLETION) for row in rows(name, "unsupported_field", MARK)),
+    *rows("messages", "unknown_field", [TURN]),
+    *rows("response_format", "unsupported_field", {"type": "json_object"}),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "code"), COMPLETION_ROWS)
 def test_a_wrong_value_in_a_completion_is_refused_by_name(
     name: str, value: object, code: str
 ) -> None:
     problem = refusal_of(parse_completion, {"prompt": "a", name: value})
     assert problem.errors[0].code == code, problem.errors
     assert (param_of(problem) or "").startswith(name)
+    assert all(MARK not in error.message for error in problem.errors)
+
+
+UNNOTED: dict[str, tuple[object, ...]] = {
+    "best_of": (0,),
+    "max_completion_tokens": (0,),
+    "max_tokens": (-1, 5.0),
+    "messages": (
+        *([TURN] * 1025, [TURN] * 100_000),
+        *([{**TURN, "role": "tool"}], [{"role": "user"}]),
+        [TURN, {**TURN, "role": "tool", "tool_call_id": MARK}],
+        [{"role": "assistant", "content": None}],
+    ),
+    "n": (0,),
+    "parallel_tool_calls": (False,),
+    "seed": ([], {}),
+    "stop": ({}, ""),
+    "stream": ([],),
+    "stream_options": ({"include_usage": True},),
+    "tool_choice": ("auto",),
+    "tools": ({}, []),
+}
+"""Values of the rows above that ask for nothing that is left out."""
+NOTED: dict[str, tuple[object, ...]] = {
+    "api_base": ("http://" + MARK,),
+    "messages": (
+        *([{**TURN, "name": MARK}], [TURN], [{**TURN, "tool_call_id": MARK}]),
+        *([{**TURN, "tool_calls": [each]}] for each in (MARK, call_of("{}"))),
+        [{**TURN, "reasoning_content": MARK}],
+        *([calling(each)] for each in (MARK, "[]", "{")),
+    ),
+    "metadata": (MARK, {"a": 1}),
+    "prediction": (MARK,),
+    "prompt": (MARK,),
+    "reasoning_effort": ("low", "high"),
+    "resumable": (True,),
+    "service_tier": ("flex",),
+    "temprature": (0.7,),
+    "user": (5,),
+    "verbosity": (MARK,),
+}
+"""Values of the rows above that are left out and noted."""
+
+
+def is_in(name: str, value: object, table: dict[str, tuple[object, ...]]) -> bool:
+    return repr(value) in map(repr, table.get(name, ()))
+
+
+@pytest.mark.parametrize(
+    ("parse", "name", "value", "code"),
+    [
+        pytest.param(parse, *row.values, id=f"{parse.__name__}-{row.id}")
+        for parse, table in (
+            (parse_chat, [*COMMON_ROWS, *CHAT_ROWS]),
+            (parse_completion, [*COMMON_ROWS, *COMPLETION_ROWS]),
+        )
+        for row in table
+    ],
+)
+def test_without_strict_only_what_changes_nothing_is_accepted(
+    parse: Any, name: str, value: object, code: str
+) -> None:
+    body = {"prompt": "a"} if parse is parse_completion else {"messages": [TURN]}
+    body = {**body, name: value}
+    notes = Notes()
+    is_unset = name == "max_tokens" and value == 0 and parse is parse_chat
+    if is_unset or is_in(name, value, UNNOTED) or is_in(name, value, NOTED):
+        parse(body, notes).check(INFO)
+        assert len(notes.names) == (1 if is_in(name, value, NOTED) else 0)
+        return
+    problem = refusal_of(parse, body, strict=False)
+    assert problem.errors[0].code == code, problem.errors
     assert all(MARK not in error.message for error in problem.errors)
 
 
@@ -242,7 +318,7 @@ def test_null_is_the_same_as_leaving_a_field_out() -> None:
         value = [TURN] if required == "messages" else "a"
         model = type(asked({required: value}))
         names = {field.alias or name for name, field in model.model_fields.items()}
-        names |= REFUSED_COMPLETION if required == "prompt" else REFUSED_CHAT
+        names |= set(REFUSED_COMPLETION if required == "prompt" else REFUSED_CHAT)
         body: dict[str, Any] = dict.fromkeys(names)
         (request,) = asked({**body, required: value}).requests(INFO)
         (plain,) = asked({required: value}).requests(INFO)
@@ -273,7 +349,7 @@ def test_every_field_reaches_the_engine() -> None:
     asked.check(INFO)
     first, second = asked.requests(INFO)
     assert first.messages == (Message("system", "A"), Message("user", MARK))
-    assert (first.max_tokens, first.must_fit, first.stop) == (7, True, ("x",))
+    assert (first.max_tokens, first.must_fit, first.stop) == (7, False, ("x",))
     assert (first.top_logprobs, first.json_schema) == (4, '{"type": "object"}')
     sampling = first.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 3)
