@@ -81,7 +81,10 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "no_chat_template": ProblemKind(422, "The model has no chat template; it takes prompts only."),
     "template_refused": ProblemKind(422, "The model's chat template cannot show the conversation."),
     "invalid_schema": ProblemKind(422, "The engine cannot enforce the JSON schema."),
-    "schema_lost": ProblemKind(422, "The engine stopped enforcing the JSON schema in mid-answer."),
+    "invalid_grammar": ProblemKind(422, "The engine cannot enforce the grammar."),
+    "schema_lost": ProblemKind(
+        422, "The engine stopped enforcing the schema or grammar in mid-answer."
+    ),
     "invalid_tools": ProblemKind(422, "The engine cannot use these tools."),
     # The client may not do this.
     "invalid_api_key": ProblemKind(401, "The API key is missing or unknown."),

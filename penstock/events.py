@@ -54,11 +54,32 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top: tuple[tuple[bytes, float], ...] = ()
 
 
-class Delta(msgspec.Struct, frozen=True, gc=False):
+class RankedToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A token that is possible at a place of the prompt.
+
+    `rank` counts from 1, the likeliest. The first token of a prompt has no `logprob`.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    rank: int = 0
+
+
+PromptLogprobs = tuple[tuple[RankedToken, ...], ...]
+"""For each token of a prompt: the token itself, then the likeliest tokens at its place."""
+
+
+class _WithIds(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    token_ids: tuple[int, ...] = ()
+
+
+class Delta(_WithIds, frozen=True, gc=False):
     """Text that one step added to the answer: whole characters, at least one.
 
     `num_tokens` counts the tokens generated since the last delta. `logprobs` is empty unless the
-    request asked for log probabilities.
+    request asked for log probabilities. `token_ids` is empty unless the request asked for ids; it
+    has fewer ids than tokens if the engine did not name them all.
     """
 
     text: str
@@ -86,13 +107,15 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     """The terminal event of a stream that finished or was ended on purpose.
 
     `reproducible` is False if the stream was sampled with a seed and the engine died meanwhile:
-    the seed alone does not give this text again.
+    the seed alone does not give this text again. `token_ids` are the ids of the last tokens, which
+    have no text, if the request asked for ids.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     reproducible: bool = True
+    token_ids: tuple[int, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):

@@ -4,6 +4,8 @@ The values cross the process boundary to the engine unchanged. They know nothing
 field names, or an API's defaults.
 """
 
+from typing import Literal
+
 import msgspec
 
 MAX_TIMEOUT_S = 604_800
@@ -45,7 +47,9 @@ class Sampling(msgspec.Struct, frozen=True):
     `temperature` 0 is greedy. `top_k` 0 is off. `seed` None draws a new seed for each request.
     `presence_penalty` and `frequency_penalty` (-2 to 2) lower the logits of tokens that the text
     already contains: once per token, or once per occurrence. `logit_bias` pairs token ids with
-    numbers that are added to their logits.
+    numbers that are added to their logits. `min_p` drops tokens whose probability is below this
+    part of the likeliest token's; 0 is off. `repetition_penalty` divides the logits of tokens that
+    the prompt or the answer already contains (multiplies them if they are negative); 1 is off.
     """
 
     temperature: float = 0.7
@@ -55,6 +59,19 @@ class Sampling(msgspec.Struct, frozen=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """A language that the answer must belong to, other than JSON schemas.
+
+    `text` is a regular expression, a JSON list of the possible answers, a grammar (in llama.cpp's
+    GBNF or in Lark's form), or one of vLLM's structural tags (JSON).
+    """
+
+    kind: Literal["regex", "choice", "grammar", "structural_tag"]
+    text: str
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -74,8 +91,23 @@ class Request(msgspec.Struct, frozen=True):
     most. With `separate_reasoning` the engine separates the model's reasoning from its answer, if
     it can. `reasoning_effort` goes to the model's template; "none" asks it not to reason.
 
+    Until the answer has `min_tokens` tokens, nothing ends it. `ignore_eos` lets it go on after the
+    model has ended it. A token of `stop_token_ids` ends the answer and does not show its text.
+    `grammar` binds the answer like `json_schema`; a request has one of them at most. After
+    `thinking_budget` tokens the engine ends the model's reasoning. `show_special_tokens` shows the
+    text of the model's control tokens. `use_cache` False computes the whole prompt anew.
+
+    `template_kwargs` is a JSON object of variables for the chat template. With
+    `continue_last_message` the answer continues the last message. Without `open_answer` the
+    template does not begin an answer after the last message.
+
+    `return_token_ids` puts the ids of the tokens into the stream's deltas. `prompt_logprobs` asks
+    for the log probabilities of the prompt's tokens, and of this many likeliest tokens at each
+    place.
+
     A request whose engine died is submitted again as a continuation: `prompt_ids` then holds the
-    prompt's tokens and `generated` everything generated so far; `max_tokens` is what remains.
+    prompt's tokens and `generated` everything generated so far; `max_tokens` and `min_tokens` are
+    what remains.
     """
 
     id: str
@@ -92,6 +124,18 @@ class Request(msgspec.Struct, frozen=True):
     parallel_calls: bool = True
     separate_reasoning: bool = False
     reasoning_effort: str | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    grammar: Grammar | None = None
+    thinking_budget: int | None = None
+    show_special_tokens: bool = False
+    use_cache: bool = True
+    template_kwargs: str | None = None
+    continue_last_message: bool = False
+    open_answer: bool = True
+    return_token_ids: bool = False
+    prompt_logprobs: int | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()
 
@@ -107,6 +151,7 @@ def num_bytes_of(request: Request) -> int:
         texts += (message.role, message.content, message.reasoning)
         for call in message.tool_calls:
             texts += (call.name, call.arguments)
+    texts += [request.template_kwargs or "", request.grammar.text if request.grammar else ""]
     num_ids = len(request.prompt_ids or ()) + len(request.sampling.logit_bias)
     # A single character outside ASCII can make every character of a string take four bytes.
     sizes = (len(text) * (1 if text.isascii() else 4) + OBJECT_BYTES for text in texts)

@@ -63,6 +63,13 @@ class Text:
             return piece
         return self._hold_back(piece, self._stops)
 
+    def push_unstopped(self, piece: str | bytes) -> str:
+        """Add the next piece and return its text; stop strings in it do not end the answer."""
+        stops, self._stops = self._stops, None
+        text = self.push(piece)
+        self._stops = stops
+        return text
+
     def flush(self) -> str:
         """End the answer and return the text that was held back."""
         text = self.push(self._joiner.decode(b"", True)) if self._joiner is not None else ""

@@ -6,9 +6,8 @@ differs between APIs is in their dialects.
 """
 
 import asyncio
-import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
@@ -76,14 +75,17 @@ class Answering:
         opened = self._open(call, owner)
         access_of(http.scope).carries(opened, call.num_per_prompt)
         connected = ConnectedReader(Reader(*opened), http.receive)
-        with contextlib.ExitStack() as cleanup:
-            cleanup.callback(connected.close)
+        is_streaming = False
+        try:
             for stream in opened:
                 if problem := await asyncio.shield(stream.was_accepted):
                     raise problem
             if not call.streamed:
                 return await self._whole(call, opened, connected, notes)
-            cleanup.pop_all()  # the response closes the reader
+            is_streaming = True
+        finally:
+            if not is_streaming:  # otherwise the response closes it
+                connected.close()
         return StreamResponse(
             connected,
             call.form.framer(opened, with_ids=call.resumable),
@@ -142,7 +144,8 @@ class Answering:
     ) -> Response:
         """Return the whole answer. Raises Problem if there is none."""
         headers = {"X-Stream-ID": opened[0].id}
-        for ending in asyncio.as_completed([stream.end() for stream in opened]):
+        endings: Iterable[Awaitable[TerminalEvent]] = [stream.end() for stream in opened]
+        for ending in asyncio.as_completed(endings) if len(opened) > 1 else endings:
             end = await ending
             if problem := problem_of(end):
                 problem.headers |= headers | self._named(notes, opened)

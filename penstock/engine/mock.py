@@ -15,7 +15,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.tasks import TaskEngine, refusal
 from penstock.errors import StartError
 from penstock.request import Request
@@ -24,6 +24,14 @@ TEXT = (
     " Water comes down from the hills, slowly at first, then all at once. A gate opens, and the"
     " whole weight of the lake leans into one long pipe. Nothing is lost on the way: what goes in"
     " at the top comes out at the bottom, in the same order, as fast as the wheel can take it."
+)
+
+SUPPORTS: tuple[Feature, ...] = (
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "use_cache",
+    "return_token_ids",
 )
 
 Seconds = Annotated[float, Meta(ge=0)]
@@ -39,6 +47,9 @@ class Mock(TaskEngine):
     received. `prefill` is the number of seconds before the first token. At the token with the index
     (from 0) `fail_at` the request fails, at `hang_at` nothing comes any more, and at `die_at` the
     process is killed; -1 means never. `slots` requests run at once; 0 means no bound.
+
+    `ignore_eos` and `min_tokens` of a request make the answer longer than `length`, and a token of
+    its `stop_token_ids` ends it. There is nothing to sample.
     """
 
     def __init__(
@@ -60,7 +71,7 @@ class Mock(TaskEngine):
         self._words = split_words(text)
         if not self._words:
             raise StartError("The mock engine's text is empty.", "Give it at least one word.")
-        self._info = ModelInfo(name, "mock", context_length, slots)
+        self._info = ModelInfo(name, "mock", context_length, slots, SUPPORTS)
         self._length = length or len(self._words)
         self._interval = interval
         self._prefill = prefill
@@ -86,13 +97,16 @@ class Mock(TaskEngine):
             name = prompt[0].strip() if prompt else ""
             words = (f"{name}:{index} " for index in count())
         if await self._start(request.id, sink):
-            await self._speak(words, first, end, sink)
+            await self._speak(request, words, end, sink)
 
-    async def _speak(self, words: Iterator[str], first: int, end: int, sink: Sink) -> None:
-        """Push the words from index `first` up to `end`, or to the end of the text."""
+    async def _speak(self, request: Request, words: Iterator[str], end: int, sink: Sink) -> None:
+        """Push the words from the first that is not generated yet up to `end` or the text's end."""
+        first = len(request.generated)
+        least = first + request.min_tokens
+        length = end + 1 if request.ignore_eos else max(self._length, least)
         if self._prefill:
             await asyncio.sleep(self._prefill)
-        last = max(first, min(end, self._length))
+        last = max(first, min(end, length))
         for index, word in enumerate(islice(words, first, last), first):
             await asyncio.sleep(self._interval)
             if index == self._fail_at:
@@ -102,8 +116,12 @@ class Mock(TaskEngine):
                 await asyncio.Event().wait()
             if index == self._die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if index >= least and index in request.stop_token_ids:
+                sink.delta("", 1, (index,))
+                sink.finish("stop", index + 1 - first)
+                return
             sink.delta(word, 1, (index,))
-        sink.finish("stop" if self._length <= end else "length", last - first)
+        sink.finish("stop" if length <= end else "length", last - first)
 
 
 def split_words(text: str) -> list[str]:

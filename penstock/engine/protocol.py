@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from penstock.events import TokenLogprob
-from penstock.request import Request
+from penstock.events import PromptLogprobs, TokenLogprob
+from penstock.request import Request, Sampling
 
 EngineFinish = Literal["stop", "length"]
 """Why an engine finished a request: "stop" if the model ended the answer, "length" if `max_tokens`
@@ -29,10 +29,26 @@ Feature = Literal[
     "tools",
     "reasoning_effort",
     "reasoning_switch",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "grammar",
+    "structural_tag",
+    "thinking_budget",
+    "show_special_tokens",
+    "use_cache",
+    "template_kwargs",
+    "last_message",
+    "return_token_ids",
+    "prompt_logprobs",
 ]
 """A field of `Request` or `Sampling` that only some engines or models support.
 
-`reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort."""
+`reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort.
+`structural_tag` is that kind of `grammar`; `grammar` is every other kind. `last_message` is
+`continue_last_message` and `open_answer`."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -43,6 +59,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     `supports` names the optional features that work; the engine never receives a request for
     another one. `vocabulary_size` bounds the token ids; 0 means any id is valid. `advice` contains
     a sentence for each unsupported feature that would work if the engine were started differently.
+    `sampling` is the model's own, or the engine's where the model's files say nothing: for requests
+    that do not choose.
     """
 
     id: str
@@ -52,6 +70,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     supports: tuple[Feature, ...] = ()
     vocabulary_size: int = 0
     advice: Mapping[Feature, str] = msgspec.field(default_factory=dict)
+    sampling: Sampling = Sampling()
 
 
 class Sink(Protocol):
@@ -74,6 +93,12 @@ class Sink(Protocol):
 
     def working(self) -> None:
         """The engine is alive and reads the prompt, which may take minutes."""
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        """The prompt's tokens have these log probabilities.
+
+        Called once, before the first delta, and only if the request has `prompt_logprobs`.
+        """
 
     def delta(
         self,

@@ -76,6 +76,11 @@ class Splitter:
         """True once it is certain whether the text begins with reasoning."""
         return self._state != "begin"
 
+    @property
+    def is_thinking(self) -> bool:
+        """True while the text is reasoning."""
+        return self._state == "thought"
+
     def push(self, text: str) -> list[Part]:
         """Add `text` and return the parts that are certain now, none of them empty."""
         if self._state == "answer" and not self._is_blank:
@@ -137,6 +142,7 @@ class FilterSink:
         self.accepted = sink.accepted
         self.started = sink.started
         self.working = sink.working
+        self.prompt_logprobs = sink.prompt_logprobs
         self.reasoning = sink.reasoning
         self.tool_call = sink.tool_call
         self.fail = sink.fail

@@ -48,7 +48,7 @@ class Dispatcher:
         on_recovered: Callable[[], None],
     ) -> None:
         def give_up() -> None:
-            if not self._ready_lanes():
+            if not any(lane.is_ready for lane in self._lanes):
                 on_given_up()
 
         self._lanes = [
@@ -60,8 +60,12 @@ class Dispatcher:
     @property
     def is_recovering(self) -> bool:
         """Return True if no engine takes new requests, and one has streams to continue first."""
-        under_way = any(lane.recovery.is_under_way for lane in self._lanes)
-        return under_way and not self._ready_lanes()
+        is_under_way = False
+        for lane in self._lanes:  # plain loops here and below: they run for every request
+            if lane.is_ready:
+                return False
+            is_under_way = is_under_way or lane.recovery.is_under_way
+        return is_under_way
 
     @property
     def has_free_slot(self) -> bool:
@@ -69,8 +73,13 @@ class Dispatcher:
 
         It is also True if no engine is ready, so that `submit` reports why.
         """
-        ready = self._ready_lanes()
-        return not ready or any(lane.has_free_slot for lane in ready)
+        is_any_ready = False
+        for lane in self._lanes:
+            if lane.is_ready:
+                if lane.has_free_slot:
+                    return True
+                is_any_ready = True
+        return not is_any_ready
 
     @property
     def context_length(self) -> int | None:
@@ -138,9 +147,6 @@ class Dispatcher:
         if lane is not None:
             lane.stream_ids.discard(stream.id)
         return lane
-
-    def _ready_lanes(self) -> list[_Lane]:
-        return [lane for lane in self._lanes if lane.is_ready]
 
     def _pick(self) -> _Lane:
         """Return the ready engine with a free slot and the fewest streams."""

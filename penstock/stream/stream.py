@@ -19,6 +19,7 @@ from penstock.events import (
     Failure,
     Finish,
     FinishReason,
+    PromptLogprobs,
     Reasoning,
     TerminalEvent,
     TokenLogprob,
@@ -90,6 +91,8 @@ class Stream:
         "num_readers_ever",
         "phase",
         "place",
+        "prompt_ids",
+        "prompt_logprobs_found",
         "record",
         "was_accepted",
     )
@@ -104,6 +107,10 @@ class Stream:
         self.place: Place | None = None
         """The place in the queue that readers were last told."""
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
+        self.prompt_ids: tuple[int, ...] | None = None
+        """The prompt's token ids, if the request asks for ids and the engine has accepted it."""
+        self.prompt_logprobs_found: PromptLogprobs | None = None
+        """The log probabilities of the prompt's tokens, if the request asks for them."""
         self.notes: tuple[str, ...] = ()
         """What the engine changed in the request to be able to answer it, known once it is
         accepted by the engine."""
@@ -113,8 +120,9 @@ class Stream:
         self._observer = observer
         self._transcript = Transcript()
         self._timer = StreamTimer(self.meter)
-        # None as long as every piece is plain text: no stop strings, no bytes.
-        self._text = Text(record.request.stop) if record.request.stop else None
+        # None as long as every piece is plain text: no stop strings, no bytes, no ids in deltas.
+        request = record.request
+        self._text = Text(request.stop) if request.stop or request.return_token_ids else None
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
         self._progress_waiter: asyncio.Future[None] | None = None
@@ -152,7 +160,7 @@ class Stream:
         the middle of an answer.
         """
         request = self.record.request
-        is_bound = request.json_schema is not None or request.tools is not None
+        is_bound = (request.json_schema or request.grammar or request.tools) is not None
         return not is_bound or not self._transcript.generated
 
     # Readers.
@@ -228,7 +236,10 @@ class Stream:
         """Return the request that continues the generation, which must be submitted now."""
         self.phase = "submitted"
         self.place = None
-        return self._transcript.continuation(self.record.request)
+        request = self._transcript.continuation(self.record.request)
+        if self.prompt_logprobs_found is not None:
+            request = msgspec.structs.replace(request, prompt_logprobs=None)
+        return request
 
     # What the engine pushes (see engine.protocol.Sink and LosableSink).
 
@@ -237,6 +248,8 @@ class Stream:
         self.phase = "accepted"
         self.notes = self.notes or notes  # a continuation has none
         self._transcript.accept(prompt_ids)
+        if self.record.request.return_token_ids:
+            self.prompt_ids = prompt_ids
         self._accept(None)
 
     def started(self) -> None:
@@ -246,6 +259,10 @@ class Stream:
 
     def working(self) -> None:
         """Do nothing: the engine is still reading the prompt."""
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        """Record the log probabilities of the prompt's tokens."""
+        self.prompt_logprobs_found = logprobs
 
     def delta(
         self,
@@ -279,7 +296,8 @@ class Stream:
         """Log reasoning unchanged: stop strings apply to the answer only."""
         if self.log.terminal is None:
             self._transcript.add(text, num_tokens, token_ids)
-            self._append(Reasoning(text, self._transcript.pending_tokens))
+            pending = self._transcript.pending_tokens
+            self._append(Reasoning(text, pending, token_ids=self._take_ids()))
             self._note_progress()
 
     def tool_call(
@@ -296,7 +314,9 @@ class Stream:
                 return
         self._transcript.add_call(arguments, num_tokens)
         pending = self._transcript.pending_tokens
-        self._append(ToolCall(arguments, pending, (), number, call_id, name))
+        self._append(
+            ToolCall(arguments, pending, (), number, call_id, name, token_ids=self._take_ids())
+        )
         self._note_progress()
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
@@ -327,19 +347,26 @@ class Stream:
                     self._append_text(piece)
                 return
             self._text = Text()
-        if text := self._text.push(piece):
+        if self._transcript.completion_tokens <= self.record.request.min_tokens:
+            text = self._text.push_unstopped(piece)
+        else:
+            text = self._text.push(piece)
+        if text:
             self._append_text(text)
         if self._text.stopped:
             self._finish("stop", engine_done=False)
 
     def _append_text(self, text: str) -> None:
         transcript = self._transcript
-        if transcript.pending_logprobs:
-            event = Delta(text, transcript.pending_tokens, self._logprobs_of(text))
-            transcript.pending_logprobs = []
-        else:
-            event = Delta(text, transcript.pending_tokens)
-        self._append(event)
+        logprobs = self._logprobs_of(text) if transcript.pending_logprobs else ()
+        transcript.pending_logprobs = []
+        self._append(Delta(text, transcript.pending_tokens, logprobs, token_ids=self._take_ids()))
+
+    def _take_ids(self) -> tuple[int, ...]:
+        """Return the ids of the pending tokens if the request asked for ids, and forget them."""
+        transcript = self._transcript
+        ids, transcript.pending_ids = transcript.pending_ids, ()
+        return ids if self.record.request.return_token_ids else ()
 
     def _append(self, event: Delta) -> None:
         now = time.monotonic()
@@ -371,7 +398,8 @@ class Stream:
         if self.log.terminal is None:
             usage = self._transcript.usage
             timings = self._timer.timings(usage.completion_tokens)
-            end = Finish(reason, usage, timings, self._transcript.reproducible)
+            reproducible = self._transcript.reproducible
+            end = Finish(reason, usage, timings, reproducible, self._take_ids())
             self._end(end, engine_done, None)
 
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:

@@ -27,6 +27,7 @@ class Transcript:
         "completion_tokens",
         "generated",
         "num_textless",
+        "pending_ids",
         "pending_logprobs",
         "pending_tokens",
         "prompt_ids",
@@ -42,6 +43,8 @@ class Transcript:
         self.num_textless = 0
         self._textless_ids: tuple[int, ...] = ()
         self.pending_tokens = 0
+        self.pending_ids: tuple[int, ...] = ()
+        """The known ids of the pending tokens."""
         self.pending_logprobs: list[TokenLogprob] = []
         self._num_textless_logprobs = 0
         self._continued_from = 0
@@ -73,6 +76,7 @@ class Transcript:
         """
         self.completion_tokens += num_tokens
         self.pending_tokens += num_tokens
+        self.pending_ids += token_ids
         if logprobs:
             self.pending_logprobs += logprobs
             self._num_textless_logprobs = (
@@ -113,6 +117,7 @@ class Transcript:
         return msgspec.structs.replace(
             request,
             max_tokens=request.max_tokens - self.completion_tokens,
+            min_tokens=max(0, request.min_tokens - self.completion_tokens),
             prompt_ids=tuple(self.prompt_ids),
             generated=tuple(self.generated),
         )
@@ -124,6 +129,7 @@ class Transcript:
     def _drop_textless(self) -> None:
         self.completion_tokens -= self.num_textless
         self.pending_tokens -= self.num_textless
+        self.pending_ids = self.pending_ids[: len(self.pending_ids) - len(self._textless_ids)]
         self._textless_ids, self.num_textless = (), 0
         kept = len(self.pending_logprobs) - self._num_textless_logprobs
         del self.pending_logprobs[kept:]

@@ -350,6 +350,7 @@ ROWS = [
             ("GET", "//", "no_such_route"),
             ("POST", "/generate/", "no_such_route"),
             ("POST", "/Generate", "no_such_route"),
+            ("GET", "/redoc", "no_such_route"),
             ("OPTIONS", "*", "no_such_route"),
             ("CONNECT", "zqxj:80", "no_such_route"),
             ("GET", "/page/zqxj", "no_such_file"),

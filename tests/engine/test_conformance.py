@@ -9,20 +9,22 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from penstock.engine.catalog import ENGINES
 from penstock.engine.llamacpp.hub import find_model
 from penstock.engine.process.supervisor import SupervisedEngine
-from penstock.engine.protocol import EngineFinish
+from penstock.engine.protocol import EngineFinish, Feature
 from penstock.errors import EngineUnavailable, StartError
-from penstock.request import Message, Request, Sampling, UnnamedTokens
+from penstock.request import Grammar, Message, Request, Sampling, UnnamedTokens
 from tests.support.recording import RecordingSink
 
 GREEDY = Sampling(temperature=0.0)
@@ -440,6 +442,181 @@ async def test_an_answer_under_a_schema_is_json_that_keeps_to_it(case: Case) -> 
     assert sink.reason == "stop"
     assert json.loads(sink.text()) in ({"lake": 5}, {"sea": True})
     assert bad.calls == ["fail"]
+
+
+def need(engine: SupervisedEngine, *features: Feature) -> None:
+    """Skip the test if the engine says that it does not support these features."""
+    assert engine.info is not None
+    if not set(features) <= set(engine.info.supports):
+        pytest.skip("the engine does not support this, and says so")
+
+
+HOT = Sampling(temperature=2.0, top_p=1.0, top_k=0, seed=5)
+
+
+async def test_min_p_leaves_only_the_likely_tokens(case: Case) -> None:
+    async with case.running() as engine:
+        need(engine, "min_p")
+        greedy = await submit(engine, ask("a", 20)).end()
+        only = msgspec.structs.replace(HOT, min_p=1.0)
+        narrow = await submit(engine, ask("b", 20, sampling=only)).end()
+        wide = await submit(engine, ask("c", 20, sampling=HOT)).end()
+    assert narrow.token_ids == greedy.token_ids != wide.token_ids
+
+
+async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_continued(
+    case: Case,
+) -> None:
+    penalty = Sampling(temperature=0.0, repetition_penalty=100.0)
+    reward = Sampling(temperature=0.0, repetition_penalty=0.01)
+    async with case.running() as engine:
+        need(engine, "repetition_penalty")
+        never = await submit(engine, ask("a", 40, sampling=penalty)).end()
+        known = {*never.prompt_ids, *never.token_ids}
+        again = await submit(engine, ask("b", 10, sampling=reward)).end()
+        rest = await submit(
+            engine,
+            ask(
+                "c",
+                20,
+                sampling=penalty,
+                prompt_ids=never.prompt_ids,
+                generated=tuple(never.token_ids[:20]),
+            ),
+        ).end()
+    assert len(known) == len(set(never.prompt_ids)) + len(never.token_ids)
+    # The reward makes the prompt's tokens likelier than others.
+    assert sum(each in again.prompt_ids for each in again.token_ids) >= 5
+    assert rest.token_ids == never.token_ids[20:]
+
+
+async def ended_early(engine: SupervisedEngine) -> tuple[Request, RecordingSink]:
+    """Return a request whose answer the model itself ends, and that answer."""
+    request = ask("early", 800)
+    sink = await submit(engine, request).end()
+    if sink.reason != "stop":
+        pytest.skip("the model ends no answer")
+    return request, sink
+
+
+async def test_the_answer_goes_on_after_its_end_if_the_end_is_ignored(case: Case) -> None:
+    async with case.running() as engine:
+        need(engine, "ignore_eos")
+        request, early = await ended_early(engine)
+        num_tokens = early.completion_tokens + 20
+        longer = msgspec.structs.replace(
+            request, id="longer", max_tokens=num_tokens, ignore_eos=True
+        )
+        sink = await submit(engine, longer).end()
+    assert (sink.reason, sink.completion_tokens) == ("length", num_tokens)
+    assert sink.text().startswith(early.text())
+
+
+async def test_nothing_ends_an_answer_before_its_least_length_also_when_continued(
+    case: Case,
+) -> None:
+    async with case.running() as engine:
+        need(engine, "min_tokens")
+        request, early = await ended_early(engine)
+        least = early.completion_tokens + 7
+        longer = msgspec.structs.replace(
+            request, id="longer", max_tokens=least + 100, min_tokens=least
+        )
+        sink = await submit(engine, longer).end()
+        assert sink.failure is None
+        assert sink.completion_tokens == sink.num_tokens >= least
+        assert sink.text().startswith(early.text())
+        ids = sink.token_ids[: early.completion_tokens - 3]
+        rest = await submit(
+            engine,
+            msgspec.structs.replace(
+                longer,
+                id="rest",
+                max_tokens=longer.max_tokens - len(ids),
+                min_tokens=least - len(ids),
+                prompt_ids=sink.prompt_ids,
+                prompt=None,
+                generated=tuple(ids),
+            ),
+        ).end()
+    assert sink.text().endswith(rest.text())
+    assert rest.completion_tokens + len(ids) == sink.completion_tokens
+
+
+async def test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown(case: Case) -> None:
+    async with case.running() as engine:
+        need(engine, "stop_token_ids")
+        plain = await submit(engine, ask("a", 20)).end()
+        at = plain.token_ids.index(plain.token_ids[11])
+        stop = (plain.token_ids[11],)
+        sink = await submit(engine, ask("b", 20, stop_token_ids=stop)).end()
+        late = await submit(engine, ask("c", 20, stop_token_ids=stop, min_tokens=15)).end()
+    assert (sink.reason, sink.completion_tokens) == ("stop", at + 1)
+    assert sink.token_ids == plain.token_ids[: at + 1]
+    assert plain.text().startswith(sink.text())
+    assert "".join(str(piece) for piece in plain.pieces[:at]) == sink.text()
+    assert late.completion_tokens >= 15
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "pattern"),
+    [
+        ("regex", "[0-9]{3}/x", "[0-9]{3}/x"),
+        ("choice", '["yes", "no \\"é\\""]', 'yes|no "é"'),
+        ("grammar", 'root ::= "a" ("," [bc])+ "."', r"a(,[bc])+\."),
+    ],
+)
+async def test_an_answer_under_a_grammar_belongs_to_its_language(
+    case: Case, kind: str, text: str, pattern: str
+) -> None:
+    async with case.running() as engine:
+        need(engine, "grammar")
+        for n, sampling in enumerate((GREEDY, Sampling(temperature=1.0, seed=3))):
+            grammar = Grammar(kind, text)  # type: ignore[arg-type] # one of its kinds
+            sink = await submit(engine, ask(f"{n}", 60, sampling=sampling, grammar=grammar)).end()
+            assert sink.failure is None
+            if sink.reason == "stop":
+                assert re.fullmatch(pattern, sink.text())
+            else:
+                assert kind == "grammar"  # it has no longest answer
+
+
+@pytest.mark.parametrize("kind", ["regex", "grammar"])
+async def test_a_grammar_that_cannot_be_enforced_is_refused(case: Case, kind: str) -> None:
+    async with case.running() as engine:
+        need(engine, "grammar")
+        grammar = Grammar(kind, "((zqxj")  # type: ignore[arg-type] # one of its kinds
+        sink = await submit(engine, ask("a", 5, grammar=grammar)).end()
+    assert sink.calls == ["fail"]
+    assert sink.failure is not None
+    assert sink.failure[0] == "invalid_grammar"
+    assert "zqxj" not in sink.failure[1]
+
+
+async def test_the_last_message_is_continued_or_left_without_an_answer(case: Case) -> None:
+    turns = (Message("user", "Hello!"), Message("assistant", "Once upon a"))
+    async with case.running() as engine:
+        need(engine, "last_message")
+        if not case.has_template:
+            pytest.skip("the model has no template")
+        plain = ask("a", 5, prompt=None, messages=turns[:1])
+        opened = await submit(engine, plain).end()
+        left = await submit(engine, msgspec.structs.replace(plain, id="b", open_answer=False)).end()
+        continued = await submit(
+            engine, ask("c", 5, prompt=None, messages=turns, continue_last_message=True)
+        ).end()
+    assert opened.prompt_ids[: len(left.prompt_ids)] == left.prompt_ids
+    assert len(left.prompt_ids) < len(opened.prompt_ids)
+    assert continued.prompt_ids[: len(opened.prompt_ids)] == opened.prompt_ids
+    assert continued.failure is None
+
+
+async def test_an_answer_without_the_cache_is_the_same(case: Case) -> None:
+    async with case.running() as engine:
+        need(engine, "use_cache")
+        cached = await submit(engine, ask("a", 10)).end()
+        anew = await submit(engine, ask("b", 10, use_cache=False)).end()
+    assert anew.token_ids == cached.token_ids
 
 
 async def test_an_engine_that_cannot_start_says_why() -> None:

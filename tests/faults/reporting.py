@@ -17,7 +17,7 @@ from penstock.cli.main import main
 from penstock.engine.catalog import ENGINES
 from penstock.engine.mock import Mock
 from penstock.engine.protocol import EngineFinish, Sink
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request
 from tests.faults.history import EngineAct, EngineDid, History
 
@@ -46,6 +46,9 @@ class ReportingSink:
 
     def working(self) -> None:
         self._sink.working()
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        self._sink.prompt_logprobs(logprobs)
 
     def delta(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.engine.protocol import EngineFinish
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.text import Text
 
 
@@ -24,6 +24,7 @@ class RecordingSink:
     completion_tokens: int = -1
     reason: EngineFinish | None = None
     failure: tuple[str, str] | None = None
+    prompt: PromptLogprobs | None = None
     thoughts: list[str] = field(default_factory=list)
     tool_parts: list[tuple[int, str, str, str]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -35,6 +36,9 @@ class RecordingSink:
 
     def started(self) -> None:
         self._note("started")
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        self.prompt = logprobs
 
     def working(self) -> None:
         self._note("working")

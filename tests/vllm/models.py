@@ -13,6 +13,8 @@ from pathlib import Path
 from tests.support.templates import CALL, PICKY, REASONING
 
 CONTEXT = 2048
+OPT_SAMPLING = {"temperature": 0.7, "top_k": 33, "min_p": 0.05, "repetition_penalty": 1.1}
+"""The sampling in the generation_config.json of `opt`."""
 THINKER_TOKENS = {CALL: "<tool_call>", "`": "</tool_call>", "^": "<think>", "@": "</think>"}
 """Tokens that rill rarely needs → the special tokens that replace them in `thinker`."""
 END_OF_THOUGHT_ID = 36
@@ -55,6 +57,7 @@ def make_opt(folder: Path, tokenizer_from: Path) -> None:
     model = OPTForCausalLM(config).eval()
     with torch.no_grad():  # answers never end by themselves: the logit of this token is 0
         model.get_input_embeddings().weight[tokenizer.eos_token_id] = 0
+    model.generation_config.update(**OPT_SAMPLING, do_sample=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -5,15 +5,17 @@ engine with the OPT model is killed and comes back, the other engine is stopped.
 """
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from tokenizers import Tokenizer
 
-from penstock.request import Sampling
+from penstock.request import Grammar, Sampling
 from tests.engine import test_conformance as conformance
 from tests.engine.test_conformance import (  # noqa: F401 - collected here
     ask,
@@ -22,12 +24,17 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
     test_a_cancel_that_comes_with_the_request_leaves_nothing,
     test_a_continuation_says_what_the_uninterrupted_request_would_have_said,
     test_a_continuation_that_fills_the_context_is_at_its_end,
+    test_a_grammar_that_cannot_be_enforced_is_refused,
     test_a_prompt_longer_than_the_context_is_refused_before_a_slot,
     test_a_prompt_that_leaves_too_little_room_is_refused_where_the_answer_must_fit,
+    test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_continued,
     test_a_request_is_accepted_started_streamed_and_finished_once,
+    test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown,
     test_a_thousand_may_wait,
     test_an_answer_ends_with_the_context,
+    test_an_answer_under_a_grammar_belongs_to_its_language,
     test_an_answer_under_a_schema_is_json_that_keeps_to_it,
+    test_an_answer_without_the_cache_is_the_same,
     test_an_empty_prompt_is_valid,
     test_cancel_frees_the_slot_at_once,
     test_cancel_ignores_unknown_and_ended_requests,
@@ -36,12 +43,17 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
     test_greedy_text_is_the_same_each_time_and_in_company,
     test_log_probabilities_come_with_the_tokens_where_they_are_asked_for,
     test_messages_are_rendered_and_answered,
+    test_min_p_leaves_only_the_likely_tokens,
+    test_nothing_ends_an_answer_before_its_least_length_also_when_continued,
     test_requests_beyond_the_slots_wait_in_order,
     test_several_run_at_once,
+    test_the_answer_goes_on_after_its_end_if_the_end_is_ignored,
+    test_the_last_message_is_continued_or_left_without_an_answer,
     test_the_prompt_is_counted,
     test_the_same_seed_samples_the_same_text,
 )
 from tests.vllm.engines import SLOTS, SharedCase, core_of, end_of, group_of
+from tests.vllm.models import OPT_SAMPLING
 
 CORE_LIMIT_S = 5.0  # it takes milliseconds; a machine may be busy
 NUM_TRIES = 20
@@ -52,6 +64,10 @@ async def test_start_returns_the_model_s_information(case: SharedCase) -> None:
         assert engine.info is not None
         assert (engine.info.engine, engine.info.slots) == ("vllm", SLOTS)
         assert engine.info.context_length >= 1024
+        expected = Sampling(temperature=1.0, top_p=1.0, top_k=0)  # vLLM's own
+        if engine.info.id == "opt":  # its generation_config.json
+            expected = msgspec.structs.replace(expected, **OPT_SAMPLING)
+        assert engine.info.sampling == expected
 
 
 async def test_every_token_has_its_id_and_its_delta(case: SharedCase) -> None:
@@ -85,6 +101,43 @@ async def test_any_seed_is_taken(case: SharedCase) -> None:
         for seed in (0, 2**31, 2**63 - 1, -1):
             sink = await end_of(engine, ask("a", 2, sampling=Sampling(seed=seed)))
             assert sink.failure is None
+
+
+async def test_the_prompt_s_tokens_have_log_probabilities(case: SharedCase) -> None:
+    async with case.running() as engine:
+        sink = await end_of(engine, ask("a", 3, prompt_logprobs=2))
+        plain = await end_of(engine, ask("b", 3))
+    assert sink.prompt is not None
+    assert tuple(place[0].id for place in sink.prompt) == sink.prompt_ids
+    assert [place[0].logprob is None for place in sink.prompt] == [True] + [False] * (
+        len(sink.prompt) - 1
+    )
+    for place in sink.prompt[1:]:
+        assert sorted(each.rank for each in place)[:2] == [1, 2]
+        assert all(each.logprob is not None and each.logprob <= 0 for each in place)
+    assert "".join(place[0].text for place in sink.prompt).endswith("upon a time")
+    assert plain.prompt is None
+    assert plain.token_ids == sink.token_ids
+
+
+async def test_special_tokens_are_shown_where_they_are_asked_for(case: SharedCase) -> None:
+    special = Sampling(temperature=0.0, logit_bias=((1, 100.0),))  # a turn's mark
+    async with case.running() as engine:
+        hidden = await end_of(engine, ask("a", 3, sampling=special))
+        shown = await end_of(engine, ask("b", 3, sampling=special, show_special_tokens=True))
+    assert hidden.token_ids == shown.token_ids == [1, 1, 1]
+    assert hidden.text() == ""
+    assert shown.text() == "<|system|>" * 3
+
+
+async def test_structural_tags_bind_an_answer(case: SharedCase) -> None:
+    tag = {"type": "structural_tag", "format": {"type": "const_string", "value": "hill"}}
+    async with case.running() as engine:
+        grammar = Grammar("structural_tag", json.dumps(tag))
+        sink = await end_of(engine, ask("a", 20, grammar=grammar))
+        bad = await end_of(engine, ask("b", 20, grammar=Grammar("structural_tag", "{}")))
+    assert sink.text() == "hill"
+    assert bad.calls == ["fail"]
 
 
 async def test_cancel_ends_the_request_in_vllm_and_frees_its_blocks(case: SharedCase) -> None:

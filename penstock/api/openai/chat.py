@@ -1,6 +1,5 @@
 """The body of `POST /v1/chat/completions`, and its requests to the engine."""
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -14,9 +13,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, Strict
+from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET
+from penstock.api.openai.extras import ChatExtras
 from penstock.api.openai.fields import Common, Refusal, TokenLimit, parse_fields
-from penstock.api.openai.tools import Schema, ToolChoice, Tools, check_tools, tool_fields
+from penstock.api.openai.tools import ToolChoice, Tools, check_tools, tool_fields
 from penstock.api.openai.turns import Messages, misplaced
 from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature
@@ -56,42 +56,10 @@ def _not_stored(store: bool) -> bool:
     return store
 
 
-class JsonSchema(Strict):
-    """A named JSON schema. The answer satisfies it whether it is `strict` or not."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: Schema = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Strict):
-    """The format of the answer: text, any JSON object, or JSON that satisfies a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _has_its_schema(self) -> "ResponseFormat":
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise PydanticCustomError(
-                "value_error", "Give json_schema with the type json_schema, and only with it."
-            )
-        return self
-
-    def schema_text(self) -> str | None:
-        """Return the schema that the answer must satisfy, None for text."""
-        if self.type == "text":
-            return None
-        if self.json_schema is None:
-            return '{"type": "object"}'
-        return json.dumps(self.json_schema.schema_)
-
-
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class ChatRequest(Common):
+class ChatRequest(ChatExtras, Common):
     """A conversation to answer, and how to generate the answer."""
 
     messages: Messages
@@ -99,7 +67,6 @@ class ChatRequest(Common):
     max_completion_tokens: Annotated[TokenLimit | None, ZERO_IS_UNSET] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -125,22 +92,17 @@ class ChatRequest(Common):
         """Return the token limit, which may be given by its new or its old name."""
         return self.max_completion_tokens or self.max_tokens
 
-    def schema_text(self) -> str | None:
-        """Return the JSON schema that the answer must satisfy, None without a schema."""
-        return None if self.response_format is None else self.response_format.schema_text()
-
     def prompts(self) -> list[dict[str, Any]]:
         """Return the fields of `Request` for the conversation.
 
         Reasoning is not separated from an answer bound by a schema: all of it is answer.
         """
-        schema = self.schema_text()
+        effort = "none" if self.has_thinking_off else None
         return [
             {
                 "messages": tuple(turn.to_message() for turn in self.messages),
-                "json_schema": schema,
-                "separate_reasoning": schema is None,
-                "reasoning_effort": self.reasoning_effort,
+                "separate_reasoning": self.bond is None,
+                "reasoning_effort": self.reasoning_effort or effort,
                 **tool_fields(self.tools, self.tool_choice, self.parallel_tool_calls),
             }
         ]
@@ -159,7 +121,6 @@ class ChatRequest(Common):
         effort = self.reasoning_effort
         return [
             *super().needs(),
-            ("response_format", self.schema_text() is not None, "json_schema"),
             ("tools", self.tools, "tools"),
             ("messages", self._notes.strict and self._involve_tools, "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
@@ -182,10 +143,8 @@ class ChatRequest(Common):
             refusal = "Leave out logprobs if the model may call tools."
             notes.ignore_or(misplaced("logprobs", refusal), "logprobs")
             self.logprobs = None
-        if self.may_call and self.schema_text() is not None:
-            raise misplaced(
-                "response_format", "Leave out response_format if the model may call tools."
-            )
+        for name, _ in self.bonds if self.may_call else ():
+            raise misplaced(name, f"Leave out {name} if the model may call tools.")
         return self
 
     def _refuse_idle_fields(self) -> None:

@@ -15,7 +15,7 @@ from penstock.api.openai.fields import (
 )
 from penstock.api.openai.turns import misplaced
 from penstock.api.tolerance import Notes, notes_of
-from penstock.engine.protocol import ModelInfo
+from penstock.engine.protocol import Feature, ModelInfo
 
 MAX_PROMPTS = 16
 DEFAULT_COMPLETION_TOKENS = 16
@@ -85,6 +85,8 @@ class CompletionRequest(Common):
     def echoes(self) -> list[str]:
         """Return the text that each choice begins with: its prompt with `echo`, else nothing."""
         texts = [str(prompt) if self.echo else "" for prompt in self.prompt]
+        if self.echoes_logprobs:  # the prompt's tokens have the texts
+            texts = [""] * len(self.prompt)
         return [text for text in texts for _ in range(self.num_choices)]
 
     def prompts(self) -> list[dict[str, Any]]:
@@ -93,6 +95,22 @@ class CompletionRequest(Common):
             {"prompt": each} if isinstance(each, str) else {"prompt_ids": each}
             for each in self.prompt
         ]
+
+    @property
+    def echoes_logprobs(self) -> bool:
+        """Return True if the answer begins with the prompt and its log probabilities."""
+        return bool(self.echo) and self.logprobs is not None
+
+    def needs(self) -> list[tuple[str, object, Feature]]:
+        """Return the fields that need an optional feature: name, whether it is used, feature."""
+        return [*super().needs(), ("echo", self.echoes_logprobs, "prompt_logprobs")]
+
+    def extra_fields(self) -> dict[str, Any]:
+        """Return the fields of `Request` that the fields of other servers set, and an echo."""
+        fields = super().extra_fields()
+        if self.echoes_logprobs:
+            fields["prompt_logprobs"] = max(self.prompt_logprobs or 0, self.logprobs or 0)
+        return fields
 
     def check(self, info: ModelInfo) -> None:
         """Raise InvalidFields if the model's engine lacks a feature or a token."""
@@ -108,9 +126,10 @@ class CompletionRequest(Common):
             raise misplaced(
                 "best_of", "Leave out best_of, or set it to n: every generated answer is returned."
             )
-        if self.echo and self.logprobs is not None:
-            raise misplaced("echo", "Give either echo or logprobs: a prompt has no logprobs.")
-        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompt):
+        if self.echoes_logprobs and self.stream:
+            raise misplaced("echo", "Only a whole answer has an echo with logprobs.")
+        is_text = all(isinstance(prompt, str) for prompt in self.prompt)
+        if self.echo and not is_text and not self.echoes_logprobs:
             raise misplaced("echo", "Leave out echo, or give the prompt as text.")
         return self
 

@@ -116,6 +116,8 @@ class ChatChunkChoice(ResponseModel):
     """Why the choice ended; null before its last chunk."""
     stop_reason: StopReason = optional()
     """Only if the answer was cancelled, or its time was up."""
+    token_ids: list[int] | None = optional()
+    """The ids of the tokens, if the request asks for ids. Null if the engine does not name them."""
 
 
 class ChatChunk(ResponseModel):
@@ -128,6 +130,8 @@ class ChatChunk(ResponseModel):
     model: str
     choices: list[ChatChunkChoice]
     """Empty in the chunk that reports the usage."""
+    prompt_token_ids: list[int] = optional()
+    """The ids of the prompt's tokens. In the first chunk, if the request asks for ids."""
     usage: ChatUsage | None = optional()
     """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
 
@@ -175,6 +179,19 @@ class ChatChoice(ResponseModel):
     """Why the choice ended."""
     stop_reason: StopReason = optional()
     """Only if the answer was cancelled, or its time was up."""
+    token_ids: list[int] | None = optional()
+    """The ids of the tokens, if the request asks for ids. Null if the engine does not name them."""
+
+
+class PromptToken(ResponseModel):
+    """A token that is possible at a place of the prompt."""
+
+    logprob: float
+    """The natural logarithm of the token's probability."""
+    rank: int
+    """The token's place among the likeliest tokens, from 1."""
+    decoded_token: str
+    """The token's text."""
 
 
 class Chat(ResponseModel):
@@ -187,6 +204,11 @@ class Chat(ResponseModel):
     model: str
     choices: list[ChatChoice]
     usage: ChatUsage
+    prompt_token_ids: list[int] = optional()
+    """The ids of the prompt's tokens, if the request asks for ids."""
+    prompt_logprobs: list[dict[str, PromptToken] | None] = optional()
+    """For each token of the prompt, the possible tokens by their ids, if the request asks for
+    them. Null for the first token."""
 
 
 class CompletionLogprobs(ResponseModel):
@@ -194,9 +216,9 @@ class CompletionLogprobs(ResponseModel):
 
     tokens: list[str]
     """The tokens' texts."""
-    token_logprobs: list[float]
-    """The tokens' log probabilities."""
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """The tokens' log probabilities; null for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
     """The likeliest tokens at each position, with their log probabilities."""
     text_offset: list[int]
     """Where each token begins in the choice's text, in characters."""
@@ -215,6 +237,14 @@ class CompletionChoice(ResponseModel):
     """Why the choice ended."""
     stop_reason: StopReason = optional()
     """Only if the answer was cancelled, or its time was up."""
+    token_ids: list[int] | None = optional()
+    """The ids of the tokens, if the request asks for ids. Null if the engine does not name them."""
+    prompt_token_ids: list[int] = optional()
+    """The ids of the prompt's tokens, if the request asks for ids. In a stream, in the first
+    chunk."""
+    prompt_logprobs: list[dict[str, PromptToken] | None] = optional()
+    """For each token of the prompt, the possible tokens by their ids, if the request asks for
+    them. Null for the first token."""
 
 
 class CompletionChunkChoice(CompletionChoice):

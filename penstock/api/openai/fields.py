@@ -28,6 +28,7 @@ from penstock.api.fields import (
     Strict,
     parse,
 )
+from penstock.api.openai.extras import Extras
 from penstock.api.openai.turns import misplaced
 from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
@@ -79,7 +80,7 @@ TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE, BeforeValidator(_
 """A limit of an answer's tokens. -1 means all the room in the context, as for llama.cpp."""
 
 
-class Common(Strict):
+class Common(Extras):
     """The fields of both routes. `top_k` is Penstock's own."""
 
     model: str | None = None
@@ -90,9 +91,9 @@ class Common(Strict):
     ] = None
     max_tokens: TokenLimit | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    seed: Annotated[int, Field(ge=0, le=NUM_SEEDS - 1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=NUM_SEEDS - 1)] | None = None
     stop: StopStrings | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -126,6 +127,7 @@ class Common(Strict):
             ("frequency_penalty", self.frequency_penalty, "frequency_penalty"),
             ("logit_bias", self.logit_bias, "logit_bias"),
             ("logprobs", self.top_logprobs_asked is not None, "top_logprobs"),
+            *self.extra_needs(),
         ]
 
     def features(self) -> dict[str, Feature]:
@@ -151,6 +153,7 @@ class Common(Strict):
         if lacking:
             raise InvalidFields(lacking)
         check_token_ids("logit_bias", self.logit_bias or (), info)
+        check_token_ids("stop_token_ids", self.stop_token_ids or (), info)
 
     def requests(self, info: ModelInfo) -> list[Request]:
         """Return a request for each choice, the choices of a prompt together.
@@ -164,23 +167,34 @@ class Common(Strict):
             "must_fit": strict and asked is not None,
             "stop": tuple(self.stop or ()),
             "top_logprobs": self.top_logprobs_asked,
+            **self.extra_fields(),
         }
         return [
-            Request(id=new_stream_id(), sampling=self._sampling(number), **prompt, **shared)
+            Request(
+                id=new_stream_id(),
+                sampling=self._sampling(number, info.sampling),
+                **prompt,
+                **shared,
+            )
             for prompt in self.prompts()
             for number in range(self.num_choices)
         ]
 
-    def _sampling(self, number: int) -> Sampling:
-        """Return the sampling of a prompt's choice `number`: each choice has its own seed."""
+    def _sampling(self, number: int, default: Sampling) -> Sampling:
+        """Return the sampling of a prompt's choice `number`: each choice has its own seed.
+
+        `default` is the model's own sampling.
+        """
+        is_random = self.seed in (None, -1)
         return Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
-            seed=None if self.seed is None else (self.seed + number) % NUM_SEEDS,
+            temperature=default.temperature if self.temperature is None else self.temperature,
+            top_p=default.top_p if self.top_p is None else self.top_p,
+            top_k=default.top_k if self.top_k is None else max(0, self.top_k),
+            seed=None if is_random else ((self.seed or 0) + number) % NUM_SEEDS,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             logit_bias=tuple((self.logit_bias or {}).items()),
+            **self.extra_sampling(default),
         )
 
     @model_validator(mode="after")

@@ -18,12 +18,14 @@ from penstock.api.openai.objects import (
     chat_logprobs,
     completion_logprobs,
     delta_fields,
+    echoed_logprobs,
     ending_fields,
     message_fields,
     num_reasoning_tokens,
+    prompt_logprobs,
     usage_fields,
 )
-from penstock.events import Delta, Failure, Finish, TerminalEvent, ToolCall, Usage
+from penstock.events import Delta, Failure, Finish, Reasoning, TerminalEvent, ToolCall, Usage
 from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
 
@@ -33,7 +35,7 @@ _encode = msgspec.json.encode
 _FRAME = b"data: %b\n\n"
 _ID = b"id: %d\n"
 _PLACE = "\ufdd0"  # a character that occurs in no text marks the place of the text
-_NOT_ENDED = {"finish_reason": None}
+_NOT_ENDED: dict[str, Any] = {"finish_reason": None}
 
 
 class ChunkForm(Form, frozen=True):
@@ -42,7 +44,9 @@ class ChunkForm(Form, frozen=True):
     `id`, `created` and `model` are in every object. `include_usage` adds a last chunk with the
     usage; `continuous_usage` puts the usage so far into every chunk. `echoes` has the text that
     each choice begins with. `num_per_prompt` is the number of choices of each prompt, whose tokens
-    count once.
+    count once. `has_token_ids` adds the tokens' ids, under vLLM's names. `hides_reasoning` leaves
+    out the model's reasoning, which still counts. `has_prompt_logprobs` adds the log probabilities
+    of the prompt's tokens to a whole response.
     """
 
     chunk_object: ClassVar[str]
@@ -55,6 +59,9 @@ class ChunkForm(Form, frozen=True):
     has_logprobs: bool = False
     echoes: tuple[str, ...] = ("",)
     num_per_prompt: int = 1
+    has_token_ids: bool = False
+    hides_reasoning: bool = False
+    has_prompt_logprobs: bool = False
 
     def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> "ChunkFrames":
         """Return the framer for these streams from their beginning."""
@@ -76,7 +83,7 @@ class ChunkForm(Form, frozen=True):
 
     def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """Return the whole response of these streams, which have all finished."""
-        return {
+        whole = {
             "id": self.id,
             "object": self.whole_object,
             "created": self.created,
@@ -84,6 +91,12 @@ class ChunkForm(Form, frozen=True):
             "choices": [self._whole_choice(n, stream) for n, stream in enumerate(streams)],
             "usage": self.total_usage(streams),
         }
+        if self.has_token_ids:
+            self.place_in_prompt(whole, "prompt_token_ids", [each.prompt_ids for each in streams])
+        if self.has_prompt_logprobs:
+            found = [prompt_logprobs(each.prompt_logprobs_found or ()) for each in streams]
+            self.place_in_prompt(whole, "prompt_logprobs", found)
+        return whole
 
     def _whole_choice(self, number: int, stream: Stream) -> dict[str, Any]:
         assert isinstance(stream.ended, Finish)
@@ -93,6 +106,10 @@ class ChunkForm(Form, frozen=True):
             logprobs = self.logprobs(deltas, len(self.echoes[number]))
         has_called = any(isinstance(delta, ToolCall) for delta in deltas)
         ending = ending_fields(stream.ended, has_called=has_called)
+        if self.has_token_ids:
+            ids = [token_ids_of(delta) for delta in deltas]
+            known = None if None in ids else [each for some in ids for each in some or ()]
+            ending["token_ids"] = None if known is None else [*known, *stream.ended.token_ids]
         return self.choice(number, self.whole_content(number, deltas), logprobs, ending)
 
     def chunk(self, choices: list[Any], usage: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -129,6 +146,13 @@ class ChunkForm(Form, frozen=True):
 
     # The differences between chats and completions.
 
+    def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
+        """Put a field of the prompt where vLLM has it in a response or a chunk.
+
+        `values` has the field's value for each choice.
+        """
+        raise NotImplementedError
+
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
         """Return the fields with this delta, None for no text, in a chunk of choice `number`."""
         raise NotImplementedError
@@ -153,6 +177,10 @@ class ChatForm(ChunkForm, frozen=True):
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
+    def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
+        """Put a field of the prompt next to the choices, which share it."""
+        response[name] = values[0]
+
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
         """Return the `delta` of a chunk; the first one names the role."""
         fields = {"role": "assistant"} if is_first else {}
@@ -164,6 +192,8 @@ class ChatForm(ChunkForm, frozen=True):
 
     def whole_content(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
         """Return the `message`."""
+        if self.hides_reasoning:
+            deltas = [delta for delta in deltas if not isinstance(delta, Reasoning)]
         return {"message": message_fields(deltas)}
 
     def logprobs(self, deltas: Sequence[Delta], offset: int) -> dict[str, Any]:
@@ -177,11 +207,34 @@ class ChatForm(ChunkForm, frozen=True):
 
 
 class CompletionForm(ChunkForm, frozen=True):
-    """How the answer of `/v1/completions` is shown."""
+    """How the answer of `/v1/completions` is shown.
+
+    With `num_echoed_top`, an answer begins with its prompt and the log probabilities of the
+    prompt's tokens, each with this many likeliest tokens.
+    """
+
+    num_echoed_top: int | None = None
 
     dialect = "openai.completions"
     chunk_object = "text_completion"
     whole_object = "text_completion"
+
+    def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
+        """Put a field of the prompt into each choice."""
+        for choice, value in zip(response["choices"], values, strict=True):
+            choice[name] = value
+
+    def _whole_choice(self, number: int, stream: Stream) -> dict[str, Any]:
+        choice = super()._whole_choice(number, stream)
+        if self.num_echoed_top is None:
+            return choice
+        places = stream.prompt_logprobs_found or ()
+        text = "".join(place[0].text for place in places)
+        prompt = echoed_logprobs(places, self.num_echoed_top)
+        answer = choice["logprobs"]
+        answer["text_offset"] = [len(text) + offset for offset in answer["text_offset"]]
+        both = {name: values + answer[name] for name, values in prompt.items()}
+        return {**choice, "text": text + choice["text"], "logprobs": both}
 
     def content(self, number: int, delta: Delta | None, *, is_first: bool) -> dict[str, Any]:
         """Return the `text` of a chunk; the first one begins with the echo."""
@@ -200,6 +253,11 @@ class CompletionForm(ChunkForm, frozen=True):
     def usage(self, usage: Usage, num_reasoning: int) -> dict[str, Any]:
         """Return the usage."""
         return usage_fields(usage)
+
+
+def token_ids_of(delta: Delta) -> tuple[int, ...] | None:
+    """Return the ids of a delta's tokens, None if the engine did not name all of them."""
+    return delta.token_ids if len(delta.token_ids) == delta.num_tokens else None
 
 
 class ChunkFrames:
@@ -245,10 +303,12 @@ class ChunkFrames:
                 if self._is_over:  # a failure of one choice ends the response
                     return b"".join(parts)
                 if isinstance(event, Delta):
+                    frame = choice.delta(event)
                     if self._with_ids:
-                        parts.append(_ID % self._next_id)
+                        if frame:
+                            parts.append(_ID % self._next_id)
                         self._next_id += 1
-                    parts += choice.delta(event)
+                    parts += frame
                 else:
                     parts += self._end(number, event)
         return b"".join(parts)
@@ -290,7 +350,11 @@ class _ChoiceFrames:
         content = form.content(number, Delta(_PLACE, 0), is_first=False)
         frame = _FRAME % _encode(form.chunk([form.choice(number, content, None, _NOT_ENDED)]))
         self._before, _, self._after = frame.rpartition(_encode(_PLACE))
-        self._only_text_varies = not (form.has_logprobs or form.continuous_usage)
+        self._only_text_varies = not (
+            form.has_logprobs or form.continuous_usage or form.has_token_ids
+        )
+        self._hidden_ids: list[int] = []
+        """The ids of hidden tokens, which the next frame reports."""
 
     def delta(self, delta: Delta) -> tuple[bytes, ...]:
         """Return a delta's frame, in parts."""
@@ -304,6 +368,9 @@ class _ChoiceFrames:
         self._num_characters += len(delta.text)
         self._num_tokens += delta.num_tokens
         self._num_reasoning += num_reasoning_tokens([delta])
+        if self._form.hides_reasoning and isinstance(delta, Reasoning):
+            self._hidden_ids += delta.token_ids
+            return ()
         return (self._frame(delta, logprobs),)
 
     def opening(self) -> bytes:
@@ -313,11 +380,22 @@ class _ChoiceFrames:
     def last_chunk(self, end: Finish) -> dict[str, Any]:
         """Return the chunk with the finish reason; an empty answer has no other chunk."""
         ending = ending_fields(end, has_called=self._has_called)
+        if self._form.has_token_ids:
+            ending["token_ids"] = self._take_hidden(end.token_ids)
         return self._chunk(None, None, ending, end.usage)
 
     def _frame(self, delta: Delta | None, logprobs: dict[str, Any] | None = None) -> bytes:
         so_far = Usage(self._stream.usage.prompt_tokens, self._num_tokens)
-        return _FRAME % _encode(self._chunk(delta, logprobs, _NOT_ENDED, so_far))
+        ending: dict[str, Any] = _NOT_ENDED
+        if self._form.has_token_ids:
+            ids = None if delta is None else self._take_hidden(token_ids_of(delta))
+            ending = {**_NOT_ENDED, "token_ids": ids}
+        return _FRAME % _encode(self._chunk(delta, logprobs, ending, so_far))
+
+    def _take_hidden(self, token_ids: tuple[int, ...] | None) -> list[int] | None:
+        """Return the ids with those of hidden tokens before them."""
+        hidden, self._hidden_ids = self._hidden_ids, []
+        return None if token_ids is None else [*hidden, *token_ids]
 
     def _chunk(
         self,
@@ -327,8 +405,11 @@ class _ChoiceFrames:
         usage: Usage,
     ) -> dict[str, Any]:
         form = self._form
-        content = form.content(self._number, delta, is_first=not self._has_begun)
-        self._has_begun = True
+        is_first, self._has_begun = not self._has_begun, True
+        content = form.content(self._number, delta, is_first=is_first)
         choice = form.choice(self._number, content, logprobs, ending)
         so_far = form.usage(usage, self._num_reasoning) if form.continuous_usage else None
-        return form.chunk([choice], so_far)
+        chunk = form.chunk([choice], so_far)
+        if is_first and form.has_token_ids:
+            form.place_in_prompt(chunk, "prompt_token_ids", [self._stream.prompt_ids])
+        return chunk

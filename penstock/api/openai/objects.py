@@ -9,10 +9,19 @@ and the choice also has `"stop_reason": "cancelled"`. A choice that would end wi
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from penstock.events import Delta, Event, Finish, Reasoning, TokenLogprob, ToolCall, Usage
+from penstock.events import (
+    Delta,
+    Event,
+    Finish,
+    PromptLogprobs,
+    Reasoning,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 
 
-def ending_fields(end: Finish, *, has_called: bool) -> dict[str, str]:
+def ending_fields(end: Finish, *, has_called: bool) -> dict[str, Any]:
     """Return the fields of a choice that say how it ended; `has_called`: it calls tools."""
     if has_called and end.reason == "stop":
         return {"finish_reason": "tool_calls"}
@@ -81,6 +90,42 @@ def _chat_logprob(logprob: TokenLogprob) -> dict[str, Any]:
 
     top = [entry(token, value) for token, value in logprob.top]
     return {**entry(logprob.token, logprob.logprob), "top_logprobs": top}
+
+
+def prompt_logprobs(places: PromptLogprobs) -> list[Any]:
+    """Return vLLM's `prompt_logprobs`: an object of token ids for each token but the first."""
+    return [
+        None
+        if place[0].logprob is None
+        else {
+            str(each.id): {
+                "logprob": each.logprob,
+                "rank": each.rank,
+                "decoded_token": each.text,
+            }
+            for each in place
+        }
+        for place in places
+    ]
+
+
+def echoed_logprobs(places: PromptLogprobs, num_top: int) -> dict[str, list[Any]]:
+    """Return the `logprobs` of a prompt's tokens in a completion; the first token has none."""
+    offsets, at = [], 0
+    for place in places:
+        offsets.append(at)
+        at += len(place[0].text)
+    return {
+        "tokens": [place[0].text for place in places],
+        "token_logprobs": [place[0].logprob for place in places],
+        "top_logprobs": [
+            None
+            if place[0].logprob is None
+            else {e.text: e.logprob for e in place if e is place[0] or e.rank <= num_top}
+            for place in places
+        ],
+        "text_offset": offsets,
+    }
 
 
 def completion_logprobs(deltas: Iterable[Delta], offset: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class _Calls:
         """Return the call for `/v1/chat/completions`. Raises Problem."""
         asked = parse_chat(body, notes)
         requests, shown = self._prepare(asked, "chatcmpl-")
+        shown["hides_reasoning"] = asked.include_reasoning is False
         form = ChatForm(**shown, echoes=("",) * asked.num_choices)
         return self._call(asked, http, requests, form)
 
@@ -44,6 +45,7 @@ class _Calls:
         """Return the call for `/v1/completions`. Raises Problem."""
         asked = parse_completion(body, notes)
         requests, shown = self._prepare(asked, "cmpl-")
+        shown["num_echoed_top"] = asked.logprobs if asked.echoes_logprobs else None
         form = CompletionForm(**shown, echoes=tuple(asked.echoes))
         return self._call(asked, http, requests, form)
 
@@ -76,6 +78,8 @@ class _Calls:
             "continuous_usage": bool(options and options.continuous_usage_stats),
             "has_logprobs": asked.top_logprobs_asked is not None,
             "num_per_prompt": asked.num_choices,
+            "has_token_ids": bool(asked.return_token_ids),
+            "has_prompt_logprobs": asked.prompt_logprobs is not None,
         }
         return requests, shown
 

@@ -8,10 +8,10 @@ Not known here: sockets.
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.grammar import is_json
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.events import TokenLogprob
 
@@ -133,15 +133,18 @@ class _EventReader(ABC):
 class CompletionReader(_EventReader):
     """A reader of `/completion`'s body that passes each event to `sink`.
 
-    `num_top` is the number of likeliest tokens to report for each token. With `must_be_json`, an
-    answer that ends by itself fails unless it is JSON.
+    `num_top` is the number of likeliest tokens to report for each token. An answer that ends by
+    itself fails unless `recognise` returns True for its text.
     """
 
-    def __init__(self, sink: Sink, num_top: int, must_be_json: bool) -> None:
+    def __init__(
+        self, sink: Sink, num_top: int, recognise: Callable[[str], bool] | None = None
+    ) -> None:
         super().__init__()
         self._sink = sink
         self._num_top = num_top
-        self._text: list[str] | None = [] if must_be_json else None
+        self._recognise = recognise
+        self._text: list[str] = []
         self._num_tokens = 0
 
     def _event(self, data: bytes) -> None:
@@ -157,7 +160,7 @@ class CompletionReader(_EventReader):
             # the last id. An incomplete list of ids is useless, so report none.
             known = chunk.tokens if len(chunk.tokens) == num_tokens else ()
             self._num_tokens = chunk.tokens_predicted
-            if self._text is not None:
+            if self._recognise is not None:
                 self._text.append(chunk.content)
             if chunk.completion_probabilities and chunk.content:
                 logprobs = [each.as_word(self._num_top) for each in chunk.completion_probabilities]
@@ -171,10 +174,11 @@ class CompletionReader(_EventReader):
         self._ended = True
         if chunk.stop_type == "limit":
             self._sink.finish("length", chunk.tokens_predicted)
-        elif self._text is not None and not is_json("".join(self._text)):
+        elif self._recognise is not None and not self._recognise("".join(self._text)):
             # llama.cpp drops a grammar that it can no longer follow, and only logs that.
             self._sink.fail(
-                "schema_lost", "llama.cpp stopped enforcing the schema. Simplify the schema."
+                "schema_lost",
+                "llama.cpp stopped enforcing the schema or grammar. Simplify it.",
             )
         else:
             self._sink.finish("stop", chunk.tokens_predicted)

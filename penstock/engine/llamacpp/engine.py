@@ -21,13 +21,15 @@ from typing import Any, cast
 import httptools
 import msgspec
 
-from penstock.engine.grammar import InvalidSchemaError, check_tools, compact_schema
+from penstock.engine.grammar import InvalidSchemaError, check_tools, compact_schema, is_json
+from penstock.engine.lark import lark_of, recogniser_of
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
     RefusedByEngineError,
     refusal_in,
 )
+from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import (
     NUM_LAST_TOKENS,
@@ -56,7 +58,19 @@ SUPPORTS: tuple[Feature, ...] = (
     "logit_bias",
     "top_logprobs",
     "json_schema",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "grammar",
+    "use_cache",
+    "template_kwargs",
+    "last_message",
+    "return_token_ids",
 )
+# llama.cpp's numbers have single precision.
+DECIMALS = 6
 
 
 class _Tokens(msgspec.Struct):
@@ -73,7 +87,15 @@ class _Prompt(msgspec.Struct):
 
 class _Props(msgspec.Struct):
     class Generation(msgspec.Struct):
+        class Params(msgspec.Struct):
+            temperature: float
+            top_p: float
+            top_k: int
+            min_p: float
+            repeat_penalty: float
+
         n_ctx: int
+        params: Params
 
     class Caps(msgspec.Struct):
         supports_tools: bool = False
@@ -85,13 +107,25 @@ class _Props(msgspec.Struct):
     chat_template: str = ""
     chat_template_caps: Caps = msgspec.field(default_factory=Caps)
 
+    def sampling(self) -> Sampling:
+        """Return the sampling of the model's file (`general.sampling.*`), else llama.cpp's own."""
+        params = self.default_generation_settings.params
+        return Sampling(
+            temperature=round(params.temperature, DECIMALS),
+            top_p=round(params.top_p, DECIMALS),
+            top_k=max(0, params.top_k),
+            min_p=round(params.min_p, DECIMALS),
+            repetition_penalty=round(params.repeat_penalty, DECIMALS),
+        )
+
     def supports(self) -> tuple[Feature, ...]:
         """Return the optional features that work with the model's chat template."""
         caps = self.chat_template_caps
         tools: tuple[Feature, ...] = ("tools",)
         has_tools = caps.supports_tools and caps.supports_tool_calls
         effort = reasoning_features(self.chat_template, has_effort=caps.supports_reasoning_effort)
-        return SUPPORTS + (tools if has_tools else ()) + effort
+        budget: tuple[Feature, ...] = ("thinking_budget",) if marks_in(self.chat_template) else ()
+        return SUPPORTS + (tools if has_tools else ()) + effort + budget
 
 
 class _Models(msgspec.Struct):
@@ -188,6 +222,7 @@ class LlamaCpp(TaskEngine):
             props.total_slots,
             props.supports(),
             model.meta.n_vocab,
+            sampling=props.sampling(),
         )
 
     def _load(self) -> object:
@@ -233,9 +268,10 @@ class LlamaCpp(TaskEngine):
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            schema = None
-            if request.json_schema is not None:
-                schema = await asyncio.to_thread(compact_schema, request.json_schema)
+            if refused := refusal_of_fields(request):
+                sink.fail(*refused)
+                return
+            bound = await asyncio.to_thread(bound_of, request)
             sink.accepted(prompt_ids, notes)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._start(request.id, sink):
@@ -243,10 +279,18 @@ class LlamaCpp(TaskEngine):
             if request.tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
-                sink = await self._split_sink(request, prompt_ids, sink)
-                await self._generate(request, token_ids, schema, sink)
+                sink, splitter = await self._split_sink(request, prompt_ids, sink)
+                if needs_steps(request):
+                    num_thoughts = await self._num_thoughts(request, prompt_ids, splitter)
+                    steps = Steps(sink, request, splitter, num_thoughts)
+                    await self._generate_in_steps(request, token_ids, bound, steps)
+                else:
+                    await self._generate(request, token_ids, bound, sink)
         except InvalidSchemaError as error:
-            sink.fail("invalid_schema", f"llama.cpp cannot enforce this schema: {error}.")
+            if request.grammar is None:
+                sink.fail("invalid_schema", f"llama.cpp cannot enforce this schema: {error}.")
+            else:
+                sink.fail("invalid_grammar", f"llama.cpp cannot enforce this grammar: {error}.")
         except TemplateRefusedError:
             sink.fail("template_refused", REFUSED)
         except _ToolsRefusedError as error:
@@ -304,28 +348,15 @@ class LlamaCpp(TaskEngine):
         return ids
 
     async def _generate(
-        self, request: Request, token_ids: list[int], schema: str | None, sink: Sink
+        self, request: Request, token_ids: list[int], bound: "Bound", sink: Sink
     ) -> None:
         room = self._context_length - len(token_ids)
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        reader = CompletionReader(sink, request.top_logprobs or 0, schema is not None)
-        body = {
-            "prompt": token_ids,
-            "n_predict": min(request.max_tokens, room),
-            "stream": True,
-            "return_tokens": True,
-            "return_progress": True,
-            "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
-            **sampling_params(request.sampling, self._context_length),
-        }
-        if request.top_logprobs is not None:
-            body["n_probs"] = max(1, request.top_logprobs)
-        if self._marks is not None and request.separate_reasoning:
-            body["preserved_tokens"] = self._marks  # they may be tokens that have no text otherwise
-        if schema is not None:
-            body["json_schema"] = msgspec.Raw(schema.encode())
+        reader = CompletionReader(sink, request.top_logprobs or 0, bound.recognise)
+        body = self._completion_body(request, token_ids, bound)
+        body["n_predict"] = min(request.max_tokens, room)
         http = await self._open("/completion", msgspec.json.encode(body), reader.feed)
         try:
             status = await http.done
@@ -333,10 +364,73 @@ class LlamaCpp(TaskEngine):
             http.abort()
         reader.end(status)
 
-    async def _split_sink(self, request: Request, prompt_ids: tuple[int, ...], sink: Sink) -> Sink:
+    async def _generate_in_steps(
+        self, request: Request, token_ids: list[int], bound: "Bound", steps: Steps
+    ) -> None:
+        """Generate an answer in several requests to llama.cpp (see `steps`)."""
+        while not steps.has_ended:
+            room = min(self._context_length - len(token_ids), request.max_tokens - steps.num_tokens)
+            if room <= 0:
+                steps.begin(is_partial=False)
+                steps.finish("length", steps.num_tokens)
+                return
+            if steps.must_end_thoughts:
+                assert self._marks is not None
+                ids = await self._ids_of_text(self._marks[1], add_special=False)
+                steps.push(self._marks[1], len(ids), tuple(ids))
+            else:
+                await self._step(request, token_ids, bound, room, steps)
+            token_ids += await self._ids_of(steps.take())
+
+    async def _step(
+        self, request: Request, token_ids: list[int], bound: "Bound", room: int, steps: Steps
+    ) -> None:
+        """Generate one step of an answer, `room` tokens at most."""
+        reader = CompletionReader(steps, request.top_logprobs or 0, bound.recognise)
+        body = self._completion_body(request, token_ids, bound)
+        body["n_predict"] = room
+        num_unstoppable = steps.num_unstoppable
+        if num_unstoppable:
+            body["n_predict"] = min(room, num_unstoppable)
+            body["ignore_eos"] = True
+            impossible = [(each, False) for each in request.stop_token_ids]
+            body["logit_bias"] = [*request.sampling.logit_bias, *impossible]
+        steps.begin(is_partial=0 < num_unstoppable < room)
+        http = await self._open("/completion", msgspec.json.encode(body), reader.feed)
+        try:
+            await asyncio.wait((http.done, steps.step_over), return_when=asyncio.FIRST_COMPLETED)
+            if not steps.step_over.done():
+                reader.end(http.done.result())
+        finally:
+            http.abort()
+
+    def _completion_body(
+        self, request: Request, token_ids: list[int], bound: "Bound"
+    ) -> dict[str, Any]:
+        """Return the fields of a request to `/completion`, without the number of tokens."""
+        body = {
+            "prompt": token_ids,
+            "stream": True,
+            "return_tokens": True,
+            "return_progress": True,
+            "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
+            "cache_prompt": request.use_cache,
+            "ignore_eos": request.ignore_eos,
+            **sampling_params(request.sampling, self._context_length),
+            **bound.params,
+        }
+        if request.top_logprobs is not None:
+            body["n_probs"] = max(1, request.top_logprobs)
+        if self._marks is not None and request.separate_reasoning:
+            body["preserved_tokens"] = self._marks  # they may be tokens that have no text otherwise
+        return body
+
+    async def _split_sink(
+        self, request: Request, prompt_ids: tuple[int, ...], sink: Sink
+    ) -> tuple[Sink, Splitter | None]:
         """Return a sink that separates the reasoning, if the request asks and the model reasons."""
         if self._marks is None or not request.separate_reasoning:
-            return sink
+            return sink, None
         end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
         generated = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
@@ -344,7 +438,26 @@ class LlamaCpp(TaskEngine):
                 generated += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
                 generated += await self._text_of([each for each in run if isinstance(each, int)])
-        return SplitSink(sink, Splitter.after(self._marks, end, generated))
+        splitter = Splitter.after(self._marks, end, generated)
+        return SplitSink(sink, splitter), splitter
+
+    async def _num_thoughts(
+        self, request: Request, prompt_ids: tuple[int, ...], splitter: Splitter | None
+    ) -> int:
+        """Return how many tokens of reasoning a continued answer already has, if it still reasons.
+
+        Reasoning comes first, perhaps after the mark that opens it.
+        """
+        if splitter is None or not splitter.is_thinking or not request.generated:
+            return 0
+        assert self._marks is not None
+        end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
+        num_tokens = sum(
+            each.num_tokens if isinstance(each, UnnamedTokens) else 1 for each in request.generated
+        )
+        if not Splitter.after(self._marks, end, "").is_thinking:
+            num_tokens -= len(await self._ids_of_text(self._marks[0], add_special=False))
+        return max(0, num_tokens)
 
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
         """Have the model answer or call tools.
@@ -361,8 +474,12 @@ class LlamaCpp(TaskEngine):
             "timings_per_token": True,
             "return_progress": True,
             "reasoning_format": "deepseek" if request.separate_reasoning else "none",
+            "cache_prompt": request.use_cache,
+            "ignore_eos": request.ignore_eos,
             **sampling_params(request.sampling, self._context_length),
         }
+        if request.thinking_budget is not None:
+            body["thinking_budget_tokens"] = request.thinking_budget
         http = await self._open("/v1/chat/completions", msgspec.json.encode(body), reader.feed)
         try:
             await asyncio.wait((http.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
@@ -407,7 +524,48 @@ def chat_body(request: Request) -> dict[str, Any]:
         body["parallel_tool_calls"] = request.parallel_calls
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort
+    if request.template_kwargs is not None:
+        body["chat_template_kwargs"] = msgspec.Raw(request.template_kwargs.encode())
+    if request.continue_last_message:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    elif not request.open_answer:
+        body["add_generation_prompt"] = False
     return body
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """What binds an answer: llama.cpp's parameters, and whether a text is a whole such answer."""
+
+    params: dict[str, Any] = {}
+    recognise: Callable[[str], bool] | None = None
+
+
+def bound_of(request: Request) -> Bound:
+    """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it."""
+    if request.json_schema is not None:
+        schema = compact_schema(request.json_schema)
+        return Bound({"json_schema": msgspec.Raw(schema.encode())}, is_json)
+    if request.grammar is not None:
+        lark = lark_of(request.grammar)
+        return Bound({"grammar": lark}, recogniser_of(lark))
+    return Bound()
+
+
+def refusal_of_fields(request: Request) -> tuple[str, str] | None:
+    """Return the code and the sentence that refuse fields which llama.cpp cannot combine."""
+    is_bound = request.json_schema is not None or request.grammar is not None
+    if (request.ignore_eos or request.min_tokens) and is_bound:
+        return (
+            "unsupported_field",
+            "llama.cpp cannot lengthen an answer that a schema or a grammar binds. Leave out"
+            " ignore_eos and min_tokens.",
+        )
+    if request.tools is not None and (request.min_tokens or request.stop_token_ids):
+        return (
+            "unsupported_field",
+            "llama.cpp does not support min_tokens and stop_token_ids together with tools.",
+        )
+    return None
 
 
 class _ToolsRefusedError(Exception):
@@ -431,13 +589,18 @@ def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "seed": RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED,
     }
-    if sampling.presence_penalty or sampling.frequency_penalty:
+    if sampling.min_p:
+        params["samplers"] = ["top_k", "top_p", "min_p", "temperature"]
+        params["min_p"] = sampling.min_p
+    penalties = sampling.presence_penalty, sampling.frequency_penalty
+    if any(penalties) or sampling.repetition_penalty != 1:
         # Penalties cover the whole context, prompt and answer alike. So a continuation, whose
         # prompt includes the answer so far, goes on exactly.
         params |= {
             "samplers": ["penalties", *params["samplers"]],
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
+            "repeat_penalty": sampling.repetition_penalty,
             "repeat_last_n": context_length,
         }
     if sampling.logit_bias:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from penstock.engine.protocol import EngineFinish, ModelInfo
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request
 
 
@@ -79,6 +79,13 @@ class Delta(_Message, tag="delta"):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class Prompt(_Message, tag="prompt"):
+    """A call of `Sink.prompt_logprobs`."""
+
+    request_id: str
+    logprobs: PromptLogprobs
+
+
 class Reasoning(_Message, tag="reasoning"):
     """A call of `Sink.reasoning`."""
 
@@ -128,6 +135,7 @@ Fact = (
     | Accepted
     | Started
     | Working
+    | Prompt
     | Reasoning
     | ToolCall
     | Finish

@@ -189,6 +189,9 @@ class SupervisedEngine:
             case messages.Started(request_id):
                 if sink := self._sinks.get(request_id):
                     sink.started()
+            case messages.Prompt(request_id, logprobs):
+                if sink := self._sinks.get(request_id):
+                    sink.prompt_logprobs(logprobs)
             case messages.Reasoning(request_id, text, num_tokens, token_ids):
                 if sink := self._sinks.get(request_id):
                     sink.reasoning(text, num_tokens, token_ids)

@@ -24,7 +24,7 @@ from setproctitle import setproctitle
 from penstock.engine.process import messages
 from penstock.engine.protocol import Engine, EngineFinish
 from penstock.errors import StartError
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request
 
 PR_SET_PDEATHSIG = 1
@@ -83,6 +83,9 @@ class MessageSink:
 
     def working(self) -> None:
         self._push(messages.Working())
+
+    def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
+        self._push(messages.Prompt(self._id, logprobs))
 
     def delta(
         self,

@@ -6,23 +6,32 @@ how vLLM gets a request, and which of its parsers finds the tool calls. Does not
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.engine.reasoning import FilterSink
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, RankedToken, TokenLogprob
+
+# OpenAI's log probability of an impossible token.
+LOWEST_LOGPROB = -9999.0
 
 
-async def pass_on(outputs: Any, sink: Sink, num_top: int = 0) -> None:
+async def pass_on(
+    outputs: Any, sink: Sink, num_top: int = 0, text_of: Callable[[int], str] = str
+) -> None:
     """Pass everything from vLLM's queue `outputs` to `sink`, until the answer ends.
 
-    `num_top` is the number of likeliest tokens to report for each token. Raises what vLLM raises.
+    `num_top` is the number of likeliest tokens to report for each token. `text_of` decodes a token.
+    Raises what vLLM raises.
     """
     num_tokens = 0
     while True:
         output = outputs.get_nowait() or await outputs.get()
         (answer,) = output.outputs
+        if output.prompt_logprobs:
+            ids = tuple(output.prompt_token_ids)
+            sink.prompt_logprobs(prompt_logprobs_of(ids, output.prompt_logprobs, text_of))
         if answer.token_ids or answer.text:
             num_tokens += len(answer.token_ids)
             ids = tuple(answer.token_ids)
@@ -53,6 +62,26 @@ def logprobs_of(
         if chosen.decoded_token:  # the token that ends the text has no text
             logprobs.append(TokenLogprob(chosen.decoded_token.encode(), chosen.logprob, top))
     return tuple(logprobs)
+
+
+def prompt_logprobs_of(
+    token_ids: tuple[int, ...], positions: Any, text_of: Callable[[int], str]
+) -> PromptLogprobs:
+    """Convert vLLM's log probabilities of a prompt; the first token has none."""
+
+    def ranked(token_id: int, each: Any) -> RankedToken:
+        logprob = max(each.logprob, LOWEST_LOGPROB)
+        return RankedToken(token_id, each.decoded_token or "", logprob, each.rank)
+
+    places: list[tuple[RankedToken, ...]] = []
+    for token_id, position in zip(token_ids, positions, strict=True):
+        if position is None:
+            places.append((RankedToken(token_id, text_of(token_id)),))
+        else:
+            others = sorted(position.items(), key=lambda item: item[1].rank)
+            itself = ranked(token_id, position[token_id])
+            places.append((itself, *(ranked(i, each) for i, each in others if i != token_id)))
+    return tuple(places)
 
 
 class SecondCallError(Exception):

@@ -37,7 +37,7 @@ from penstock.engine.reasoning import (
 from penstock.engine.turns import turn
 from penstock.engine.vllm.answers import Parsed, ParsingSink
 from penstock.errors import StartError
-from penstock.request import Message, Request
+from penstock.request import Grammar, Message, Request
 
 MAX_WHITE_SPACE = 1
 # A conversation and tools to test the template with.
@@ -154,7 +154,12 @@ class Chats:
     def params(self, request: Request) -> ChatParams:
         """Return the parameters for rendering the conversation."""
         tools = None if request.tools is None else json.loads(request.tools)
-        kwargs = {"add_generation_prompt": True, "tools": tools, **template_kwargs(request)}
+        kwargs = {
+            "add_generation_prompt": request.open_answer and not request.continue_last_message,
+            "continue_final_message": request.continue_last_message,
+            "tools": tools,
+            **template_kwargs(request),
+        }
         return ChatParams(
             chat_template_kwargs=kwargs, tool_choice=None if tools is None else choice_of(request)
         )
@@ -168,6 +173,8 @@ class Chats:
             return AnswerFormat(
                 StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True)
             )
+        if request.grammar is not None:
+            return AnswerFormat(structure_of(request.grammar))
         # A required call comes first, without reasoning, unless vLLM knows where reasoning ends.
         must_begin = request.tool_call_required and not self._reasoning_parser
         marks = None
@@ -228,12 +235,20 @@ def choice_of(request: Request) -> str:
 
 
 def template_kwargs(request: Request) -> dict[str, Any]:
-    """Return the template's variables for the request's reasoning effort."""
+    """Return the template's variables: the request's own, and those for its reasoning effort."""
+    kwargs: dict[str, Any] = json.loads(request.template_kwargs or "{}")
     if request.reasoning_effort is None:
-        return {}
+        return kwargs
     if request.reasoning_effort == "none":
-        return {"enable_thinking": False}
-    return {"enable_thinking": True, "reasoning_effort": request.reasoning_effort}
+        return {**kwargs, "enable_thinking": False}
+    return {"enable_thinking": True, **kwargs, "reasoning_effort": request.reasoning_effort}
+
+
+def structure_of(grammar: Grammar) -> StructuredOutputsParams:
+    """Return the structure of an answer that a grammar binds."""
+    if grammar.kind == "choice":
+        return StructuredOutputsParams(choice=json.loads(grammar.text))
+    return StructuredOutputsParams(**{grammar.kind: grammar.text})
 
 
 def with_little_space(tag: Any) -> Any:

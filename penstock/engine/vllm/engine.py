@@ -73,6 +73,23 @@ SUPPORTS: tuple[Feature, ...] = (
     "logit_bias",
     "top_logprobs",
     "json_schema",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "stop_token_ids",
+    "grammar",
+    "structural_tag",
+    "show_special_tokens",
+    "use_cache",
+    "template_kwargs",
+    "last_message",
+    "return_token_ids",
+    "prompt_logprobs",
+)
+BUDGET_ADVICE = (
+    "Start the server with --engine-arg reasoning_parser=NAME, or with vLLM's reasoning_config, to"
+    " enable a thinking budget."
 )
 
 
@@ -141,14 +158,19 @@ class Vllm(TaskEngine):
         self._slots = Slots(num_slots)
         self._template = await Template.probe(self._text_of)
         takes_tools = await self._takes_tools()
+        reasoning = config.reasoning_config
+        has_budget = reasoning is not None and reasoning.enabled
+        budget: tuple[Feature, ...] = ("thinking_budget",) if has_budget else ()
+        advice: dict[Feature, str] = {} if has_budget else {"thinking_budget": BUDGET_ADVICE}
         return ModelInfo(
             self._name,
             "vllm",
             self._context_length,
             num_slots,
-            (*SUPPORTS, *self._chats.features(takes_tools=takes_tools)),
+            (*SUPPORTS, *self._chats.features(takes_tools=takes_tools), *budget),
             self._llm.model_config.get_vocab_size(),
-            self._chats.advice(takes_tools=takes_tools),
+            {**self._chats.advice(takes_tools=takes_tools), **advice},
+            sampling_of(self._llm.model_config.get_diff_sampling_param()),
         )
 
     async def _takes_tools(self) -> bool:
@@ -166,7 +188,8 @@ class Vllm(TaskEngine):
 
         Otherwise the first client would wait for that, or get the error if it fails.
         """
-        params = sampling_params(Sampling(), 2, AnswerFormat(), top_logprobs=1)
+        probe = Request("", 2, top_logprobs=1)
+        params = sampling_params(probe, 2, AnswerFormat())
         async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
             pass
 
@@ -193,10 +216,12 @@ class Vllm(TaskEngine):
         except SecondCallError as error:
             sink.finish("stop", error.completion_tokens)
         except InvalidSchemaError as error:
-            if request.tools is None:
-                sink.fail("invalid_schema", f"vLLM cannot enforce this schema: {error}.")
-            else:
+            if request.tools is not None:
                 sink.fail("invalid_tools", f"vLLM cannot use these tools: {error}.")
+            elif request.grammar is not None:
+                sink.fail("invalid_grammar", f"vLLM cannot enforce this grammar: {error}.")
+            else:
+                sink.fail("invalid_schema", f"vLLM cannot enforce this schema: {error}.")
         except TemplateRefusedError:
             sink.fail("template_refused", REFUSED)
         except EngineDeadError:
@@ -272,7 +297,7 @@ class Vllm(TaskEngine):
 
     async def _answer_format(self, request: Request) -> AnswerFormat:
         """Return the format of the answer. Raises InvalidSchemaError if vLLM cannot enforce it."""
-        if request.json_schema is None and request.tools is None:
+        if (request.json_schema or request.grammar or request.tools) is None:
             return self._chats.answer_format(request)
         return await asyncio.to_thread(self._checked_format, request)
 
@@ -281,7 +306,7 @@ class Vllm(TaskEngine):
         processor = self._llm.input_processor
         try:
             answer_format = self._chats.answer_format(request)
-            sampling_params(Sampling(), 1, answer_format).verify(
+            sampling_params(Request("", 1), 1, answer_format).verify(
                 processor.model_config,
                 processor.speculative_config,
                 processor.structured_outputs_config,
@@ -304,7 +329,7 @@ class Vllm(TaskEngine):
             sink.finish("length", 0)
             return
         max_tokens = min(request.max_tokens, room)
-        params = sampling_params(request.sampling, max_tokens, answer_format, request.top_logprobs)
+        params = sampling_params(request, max_tokens, answer_format)
         # vLLM reports the id of every token, so there are no `UnnamedTokens`.
         generated = [each for each in request.generated if isinstance(each, int)]
         sink = answer_format.sink(sink, prompt_ids, generated, self._chats.tokenizer)
@@ -312,7 +337,8 @@ class Vllm(TaskEngine):
             self._llm.add_request(request.id, prompt, params, **answer_format.begin(prompt_ids))
         )
         try:
-            await pass_on(await asyncio.shield(adding), sink, request.top_logprobs or 0)
+            outputs = await asyncio.shield(adding)
+            await pass_on(outputs, sink, request.top_logprobs or 0, self._chats.tokenizer.decode)
         except BaseException:
             # Abort only after the request is added: vLLM never forgets a request whose adding was
             # interrupted (https://github.com/vllm-project/vllm/issues/57061).
@@ -374,27 +400,44 @@ def reason_of(error: Exception) -> str:
     return " ".join(words.split()).rstrip(".") + "."
 
 
-def sampling_params(
-    sampling: Sampling,
-    max_tokens: int,
-    answer_format: AnswerFormat,
-    top_logprobs: int | None = None,
-) -> Any:
+def sampling_of(config: dict[str, Any]) -> Sampling:
+    """Return the sampling of the model's `generation_config.json`, else vLLM's own defaults."""
+    return Sampling(
+        temperature=config.get("temperature", 1.0),
+        top_p=config.get("top_p", 1.0),
+        top_k=max(0, config.get("top_k", 0)),
+        min_p=config.get("min_p", 0.0),
+        repetition_penalty=config.get("repetition_penalty", 1.0),
+    )
+
+
+def sampling_params(request: Request, max_tokens: int, answer_format: AnswerFormat) -> Any:
     """Return vLLM's sampling parameters."""
+    sampling = request.sampling
     top_k, top_p = sampling.top_k, sampling.top_p
     if top_p == 0:  # only the likeliest token remains; vLLM needs a top_p above 0
         top_k, top_p = 1, 1.0
+    shows_special_tokens = answer_format.shows_special_tokens or request.show_special_tokens
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=sampling.min_p,
         seed=None if sampling.seed is None else sampling.seed % NUM_SEEDS,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
-        logprobs=top_logprobs,
+        logprobs=request.top_logprobs,
+        prompt_logprobs=request.prompt_logprobs,
         structured_outputs=answer_format.structure,
-        skip_special_tokens=not answer_format.shows_special_tokens,
+        skip_special_tokens=not shows_special_tokens,
+        spaces_between_special_tokens=not request.show_special_tokens,
         max_tokens=max_tokens,
+        min_tokens=min(request.min_tokens, max_tokens),
+        ignore_eos=request.ignore_eos,
+        stop_token_ids=list(request.stop_token_ids),
+        thinking_token_budget=request.thinking_budget,
+        skip_reading_prefix_cache=None if request.use_cache else True,
         output_kind=RequestOutputKind.DELTA,
     )

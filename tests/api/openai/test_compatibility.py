@@ -20,7 +20,7 @@ from penstock.errors import InvalidFields
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|.*\| `(\w+)` \|$", re.MULTILINE)
-OURS = {"top_k"}
+OTHERS = "Fields of vLLM and llama.cpp"
 
 
 def table_of(route: str) -> dict[str, tuple[str, str]]:
@@ -53,7 +53,15 @@ def test_every_parameter_of_openai_s_is_listed_with_its_verdict(
     assert set(table) == parameters_of(module)
     assert {name for name, (verdict, _) in table.items() if verdict == "refused"} == set(refused)
     taken = {name for name, (verdict, _) in table.items() if verdict in ("supported", "ignored")}
-    assert taken == set(model.model_fields) - OURS
+    others = set(table_of(OTHERS))
+    assert taken == set(model.model_fields) - (others - set(table))
+
+
+def test_every_field_of_other_servers_is_listed() -> None:
+    of_openai = parameters_of(of_chats) | parameters_of(of_completions)
+    ours = {*ChatRequest.model_fields, *CompletionRequest.model_fields} - of_openai
+    assert set(table_of(OTHERS)) == {*ours, "response_format"}
+    assert {verdict for verdict, _ in table_of(OTHERS).values()} == {"supported"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,9 @@ def test_each_parameter_gets_its_verdict(route: str, parse: Any, body: dict[str,
 
 def test_every_named_test_exists() -> None:
     names = {
-        test for route in ("chat/", "") for _, test in table_of(f"/v1/{route}completions").values()
+        test
+        for section in ("/v1/chat/completions", "/v1/completions", OTHERS)
+        for _, test in table_of(section).values()
     }
     files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     defined = set(re.findall(r"def (test_\w+)\(", "\n".join(files)))

@@ -35,6 +35,16 @@ INFO = ModelInfo(
         "json_schema",
         "tools",
         "reasoning_switch",
+        "min_p",
+        "repetition_penalty",
+        "min_tokens",
+        "ignore_eos",
+        "stop_token_ids",
+        "grammar",
+        "use_cache",
+        "template_kwargs",
+        "last_message",
+        "return_token_ids",
     ),
     2048,
 )
@@ -80,12 +90,12 @@ def calling(arguments: str) -> dict[str, Any]:
 
 
 COMMON_ROWS = [
-    *rows("seed", "out_of_range", -1, 2**63, 2**70),
+    *rows("seed", "out_of_range", -2, 2**63, 2**70),
     *rows("seed", "invalid_type", True, "7", 1.0, 7.5, [], {}),
     *rows("temperature", "out_of_range", -0.1, 2.1, 10**30),
     *rows("temperature", "invalid_type", True, "1", [1]),
-    *rows("top_p", "out_of_range", 1.0001, -1, 0),
-    *rows("top_k", "out_of_range", -2, 100_001),
+    *rows("top_p", "out_of_range", 1.0001, -1),
+    *rows("top_k", "out_of_range", -2, 2**31),
     *rows("top_k", "invalid_type", 0.01),
     *rows("n", "out_of_range", 0, -1, 9, 129, 10**6),
     *rows("n", "invalid_type", "1", True, 1.5),
@@ -111,6 +121,28 @@ COMMON_ROWS = [
     *rows("prompt_embeds", "unsupported_field", MARK),
     *rows("use_beam_search", "unsupported_field", True),
     *rows("resumable", "unknown_field", True),
+    *rows("min_p", "out_of_range", -0.1, 1.1),
+    *rows("repetition_penalty", "out_of_range", 0, -1, 101),
+    *rows("repeat_penalty", "invalid_type", MARK),
+    *rows("min_tokens", "out_of_range", -1, 2**31),
+    *rows("ignore_eos", "invalid_type", 1, MARK),
+    *rows("stop_token_ids", "invalid_type", 5, [MARK], [True]),
+    *rows("stop_token_ids", "out_of_range", [-1], [2**31]),
+    *rows("stop_token_ids", "too_many_items", [1] * 65),
+    *rows("stop_token_ids", "invalid_value", [2048]),  # the vocabulary has that many
+    *rows("skip_special_tokens", "unsupported_field", False),
+    *rows("structured_outputs", "invalid_type", MARK, {"regex": 5}, {"choice": MARK}),
+    *rows("structured_outputs", "invalid_value", {"regex": "a", "json_object": True}),
+    *rows("structured_outputs", "unsupported_field", {"structural_tag": "{}"}),
+    *rows("guided_json", "invalid_schema", MARK, {"enum": ["a" * 65_536]}),
+    *rows("guided_json", "invalid_type", 5, "5"),
+    *rows("guided_regex", "too_long", MARK * 20_000),
+    *rows("guided_choice", "too_few_items", []),
+    *rows("guided_grammar", "invalid_type", {}),
+    *rows("grammar", "invalid_type", {}),
+    *rows("response_format", "invalid_value", {"type": MARK}, {"type": "json_schema"}),
+    *rows("response_format", "invalid_value", {"type": "text", "format": {}}),
+    *rows("response_format", "unsupported_field", {"type": "structural_tag", "format": {}}),
 ]
 
 
@@ -200,7 +232,6 @@ COMPLETION_ROWS = [
     *rows("echo", "invalid_type", 1),
     *(row for name in sorted(REFUSED_COMPLETION) for row in rows(name, "unsupported_field", MARK)),
     *rows("messages", "unknown_field", [TURN]),
-    *rows("response_format", "unsupported_field", {"type": "json_object"}),
 ]
 
 
@@ -424,8 +455,6 @@ def test_a_conversation_with_tool_calls_reaches_the_engine() -> None:
 def test_without_a_limit_the_answer_may_fill_the_context() -> None:
     (request,) = parse_chat({"messages": [TURN]}).requests(INFO)
     assert (request.max_tokens, request.must_fit) == (1024, False)
-    assert request.sampling.temperature == request.sampling.top_p == 1
-    assert request.sampling.seed is None
 
 
 json_values = st.recursive(

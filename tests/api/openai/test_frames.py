@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.api.openai.frames import ChatForm, ChunkForm, ChunkFrames, CompletionForm
-from penstock.events import TokenLogprob
+from penstock.events import PromptLogprobs, RankedToken, TokenLogprob
 from penstock.request import Request
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
@@ -192,3 +192,99 @@ async def test_reading_on_gives_the_same_bytes_from_any_frame_on(
             rest += frames.frame(reader.take())
         reader.close()
         assert rest.split(b"\n\n")[:-1] == whole[start:]
+
+
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "completion"])
+async def test_token_ids_stand_where_vllm_puts_them(is_chat: bool) -> None:
+    (stream,) = made = streams(return_token_ids=True)
+    stream.delta("a", 1, (5,))
+    stream.delta("", 1, (6,))  # it has no text of its own
+    stream.delta("b", 1, (7,))
+    stream.delta("", 1, (0,))
+    stream.finish("stop", 4)
+    shape = form(is_chat=is_chat, has_token_ids=True)
+    *chunks, _ = data_of(ChunkFrames(shape, made).frame(all_events(made)))
+    whole = shape.whole(made)
+    assert [chunk["choices"][0]["token_ids"] for chunk in chunks] == [[5], [6, 7], [0]]
+    assert whole["choices"][0]["token_ids"] == [5, 6, 7, 0]
+    for each in (chunks[0], whole):
+        assert (each if is_chat else each["choices"][0])["prompt_token_ids"] == (
+            [1, 2] if each is chunks[0] else (1, 2)
+        )
+    assert "prompt_token_ids" not in str(chunks[1])
+
+
+async def test_token_ids_that_the_engine_does_not_name_are_null() -> None:
+    (stream,) = made = streams(return_token_ids=True)
+    stream.delta("a", 1, (5,))
+    stream.delta("é", 2, (6,))
+    stream.finish("stop", 3)
+    shape = form(has_token_ids=True)
+    *chunks, _ = data_of(ChunkFrames(shape, made).frame(all_events(made)))
+    assert [chunk["choices"][0]["token_ids"] for chunk in chunks] == [[5], None, []]
+    assert shape.whole(made)["choices"][0]["token_ids"] is None
+
+
+async def test_without_the_wish_for_ids_no_event_holds_them() -> None:
+    (stream,) = made = streams(stop=("zz",))
+    stream.delta("az", 1, (5,))
+    stream.reasoning("b", 1, (6,))
+    stream.finish("stop", 2)
+    assert {event.token_ids for event in stream.log.after(0)} == {()}  # type: ignore[union-attr] # no failure
+    assert "token_ids" not in str(form().whole(made))
+
+
+async def test_hidden_reasoning_is_counted_but_has_no_frame() -> None:
+    (stream,) = made = streams(return_token_ids=True)
+    stream.reasoning("Hm", 1, (5,))
+    stream.delta("Yes", 1, (6,))
+    stream.finish("stop", 2)
+    shape = form(hides_reasoning=True, has_token_ids=True, include_usage=True)
+    frames = ChunkFrames(shape, made, with_ids=True).frame(all_events(made))
+    first, last, usage, _ = data_of(frames)
+    assert frames.startswith(b"id: 1\n")  # the id is still the event's index
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "Yes"}
+    assert first["choices"][0]["token_ids"] == [5, 6]
+    assert last["choices"][0]["token_ids"] == []
+    assert usage["usage"]["completion_tokens_details"] == {"reasoning_tokens": 1}
+    message = shape.whole(made)["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "Yes", "refusal": None}
+
+
+PLACES: PromptLogprobs = (
+    (RankedToken(5, "One"),),
+    (RankedToken(6, " day", -2.0, 3), RankedToken(7, " of", -0.5, 1), RankedToken(8, ",", -1.0, 2)),
+)
+
+
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "completion"])
+async def test_a_prompt_s_log_probabilities_stand_where_vllm_puts_them(is_chat: bool) -> None:
+    (stream,) = made = streams(prompt_logprobs=2)
+    stream.prompt_logprobs(PLACES)
+    stream.finish("stop", 0)
+    whole = form(is_chat=is_chat, has_prompt_logprobs=True).whole(made)
+    assert (whole if is_chat else whole["choices"][0])["prompt_logprobs"] == [
+        None,
+        {
+            "6": {"logprob": -2.0, "rank": 3, "decoded_token": " day"},
+            "7": {"logprob": -0.5, "rank": 1, "decoded_token": " of"},
+            "8": {"logprob": -1.0, "rank": 2, "decoded_token": ","},
+        },
+    ]
+
+
+async def test_an_echo_with_logprobs_has_the_prompt_s_tokens_before_the_answer_s() -> None:
+    (stream,) = made = streams(top_logprobs=1)
+    stream.prompt_logprobs(PLACES)
+    stream.delta(" I", 1, (9,), (TokenLogprob(b" I", -0.25, ((b" I", -0.25),)),))
+    stream.finish("length", 1)
+    shape = form(is_chat=False, has_logprobs=True, num_echoed_top=1)
+    (choice,) = shape.whole(made)["choices"]
+    assert choice["text"] == "One day I"
+    assert choice["logprobs"] == {
+        "tokens": ["One", " day", " I"],
+        "token_logprobs": [None, -2.0, -0.25],
+        "top_logprobs": [None, {" day": -2.0, " of": -0.5}, {" I": -0.25}],
+        "text_offset": [0, 3, 7],
+    }
+    assert stream.continuation().prompt_logprobs is None

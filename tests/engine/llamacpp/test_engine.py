@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engine.grammar import InvalidSchemaError, compact_schema
+from penstock.engine.grammar import InvalidSchemaError, compact_schema, is_json
 from penstock.engine.llamacpp.answers import CompletionReader
 from penstock.engine.llamacpp.engine import LlamaCpp
 from penstock.engine.llamacpp.hub import find_model
@@ -47,7 +47,7 @@ async def test_an_answer_that_does_not_follow_its_schema_fails(
 ) -> None:
     """llama.cpp drops a grammar that it can no longer follow, and only logs that."""
     sink = RecordingSink()
-    reader = CompletionReader(sink, 0, must_be_json=True)
+    reader = CompletionReader(sink, 0, is_json)
     for chunk in (
         {"content": text, "tokens": [1], "tokens_predicted": 1},
         {"content": "", "tokens_predicted": 1, "stop": True, "stop_type": stop_type},
@@ -68,7 +68,7 @@ def test_an_impossible_token_has_openai_s_lowest_log_probability() -> None:
         "tokens_predicted": 1,
         "completion_probabilities": [{"id": 1, "bytes": [97], "logprob": -3.4e38}],
     }
-    reader = CompletionReader(sink, 0, must_be_json=False)
+    reader = CompletionReader(sink, 0)
     reader.feed(b"data: %b\n\n" % json.dumps(chunk).encode())
     assert [each.logprob for each in sink.logprobs] == [-9999.0]
 

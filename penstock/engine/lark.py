@@ -1,0 +1,59 @@
+"""Turns grammars that are no JSON schemas into Lark's form, which llguidance enforces.
+
+In: a `Grammar`: a regular expression, a list of answers, GBNF or Lark. Out: the grammar in Lark's
+form, checked, and a function that recognises its answers; or InvalidSchemaError. Not known here:
+which engine enforces it.
+"""
+
+import json
+from collections.abc import Callable
+
+from llguidance import LLMatcher, LLTokenizer, regex_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
+
+from penstock.engine.grammar import InvalidSchemaError
+from penstock.request import Grammar
+
+HEADER = "%llguidance {}\n"
+# Whether llguidance understands a grammar does not depend on the tokens, so bytes will do.
+_BYTES = LLTokenizer("byte")
+
+
+def lark_of(grammar: Grammar) -> str:
+    """Return the grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
+    lark = HEADER + _rules_of(grammar).removeprefix(HEADER)
+    matcher = _matcher(lark)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # some errors appear only at the first token
+    if matcher.is_error():
+        # Its error quotes the grammar, which is the client's.
+        raise InvalidSchemaError("it is not valid, or it is too large")
+    return lark
+
+
+def recogniser_of(lark: str) -> Callable[[str], bool]:
+    """Return a function that tells whether a text is a whole answer of this grammar."""
+
+    def recognise(text: str) -> bool:
+        matcher = _matcher(lark)
+        data = list(text.encode())
+        return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
+
+    return recognise
+
+
+def _matcher(lark: str) -> LLMatcher:
+    return LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0)
+
+
+def _rules_of(grammar: Grammar) -> str:
+    if grammar.kind == "choice":
+        return "start: " + " | ".join(json.dumps(each) for each in json.loads(grammar.text))
+    if grammar.kind == "regex":
+        return f"start: /{regex_to_lark(grammar.text)}/"
+    if grammar.kind == "structural_tag":
+        raise InvalidSchemaError("llguidance has no structural tags")
+    try:
+        return any_to_lark(grammar.text)
+    except Exception as error:  # the converter raises bare Exceptions too
+        raise InvalidSchemaError("it is not valid GBNF") from error
