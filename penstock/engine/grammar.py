@@ -22,6 +22,13 @@ from penstock.engine.schemas import (
     spelled_out,
 )
 
+RELAXED_TOOLS = "tools[].parameters (relaxed)"
+RELAXED_SCHEMA = "response_format (relaxed)"
+"""What the engine notes if it left something out of a schema."""
+CANNOT_CONTINUE = (
+    "The engine stopped. An answer with a JSON schema or tools cannot continue from its middle. Send"
+    " the request again."
+)
 MAX_REASON_CHARACTERS = 200
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
 MAX_PROPERTIES = 400
@@ -50,7 +57,12 @@ def compact_schema(schema: str, *, lax: bool = False) -> tuple[str, bool]:
     except InvalidSchemaError:
         if not lax:
             raise
-    return _compact(relaxed(value, binds_pattern=binds_pattern)), True
+    return _compact(relaxed_schema(value)), True
+
+
+def relaxed_schema(schema: Any) -> Any:
+    """Return the schema without what llguidance does not bind."""
+    return relaxed(schema, binds_pattern=_binds_pattern)
 
 
 def _compact(schema: Any) -> str:
@@ -67,43 +79,57 @@ def _compact(schema: Any) -> str:
     return compact
 
 
-def bound_tools(tools: str, *, is_gbnf: bool) -> tuple[str, bool]:
+def bound_tools(tools: str, *, is_gbnf: bool, lax: bool = False) -> tuple[str, bool]:
     """Return the tools with parameters that a grammar binds, and whether any were relaxed.
 
-    `tools` is JSON in OpenAI's form. With `is_gbnf` llama.cpp makes the grammar: it spells out
-    every repetition, and some would block it. Raises InvalidSchemaError if the parameters of a
-    `strict` function are not understood or need too many resources.
+    `tools` is JSON in OpenAI's form; a function may be `strict`. With `is_gbnf` llama.cpp makes the
+    grammar: it spells out every repetition, and some would block it. Otherwise llguidance binds the
+    parameters, in the form of `compact_schema`. Raises InvalidSchemaError if the parameters of a
+    strict function cannot be bound, unless `lax`.
     """
     is_relaxed = False
     bound = json.loads(tools)
     for tool in bound:
         function = tool["function"]
+        strict = bool(function.pop("strict", False)) and not lax
         parameters = json.dumps(function["parameters"])
-        found = _bound_parameters(parameters, bool(function.get("strict")), is_gbnf)
-        function["parameters"] = json.loads(found)
-        is_relaxed = is_relaxed or found != parameters
+        bind = _spelled_parameters if is_gbnf else _compact_parameters
+        text, was_relaxed = bind(parameters, strict)
+        function["parameters"] = json.loads(text)
+        is_relaxed = is_relaxed or was_relaxed
     return json.dumps(bound, ensure_ascii=False), is_relaxed
 
 
-@lru_cache(maxsize=256)  # agents send the same tools with every request
-def _bound_parameters(parameters: str, strict: bool, is_gbnf: bool) -> str:
-    """Return a function's parameters, relaxed if that is necessary and allowed."""
+# Agents send the same tools with every request.
+@lru_cache(maxsize=256)
+def _compact_parameters(parameters: str, strict: bool) -> tuple[str, bool]:
+    """Return a function's parameters for llguidance, and whether they were relaxed."""
+    try:
+        return compact_schema(parameters, lax=not strict)
+    except InvalidSchemaError:
+        if strict:
+            raise
+    return _compact(ANY_OBJECT), True
+
+
+@lru_cache(maxsize=256)
+def _spelled_parameters(parameters: str, strict: bool) -> tuple[str, bool]:
+    """Return a function's parameters for GBNF, and whether they were relaxed."""
     value = json.loads(parameters)
     try:
-        if is_gbnf:
-            _check_spelling(value)
+        _check_spelling(value)
         _compact(value)
     except InvalidSchemaError:
         if strict:
             raise
     else:
-        return parameters
-    value = relaxed(value, binds_pattern=_gbnf_binds if is_gbnf else binds_pattern, is_gbnf=is_gbnf)
+        return parameters, False
+    value = relaxed(value, binds_pattern=_gbnf_binds, is_gbnf=True)
     try:
         _compact(value)
     except InvalidSchemaError:
         value = ANY_OBJECT
-    return json.dumps(value)
+    return json.dumps(value), True
 
 
 def _check_spelling(schema: Any) -> None:
@@ -119,7 +145,7 @@ def _check_spelling(schema: Any) -> None:
         raise InvalidSchemaError("it uses true, false or a reference in place of a schema")
 
 
-def binds_pattern(pattern: str) -> bool:
+def _binds_pattern(pattern: str) -> bool:
     """Return whether llguidance binds this regular expression."""
     grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
     matcher = LLMatcher(_BYTES, grammar, log_level=0)
@@ -129,7 +155,7 @@ def binds_pattern(pattern: str) -> bool:
 
 
 def _gbnf_binds(pattern: str) -> bool:
-    return "{" not in pattern and binds_pattern(pattern)
+    return "{" not in pattern and _binds_pattern(pattern)
 
 
 def _check_properties(schema: object) -> None:

@@ -21,7 +21,11 @@ _BYTES = LLTokenizer("byte")
 
 def lark_of(grammar: Grammar) -> str:
     """Return the grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
-    lark = HEADER + _rules_of(grammar).removeprefix(HEADER)
+    return checked(HEADER + _rules_of(grammar).removeprefix(HEADER))
+
+
+def checked(lark: str) -> str:
+    """Return a grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
     matcher = _matcher(lark)
     if not matcher.is_error():
         matcher.compute_bitmask()  # some errors appear only at the first token

@@ -27,6 +27,7 @@ Feature = Literal[
     "top_logprobs",
     "json_schema",
     "tools",
+    "tools_with_schema",
     "reasoning_effort",
     "reasoning_switch",
     "min_p",

@@ -21,8 +21,16 @@ from typing import Any, cast
 import httptools
 import msgspec
 
-from penstock.engine.grammar import InvalidSchemaError, check_tools, compact_schema, is_json
-from penstock.engine.lark import lark_of, recogniser_of
+from penstock.engine.grammar import (
+    CANNOT_CONTINUE,
+    RELAXED_SCHEMA,
+    RELAXED_TOOLS,
+    InvalidSchemaError,
+    bound_tools,
+    compact_schema,
+    is_json,
+)
+from penstock.engine.lark import checked, lark_of, recogniser_of
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
@@ -39,6 +47,7 @@ from penstock.engine.reasoning import (
     reasoning_features,
 )
 from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.tools import CallForm, CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -58,6 +67,8 @@ SUPPORTS: tuple[Feature, ...] = (
     "logit_bias",
     "top_logprobs",
     "json_schema",
+    "tools",
+    "tools_with_schema",
     "min_p",
     "repetition_penalty",
     "min_tokens",
@@ -121,11 +132,16 @@ class _Props(msgspec.Struct):
     def supports(self) -> tuple[Feature, ...]:
         """Return the optional features that work with the model's chat template."""
         caps = self.chat_template_caps
-        tools: tuple[Feature, ...] = ("tools",)
-        has_tools = caps.supports_tools and caps.supports_tool_calls
         effort = reasoning_features(self.chat_template, has_effort=caps.supports_reasoning_effort)
         budget: tuple[Feature, ...] = ("thinking_budget",) if marks_in(self.chat_template) else ()
-        return SUPPORTS + (tools if has_tools else ()) + effort + budget
+        return SUPPORTS + effort + budget
+
+    @property
+    def shows_tools(self) -> bool:
+        """Return True if the chat template has a form for tools and their calls."""
+        return (
+            self.chat_template_caps.supports_tools and self.chat_template_caps.supports_tool_calls
+        )
 
 
 class _Models(msgspec.Struct):
@@ -199,6 +215,7 @@ class LlamaCpp(TaskEngine):
         self._context_length = 0
         self._marks: tuple[str, str] | None = None
         self._template = Template()
+        self._shows_tools = False
         self._dir = ""
         self._server: Any = None
 
@@ -213,6 +230,7 @@ class LlamaCpp(TaskEngine):
         props = msgspec.json.decode(await self._ask("/props"), type=_Props)
         self._context_length = props.default_generation_settings.n_ctx
         self._marks = marks_in(props.chat_template)
+        self._shows_tools = props.shows_tools
         self._template = await Template.probe(partial(self._render, Request("", 1)))
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
         return ModelInfo(
@@ -259,9 +277,8 @@ class LlamaCpp(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            if request.tools is not None:
-                await asyncio.to_thread(check_request_tools, request.tools)
-            request, prompt, notes = await self._shown(request)
+            tools = await asyncio.to_thread(self._tools_of, request)
+            request, prompt, notes = await self._shown(request, tools)
             prompt_ids = request.prompt_ids or tuple(
                 await self._ids_of_text(prompt, add_special=True)
             )
@@ -271,12 +288,18 @@ class LlamaCpp(TaskEngine):
             if refused := refusal_of_fields(request):
                 sink.fail(*refused)
                 return
-            bound = await asyncio.to_thread(bound_of, request)
-            sink.accepted(prompt_ids, notes)
+            bound = Bound()
+            if tools is None:
+                bound = await asyncio.to_thread(bound_of, request)
+            else:
+                notes += tools.notes
+            sink.accepted(prompt_ids, notes + bound.notes)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._start(request.id, sink):
                 return
-            if request.tools is not None:
+            if tools is not None and tools.form is not None:
+                await self._call(request, prompt_ids, token_ids, tools.form, sink)
+            elif tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
                 sink, splitter = await self._split_sink(request, prompt_ids, sink)
@@ -300,14 +323,54 @@ class LlamaCpp(TaskEngine):
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
-    async def _shown(self, request: Request) -> tuple[Request, str, tuple[str, ...]]:
+    def _tools_of(self, request: Request) -> "Tools | None":
+        """Return how the request's tools are shown and called, None without tools.
+
+        The template's own form of calls is used if llama.cpp can bind the answer to it: llama.cpp
+        cannot force a call, and knows no answer that is either a call or follows a schema. Raises
+        _ToolsRefusedError and InvalidSchemaError.
+        """
+        if request.tools is None:
+            return None
+        must_bind = request.tool_call_required or request.json_schema is not None
+        try:
+            if self._shows_tools and not must_bind:
+                shown, is_relaxed = bound_tools(request.tools, is_gbnf=True)
+                return Tools(shown, None, (RELAXED_TOOLS,) * is_relaxed)
+            bound, is_relaxed = bound_tools(request.tools, is_gbnf=False)
+        except InvalidSchemaError as error:
+            raise _ToolsRefusedError(str(error)) from None
+        schema, schema_is_relaxed = None, False
+        if request.json_schema is not None:
+            schema, schema_is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
+        form = CallForm(bound, request.tool_call_required, request.parallel_calls, schema)
+        try:
+            checked(form.lark())
+        except InvalidSchemaError:
+            raise _ToolsRefusedError("their parameters are too large together") from None
+        shown = None
+        if self._shows_tools:
+            shown, _ = bound_tools(request.tools, is_gbnf=True, lax=True)
+        notes = (RELAXED_TOOLS,) * is_relaxed + (RELAXED_SCHEMA,) * schema_is_relaxed
+        return Tools(shown, form, notes)
+
+    async def _shown(
+        self, request: Request, tools: "Tools | None"
+    ) -> tuple[Request, str, tuple[str, ...]]:
         """Return the request with messages that the template shows, its prompt, and notes."""
-        is_continued = request.prompt_ids is not None and request.tools is None
-        if request.messages is None or is_continued:
+        starts_from_ids = tools is None or tools.form is not None
+        if request.messages is None or (request.prompt_ids is not None and starts_from_ids):
             return request, request.prompt or "", ()
+        messages = request.messages
+        if tools is not None:
+            if tools.shown is None and request.tools is not None:
+                messages = with_instructions(
+                    messages, request.tools, must_call=request.tool_call_required
+                )
+            request = msgspec.structs.replace(request, tools=tools.shown)
         render = partial(self._render, request)
         try:
-            messages, prompt, notes = await self._template.show(request.messages, render)
+            messages, prompt, notes = await self._template.show(messages, render)
         except TemplateRefusedError:
             if request.tools is None:
                 raise
@@ -432,14 +495,18 @@ class LlamaCpp(TaskEngine):
         if self._marks is None or not request.separate_reasoning:
             return sink, None
         end = await self._text_of(list(prompt_ids[-NUM_LAST_TOKENS:]))
-        generated = ""
+        splitter = Splitter.after(self._marks, end, await self._generated_text(request))
+        return SplitSink(sink, splitter), splitter
+
+    async def _generated_text(self, request: Request) -> str:
+        """Return the text of a continued answer so far."""
+        text = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
             if is_text:
-                generated += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
+                text += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
-                generated += await self._text_of([each for each in run if isinstance(each, int)])
-        splitter = Splitter.after(self._marks, end, generated)
-        return SplitSink(sink, splitter), splitter
+                text += await self._text_of([each for each in run if isinstance(each, int)])
+        return text
 
     async def _num_thoughts(
         self, request: Request, prompt_ids: tuple[int, ...], splitter: Splitter | None
@@ -459,11 +526,36 @@ class LlamaCpp(TaskEngine):
             num_tokens -= len(await self._ids_of_text(self._marks[0], add_special=False))
         return max(0, num_tokens)
 
+    async def _call(
+        self,
+        request: Request,
+        prompt_ids: tuple[int, ...],
+        token_ids: list[int],
+        form: CallForm,
+        sink: Sink,
+    ) -> None:
+        """Have the model answer or call tools in Penstock's own form."""
+        answer = await self._generated_text(request)
+        ends_thought = ""
+        if self._marks is not None and request.separate_reasoning:
+            _, splitter = await self._split_sink(request, prompt_ids, sink)
+            if splitter is not None and splitter.is_thinking:
+                answer, ends_thought = "", self._marks[1]
+            else:
+                answer = answer.rpartition(self._marks[1])[2]
+        calls = CallSink(sink, form, answer)
+        lark = form.lark(ends_thought=ends_thought, is_open=calls.parser.is_open)
+        sink, _ = await self._split_sink(request, prompt_ids, calls)
+        await self._generate(request, token_ids, Bound({"grammar": lark}), sink)
+
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
-        """Have the model answer or call tools.
+        """Have the model answer or call tools in the form of its chat template.
 
         llama.cpp starts from the conversation, not from token ids, so it cannot continue an answer.
         """
+        if request.generated:
+            sink.fail("engine_died", CANNOT_CONTINUE)
+            return
         reader = ChatReader(sink, parallel_calls=request.parallel_calls)
         room = self._context_length - prompt_tokens
         body = {
@@ -520,7 +612,6 @@ def chat_body(request: Request) -> dict[str, Any]:
     body: dict[str, Any] = {"messages": turns}
     if request.tools is not None:
         body["tools"] = msgspec.Raw(request.tools.encode())
-        body["tool_choice"] = "required" if request.tool_call_required else "auto"
         body["parallel_tool_calls"] = request.parallel_calls
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort
@@ -538,13 +629,15 @@ class Bound(msgspec.Struct, frozen=True):
 
     params: dict[str, Any] = {}
     recognise: Callable[[str], bool] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def bound_of(request: Request) -> Bound:
     """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it."""
     if request.json_schema is not None:
-        schema = compact_schema(request.json_schema)
-        return Bound({"json_schema": msgspec.Raw(schema.encode())}, is_json)
+        schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
+        params = {"json_schema": msgspec.Raw(schema.encode())}
+        return Bound(params, is_json, (RELAXED_SCHEMA,) * is_relaxed)
     if request.grammar is not None:
         lark = lark_of(request.grammar)
         return Bound({"grammar": lark}, recogniser_of(lark))
@@ -568,16 +661,20 @@ def refusal_of_fields(request: Request) -> tuple[str, str] | None:
     return None
 
 
+class Tools(msgspec.Struct, frozen=True):
+    """How a request's tools are shown to the model, and how it calls them.
+
+    `shown` are the tools for the chat template, None if the template has no place for them.
+    `form` is the form of the calls, None for the template's own.
+    """
+
+    shown: str | None
+    form: CallForm | None
+    notes: tuple[str, ...] = ()
+
+
 class _ToolsRefusedError(Exception):
     """llama.cpp cannot use these tools; the message says why."""
-
-
-def check_request_tools(tools: str) -> None:
-    """Check the tools, as JSON. Raises _ToolsRefusedError if llama.cpp cannot use them."""
-    try:
-        check_tools(tools)
-    except InvalidSchemaError as error:
-        raise _ToolsRefusedError(str(error)) from None
 
 
 def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:

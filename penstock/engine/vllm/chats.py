@@ -25,7 +25,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
 
-from penstock.engine.grammar import InvalidSchemaError, check_tools
+from penstock.engine.grammar import InvalidSchemaError
 from penstock.engine.protocol import Feature, Sink
 from penstock.engine.reasoning import (
     NUM_LAST_TOKENS,
@@ -191,8 +191,6 @@ class Chats:
 
     def _parsed_format(self, request: Request, marks: tuple[str, str] | None) -> AnswerFormat:
         assert self._parser is not None
-        if request.tools is not None:
-            check_tools(request.tools)
         kwargs = template_kwargs(request)
         chat = ChatCompletionRequest(
             messages=self.turns(request),
