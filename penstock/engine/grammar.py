@@ -15,6 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from penstock.engine.schemas import (
     LIMITS,
+    RANGES,
     closed,
     is_number,
     objects_in,
@@ -26,8 +27,8 @@ RELAXED_TOOLS = "tools[].parameters (relaxed)"
 RELAXED_SCHEMA = "response_format (relaxed)"
 """What the engine notes if it left something out of a schema."""
 CANNOT_CONTINUE = (
-    "The engine stopped. An answer with a JSON schema or tools cannot continue from its middle. Send"
-    " the request again."
+    "The engine stopped. An answer with a JSON schema or tools cannot continue from its middle."
+    " Send the request again."
 )
 MAX_REASON_CHARACTERS = 200
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
@@ -138,6 +139,10 @@ def _check_spelling(schema: Any) -> None:
         for name, limit in LIMITS.items():
             if is_number(value := each.get(name)) and abs(value) > limit:
                 raise InvalidSchemaError(f"{name} is beyond {limit:.0f}")
+        for least, most in RANGES:
+            low, high = each.get(least), each.get(most)
+            if is_number(low) and is_number(high) and low > high:
+                raise InvalidSchemaError(f"{least} is above {most}")
         pattern = each.get("pattern")
         if isinstance(pattern, str) and "{" in pattern:
             raise InvalidSchemaError("a pattern counts repetitions")

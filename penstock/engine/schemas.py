@@ -39,7 +39,7 @@ _BOUND = _words(
     " exclusiveMaximum multipleOf"
 )
 _FORMATS = _words("date-time date time duration email hostname ipv4 ipv6 uri uuid")
-_RANGES = (
+RANGES = (
     ("minLength", "maxLength"),
     ("minItems", "maxItems"),
     ("minProperties", "maxProperties"),
@@ -103,7 +103,7 @@ def relaxed(schema: Any, *, binds_pattern: Callable[[str], bool], is_gbnf: bool 
                 kept.pop(name, None)
         if isinstance(pattern := kept.get("pattern"), str) and not binds_pattern(pattern):
             del kept["pattern"]
-        for least, most in _RANGES:
+        for least, most in RANGES:
             low, high = kept.get(least), kept.get(most)
             for name, value in ((least, low), (most, high)):
                 is_empty = is_number(low) and is_number(high) and low > high

@@ -24,10 +24,10 @@ from penstock.engine.grammar import is_json
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.engine.reasoning import FilterSink
 from penstock.events import TokenLogprob
+from penstock.engine.turns import CLOSING, OPENING
 from penstock.request import Message
 
 MAX_CALLS = 32  # a small model may repeat one without end
-OPENING, CLOSING = "<tool_call>", "</tool_call>"
 LOST = "llama.cpp stopped enforcing the form of tool calls. Simplify the tools' parameters."
 
 _INSTRUCTIONS = """\

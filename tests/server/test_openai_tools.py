@@ -181,11 +181,10 @@ def test_parameters_that_cannot_be_kept_to_are_refused(
     parameters_are_refused(caller, schema)
 
 
-@pytest.mark.parametrize("flags", [{}, {"engine": "mock"}], ids=["rill", "mock"])
-def test_a_model_without_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
+def test_an_engine_without_tools_refuses_them_by_name() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked: Any = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    with serve("--strict", **flags) as server:
+    with serve("--strict", engine="mock") as server:
         for name, fields in (
             ("tools", {"messages": HELLO, "tools": BOTH}),
             ("messages", {"messages": asked}),

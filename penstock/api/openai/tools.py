@@ -54,7 +54,7 @@ class Tool(Strict):
 
         With `strict` every function is strict.
         """
-        function = {
+        function: dict[str, Any] = {
             "name": self.function.name,
             "description": self.function.description or "",
             "parameters": self.function.parameters or {"type": "object", "properties": {}},

@@ -278,14 +278,14 @@ class LlamaCpp(TaskEngine):
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             tools = await asyncio.to_thread(self._tools_of, request)
+            if refused := refusal_of_fields(request, tools):
+                sink.fail(*refused)
+                return
             request, prompt, notes = await self._shown(request, tools)
             prompt_ids = request.prompt_ids or tuple(
                 await self._ids_of_text(prompt, add_special=True)
             )
             if refused := refusal(request, len(prompt_ids), self._context_length):
-                sink.fail(*refused)
-                return
-            if refused := refusal_of_fields(request):
                 sink.fail(*refused)
                 return
             bound = Bound()
@@ -340,19 +340,19 @@ class LlamaCpp(TaskEngine):
             bound, is_relaxed = bound_tools(request.tools, is_gbnf=False)
         except InvalidSchemaError as error:
             raise _ToolsRefusedError(str(error)) from None
-        schema, schema_is_relaxed = None, False
+        schema: str | None = None
+        notes = (RELAXED_TOOLS,) * is_relaxed
         if request.json_schema is not None:
-            schema, schema_is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
+            schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
+            notes += (RELAXED_SCHEMA,) * is_relaxed
         form = CallForm(bound, request.tool_call_required, request.parallel_calls, schema)
         try:
             checked(form.lark())
         except InvalidSchemaError:
             raise _ToolsRefusedError("their parameters are too large together") from None
-        shown = None
-        if self._shows_tools:
-            shown, _ = bound_tools(request.tools, is_gbnf=True, lax=True)
-        notes = (RELAXED_TOOLS,) * is_relaxed + (RELAXED_SCHEMA,) * schema_is_relaxed
-        return Tools(shown, form, notes)
+        if not self._shows_tools:
+            return Tools(None, form, notes)
+        return Tools(bound_tools(request.tools, is_gbnf=True, lax=True)[0], form, notes)
 
     async def _shown(
         self, request: Request, tools: "Tools | None"
@@ -644,7 +644,7 @@ def bound_of(request: Request) -> Bound:
     return Bound()
 
 
-def refusal_of_fields(request: Request) -> tuple[str, str] | None:
+def refusal_of_fields(request: Request, tools: "Tools | None") -> tuple[str, str] | None:
     """Return the code and the sentence that refuse fields which llama.cpp cannot combine."""
     is_bound = request.json_schema is not None or request.grammar is not None
     if (request.ignore_eos or request.min_tokens) and is_bound:
@@ -657,6 +657,12 @@ def refusal_of_fields(request: Request) -> tuple[str, str] | None:
         return (
             "unsupported_field",
             "llama.cpp does not support min_tokens and stop_token_ids together with tools.",
+        )
+    if tools is not None and tools.form is not None and request.thinking_budget is not None:
+        return (
+            "unsupported_field",
+            "llama.cpp supports a thinking budget only for models whose chat template shows tools,"
+            " and without a required call or a schema.",
         )
     return None
 
