@@ -40,6 +40,21 @@ def refusal(
     return None
 
 
+def too_many_turns(request: Request, context_length: int) -> tuple[str, str] | None:
+    """Return the code and the sentence that refuse a conversation before it is rendered.
+
+    Every turn takes at least one token, and rendering takes long if there are many thousands.
+    """
+    num_turns = len(request.messages or ())
+    if num_turns <= context_length or request.prompt_ids is not None:
+        return None
+    return (
+        "prompt_too_long",
+        f"This model's maximum context length is {context_length} tokens. However, your prompt has"
+        f" {num_turns} messages, and each has at least one token. Shorten the prompt.",
+    )
+
+
 class TaskEngine(ABC):
     """An engine that serves each request in an asyncio task, at most `num_slots` at once.
 

@@ -468,12 +468,10 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
     case: Case,
 ) -> None:
     penalty = Sampling(temperature=0.0, repetition_penalty=100.0)
-    reward = Sampling(temperature=0.0, repetition_penalty=0.01)
     async with case.running() as engine:
         need(engine, "repetition_penalty")
         never = await submit(engine, ask("a", 40, sampling=penalty)).end()
         known = {*never.prompt_ids, *never.token_ids}
-        again = await submit(engine, ask("b", 10, sampling=reward)).end()
         rest = await submit(
             engine,
             ask(
@@ -485,8 +483,6 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
             ),
         ).end()
     assert len(known) == len(set(never.prompt_ids)) + len(never.token_ids)
-    # The reward makes the prompt's tokens likelier than others.
-    assert sum(each in again.prompt_ids for each in again.token_ids) >= 5
     assert rest.token_ids == never.token_ids[20:]
 
 

@@ -123,7 +123,7 @@ async def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(
     problem = response.json()
     assert response.status_code == 422
     assert problem["code"] == "prompt_too_long"
-    prompt_tokens, context = map(int, re.findall(r"\d+", problem["detail"]))
+    context, prompt_tokens = map(int, re.findall(r"\d+", problem["detail"]))
     assert prompt_tokens >= 2000
     assert context == 1024
 

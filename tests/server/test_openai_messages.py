@@ -1,6 +1,7 @@
 """Conversations with OpenAI's own client, over llama.cpp and templates that refuse many turns."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,19 @@ def test_a_conversation_that_a_template_refuses_is_the_client_s_error() -> None:
         native = ask(server.port, post(json.dumps(body).encode()))
         assert native.status == 422
         assert json.loads(native.body)["code"] == "template_refused"
+
+
+def test_a_conversation_of_more_turns_than_the_context_has_tokens_is_refused_at_once(
+    caller: RunningServer,
+) -> None:
+    body = json.dumps({"messages": [USER] * 60_000}).encode()
+    began = time.monotonic()
+    answer = ask(caller.port, post(body, path=CHAT))
+    assert time.monotonic() - began < 10  # llama.cpp would render for minutes
+    error = json.loads(answer.body)["error"]
+    assert (answer.status, error["code"]) == (400, "context_length_exceeded")
+    assert "60000 messages" in error["message"]
+    assert create(caller, messages=[turn("user", "")] * 250, max_tokens=1).choices
 
 
 def test_what_openai_s_helpers_return_is_taken_back(caller: RunningServer) -> None:

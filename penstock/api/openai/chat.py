@@ -102,7 +102,7 @@ class ChatRequest(ChatExtras, Common):
         choice, parallel = self.tool_choice, self.parallel_tool_calls
         return [
             {
-                "messages": tuple(turn.to_message() for turn in self.messages),
+                "messages": self.messages,
                 "separate_reasoning": self.bond is None,
                 "reasoning_effort": self.reasoning_effort or effort,
                 **tool_fields(self.tools, choice, parallel, strict=self._notes.strict),
@@ -111,7 +111,7 @@ class ChatRequest(ChatExtras, Common):
 
     @property
     def _involve_tools(self) -> bool:
-        return any(turn.role == "tool" or turn.tool_calls for turn in self.messages)
+        return any(each.role == "tool" or each.tool_calls for each in self.messages)
 
     @property
     def may_call(self) -> bool:

@@ -22,12 +22,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 # OpenAI's parameters that are refused by name.
 REFUSED_COMPLETION = {"suffix": Refusal("This server can only continue a text. Leave out suffix.")}
-# Parameters of chats that other servers also take in completions.
-REFUSED_ELSEWHERE = {
-    "response_format": Refusal(
-        "Only /v1/chat/completions binds an answer to a format.", neutral=({"type": "text"},)
-    )
-}
 
 Prompt = str | tuple[int, ...]
 
@@ -136,6 +130,4 @@ class CompletionRequest(Common):
 
 def parse_completion(body: dict[str, Any], notes: Notes | None = None) -> CompletionRequest:
     """Return the fields of a completion, and note those left out. Raises InvalidFields."""
-    return parse_fields(
-        CompletionRequest, body, {**REFUSED_COMPLETION, **REFUSED_ELSEWHERE}, notes or Notes()
-    )
+    return parse_fields(CompletionRequest, body, REFUSED_COMPLETION, notes or Notes())

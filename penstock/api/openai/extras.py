@@ -19,6 +19,7 @@ from penstock.request import Grammar, Sampling
 
 MAX_STOP_TOKENS = 64
 MAX_CHOICES = 1024
+MAX_CHOICE_CHARACTERS = 1024
 MAX_PROMPT_LOGPROBS = 20
 ANY_OBJECT = '{"type": "object"}'
 # The template's own variables, which a request may not replace.
@@ -38,7 +39,7 @@ def _parsed_schema(value: object) -> object:
 SchemaOrText = Annotated[Schema, BeforeValidator(_parsed_schema)]
 Rules = Annotated[str, Field(min_length=1, max_length=MAX_SCHEMA_CHARACTERS)]
 Choices = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=MAX_SCHEMA_CHARACTERS)]],
+    list[Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARACTERS)]],
     Field(min_length=1, max_length=MAX_CHOICES),
 ]
 
@@ -182,7 +183,7 @@ class Extras(Strict):
         if self.structured_outputs is not None:
             found.append(("structured_outputs", self.structured_outputs.bond()))
         for name, schema in (("guided_json", self.guided_json), ("json_schema", self.json_schema)):
-            if schema is not None:
+            if schema:
                 found.append((name, json.dumps(schema)))
         if self.guided_regex is not None:
             found.append(("guided_regex", Grammar("regex", self.guided_regex)))

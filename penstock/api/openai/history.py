@@ -1,6 +1,6 @@
 """A conversation's turns, read from whatever clients send back.
 
-In: a turn as JSON. Out: the fields of a `ChatTurn`, and notes on fields that were left out. Clients
+In: turns as JSON. Out: `Message`s for the engine, and notes on fields that were left out. Clients
 send an assistant's turn back as they received it, or as another server's client library made it.
 So a turn is refused only if the model would otherwise see another conversation: for images, audio,
 unknown kinds of parts, or a missing role.
@@ -8,24 +8,21 @@ unknown kinds of parts, or a missing role.
 
 import json
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+import msgspec
 from pydantic_core import PydanticCustomError
 
 from penstock.api.tolerance import Notes
-
-if TYPE_CHECKING:
-    from penstock.api.openai.turns import ChatTurn
+from penstock.request import Message, ToolUse
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _READ_FROM_ALL = ("role", "content")
+_READ_FROM_TOOLS = (*_READ_FROM_ALL, "tool_call_id")
+_READ_FROM_FUNCTIONS = (*_READ_FROM_TOOLS, "name")
 _READ_FROM_ASSISTANTS = (
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-    "reasoning",
-    "refusal",
+    *_READ_FROM_ALL,
+    *("tool_calls", "function_call", "reasoning_content", "reasoning", "refusal"),
 )
 # The kinds of parts that are text → the part's field that has the text.
 _TEXT_OF = {
@@ -68,8 +65,37 @@ def refuse_part(place: str, kind: object) -> NoReturn:
     )
 
 
-def read_turn(sent: dict[str, Any], notes: Notes) -> dict[str, Any]:
-    """Return the fields of a `ChatTurn`. Raises PydanticCustomError if the turn cannot be shown."""
+def read_turns(sent: list[Any], notes: Notes) -> tuple[Message, ...]:
+    """Return the conversation. Raises PydanticCustomError if a turn cannot be shown.
+
+    Calls and results without an id get one: results answer earlier calls in order.
+    """
+    if not sent:
+        raise PydanticCustomError("too_short", "Give at least one message.")
+    waiting: deque[str] = deque()
+    answered: set[str] = set()
+    messages = []
+    for number, turn in enumerate(sent):
+        if not isinstance(turn, dict):
+            raise misplaced(f"{number}", "Give each message as an object.", "model_type")
+        try:
+            message = _read_turn(turn, number, notes)
+        except PydanticCustomError as error:
+            field = (error.context or {})["field"]
+            raise misplaced(f"{number}.{field}", error.message_template, error.type) from None
+        waiting += (call.id for call in message.tool_calls)
+        if message.role == "tool":
+            while waiting and waiting[0] in answered:
+                waiting.popleft()
+            if not message.tool_call_id:
+                call_id = waiting.popleft() if waiting else f"call_{number}"
+                message = msgspec.structs.replace(message, tool_call_id=call_id)
+            answered.add(message.tool_call_id)
+        messages.append(message)
+    return tuple(messages)
+
+
+def _read_turn(sent: dict[str, Any], number: int, notes: Notes) -> Message:
     role = sent.get("role")
     if role is None:
         raise misplaced("role", "Give the role of this turn.", "missing")
@@ -77,37 +103,45 @@ def read_turn(sent: dict[str, Any], notes: Notes) -> dict[str, Any]:
         raise misplaced("role", f"Give one of the roles {', '.join(ROLES)}.", "literal_error")
     is_assistant, is_result = role == "assistant", role in ("tool", "function")
     read: tuple[str, ...] = _READ_FROM_ALL
-    read += _READ_FROM_ASSISTANTS if is_assistant else ()
-    read += ("tool_call_id",) if is_result else ()
-    read += ("name",) if role == "function" else ()
+    if is_assistant:
+        read = _READ_FROM_ASSISTANTS
+    elif is_result:
+        read = _READ_FROM_FUNCTIONS if role == "function" else _READ_FROM_TOOLS
     for name, value in sent.items():
         if value and name not in read:  # empty values change nothing
             notes.ignore(f"messages[].{name}")
     content = sent.get("content")
     if is_result and not _is_text(content):
-        text, thoughts = json.dumps(content, ensure_ascii=False), ""
-    else:
-        text, thoughts = _read_content(content, notes)
-    fields: dict[str, Any] = {"role": "tool" if is_result else role}
-    if is_result:
-        fields["tool_call_id"] = _text_or_none(sent, "tool_call_id", notes)
+        return Message(
+            "tool",
+            json.dumps(content, ensure_ascii=False),
+            tool_call_id=_text_in(sent, "tool_call_id", notes),
+        )
+    text, thoughts = _read_content(content, notes)
     if is_assistant:
-        text = text or _text_or_none(sent, "refusal", notes) or ""
-        given = [_text_or_none(sent, name, notes) for name in ("reasoning_content", "reasoning")]
-        fields["reasoning_content"] = given[0] or given[1] or thoughts or None
-        fields["tool_calls"] = _read_calls(sent, notes)
-    elif thoughts:
+        given = [_text_in(sent, name, notes) for name in ("reasoning_content", "reasoning")]
+        return Message(
+            "assistant",
+            text or _text_in(sent, "refusal", notes),
+            given[0] or given[1] or thoughts,
+            _read_calls(sent, number, notes),
+        )
+    if thoughts:
         notes.ignore("messages[].content[].thinking")
-    return {**fields, "content": text}
+    if is_result:
+        return Message("tool", text, tool_call_id=_text_in(sent, "tool_call_id", notes))
+    # Chat templates know a developer as the role system.
+    return Message("system" if role == "developer" else role, text)
 
 
-def _text_or_none(sent: dict[str, Any], name: str, notes: Notes) -> str | None:
+def _text_in(sent: dict[str, Any], name: str, notes: Notes) -> str:
+    """Return a field that is a string; any other value is left out."""
     value = sent.get(name)
     if isinstance(value, str):
-        return value or None
+        return value
     if value:
         notes.ignore(f"messages[].{name}")
-    return None
+    return ""
 
 
 def _is_text(content: object) -> bool:
@@ -162,8 +196,8 @@ def _read_content(content: object, notes: Notes) -> tuple[str, str]:
     return "".join(texts), "".join(thoughts)
 
 
-def _read_calls(sent: dict[str, Any], notes: Notes) -> list[dict[str, Any]] | None:
-    """Return the fields of the turn's `CalledTool`s; a call without an id gets none yet."""
+def _read_calls(sent: dict[str, Any], turn: int, notes: Notes) -> tuple[ToolUse, ...]:
+    """Return the calls of turn number `turn`; a call without an id gets one."""
     calls, legacy = sent.get("tool_calls"), sent.get("function_call")
     if calls and not isinstance(calls, list):
         raise misplaced("tool_calls", "Give a list of tool calls.", "list_type")
@@ -192,14 +226,10 @@ def _read_calls(sent: dict[str, Any], notes: Notes) -> list[dict[str, Any]] | No
         if not (isinstance(called, str) and called):
             notes.ignore("messages[].tool_calls[].function.name")
             called = "unknown"
-        read.append(
-            {
-                "id": call_id if isinstance(call_id, str) else "",
-                "name": called,
-                "arguments": _read_arguments(function.get("arguments"), notes),
-            }
-        )
-    return read or None
+        if not (isinstance(call_id, str) and call_id):
+            call_id = f"call_{turn}_{number}"
+        read.append(ToolUse(call_id, called, _read_arguments(function.get("arguments"), notes)))
+    return tuple(read)
 
 
 def _read_arguments(arguments: object, notes: Notes) -> str:
@@ -225,20 +255,3 @@ def is_json_object(text: str) -> bool:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def link_results(turns: Sequence["ChatTurn"]) -> None:
-    """Give calls and results without an id one: results answer earlier calls in order."""
-    waiting: deque[str] = deque()
-    answered: set[str] = set()
-    for number, turn in enumerate(turns):
-        for place, call in enumerate(turn.tool_calls or ()):
-            call.id = call.id or f"call_{number}_{place}"
-            waiting.append(call.id)
-        if turn.role != "tool":
-            continue
-        while waiting and waiting[0] in answered:
-            waiting.popleft()
-        if not turn.tool_call_id:
-            turn.tool_call_id = waiting.popleft() if waiting else f"call_{number}"
-        answered.add(turn.tool_call_id)

@@ -11,20 +11,15 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    ModelWrapValidatorHandler,
+    GetCoreSchemaHandler,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from penstock.api.fields import MAX_MESSAGES, Strict
-from penstock.api.openai.history import (
-    is_json_object,
-    link_results,
-    misplaced,
-    read_turn,
-    refuse_part,
-)
+from penstock.api.openai.history import is_json_object, misplaced, read_turns, refuse_part
 from penstock.api.tolerance import notes_of
 from penstock.request import Message, ToolUse
 
@@ -103,31 +98,8 @@ class ChatTurn(Strict):
     function_call: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _as_sent(
-        cls, sent: object, validate: ModelWrapValidatorHandler["ChatTurn"], info: ValidationInfo
-    ) -> "ChatTurn":
-        notes = notes_of(info.context)
-        if notes.strict or not isinstance(sent, dict):
-            turn = validate(sent)
-            turn._check_fields()
-            return turn
-        fields = read_turn(sent, notes)
-        calls = [
-            CalledTool.model_construct(
-                id=call["id"],
-                function=CalledFunction.model_construct(
-                    name=call["name"], arguments=call["arguments"]
-                ),
-            )
-            for call in fields.pop("tool_calls", None) or ()
-        ]
-        parts = [TextPart.model_construct(type="text", text=fields.pop("content"))]
-        return cls.model_construct(**fields, content=parts, tool_calls=calls or None)
-
-    def _check_fields(self) -> None:
-        """Raise PydanticCustomError unless the fields fit the role."""
+    @model_validator(mode="after")
+    def _fields_fit_the_role(self) -> "ChatTurn":
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
             kind = "string_type" if "content" in self.model_fields_set else "missing"
             raise misplaced("content", "Give the text of this turn.", kind)
@@ -143,6 +115,7 @@ class ChatTurn(Strict):
             raise misplaced(
                 "reasoning_content", "Give reasoning_content only in an assistant's turn."
             )
+        return self
 
     def to_message(self) -> Message:
         """Return the turn for the engine. Chat templates know a developer as the role system."""
@@ -159,17 +132,15 @@ class ChatTurn(Strict):
         )
 
 
-def _check_number(sent: object, info: ValidationInfo) -> object:
-    too_many = isinstance(sent, list) and len(sent) > MAX_MESSAGES
-    if too_many and notes_of(info.context).strict:
+def _read_messages(
+    sent: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> tuple[Message, ...]:
+    notes = notes_of(info.context)
+    if isinstance(sent, list) and not notes.strict:
+        return read_turns(sent, notes)
+    if isinstance(sent, list) and len(sent) > MAX_MESSAGES:
         raise PydanticCustomError("too_long", f"Give at most {MAX_MESSAGES} messages.")
-    return sent
-
-
-def _link_or_check(turns: list[ChatTurn], info: ValidationInfo) -> list[ChatTurn]:
-    if not notes_of(info.context).strict:
-        link_results(turns)
-        return turns
+    turns: list[ChatTurn] = validate(sent)
     made: set[str] = set()
     for number, turn in enumerate(turns):
         made |= {call.id for call in turn.tool_calls or ()}
@@ -177,13 +148,18 @@ def _link_or_check(turns: list[ChatTurn], info: ValidationInfo) -> list[ChatTurn
             raise misplaced(
                 f"{number}.tool_call_id", "Give the id of a tool call in an earlier turn."
             )
-    return turns
+    return tuple(turn.to_message() for turn in turns)
 
 
-Messages = Annotated[
-    list[ChatTurn],
-    Field(min_length=1),
-    BeforeValidator(_check_number, json_schema_input_type=list[ChatTurn]),
-    AfterValidator(_link_or_check),
-]
+class _FromTurns:
+    """The schema of a conversation: a list of `ChatTurn`s that becomes `Message`s."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        turns = handler.generate_schema(Annotated[list[ChatTurn], Field(min_length=1)])
+        return core_schema.with_info_wrap_validator_function(_read_messages, turns)
+
+
+Messages = Annotated[tuple[Message, ...], _FromTurns()]
 """A conversation. Its length is bounded by the body's, with `--strict` also by 1,024 turns."""

@@ -46,7 +46,7 @@ from penstock.engine.reasoning import (
     marks_in,
     reasoning_features,
 )
-from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.tools import CallForm, CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
@@ -278,7 +278,8 @@ class LlamaCpp(TaskEngine):
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             tools = await asyncio.to_thread(self._tools_of, request)
-            if refused := refusal_of_fields(request, tools):
+            refused = refusal_of_fields(request, tools)
+            if refused := refused or too_many_turns(request, self._context_length):
                 sink.fail(*refused)
                 return
             request, prompt, notes = await self._shown(request, tools)

@@ -34,7 +34,7 @@ from penstock.engine.grammar import (
 from penstock.engine.process import reaper
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.slots import Slots
-from penstock.engine.tasks import TaskEngine, refusal
+from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
 from penstock.engine.vllm.answers import SecondCallError, pass_on
 from penstock.errors import StartError, reason_from_pydantic
@@ -211,6 +211,9 @@ class Vllm(TaskEngine):
         try:
             if request.tools is not None and request.generated:
                 sink.fail("engine_died", CANNOT_CONTINUE)
+                return
+            if refused := too_many_turns(request, self._context_length):
+                sink.fail(*refused)
                 return
             request, relaxed = await self._bindable(request)
             request, prompt, notes = await self._shown(request)

@@ -247,6 +247,9 @@ def test_a_wrong_value_in_a_completion_is_refused_by_name(
 
 UNNOTED: dict[str, tuple[object, ...]] = {
     "best_of": (0,),
+    "grammar": ({},),
+    "guided_choice": ([],),
+    "guided_grammar": ({},),
     "max_completion_tokens": (0,),
     "max_tokens": (-1, 5.0),
     "messages": (
@@ -304,8 +307,8 @@ def is_in(name: str, value: object, table: dict[str, tuple[object, ...]]) -> boo
 def test_without_strict_only_what_changes_nothing_is_accepted(
     parse: Any, name: str, value: object, code: str
 ) -> None:
-    body = {"prompt": "a"} if parse is parse_completion else {"messages": [TURN]}
-    body = {**body, name: value}
+    prompt = {"prompt": "a"} if parse is parse_completion else {"messages": [TURN]}
+    body: dict[str, Any] = {**prompt, name: value}
     notes = Notes()
     is_unset = name == "max_tokens" and value == 0 and parse is parse_chat
     if is_unset or is_in(name, value, UNNOTED) or is_in(name, value, NOTED):
