@@ -23,8 +23,8 @@ import msgspec
 from penstock.engine.grammar import is_json
 from penstock.engine.protocol import EngineFinish, Sink
 from penstock.engine.reasoning import FilterSink
-from penstock.events import TokenLogprob
 from penstock.engine.turns import CLOSING, OPENING
+from penstock.events import TokenLogprob
 from penstock.request import Message
 
 MAX_CALLS = 32  # a small model may repeat one without end

@@ -49,7 +49,7 @@ class Tool(Strict):
     type: Literal["function"]
     function: Function
 
-    def shown(self, *, strict: bool) -> dict[str, Any]:
+    def shown(self, *, strict: bool = False) -> dict[str, Any]:
         """Return the tool as chat templates expect it, with every field that they may use.
 
         With `strict` every function is strict.

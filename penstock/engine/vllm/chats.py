@@ -55,6 +55,7 @@ class AnswerFormat:
     `structure` is the structure that the answer must have. `shows_special_tokens`: its text
     includes special tokens. `parser` is vLLM's, created for this answer, and `chat` is the request
     in the parser's form. `marks` surround the reasoning, if marks separate it.
+    `is_relaxed`: the structure leaves out part of the request's schema.
     """
 
     structure: StructuredOutputsParams | None = None
@@ -64,6 +65,7 @@ class AnswerFormat:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     marks: tuple[str, str] | None = None
     parallel_calls: bool = True
+    is_relaxed: bool = False
 
     def begin(self, prompt_ids: tuple[int, ...]) -> dict[str, Any]:
         """Return vLLM's arguments for where the structure begins.

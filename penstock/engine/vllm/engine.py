@@ -221,8 +221,8 @@ class Vllm(TaskEngine):
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            answer_format, is_relaxed = await self._answer_format(request)
-            relaxed += (RELAXED_SCHEMA,) * is_relaxed
+            answer_format = await self._answer_format(request)
+            relaxed += (RELAXED_SCHEMA,) * answer_format.is_relaxed
             sink.accepted(prompt_ids, notes + relaxed)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
@@ -318,21 +318,19 @@ class Vllm(TaskEngine):
         tools, is_relaxed = await asyncio.to_thread(bound_tools, request.tools, is_gbnf=True)
         return msgspec.structs.replace(request, tools=tools), (RELAXED_TOOLS,) * is_relaxed
 
-    async def _answer_format(self, request: Request) -> tuple[AnswerFormat, bool]:
-        """Return the format of the answer, and whether its schema was relaxed.
-
-        Raises InvalidSchemaError if vLLM cannot enforce it.
-        """
+    async def _answer_format(self, request: Request) -> AnswerFormat:
+        """Return the format of the answer. Raises InvalidSchemaError if vLLM cannot enforce it."""
         if (request.json_schema or request.grammar or request.tools) is None:
-            return self._chats.answer_format(request), False
+            return self._chats.answer_format(request)
         try:
-            return await asyncio.to_thread(self._checked_format, request), False
+            return await asyncio.to_thread(self._checked_format, request)
         except InvalidSchemaError:
             if request.json_schema is None or not request.lax_schema:
                 raise
         schema = json.dumps(relaxed_schema(json.loads(request.json_schema)))
         request = msgspec.structs.replace(request, json_schema=schema)
-        return await asyncio.to_thread(self._checked_format, request), True
+        answer_format = await asyncio.to_thread(self._checked_format, request)
+        return dataclasses.replace(answer_format, is_relaxed=True)
 
     def _checked_format(self, request: Request) -> AnswerFormat:
         """Return the format of an answer with a structure, after vLLM has verified it."""
