@@ -66,8 +66,8 @@ class Recovery:
         elif not stream.can_continue:
             stream.give_up(
                 "engine_died",
-                "The engine stopped. An answer with a JSON schema or tools cannot continue from its"
-                " middle. Send the request again.",
+                "The engine stopped. An answer with a JSON schema or a tool call cannot continue from"
+                " its middle. Send the request again.",
             )
         elif stream.phase in ("submitted", "running"):
             self._suspects.append(stream)
