@@ -21,14 +21,16 @@ from penstock.engine.schemas import (
     objects_in,
     relaxed,
     spelled_out,
+    without_annotations,
 )
+from penstock.request import Request
 
 RELAXED_TOOLS = "tools[].parameters (relaxed)"
 RELAXED_SCHEMA = "response_format (relaxed)"
 """What the engine notes if it left something out of a schema."""
 CANNOT_CONTINUE = (
-    "The engine stopped. An answer with a JSON schema or tools cannot continue from its middle."
-    " Send the request again."
+    "The engine stopped. This answer with tools cannot continue from its middle. Send the request"
+    " again."
 )
 MAX_REASON_CHARACTERS = 200
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
@@ -99,6 +101,18 @@ def bound_tools(tools: str, *, is_gbnf: bool, lax: bool = False) -> tuple[str, b
         function["parameters"] = json.loads(text)
         is_relaxed = is_relaxed or was_relaxed
     return json.dumps(bound, ensure_ascii=False), is_relaxed
+
+
+def bound_text(request: Request) -> str:
+    """Return the text of whatever binds the answer: parameters of tools, a schema, a grammar."""
+    parts: list[Any] = []
+    if request.tools is not None:
+        functions = [tool["function"] for tool in json.loads(request.tools)]
+        parts += [(each["name"], without_annotations(each["parameters"])) for each in functions]
+    if request.json_schema is not None:
+        parts.append(without_annotations(json.loads(request.json_schema)))
+    text = json.dumps(parts, ensure_ascii=False) if parts else ""
+    return text if request.grammar is None else text + request.grammar.text
 
 
 # Agents send the same tools with every request.

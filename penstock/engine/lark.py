@@ -35,6 +35,14 @@ def checked(lark: str) -> str:
     return lark
 
 
+def spelled(lark: str) -> str:
+    """Return the grammar so that the model chooses the tokens of a text that the grammar forces.
+
+    Otherwise llguidance chooses them, and takes the text of a control token for the token itself.
+    """
+    return '%llguidance {"no_forcing": true}\n' + lark.removeprefix(HEADER)
+
+
 def recogniser_of(lark: str) -> Callable[[str], bool]:
     """Return a function that tells whether a text is a whole answer of this grammar."""
 

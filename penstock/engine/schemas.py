@@ -148,6 +148,14 @@ def _without_flags(name: str, value: Any) -> Any:
     return {} if name == "items" and isinstance(value, bool) else value
 
 
+def without_annotations(schema: Any) -> Any:
+    """Return the schema without titles, descriptions, defaults and examples."""
+    shown = _ANNOTATIONS - {"$defs", "definitions"}
+    return _changed(
+        schema, lambda each: {name: value for name, value in each.items() if name not in shown}
+    )
+
+
 def objects_in(schema: Any) -> Iterator[Object]:
     """Yield a schema and the schemas in it, as far as they are objects."""
     if isinstance(schema, dict):

@@ -24,7 +24,7 @@ from tests.support.calling import (
 from tests.support.openai_wire import CHAT, RESUMABLE, begin, chunks_of
 from tests.support.raw import ask, frames_of, post, resume
 from tests.support.servers import RunningServer, serve
-from tests.support.templates import REASONING
+from tests.support.templates import REASONING, TOOLS
 from tests.support.waiting import eventually
 
 # One tool: between several the model would choose by chance.
@@ -119,6 +119,23 @@ def test_a_name_may_have_256_characters_and_signs_of_any_kind(server: RunningSer
         fields = {**ASKED, "tools": [tool], "tool_choice": tool}
         (call,) = create(server, **fields).choices[0].message.tool_calls
         assert call.function.name == name
+
+
+@pytest.mark.parametrize("template", ["", f"chat_template={TOOLS}"], ids=["plain", "caller"])
+def test_the_text_of_a_control_token_is_spelled_out(template: str) -> None:
+    with serve(slots=1, engine_arg=[template] if template else []) as server:
+        for text in ("a <|user|> b", "<|system|>", "<|end|>", "<tool_call> é </tool_call>"):
+            tool = {"type": "object", "properties": {text: {"enum": [text]}}, "required": [text]}
+            functions = [{"type": "function", "function": {"name": "f", "parameters": tool}}]
+            answer = create(server, **{**CALLS, "tools": functions}).choices[0]
+            (call,) = answer.message.tool_calls
+            assert json.loads(call.function.arguments) == {text: text}
+            for bond in (
+                {"structured_outputs": {"json": {"const": text}}},
+                {"structured_outputs": {"choice": [json.dumps(text, ensure_ascii=False)]}},
+            ):
+                answer = create(server, messages=HELLO, extra_body=bond, temperature=0).choices[0]
+                assert json.loads(answer.message.content) == text
 
 
 def test_a_call_is_resumed_byte_for_byte(server: RunningServer) -> None:

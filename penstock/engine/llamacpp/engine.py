@@ -26,11 +26,12 @@ from penstock.engine.grammar import (
     RELAXED_SCHEMA,
     RELAXED_TOOLS,
     InvalidSchemaError,
+    bound_text,
     bound_tools,
     compact_schema,
     is_json,
 )
-from penstock.engine.lark import checked, lark_of, recogniser_of
+from penstock.engine.lark import checked, lark_of, recogniser_of, spelled
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
@@ -277,7 +278,8 @@ class LlamaCpp(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            tools = await asyncio.to_thread(self._tools_of, request)
+            spells = await self._spells_control_tokens(request)
+            tools = await asyncio.to_thread(self._tools_of, request, spells)
             refused = refusal_of_fields(request, tools)
             if refused := refused or too_many_turns(request, self._context_length):
                 sink.fail(*refused)
@@ -291,7 +293,7 @@ class LlamaCpp(TaskEngine):
                 return
             bound = Bound()
             if tools is None:
-                bound = await asyncio.to_thread(bound_of, request)
+                bound = await asyncio.to_thread(bound_of, request, spells)
             else:
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
@@ -299,7 +301,7 @@ class LlamaCpp(TaskEngine):
             if not await self._start(request.id, sink):
                 return
             if tools is not None and tools.form is not None:
-                await self._call(request, prompt_ids, token_ids, tools.form, sink)
+                await self._call(request, prompt_ids, token_ids, tools, sink)
             elif tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
@@ -324,16 +326,25 @@ class LlamaCpp(TaskEngine):
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
-    def _tools_of(self, request: Request) -> "Tools | None":
+    async def _spells_control_tokens(self, request: Request) -> bool:
+        """Return True if what binds the answer contains the text of a control token."""
+        text = bound_text(request)
+        if not text:
+            return False
+        with_tokens = await self._ids_of_text(text, add_special=False)
+        return with_tokens != await self._ids_of_text(text, add_special=False, parse_special=False)
+
+    def _tools_of(self, request: Request, spells: bool) -> "Tools | None":
         """Return how the request's tools are shown and called, None without tools.
 
         The template's own form of calls is used if llama.cpp can bind the answer to it: llama.cpp
-        cannot force a call, and knows no answer that is either a call or follows a schema. Raises
-        _ToolsRefusedError and InvalidSchemaError.
+        cannot force a call, knows no answer that is either a call or follows a schema, and takes
+        the text of control tokens for the tokens (`spells`). Raises _ToolsRefusedError and
+        InvalidSchemaError.
         """
         if request.tools is None:
             return None
-        must_bind = request.tool_call_required or request.json_schema is not None
+        must_bind = request.tool_call_required or request.json_schema is not None or spells
         try:
             if self._shows_tools and not must_bind:
                 shown, is_relaxed = bound_tools(request.tools, is_gbnf=True)
@@ -352,8 +363,8 @@ class LlamaCpp(TaskEngine):
         except InvalidSchemaError:
             raise _ToolsRefusedError("their parameters are too large together") from None
         if not self._shows_tools:
-            return Tools(None, form, notes)
-        return Tools(bound_tools(request.tools, is_gbnf=True, lax=True)[0], form, notes)
+            return Tools(None, form, notes, spells)
+        return Tools(bound_tools(request.tools, is_gbnf=True, lax=True)[0], form, notes, spells)
 
     async def _shown(
         self, request: Request, tools: "Tools | None"
@@ -392,8 +403,11 @@ class LlamaCpp(TaskEngine):
             raise TemplateRefusedError from None
         return msgspec.json.decode(answer, type=_Prompt).prompt
 
-    async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
-        body = msgspec.json.encode({"content": text, "add_special": add_special})
+    async def _ids_of_text(
+        self, text: str, *, add_special: bool, parse_special: bool = True
+    ) -> list[int]:
+        fields = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        body = msgspec.json.encode(fields)
         return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
 
     async def _text_of(self, ids: list[int]) -> str:
@@ -532,7 +546,7 @@ class LlamaCpp(TaskEngine):
         request: Request,
         prompt_ids: tuple[int, ...],
         token_ids: list[int],
-        form: CallForm,
+        tools: "Tools",
         sink: Sink,
     ) -> None:
         """Have the model answer or call tools in Penstock's own form."""
@@ -544,8 +558,11 @@ class LlamaCpp(TaskEngine):
                 answer, ends_thought = "", self._marks[1]
             else:
                 answer = answer.rpartition(self._marks[1])[2]
-        calls = CallSink(sink, form, answer)
-        lark = form.lark(ends_thought=ends_thought, is_open=calls.parser.is_open)
+        assert tools.form is not None
+        calls = CallSink(sink, tools.form, answer)
+        lark = tools.form.lark(ends_thought=ends_thought, is_open=calls.parser.is_open)
+        if tools.spells:
+            lark = spelled(lark)
         sink, _ = await self._split_sink(request, prompt_ids, calls)
         await self._generate(request, token_ids, Bound({"grammar": lark}), sink)
 
@@ -633,15 +650,21 @@ class Bound(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-def bound_of(request: Request) -> Bound:
-    """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it."""
+def bound_of(request: Request, spells: bool) -> Bound:
+    """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it.
+
+    `spells`: it contains the text of a control token.
+    """
     if request.json_schema is not None:
         schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
-        params = {"json_schema": msgspec.Raw(schema.encode())}
+        params: dict[str, Any] = {"json_schema": msgspec.Raw(schema.encode())}
+        if spells:
+            params = {"grammar": spelled(f"start: %json {schema}")}
         return Bound(params, is_json, (RELAXED_SCHEMA,) * is_relaxed)
     if request.grammar is not None:
         lark = lark_of(request.grammar)
-        return Bound({"grammar": lark}, recogniser_of(lark))
+        recognise = recogniser_of(lark)
+        return Bound({"grammar": spelled(lark) if spells else lark}, recognise)
     return Bound()
 
 
@@ -672,12 +695,14 @@ class Tools(msgspec.Struct, frozen=True):
     """How a request's tools are shown to the model, and how it calls them.
 
     `shown` are the tools for the chat template, None if the template has no place for them.
-    `form` is the form of the calls, None for the template's own.
+    `form` is the form of the calls, None for the template's own. `spells`: the form contains the
+    text of a control token.
     """
 
     shown: str | None
     form: CallForm | None
     notes: tuple[str, ...] = ()
+    spells: bool = False
 
 
 class _ToolsRefusedError(Exception):
