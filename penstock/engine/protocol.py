@@ -48,8 +48,9 @@ Feature = Literal[
 """A field of `Request` or `Sampling` that only some engines or models support.
 
 `reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort.
-`tools_with_schema` is `tools` together with `json_schema`. `structural_tag` is that kind of `grammar`; `grammar` is every other kind. `last_message` is
-`continue_last_message` and `open_answer`."""
+`tools_with_schema` is `tools` together with `json_schema`. `structural_tag` is that kind of
+`grammar`; `grammar` is every other kind. `last_message` is `continue_last_message` and
+`open_answer`."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
