@@ -103,6 +103,15 @@ def bound_tools(tools: str, *, is_gbnf: bool, lax: bool = False) -> tuple[str, b
     return json.dumps(bound, ensure_ascii=False), is_relaxed
 
 
+def opened_tools(tools: str) -> str:
+    """Return the tools with any object as the parameters of functions that are not `strict`."""
+    opened = json.loads(tools)
+    for tool in opened:
+        if not tool["function"].pop("strict", False):
+            tool["function"]["parameters"] = ANY_OBJECT
+    return json.dumps(opened, ensure_ascii=False)
+
+
 def bound_text(request: Request) -> str:
     """Return the text of whatever binds the answer: parameters of tools, a schema, a grammar."""
     parts: list[Any] = []

@@ -29,6 +29,7 @@ from penstock.engine.grammar import (
     RELAXED_TOOLS,
     InvalidSchemaError,
     bound_tools,
+    opened_tools,
     relaxed_schema,
 )
 from penstock.engine.process import reaper
@@ -215,13 +216,21 @@ class Vllm(TaskEngine):
             if refused := too_many_turns(request, self._context_length):
                 sink.fail(*refused)
                 return
+            given_tools = request.tools
             request, relaxed = await self._bindable(request)
             request, prompt, notes = await self._shown(request)
             prompt_ids = tuple(prompt["prompt_token_ids"])
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            answer_format = await self._answer_format(request)
+            try:
+                answer_format = await self._answer_format(request)
+            except InvalidSchemaError:
+                if given_tools is None:
+                    raise
+                request = msgspec.structs.replace(request, tools=opened_tools(given_tools))
+                answer_format = await self._answer_format(request)
+                relaxed = (RELAXED_TOOLS,)
             relaxed += (RELAXED_SCHEMA,) * answer_format.is_relaxed
             sink.accepted(prompt_ids, notes + relaxed)
             if request.generated:
