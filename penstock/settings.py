@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     slots: Annotated[int, Field(ge=0, le=4096)] = 0
     """The number of requests that run at once; further requests wait in the queue. 0 means the
     engine's own number: 8 for llamacpp and vllm, no bound for mock."""
+    context: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    """The context of each request in tokens, prompt and answer together. 0 means the model's own.
+    llamacpp then lowers it to fit the memory of all slots, to no less than 4,096; mock does not
+    use it."""
     max_queue: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
     """The number of requests that may wait in the queue; further requests are refused at once
     (429)."""
@@ -159,6 +163,7 @@ class Settings(BaseSettings):
             "model": self.model,
             "model_name": self.served_name,
             "slots": self.slots,
+            "context": self.context,
             "mock_interval": self.mock_interval,
         }
 

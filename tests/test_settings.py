@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.engine.catalog import ENGINES
 from penstock.errors import StartError
 from penstock.settings import Settings, load_settings
 
@@ -66,6 +67,21 @@ def test_engines_parameters_come_from_its_table_and_flags_win() -> None:
         "scale": 0.5,
     }
     assert load_settings(engine="mock").engine_params == {"text": "hi"}
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
+def test_the_context_is_an_argument_of_the_engine(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def context() -> object:
+        settings = load_settings(engine=engine)
+        return ENGINES[engine].options(settings.engine_settings, settings.engine_params)["context"]
+
+    assert context() == 0
+    write("context = 8192")
+    assert context() == 8192
+    monkeypatch.setenv("PENSTOCK_CONTEXT", "16384")
+    assert context() == 16384
 
 
 def test_the_engine_may_be_named_beside_its_tables_or_alone() -> None:

@@ -18,7 +18,7 @@ BUILT_IN_MODEL = "rill"
 DEFAULT_ENGINE = "llamacpp"
 DEFAULT_SLOTS = 8
 _IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_SERVES_A_MODEL = {"model": "model", "name": "model_name", "slots": "slots"}
+_SERVES_A_MODEL = {"model": "model", "name": "model_name", "slots": "slots", "context": "context"}
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def test_a_port_in_use_is_explained_and_another_port_proposed() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         said = refuses_to_start(engine="mock", port=port)
-    assert f"Port {port} on 127.0.0.1 is in use" in said
+    assert f"Port {port} is in use on 127.0.0.1" in said
     assert f"--port {port + 1}" in said
 
 
@@ -165,6 +165,8 @@ def test_a_port_in_use_is_explained_and_another_port_proposed() -> None:
         ({"engine_arg": "n_ctxx=5"}, "Did you mean n_ctx?"),
         ({"engine_arg": "n_ctx=much"}, "does not take this value"),
         ({"engine_arg": "n_ctx"}, "name=value"),
+        ({"engine_arg": "context=512"}, "Use --context"),
+        ({"context": 1025}, "--context 1025 is larger than the model's own context, 1024 tokens."),
         ({"engine": "mock", "engine_arg": "intervall=1"}, "intervall"),
         ({"engine": "vllm"}, "vLLM cannot serve rill"),
         ({"engine": "vllm", "model": "./nowhere"}, "no folder ./nowhere"),
@@ -174,6 +176,13 @@ def test_a_model_that_cannot_be_served_is_explained(
     flags: dict[str, object], expected: str
 ) -> None:
     assert expected in refuses_to_start(**flags)
+
+
+def test_the_banner_shows_the_context_of_each_slot() -> None:
+    with serve(slots=2) as server:
+        assert "2 slots, 1,024 tokens of context" in "".join(server.output)
+    with serve(slots=2, context=512) as server:
+        assert "2 slots, 512 tokens of context" in "".join(server.output)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")

@@ -38,6 +38,9 @@ from penstock.engine.llamacpp.answers import (
     RefusedByEngineError,
     refusal_in,
 )
+from penstock.engine.llamacpp.gguf import context_length
+from penstock.engine.llamacpp.hub import size_of
+from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
 from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import (
@@ -53,7 +56,6 @@ from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedEr
 from penstock.errors import StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
 
-DEFAULT_CONTEXT = 4096
 SPARE_HTTP_THREADS = 4
 BACKLOG_PAUSE_S = 0.01
 # Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
@@ -199,16 +201,23 @@ class HttpRequest(asyncio.Protocol):
 class LlamaCpp(TaskEngine):
     """An engine that serves the GGUF file `model` as `name`, with `slots` requests at once.
 
+    Each slot has a context of `context` tokens, rounded up to a multiple of 256. 0 means the
+    largest context that fits the memory, up to the model's own (see `memory.py`). On a GPU,
+    llama.cpp measures the GPU's memory instead and leaves 1 GiB of it free.
+
     Every other argument is a parameter of llama.cpp, by its name in xllamacpp's `CommonParams`
     (`n_ctx`, `n_batch`, `n_gpu_layers`, `cache_prompt`...) or in a part (`cpuparams.n_threads`).
-    `n_ctx` is the total that the slots share, as in llama.cpp; by default each slot has the model's
-    own context, at most 4,096 tokens. `n_threads` defaults to one less than the cores: llama.cpp's
-    threads wait for each other many times per token, so sharing one core with another process
-    (the server, a browser) slows all of them down, at worst a hundredfold.
+    `n_ctx` is the total that the slots divide among themselves; it replaces `context`. `n_threads`
+    defaults to one less than the cores: llama.cpp's threads wait for each other many times per
+    token, so sharing one core with another process (the server, a browser) slows all of them down,
+    at worst a hundredfold.
     """
 
-    def __init__(self, *, model: str, name: str, slots: int, **params: object) -> None:
+    def __init__(
+        self, *, model: str, name: str, slots: int, context: int = 0, **params: object
+    ) -> None:
         super().__init__(slots)
+        self._context = context
         self._model = model
         self._name = name
         self._num_slots = slots
@@ -250,7 +259,7 @@ class LlamaCpp(TaskEngine):
         params = xllamacpp.CommonParams()
         params.model.path = self._model
         params.n_parallel = self._num_slots
-        params.n_ctx = DEFAULT_CONTEXT * self._num_slots
+        self._set_context(params)
         params.cpuparams.n_threads = max(1, num_usable_cores() - 1)
         params.n_threads_http = self._num_slots + SPARE_HTTP_THREADS
         params.cache_ram_mib = 0  # otherwise llama.cpp caches the states of idle slots, up to 8 GiB
@@ -270,6 +279,30 @@ class LlamaCpp(TaskEngine):
                 "llama.cpp could not load the model.",
                 "Is the GGUF file complete, and is there enough memory for it?",
             ) from error
+
+    def _set_context(self, params: Any) -> None:
+        """Set the context of each slot. Raises StartError if it is larger than the model's own."""
+        import xllamacpp
+
+        if "n_ctx" in self._params:
+            return
+        if self._context:
+            own = context_length(self._model)
+            if own and self._context > own:
+                raise StartError(
+                    f"--context {self._context} is larger than the model's own context, {own}"
+                    " tokens.",
+                    f"Give at most {own}, or 0 for the largest context that fits the memory.",
+                )
+            set_param(params, "n_ctx", self._context * self._num_slots)
+            return
+        params.n_ctx = 0  # llama.cpp chooses
+        devices = xllamacpp.get_device_info()
+        if any(each["type"].name.endswith("GPU") for each in devices):
+            return
+        total = max(each["memory_total"] for each in devices)
+        leave = memory_to_leave(total, available_memory(total), size_of(self._model))
+        params.fit_params_target = [leave] * len(params.fit_params_target)
 
     async def stop(self) -> None:
         """Drop every request and remove the socket. The process ends right afterwards."""

@@ -4,6 +4,7 @@ In: a path, `owner/repo[:quant]` on the Hugging Face hub, or the built-in model'
 path of the file, which is downloaded with a progress bar if it is not on this machine.
 """
 
+import glob
 import re
 from importlib import resources
 from pathlib import Path
@@ -54,6 +55,16 @@ def _checked(path: Path) -> Path:
                 "llama.cpp's convert_hf_to_gguf.py converts a Hugging Face checkpoint to GGUF.",
             )
     return path
+
+
+def size_of(model: str) -> int:
+    """Return the size in bytes of the GGUF file `model`, with all its parts."""
+    path = Path(model)
+    part = _PART.search(path.name)
+    if part is None:
+        return path.stat().st_size
+    stem = glob.escape(path.name[: part.start()])
+    return sum(each.stat().st_size for each in path.parent.glob(f"{stem}-*-of-{part[2]}.gguf"))
 
 
 def download(name: str) -> Path:

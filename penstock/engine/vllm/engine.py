@@ -105,6 +105,8 @@ BUDGET_ADVICE = (
 class Vllm(TaskEngine):
     """An engine that serves `model` (a folder, or a name on the Hugging Face hub) as `name`.
 
+    `context` is vLLM's `max_model_len` in tokens; 0 leaves it to vLLM, which uses the model's own.
+
     `tool_call_parser` names vLLM's parser for the model's tool calls, like the flag of vLLM's
     server; without a parser there are no tools. Every other argument is an engine argument of vLLM
     (`dtype`, `max_model_len`, `reasoning_parser`...). Three defaults differ from vLLM's:
@@ -118,6 +120,7 @@ class Vllm(TaskEngine):
         model: str,
         name: str,
         slots: int,
+        context: int = 0,
         tool_call_parser: str | None = None,
         **engine_args: Any,
     ) -> None:
@@ -129,6 +132,7 @@ class Vllm(TaskEngine):
             "max_num_seqs": slots,
             "disable_log_stats": True,
             "seed": secrets.randbits(31),
+            **({"max_model_len": context} if context else {}),
             **engine_args,
         }
         self._context_length = 0
