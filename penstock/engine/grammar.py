@@ -27,7 +27,7 @@ from penstock.request import Request
 
 RELAXED_TOOLS = "tools[].parameters (relaxed)"
 RELAXED_SCHEMA = "response_format (relaxed)"
-"""What the engine notes if it left something out of a schema."""
+"""The notes of an engine that left something out of a schema."""
 CANNOT_CONTINUE = (
     "The engine stopped. This answer with tools cannot continue from its middle. Send the request"
     " again."

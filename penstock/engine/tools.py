@@ -66,7 +66,7 @@ def with_instructions(
 
 
 class CallForm(msgspec.Struct, frozen=True):
-    """What an answer with tool calls may be.
+    """The form of an answer with tool calls.
 
     `tools` is a JSON list with parameters that llguidance binds. With `must_call` the answer has
     a call, otherwise it is text, or text and calls. `parallel`: there may be several calls.

@@ -676,7 +676,7 @@ def chat_body(request: Request) -> dict[str, Any]:
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """What binds an answer: llama.cpp's parameters, and whether a text is a whole such answer."""
+    """The bond of an answer: llama.cpp's parameters, and a function that recognises whole answers."""
 
     params: dict[str, Any] = {}
     recognise: Callable[[str], bool] | None = None
