@@ -676,7 +676,7 @@ def chat_body(request: Request) -> dict[str, Any]:
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """The bond of an answer: llama.cpp's parameters, and a function that recognises whole answers."""
+    """The bond of an answer: llama.cpp's parameters, and a function that recognises it whole."""
 
     params: dict[str, Any] = {}
     recognise: Callable[[str], bool] | None = None
