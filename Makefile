@@ -20,11 +20,12 @@ serve: $(READY) ## serve the built-in model at http://127.0.0.1:8000
 test: $(DEV_READY) ## run the tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-# Without a browser, without vLLM, and without the tests that take minutes or an empty environment.
+# Without a browser, vLLM and the real model, and without tests that take minutes or an empty
+# environment.
 test-quick: $(DEV_READY) ## run the tests that take seconds and need no other program
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not browser" \
 	    --ignore tests/faults --ignore tests/training --ignore tests/deploy --ignore tests/docs \
-	    --ignore tests/test_wheel.py $(ARGS)
+	    --ignore tests/real --ignore tests/test_wheel.py $(ARGS)
 
 soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
 	@$(BIN)/python -m tests.faults.soak $(ARGS)

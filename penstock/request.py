@@ -84,9 +84,10 @@ class Request(msgspec.Struct, frozen=True):
 
     `top_logprobs` asks for each token's log probability, and for those of this many likeliest
     tokens at its position; None asks for neither. `json_schema` is a JSON schema, as text, that
-    the answer must satisfy.
+    the answer must satisfy; with `lax_schema` the engine may leave out of it what it cannot bind.
 
-    `tools` is a JSON list of functions the model may call, in OpenAI's form. With
+    `tools` is a JSON list of functions the model may call, in OpenAI's form. The engine may leave
+    out what it cannot bind of the parameters of a function that is not `strict`. With
     `tool_call_required` the model must call one of them. Without `parallel_calls` it calls one at
     most. With `separate_reasoning` the engine separates the model's reasoning from its answer, if
     it can. `reasoning_effort` goes to the model's template; "none" asks it not to reason.
@@ -119,6 +120,7 @@ class Request(msgspec.Struct, frozen=True):
     must_fit: bool = False
     top_logprobs: int | None = None
     json_schema: str | None = None
+    lax_schema: bool = False
     tools: str | None = None
     tool_call_required: bool = False
     parallel_calls: bool = True

@@ -273,6 +273,7 @@ def _refuse_unknown_variables() -> None:
             "URL",
             "CHROMIUM",
             "REQUIRE_BROWSER",
+            "REQUIRE_MODEL",
             "REQUIRE_NPM",
             "REQUIRE_PROMETHEUS",
         )

@@ -9,26 +9,40 @@ library, in the engine's process, before the request has a slot.
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from functools import lru_cache
+from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 
+from penstock.engine.schemas import (
+    LIMITS,
+    RANGES,
+    closed,
+    is_number,
+    objects_in,
+    relaxed,
+    spelled_out,
+    without_annotations,
+)
+from penstock.request import Request
+
+RELAXED_TOOLS = "tools[].parameters (relaxed)"
+RELAXED_SCHEMA = "response_format (relaxed)"
+"""The notes of an engine that left something out of a schema."""
+CANNOT_CONTINUE = (
+    "The engine stopped. This answer with tools cannot continue from its middle. Send the request"
+    " again."
+)
 MAX_REASON_CHARACTERS = 200
-MAX_REPETITIONS = 1000
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
 MAX_PROPERTIES = 400
-_RANGES = (
-    ("minLength", "maxLength", MAX_REPETITIONS),
-    ("minItems", "maxItems", MAX_REPETITIONS),
-    ("minimum", "maximum", 2**53),
-    ("exclusiveMinimum", "exclusiveMaximum", 2**53),
-)
+ANY_OBJECT = {"type": "object"}
 # Beyond these integers llguidance and llama.cpp's grammars for tools silently take another number.
 MAX_SCHEMA_INTEGER = 2**53
 MAX_TOOLS_INTEGER = 2**64 - 1
 # llguidance crashes at integers that become -2^63 as a float.
 LEAST_TOOLS_INTEGER = -(2**63) + 2**10
-_BOUNDS = tuple(name for least, most, limit in _RANGES if limit == 2**53 for name in (least, most))
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # Begins a grammar whose texts the model may spell with any tokens. Otherwise llguidance forces a
 # text that has no alternative with the tokens that a tokenizer makes of it. Some of them may be
 # control tokens, which have no text in the answer.
@@ -44,23 +58,35 @@ class InvalidSchemaError(Exception):
     """The schema cannot be enforced; the message says why."""
 
 
-def compact_schema(schema: str) -> str:
-    """Return the schema for llama.cpp, which allows no white space between the answer's tokens.
+def compact_schema(schema: str, *, lax: bool = False) -> tuple[str, bool]:
+    """Return the schema for llama.cpp, and whether it was relaxed, which only `lax` allows.
 
-    A small model would generate white space without end. Raises InvalidSchemaError if llguidance
-    does not understand the schema or needs too many resources for it.
+    llama.cpp then allows no white space between the answer's tokens, which a small model would
+    generate without end; nor properties that the schema does not name. Raises InvalidSchemaError if
+    llguidance does not understand the schema or needs too many resources for it.
     """
     value = json.loads(schema)
-    check_integers(value, MAX_SCHEMA_INTEGER)
-    return _compact(value)
+    try:
+        return _compact(value), False
+    except InvalidSchemaError:
+        if not lax:
+            raise
+    return _compact(relaxed_schema(value)), True
 
 
-def _compact(value: Any) -> str:
-    _check_properties(value)
-    if isinstance(value, dict):
-        value["x-guidance"] = {"whitespace_flexible": False}
-    compact = json.dumps(value)
-    matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact))
+def relaxed_schema(schema: Any) -> Any:
+    """Return the schema without what llguidance does not bind."""
+    return relaxed(schema, binds_pattern=_binds_pattern)
+
+
+def _compact(schema: Any, max_integer: int = MAX_SCHEMA_INTEGER) -> str:
+    check_integers(schema, max_integer)
+    _check_properties(schema)
+    schema = closed(schema)
+    if isinstance(schema, dict):
+        schema = {**schema, "x-guidance": {"whitespace_flexible": False}}
+    compact = json.dumps(schema)
+    matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact), log_level=0)
     if not matcher.is_error():
         matcher.compute_bitmask()  # some errors appear only at the first token
     if matcher.is_error():
@@ -78,33 +104,19 @@ def has_pattern(schema: str) -> bool:
     return '"pattern"' in schema or '"patternProperties"' in schema
 
 
-def check_tools(tools: str, *, max_integer: int = MAX_TOOLS_INTEGER) -> None:
-    """Check the parameters of these tools (JSON, in OpenAI's form).
-
-    `max_integer` is the greatest integer that the engine's grammar keeps in a `const` or an `enum`.
-    Raises InvalidSchemaError if they are not understood or need too many resources: llama.cpp's
-    own grammars for tool calls spell out every repetition, and some would block it.
-    """
-    for tool in json.loads(tools):
-        parameters = tool["function"]["parameters"]
-        _check_repetitions(parameters)
-        check_integers(parameters, max_integer)
-        _compact(parameters)
-
-
 def check_integers(schema: object, greatest: int) -> None:
     """Raise InvalidSchemaError if the schema names an integer that a grammar would change.
 
     `greatest` is the greatest integer that the engine's grammar keeps in a `const` or an `enum`.
     """
     least = max(-greatest, LEAST_TOOLS_INTEGER)
-    for each in _objects_in(schema):
+    for each in objects_in(schema):
         for number in _numbers_in([each.get("const"), each.get("enum"), each.get("multipleOf")]):
             if isinstance(number, int) and not least <= number <= greatest:
                 raise InvalidSchemaError(f"an integer is not from {least} to {greatest}")
             if number == -(2.0**63):  # a float: llguidance crashes
                 raise InvalidSchemaError("a number is -2^63")
-        bounds = filter(_is_number, map(each.get, _BOUNDS))
+        bounds = filter(is_number, map(each.get, _BOUNDS))
         if any(abs(number) > MAX_SCHEMA_INTEGER for number in bounds):
             raise InvalidSchemaError(f"a bound is beyond {MAX_SCHEMA_INTEGER}")
 
@@ -115,43 +127,124 @@ def _numbers_in(value: object) -> Iterator[int | float]:
     if isinstance(value, list):
         for each in value:
             yield from _numbers_in(each)
-    elif _is_number(value):
+    elif is_number(value):
         yield value
 
 
-def _check_properties(schema: object) -> None:
-    for each in _objects_in(schema):
-        properties = each.get("properties")
-        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
-            raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
+def bound_tools(
+    tools: str, *, is_gbnf: bool, lax: bool = False, max_integer: int = MAX_TOOLS_INTEGER
+) -> tuple[str, bool]:
+    """Return the tools with parameters that a grammar binds, and whether any were relaxed.
+
+    `tools` is JSON in OpenAI's form; a function may be `strict`. With `is_gbnf` llama.cpp makes the
+    grammar: it spells out every repetition, and some would block it. Otherwise llguidance binds the
+    parameters, in the form of `compact_schema`. `max_integer` is the greatest integer that GBNF
+    keeps in a `const` or an `enum`. Raises InvalidSchemaError if the parameters of a
+    strict function cannot be bound, unless `lax`.
+    """
+    is_relaxed = False
+    bound = json.loads(tools)
+    for tool in bound:
+        function = tool["function"]
+        strict = bool(function.pop("strict", False)) and not lax
+        parameters = json.dumps(function["parameters"])
+        if is_gbnf:
+            text, was_relaxed = _spelled_parameters(parameters, strict, max_integer)
+        else:
+            text, was_relaxed = _compact_parameters(parameters, strict)
+        function["parameters"] = json.loads(text)
+        is_relaxed = is_relaxed or was_relaxed
+    return json.dumps(bound, ensure_ascii=False), is_relaxed
 
 
-def _check_repetitions(schema: object) -> None:
-    for each in _objects_in(schema):
-        for least, most, limit in _RANGES:
+def opened_tools(tools: str) -> str:
+    """Return the tools with any object as the parameters of functions that are not `strict`."""
+    opened = json.loads(tools)
+    for tool in opened:
+        if not tool["function"].pop("strict", False):
+            tool["function"]["parameters"] = ANY_OBJECT
+    return json.dumps(opened, ensure_ascii=False)
+
+
+def bound_text(request: Request) -> str:
+    """Return the text of whatever binds the answer: parameters of tools, a schema, a grammar."""
+    parts: list[Any] = []
+    if request.tools is not None:
+        functions = [tool["function"] for tool in json.loads(request.tools)]
+        parts += [(each["name"], without_annotations(each["parameters"])) for each in functions]
+    if request.json_schema is not None:
+        parts.append(without_annotations(json.loads(request.json_schema)))
+    text = json.dumps(parts, ensure_ascii=False) if parts else ""
+    return text if request.grammar is None else text + request.grammar.text
+
+
+# Agents send the same tools with every request.
+@lru_cache(maxsize=256)
+def _compact_parameters(parameters: str, strict: bool) -> tuple[str, bool]:
+    """Return a function's parameters for llguidance, and whether they were relaxed."""
+    try:
+        return compact_schema(parameters, lax=not strict)
+    except InvalidSchemaError:
+        if strict:
+            raise
+    return _compact(ANY_OBJECT), True
+
+
+@lru_cache(maxsize=256)
+def _spelled_parameters(parameters: str, strict: bool, max_integer: int) -> tuple[str, bool]:
+    """Return a function's parameters for GBNF, and whether they were relaxed."""
+    value = json.loads(parameters)
+    try:
+        _check_spelling(value)
+        _compact(value, max_integer)
+    except InvalidSchemaError:
+        if strict:
+            raise
+    else:
+        return parameters, False
+    value = relaxed(value, binds_pattern=_gbnf_binds, is_gbnf=True)
+    try:
+        _compact(value, max_integer)
+    except InvalidSchemaError:
+        value = ANY_OBJECT
+    return json.dumps(value), True
+
+
+def _check_spelling(schema: Any) -> None:
+    """Raise InvalidSchemaError if GBNF cannot spell out the schema."""
+    for each in objects_in(schema):
+        for name, limit in LIMITS.items():
+            if is_number(value := each.get(name)) and abs(value) > limit:
+                raise InvalidSchemaError(f"{name} is beyond {limit:.0f}")
+        for least, most in RANGES:
             low, high = each.get(least), each.get(most)
-            for name, value in ((least, low), (most, high)):
-                if _is_number(value) and abs(value) > limit:
-                    raise InvalidSchemaError(f"{name} is beyond {limit}")
-            if _is_number(low) and _is_number(high) and low > high:
+            if is_number(low) and is_number(high) and low > high:
                 raise InvalidSchemaError(f"{least} is above {most}")
         pattern = each.get("pattern")
         if isinstance(pattern, str) and "{" in pattern:
             raise InvalidSchemaError("a pattern counts repetitions")
+    if spelled_out(schema) != schema:
+        raise InvalidSchemaError("it uses true, false or a reference in place of a schema")
 
 
-def _objects_in(value: object) -> Iterator[dict[str, Any]]:
-    """Yield every JSON object, also one that is no schema, such as an object in an `enum`."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _objects_in(each)
+def _binds_pattern(pattern: str) -> bool:
+    """Return whether llguidance binds this regular expression."""
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
+    matcher = LLMatcher(_BYTES, grammar, log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return not matcher.is_error()
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _gbnf_binds(pattern: str) -> bool:
+    return "{" not in pattern and _binds_pattern(pattern)
+
+
+def _check_properties(schema: object) -> None:
+    for each in objects_in(schema):
+        properties = each.get("properties")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
 
 
 def _reason(error: str) -> str:

@@ -21,7 +21,11 @@ _BYTES = LLTokenizer("byte")
 
 def lark_of(grammar: Grammar) -> str:
     """Return the grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
-    lark = HEADER + _rules_of(grammar).removeprefix(HEADER)
+    return checked(HEADER + _rules_of(grammar).removeprefix(HEADER))
+
+
+def checked(lark: str) -> str:
+    """Return a grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
     matcher = _matcher(lark)
     if not matcher.is_error():
         matcher.compute_bitmask()  # some errors appear only at the first token
@@ -34,11 +38,6 @@ def lark_of(grammar: Grammar) -> str:
 def with_free_spelling(lark: str) -> str:
     """Return a grammar from `lark_of` whose texts the model may spell with any tokens."""
     return FREELY + lark.removeprefix(HEADER)
-
-
-def texts_of(grammar: Grammar) -> list[str]:
-    """Return the texts that the grammar names; a regular expression may name any text."""
-    return json.loads(grammar.text) if grammar.kind == "choice" else [grammar.text]
 
 
 def has_regex(grammar: Grammar) -> bool:

@@ -27,6 +27,7 @@ Feature = Literal[
     "top_logprobs",
     "json_schema",
     "tools",
+    "tools_with_schema",
     "reasoning_effort",
     "reasoning_switch",
     "min_p",
@@ -47,8 +48,9 @@ Feature = Literal[
 """A field of `Request` or `Sampling` that only some engines or models support.
 
 `reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort.
-`structural_tag` is that kind of `grammar`; `grammar` is every other kind. `last_message` is
-`continue_last_message` and `open_answer`."""
+`tools_with_schema` is `tools` together with `json_schema`. `structural_tag` is that kind of
+`grammar`; `grammar` is every other kind. `last_message` is `continue_last_message` and
+`open_answer`."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

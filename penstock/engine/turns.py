@@ -24,6 +24,8 @@ REFUSED = (
     "The model's chat template cannot show this conversation. Send turns that alternate between"
     " user and assistant, after at most one system turn."
 )
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+"""The marks around a tool call in a text."""
 _BETWEEN = "\n\n"
 
 Messages = tuple[Message, ...]
@@ -184,7 +186,7 @@ def _with_tools_as_text(messages: Messages) -> Messages:
 def call_as_text(call: ToolUse) -> str:
     """Return a tool call as the text of an assistant's turn."""
     name = msgspec.json.encode(call.name).decode()
-    return f'{{"name": {name}, "arguments": {call.arguments}}}'
+    return f'{OPENING}\n{{"name": {name}, "arguments": {call.arguments}}}\n{CLOSING}'
 
 
 def result_as_text(name: str | None, content: str) -> str:

@@ -8,7 +8,7 @@ engine was working on it and it got no token since it was last submitted. Suspec
 and one at a time; if the engine dies again before a suspect gets a token, that stream is given up.
 Queued streams and streams that got new tokens are no suspects.
 
-An answer bound by a JSON schema or by tools cannot continue from its middle, because no engine's
+Part of a JSON value or of a tool call cannot continue from its middle, because no engine's
 grammar can. It is given up at once, and its client may send the request again.
 """
 
@@ -66,8 +66,8 @@ class Recovery:
         elif not stream.can_continue:
             stream.give_up(
                 "engine_died",
-                "The engine stopped. An answer with a JSON schema or tools cannot continue from its"
-                " middle. Send the request again.",
+                "The engine stopped. An answer with a JSON schema or a tool call cannot continue"
+                " from its middle. Send the request again.",
             )
         elif stream.phase in ("submitted", "running"):
             self._suspects.append(stream)

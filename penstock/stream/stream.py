@@ -165,12 +165,11 @@ class Stream:
     def can_continue(self) -> bool:
         """Return True if another engine can continue the generation from here.
 
-        An answer bound by a grammar (a JSON schema, tools) cannot: no engine's grammar can start in
-        the middle of an answer.
+        Part of a JSON value or of a tool call cannot: no engine's grammar can start in its middle.
         """
         request = self.record.request
-        is_bound = (request.json_schema or request.grammar or request.tools) is not None
-        return not is_bound or not self._transcript.generated
+        is_bound = request.json_schema is not None or request.grammar is not None
+        return not (self._transcript.has_called or (is_bound and self._transcript.generated))
 
     # Readers.
 

@@ -27,6 +27,7 @@ class Transcript:
         "cached_tokens",
         "completion_tokens",
         "generated",
+        "has_called",
         "num_textless",
         "pending_ids",
         "pending_logprobs",
@@ -40,6 +41,8 @@ class Transcript:
         """The prompt's token ids, once the engine has accepted the prompt."""
         self.generated: list[int | UnnamedTokens] = []
         """The generated tokens, up to the last token whose text has come."""
+        self.has_called = False
+        """True once part of a tool call has come: no other call can take its place."""
         self.completion_tokens = 0
         self.cached_tokens = 0
         """The prompt's tokens that were in the engine's cache when the first token was generated
@@ -110,6 +113,7 @@ class Transcript:
 
     def add_call(self, arguments: str, num_tokens: int) -> None:
         """Record part of a tool call; engines do not name its tokens."""
+        self.has_called = True
         self.completion_tokens += num_tokens
         self.pending_tokens += num_tokens
         self.generated.append(UnnamedTokens(arguments, num_tokens))

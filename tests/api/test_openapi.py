@@ -133,7 +133,7 @@ USAGE = {
     "stream": True,
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
 }
-CALLED = {**CALLS, "max_tokens": 200, "tool_choice": NAMED}
+CALLED = {**CALLS, "max_tokens": 200, "tool_choice": NAMED, "reasoning_effort": "none"}
 RIGHT = {
     ("POST", "/generate"): [
         generate(max_tokens=5),

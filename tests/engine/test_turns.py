@@ -133,7 +133,10 @@ def test_calls_and_results_are_text_for_a_template_that_does_not_show_them() -> 
     for name in ("rill", "gemma", "llama", "phi"):
         prompt, notes = show(name, *turns)
         assert notes == (MERGED,)
-        assert 'B\n\n{"name": "look", "arguments": {"x": 1}}<|end|>' in prompt
+        assert (
+            'B\n\n<tool_call>\n{"name": "look", "arguments": {"x": 1}}\n</tool_call><|end|>'
+            in prompt
+        )
         assert "The function look returned:\nC\n\nReturned:\nD\n\nE<|end|>" in prompt
 
 
@@ -153,7 +156,8 @@ def test_calls_that_the_template_does_not_show_in_this_order_are_text() -> None:
     prompt, notes = show("mistral", user("A"), calls("c"), result("c", "B"), user("C"))
     assert notes == (MERGED,)
     assert prompt == (
-        '<|user|>A<|end|><|assistant|>{"name": "look", "arguments": {"x": 1}}<|end|>'
+        '<|user|>A<|end|><|assistant|><tool_call>\n{"name": "look", "arguments": {"x": 1}}'
+        "\n</tool_call><|end|>"
         "<|user|>The function look returned:\nB\n\nC<|end|><|assistant|>"
     )
 

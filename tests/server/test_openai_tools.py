@@ -72,6 +72,22 @@ def test_a_call_is_the_same_streamed_and_whole(caller: RunningServer, choice: An
     assert len(chunks) > 5  # the call is streamed as it is generated
 
 
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=str)
+def test_a_required_call_is_made_whatever_the_model_would_say(
+    caller: RunningServer, choice: Any
+) -> None:
+    unbiased = {name: value for name, value in CALLS.items() if name != "logit_bias"}
+    for seed in range(4):
+        fields = {**unbiased, "tool_choice": choice, "temperature": 1, "seed": seed}
+        answer = create(caller, **fields).choices[0]
+        assert answer.finish_reason == "tool_calls"
+        assert answer.message.content is None
+        (call,) = answer.message.tool_calls
+        properties = {"get_weather": {"city", "days"}, "get_time": {"zone"}}
+        assert set(json.loads(call.function.arguments)) == properties[call.function.name]
+        assert choice != NAMED or call.function.name == "get_weather"
+
+
 def test_every_token_is_counted(caller: RunningServer) -> None:
     every_token_is_counted(caller, {**CALLS, "max_tokens": 200})
 
@@ -164,28 +180,54 @@ def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_a
         assert eventually(lambda: ask(server.port, post(plain, path=CHAT)).status == 200, 20)
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": 5},
-        {"$ref": "http://zqxj.example/schema.json"},
-        {"properties": {"a": {"minLength": 5, "maxLength": 2}}},  # would hang llama.cpp
-        {"properties": {"a": {"type": "string", "maxLength": 100_000}}},
-        {"properties": {"a": {"type": "string", "pattern": "^((zqxj{1,100}){1,100}){1,100}$"}}},
-    ],
-    ids=str,
-)
+UNBOUND: list[dict[str, Any]] = [
+    {"type": 5},
+    {"$ref": "http://zqxj.example/schema.json"},
+    {"properties": {"a": {"minLength": 5, "maxLength": 2}}},  # would hang llama.cpp
+    {"properties": {"a": {"type": "string", "maxLength": 100_000}}},
+    {"properties": {"a": {"type": "string", "pattern": "^((zqxj{1,100}){1,100}){1,100}$"}}},
+]
+
+
+@pytest.mark.parametrize("schema", UNBOUND, ids=str)
 def test_parameters_that_cannot_be_kept_to_are_refused(
     caller: RunningServer, schema: dict[str, Any]
 ) -> None:
     parameters_are_refused(caller, schema)
 
 
-@pytest.mark.parametrize("flags", [{}, {"engine": "mock"}], ids=["rill", "mock"])
-def test_a_model_without_tools_refuses_them_by_name(flags: dict[str, Any]) -> None:
+@pytest.mark.parametrize("schema", UNBOUND, ids=str)
+def test_parameters_that_need_not_be_kept_to_are_relaxed_and_the_header_says_so(
+    caller: RunningServer, schema: dict[str, Any]
+) -> None:
+    function = {"name": "f", "parameters": {"type": "object", **schema}}
+    body = {**CALLS, "max_tokens": 1, "tools": [{"type": "function", "function": function}]}
+    answer = ask(caller.port, post(json.dumps(body).encode(), path=CHAT))
+    assert answer.status == 200
+    assert answer.headers["x-penstock-ignored"] == "tools[].parameters (relaxed)"
+
+
+def test_a_schema_that_need_not_be_kept_to_is_relaxed_and_the_header_says_so(
+    caller: RunningServer,
+) -> None:
+    schema: dict[str, Any] = {"type": "array", "uniqueItems": True, "items": {"const": "lake"}}
+    schema |= {"minItems": 1, "maxItems": 2}
+    for strict in (None, False, True):
+        named = {"name": "a", "schema": schema, "strict": strict}
+        form = {"type": "json_schema", "json_schema": named}
+        body = {"messages": HELLO, "response_format": form}
+        answer = ask(caller.port, post(json.dumps(body).encode(), path=CHAT))
+        if strict:
+            assert answer.json()["error"]["code"] == "invalid_schema"
+            continue
+        assert answer.headers["x-penstock-ignored"] == "response_format (relaxed)"
+        assert "lake" in json.loads(answer.json()["choices"][0]["message"]["content"])
+
+
+def test_an_engine_without_tools_refuses_them_by_name() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked: Any = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    with serve("--strict", **flags) as server:
+    with serve("--strict", engine="mock") as server:
         for name, fields in (
             ("tools", {"messages": HELLO, "tools": BOTH}),
             ("messages", {"messages": asked}),

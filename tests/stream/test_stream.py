@@ -445,9 +445,12 @@ async def test_reasoning_is_part_of_a_continuation_but_not_of_the_answer() -> No
     assert stream.log.text() == "Yeah"
 
 
-async def test_an_answer_that_may_call_tools_cannot_continue_once_it_has_a_token() -> None:
+async def test_an_answer_that_may_call_tools_continues_until_a_call_is_shown() -> None:
     stream, _ = stream_of(tools="[]")
     stream.accepted((1,))
+    stream.delta("a", 1, (5,))
+    stream.delta("", 1, (6,))  # the mark that opens a call
     assert stream.can_continue
-    stream.delta("a", 1, ())
+    assert stream.continuation().generated == (5,)
+    stream.tool_call(0, "c", "f", "", 2)
     assert not stream.can_continue

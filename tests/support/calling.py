@@ -189,7 +189,7 @@ def conversation_goes_on_with_what_the_tool_said(
 
 def parameters_are_refused(server: RunningServer, schema: dict[str, Any], **more: Any) -> None:
     """The message repeats nothing of the parameters, which hold "zqxj"."""
-    function = {"name": "f", "parameters": {"type": "object", **schema}}
+    function = {"name": "f", "strict": True, "parameters": {"type": "object", **schema}}
     tools: Any = [{"type": "function", "function": function}]
     with pytest.raises(openai.BadRequestError) as refused:
         create(server, messages=HELLO, tools=tools, **more)

@@ -34,6 +34,7 @@ from tests.support.calling import (
     reasoning_is_told_apart_streamed_and_whole,
     several_calls_and_only_one,
 )
+from tests.support.mcp import LISTS
 from tests.support.openai_wire import CHAT, begin, chunks_of
 from tests.support.raw import ask, post
 from tests.support.servers import RunningServer, serve
@@ -141,23 +142,45 @@ def test_a_conversation_goes_on_with_what_the_tool_said(thinker: RunningServer) 
     conversation_goes_on_with_what_the_tool_said(thinker, CALLS_AT_ONCE, reasoning_effort="none")
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": 5},
-        {"$ref": "http://zqxj.example/schema.json"},
-        {"properties": {"a": {"minLength": 5, "maxLength": 2}}},
-        {"properties": {"a": {"enum": []}}},
-        {"properties": {"a": {"type": "string", "pattern": "^((zqxj{1,100}){1,100}){1,100}$"}}},
-        {"properties": {"a": THOUSANDS}, "required": ["a"]},
-    ],
-    ids=str,
-)
+UNBOUND: list[dict[str, Any]] = [
+    {"type": 5},
+    {"$ref": "http://zqxj.example/schema.json"},
+    {"properties": {"a": {"minLength": 5, "maxLength": 2}}},
+    {"properties": {"a": {"enum": []}}},
+    {"properties": {"a": {"type": "string", "pattern": "^((zqxj{1,100}){1,100}){1,100}$"}}},
+    {"properties": {"a": THOUSANDS}, "required": ["a"]},
+]
+
+
+@pytest.mark.parametrize("schema", UNBOUND, ids=str)
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_parameters_that_cannot_be_kept_to_are_refused(
     thinker: RunningServer, schema: dict[str, Any], choice: Any
 ) -> None:
     parameters_are_refused(thinker, schema, tool_choice=choice)
+
+
+@pytest.mark.parametrize("schema", UNBOUND, ids=str)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_parameters_that_need_not_be_kept_to_are_relaxed_and_the_header_says_so(
+    thinker: RunningServer, schema: dict[str, Any], choice: Any
+) -> None:
+    function = {"name": "f", "parameters": {"type": "object", **schema}}
+    body = {"messages": HELLO, "max_tokens": 1, "tool_choice": choice}
+    body["tools"] = [{"type": "function", "function": function}]
+    answer = ask(thinker.port, post(json.dumps(body).encode(), path=CHAT))
+    assert answer.status == 200, answer.body
+    assert answer.headers["x-penstock-ignored"] == "tools[].parameters (relaxed)"
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_tools_of_real_servers_are_accepted_whole(thinker: RunningServer, name: str) -> None:
+    for choice in ("auto", "required"):
+        body = {"messages": HELLO, "tools": LISTS[name], "tool_choice": choice, "max_tokens": 1}
+        answer = ask(thinker.port, post(json.dumps(body).encode(), path=CHAT))
+        # A list that is longer than the model's context is refused only for its length.
+        code = None if answer.status == 200 else answer.json()["error"]["code"]
+        assert code in (None, "context_length_exceeded"), answer.body
 
 
 @pytest.mark.parametrize(

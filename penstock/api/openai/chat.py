@@ -20,6 +20,7 @@ from penstock.api.openai.tools import ToolChoice, Tools, check_tools, tool_field
 from penstock.api.openai.turns import Messages, misplaced
 from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature
+from penstock.request import Grammar
 
 # OpenAI's parameters that are refused by name.
 REFUSED_CHAT = {
@@ -98,12 +99,13 @@ class ChatRequest(ChatExtras, Common):
         Reasoning is not separated from an answer bound by a schema: all of it is answer.
         """
         effort = "none" if self.has_thinking_off else None
+        choice, parallel = self.tool_choice, self.parallel_tool_calls
         return [
             {
                 "messages": self.messages,
                 "separate_reasoning": self.bond is None,
                 "reasoning_effort": self.reasoning_effort or effort,
-                **tool_fields(self.tools, self.tool_choice, self.parallel_tool_calls),
+                **tool_fields(self.tools, choice, parallel, strict=self._notes.strict),
             }
         ]
 
@@ -122,6 +124,7 @@ class ChatRequest(ChatExtras, Common):
         return [
             *super().needs(),
             ("tools", self.tools, "tools"),
+            *((name, self.may_call, "tools_with_schema") for name, _ in self.bonds),
             ("messages", self._notes.strict and self._involve_tools, "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
             ("reasoning_effort", effort not in (None, "none"), "reasoning_effort"),
@@ -143,8 +146,9 @@ class ChatRequest(ChatExtras, Common):
             refusal = "Leave out logprobs if the model may call tools."
             notes.ignore_or(misplaced("logprobs", refusal), "logprobs")
             self.logprobs = None
-        for name, _ in self.bonds if self.may_call else ():
-            raise misplaced(name, f"Leave out {name} if the model may call tools.")
+        for name, bond in self.bonds if self.may_call else ():
+            if isinstance(bond, Grammar):
+                raise misplaced(name, f"Leave out {name} if the model may call tools.")
         return self
 
     def _refuse_idle_fields(self) -> None:

@@ -79,7 +79,10 @@ class StructuredOutputs(Strict):
 
 
 class JsonSchema(Strict):
-    """A named JSON schema. The answer satisfies it whether it is `strict` or not."""
+    """A named JSON schema that the answer satisfies.
+
+    If the engine cannot bind all of it, a `strict` schema is refused, and another one is relaxed.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
@@ -231,6 +234,12 @@ class Extras(Strict):
             "json_schema": bond if isinstance(bond, str) else None,
             "grammar": bond if isinstance(bond, Grammar) else None,
         }
+
+    @property
+    def has_lax_schema(self) -> bool:
+        """Return True if the engine may leave out what it cannot bind of the schema."""
+        named = None if self.response_format is None else self.response_format.json_schema
+        return named is not None and not named.strict
 
     def extra_sampling(self, default: Sampling) -> dict[str, Any]:
         """Return the fields of `Sampling` that these fields set."""

@@ -167,6 +167,7 @@ class Common(Extras):
             "must_fit": strict and asked is not None,
             "stop": tuple(self.stop or ()),
             "top_logprobs": self.top_logprobs_asked,
+            "lax_schema": self.has_lax_schema and not strict,
             **self.extra_fields(),
         }
         return [

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from penstock.api.fields import Strict
 from penstock.api.openai.turns import ToolName, misplaced
 
-MAX_TOOLS = 128
+MAX_TOOLS = 1024
 MAX_SCHEMA_CHARACTERS = 65_536
 
 
@@ -33,7 +33,8 @@ Schema = Annotated[dict[str, JsonValue], AfterValidator(bounded_schema)]
 class Function(Strict):
     """A function and the JSON schema of its arguments.
 
-    The arguments satisfy the schema whether it is `strict` or not.
+    The arguments satisfy the schema. If the engine cannot bind all of it, a `strict` function is
+    refused, and the schema of another function is relaxed.
     """
 
     name: ToolName
@@ -48,13 +49,18 @@ class Tool(Strict):
     type: Literal["function"]
     function: Function
 
-    def shown(self) -> dict[str, Any]:
-        """Return the tool as chat templates expect it, with every field that they may use."""
-        function = {
+    def shown(self, *, strict: bool = False) -> dict[str, Any]:
+        """Return the tool as chat templates expect it, with every field that they may use.
+
+        With `strict` every function is strict.
+        """
+        function: dict[str, Any] = {
             "name": self.function.name,
             "description": self.function.description or "",
             "parameters": self.function.parameters or {"type": "object", "properties": {}},
         }
+        if self.function.strict or strict:
+            function["strict"] = True
         return {"type": "function", "function": function}
 
 
@@ -101,13 +107,19 @@ def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> None
 
 
 def tool_fields(
-    tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel: bool | None
+    tools: Sequence[Tool] | None,
+    choice: ToolChoice | None,
+    parallel: bool | None,
+    *,
+    strict: bool,
 ) -> dict[str, Any]:
     """Return the fields of `Request`. The model sees only the tools that it may call."""
     if not tools or choice == "none":
         return {}
     names = _chosen_names(choice)
-    shown = [tool.shown() for tool in tools if names is None or tool.function.name in names]
+    shown = [
+        tool.shown(strict=strict) for tool in tools if names is None or tool.function.name in names
+    ]
     tool_call_required = choice == "required" or isinstance(choice, NamedTool)
     if isinstance(choice, AllowedTools):
         tool_call_required = choice.allowed_tools.mode == "required"

@@ -25,7 +25,7 @@ from penstock.request import Message, ToolUse
 
 __all__ = ["ChatTurn", "Messages", "ToolName", "misplaced"]
 
-ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+ToolName = Annotated[str, Field(pattern=r'^[^\x00-\x1f"\\\x7f]{1,256}$')]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
 

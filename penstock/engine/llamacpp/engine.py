@@ -25,20 +25,18 @@ import msgspec
 
 from penstock.engine.control import ControlTokens, broken_tools
 from penstock.engine.grammar import (
+    CANNOT_CONTINUE,
+    RELAXED_SCHEMA,
+    RELAXED_TOOLS,
     InvalidSchemaError,
-    check_tools,
+    bound_text,
+    bound_tools,
     compact_schema,
     freely_spelled,
     has_pattern,
     is_json,
 )
-from penstock.engine.lark import (
-    has_regex,
-    lark_of,
-    recogniser_of,
-    texts_of,
-    with_free_spelling,
-)
+from penstock.engine.lark import checked, has_regex, lark_of, recogniser_of, with_free_spelling
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
@@ -60,6 +58,7 @@ from penstock.engine.reasoning import (
     reasoning_features,
 )
 from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
+from penstock.engine.tools import CallForm, CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, Sampling, UnnamedTokens
@@ -82,6 +81,8 @@ SUPPORTS: tuple[Feature, ...] = (
     "logit_bias",
     "top_logprobs",
     "json_schema",
+    "tools",
+    "tools_with_schema",
     "min_p",
     "repetition_penalty",
     "min_tokens",
@@ -149,11 +150,16 @@ class _Props(msgspec.Struct):
     def supports(self) -> tuple[Feature, ...]:
         """Return the optional features that work with the model's chat template."""
         caps = self.chat_template_caps
-        tools: tuple[Feature, ...] = ("tools",)
-        has_tools = caps.supports_tools and caps.supports_tool_calls
         effort = reasoning_features(self.chat_template, has_effort=caps.supports_reasoning_effort)
         budget: tuple[Feature, ...] = ("thinking_budget",) if marks_in(self.chat_template) else ()
-        return SUPPORTS + (tools if has_tools else ()) + effort + budget
+        return SUPPORTS + effort + budget
+
+    @property
+    def shows_tools(self) -> bool:
+        """Return True if the chat template has a form for tools and their calls."""
+        return (
+            self.chat_template_caps.supports_tools and self.chat_template_caps.supports_tool_calls
+        )
 
 
 class _Models(msgspec.Struct):
@@ -237,6 +243,7 @@ class LlamaCpp(TaskEngine):
         self._control = ControlTokens({})
         self._token_names: dict[int, str] = {}
         """The texts of tokens that llama.cpp reports without text."""
+        self._shows_tools = False
         self._dir = ""
         self._server: Any = None
 
@@ -252,6 +259,7 @@ class LlamaCpp(TaskEngine):
         self._context_length = props.default_generation_settings.n_ctx
         self._marks = marks_in(props.chat_template)
         await self._learn_control_tokens()
+        self._shows_tools = props.shows_tools
         self._template = await Template.probe(partial(self._render, Request("", 1)))
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
         return ModelInfo(
@@ -345,28 +353,30 @@ class LlamaCpp(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            broken: tuple[str, ...] = ()
-            if request.tools is not None:
-                request, broken = await asyncio.to_thread(self._with_checked_tools, request)
-            if refused := too_many_turns(request, self._context_length):
+            spells = self._spells_control_tokens(request)
+            tools = await asyncio.to_thread(self._tools_of, request, spells)
+            refused = refusal_of_fields(request, tools)
+            if refused := refused or too_many_turns(request, self._context_length):
                 sink.fail(*refused)
                 return
-            request, prompt, notes = await self._shown(request)
+            request, tools = self._without_control_texts(request, tools)
+            request, prompt, notes = await self._shown(request, tools)
             prompt_ids = request.prompt_ids or tuple(await self._ids_of_prompt(prompt))
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            if refused := refusal_of_fields(request):
-                sink.fail(*refused)
-                return
             bound = Bound()
-            if request.json_schema is not None or request.grammar is not None:
-                bound = await asyncio.to_thread(bound_of, request, self._control)
-            sink.accepted(prompt_ids, broken + notes)
+            if tools is None:
+                bound = await asyncio.to_thread(bound_of, request, spells)
+            else:
+                notes += tools.notes
+            sink.accepted(prompt_ids, notes + bound.notes)
             token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
             if not await self._start(request.id, sink):
                 return
-            if request.tools is not None:
+            if tools is not None and tools.form is not None:
+                await self._call(request, prompt_ids, token_ids, tools, sink)
+            elif tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
                 sink, splitter = await self._split_sink(request, prompt_ids, sink)
@@ -390,33 +400,84 @@ class LlamaCpp(TaskEngine):
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
 
-    def _with_checked_tools(self, request: Request) -> tuple[Request, tuple[str, ...]]:
-        """Return a request whose tools llama.cpp can use, and notes. Raises _ToolsRefusedError.
+    def _spells_control_tokens(self, request: Request) -> bool:
+        """Return True if what binds the answer may contain the text of a control token."""
+        text = bound_text(request)
+        if not text or self._control.found_in(text):
+            return bool(text)
+        if request.tools is not None:
+            return False
+        is_regex = request.grammar is not None and has_regex(request.grammar)
+        return is_regex or has_pattern(text)  # a pattern may match any text
 
-        With tools, llama.cpp renders the prompt itself and makes control tokens of their texts, so
-        such texts are broken.
+    def _without_control_texts(
+        self, request: Request, tools: "Tools | None"
+    ) -> "tuple[Request, Tools | None]":
+        """Break the texts of control tokens if llama.cpp itself renders the conversation.
+
+        It does so for tools in the template's own form, and would make control tokens of them.
         """
-        assert request.tools is not None
-        check_request_tools(request.tools)
-        tools = json.loads(request.tools)
-        sent = msgspec.to_builtins(request.messages)
-        if not self._control.found_in([tools, sent]):
-            return request, ()
-        tools = broken_tools(tools, self._control)
-        if self._control.found_in(tools):
-            raise _ToolsRefusedError("their parameters contain the text of a control token")
+        if tools is None or tools.form is not None:
+            return request, tools
+        assert tools.shown is not None
+        sent, shown = msgspec.to_builtins(request.messages), json.loads(tools.shown)
+        if not self._control.found_in([sent, shown]):
+            return request, tools
         messages = msgspec.convert(self._control.break_in(sent), Messages)
-        changed = msgspec.structs.replace(request, messages=messages, tools=json.dumps(tools))
-        return changed, (CONTROL_TOKENS,)
+        shown = json.dumps(broken_tools(shown, self._control), ensure_ascii=False)
+        notes = (*tools.notes, CONTROL_TOKENS)
+        tools = msgspec.structs.replace(tools, shown=shown, notes=notes)
+        return msgspec.structs.replace(request, messages=messages), tools
 
-    async def _shown(self, request: Request) -> tuple[Request, Prompt, tuple[str, ...]]:
+    def _tools_of(self, request: Request, spells: bool) -> "Tools | None":
+        """Return how the request's tools are shown and called, None without tools.
+
+        The template's own form of calls is used if llama.cpp can bind the answer to it: llama.cpp
+        cannot force a call, knows no answer that is either a call or follows a schema, and takes
+        the text of control tokens for the tokens (`spells`). Raises _ToolsRefusedError and
+        InvalidSchemaError.
+        """
+        if request.tools is None:
+            return None
+        must_bind = request.tool_call_required or request.json_schema is not None or spells
+        try:
+            if self._shows_tools and not must_bind:
+                shown, is_relaxed = bound_tools(request.tools, is_gbnf=True)
+                return Tools(shown, None, (RELAXED_TOOLS,) * is_relaxed)
+            bound, is_relaxed = bound_tools(request.tools, is_gbnf=False)
+        except InvalidSchemaError as error:
+            raise _ToolsRefusedError(str(error)) from None
+        schema: str | None = None
+        notes = (RELAXED_TOOLS,) * is_relaxed
+        if request.json_schema is not None:
+            schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
+            notes += (RELAXED_SCHEMA,) * is_relaxed
+        form = CallForm(bound, request.tool_call_required, request.parallel_calls, schema)
+        try:
+            checked(form.lark())
+        except InvalidSchemaError:
+            raise _ToolsRefusedError("their parameters are too large together") from None
+        if not self._shows_tools:
+            return Tools(None, form, notes, spells)
+        return Tools(bound_tools(request.tools, is_gbnf=True, lax=True)[0], form, notes, spells)
+
+    async def _shown(
+        self, request: Request, tools: "Tools | None"
+    ) -> tuple[Request, Prompt, tuple[str, ...]]:
         """Return the request with messages that the template shows, its prompt, and notes."""
-        is_continued = request.prompt_ids is not None and request.tools is None
-        if request.messages is None or is_continued:
+        starts_from_ids = tools is None or tools.form is not None
+        if request.messages is None or (request.prompt_ids is not None and starts_from_ids):
             return request, [request.prompt or ""], ()
+        messages = request.messages
+        if tools is not None:
+            if tools.shown is None and request.tools is not None:
+                messages = with_instructions(
+                    messages, request.tools, must_call=request.tool_call_required
+                )
+            request = msgspec.structs.replace(request, tools=tools.shown)
         render = partial(self._render_safely, request)
         try:
-            messages, prompt, notes = await self._template.show(request.messages, render)
+            messages, prompt, notes = await self._template.show(messages, render)
         except TemplateRefusedError:
             if request.tools is None:
                 raise
@@ -429,12 +490,16 @@ class LlamaCpp(TaskEngine):
         return msgspec.structs.replace(request, messages=messages), prompt, notes
 
     async def _render_safely(self, request: Request, messages: Messages) -> Prompt:
-        """Return the prompt with these messages, whose texts are no control tokens."""
-        sent = msgspec.to_builtins(messages)
+        """Return the prompt with these messages. No text in them or in tools is a control token."""
+        tools = None if request.tools is None else json.loads(request.tools)
+        sent = [msgspec.to_builtins(messages), tools]
         if not self._control.found_in(sent):
             return [await self._render(request, messages)]
-        sent, hidden = self._control.hide_in(sent)
-        prompt = await self._render(request, msgspec.convert(sent, Messages))
+        (shown, tools), hidden = self._control.hide_in(sent)
+        if tools is not None:
+            tools_text = json.dumps(tools, ensure_ascii=False)
+            request = msgspec.structs.replace(request, tools=tools_text)
+        prompt = await self._render(request, msgspec.convert(shown, Messages))
         return self._control.pieces_of(prompt, hidden)
 
     async def _render(self, request: Request, messages: Messages) -> str:
@@ -566,14 +631,19 @@ class LlamaCpp(TaskEngine):
         """Return a sink that separates the reasoning, if the request asks and the model reasons."""
         if self._marks is None or not request.separate_reasoning:
             return sink, None
-        generated = ""
+        text = await self._generated_text(request)
+        splitter = await self._splitter(self._marks, request, prompt_ids, text)
+        return SplitSink(sink, splitter), splitter
+
+    async def _generated_text(self, request: Request) -> str:
+        """Return the text of a continued answer so far."""
+        text = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
             if is_text:
-                generated += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
+                text += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
-                generated += await self._text_of([each for each in run if isinstance(each, int)])
-        splitter = await self._splitter(self._marks, request, prompt_ids, generated)
-        return SplitSink(sink, splitter), splitter
+                text += await self._text_of([each for each in run if isinstance(each, int)])
+        return text
 
     async def _splitter(
         self,
@@ -604,11 +674,39 @@ class LlamaCpp(TaskEngine):
             num_tokens -= len(await self._ids_of_text(self._marks[0], add_special=False))
         return max(0, num_tokens)
 
+    async def _call(
+        self,
+        request: Request,
+        prompt_ids: tuple[int, ...],
+        token_ids: list[int],
+        tools: "Tools",
+        sink: Sink,
+    ) -> None:
+        """Have the model answer or call tools in Penstock's own form."""
+        answer = await self._generated_text(request)
+        ends_thought = ""
+        if self._marks is not None and request.separate_reasoning:
+            _, splitter = await self._split_sink(request, prompt_ids, sink)
+            if splitter is not None and splitter.is_thinking:
+                answer, ends_thought = "", self._marks[1]
+            else:
+                answer = answer.rpartition(self._marks[1])[2]
+        assert tools.form is not None
+        calls = CallSink(sink, tools.form, answer)
+        lark = tools.form.lark(ends_thought=ends_thought, is_open=calls.parser.is_open)
+        if tools.spells:
+            lark = with_free_spelling(lark)
+        sink, _ = await self._split_sink(request, prompt_ids, calls)
+        await self._generate(request, token_ids, Bound({"grammar": lark}), sink)
+
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
-        """Have the model answer or call tools.
+        """Have the model answer or call tools in the form of its chat template.
 
         llama.cpp starts from the conversation, not from token ids, so it cannot continue an answer.
         """
+        if request.generated:
+            sink.fail("engine_died", CANNOT_CONTINUE)
+            return
         reader = ChatReader(sink, parallel_calls=request.parallel_calls)
         room = self._context_length - prompt_tokens
         body = {
@@ -665,7 +763,6 @@ def chat_body(request: Request) -> dict[str, Any]:
     body: dict[str, Any] = {"messages": turns}
     if request.tools is not None:
         body["tools"] = msgspec.Raw(request.tools.encode())
-        body["tool_choice"] = "required" if request.tool_call_required else "auto"
         body["parallel_tool_calls"] = request.parallel_calls
     if request.reasoning_effort is not None:
         body["reasoning_effort"] = request.reasoning_effort
@@ -690,29 +787,32 @@ def _split(ids: list[int]) -> list[list[int]]:
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """What binds an answer: llama.cpp's parameters, and whether a text is a whole such answer."""
+    """The bond of an answer: llama.cpp's parameters, and a function that recognises it whole."""
 
     params: dict[str, Any] = {}
     recognise: Callable[[str], bool] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def bound_of(request: Request, control: ControlTokens) -> Bound:
-    """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it."""
+def bound_of(request: Request, spells: bool) -> Bound:
+    """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it.
+
+    `spells`: it may contain the text of a control token.
+    """
     if request.json_schema is not None:
-        schema = compact_schema(request.json_schema)
-        if has_pattern(schema) or control.found_in(json.loads(schema)):
-            return Bound({"grammar": freely_spelled(schema)}, is_json)
-        return Bound({"json_schema": msgspec.Raw(schema.encode())}, is_json)
+        schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
+        params: dict[str, Any] = {"json_schema": msgspec.Raw(schema.encode())}
+        if spells:
+            params = {"grammar": freely_spelled(schema)}
+        return Bound(params, is_json, (RELAXED_SCHEMA,) * is_relaxed)
     if request.grammar is not None:
         lark = lark_of(request.grammar)
-        sent = lark
-        if has_regex(request.grammar) or control.found_in(texts_of(request.grammar)):
-            sent = with_free_spelling(lark)
-        return Bound({"grammar": sent}, recogniser_of(lark))
+        recognise = recogniser_of(lark)
+        return Bound({"grammar": with_free_spelling(lark) if spells else lark}, recognise)
     return Bound()
 
 
-def refusal_of_fields(request: Request) -> tuple[str, str] | None:
+def refusal_of_fields(request: Request, tools: "Tools | None") -> tuple[str, str] | None:
     """Return the code and the sentence that refuse fields which llama.cpp cannot combine."""
     is_bound = request.json_schema is not None or request.grammar is not None
     if (request.ignore_eos or request.min_tokens) and is_bound:
@@ -726,19 +826,31 @@ def refusal_of_fields(request: Request) -> tuple[str, str] | None:
             "unsupported_field",
             "llama.cpp does not support min_tokens and stop_token_ids together with tools.",
         )
+    if tools is not None and tools.form is not None and request.thinking_budget is not None:
+        return (
+            "unsupported_field",
+            "llama.cpp supports a thinking budget only for models whose chat template shows tools,"
+            " and without a required call or a schema.",
+        )
     return None
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """How a request's tools are shown to the model, and how it calls them.
+
+    `shown` are the tools for the chat template, None if the template has no place for them.
+    `form` is the form of the calls, None for the template's own. `spells`: the form contains the
+    text of a control token.
+    """
+
+    shown: str | None
+    form: CallForm | None
+    notes: tuple[str, ...] = ()
+    spells: bool = False
 
 
 class _ToolsRefusedError(Exception):
     """llama.cpp cannot use these tools; the message says why."""
-
-
-def check_request_tools(tools: str) -> None:
-    """Check the tools, as JSON. Raises _ToolsRefusedError if llama.cpp cannot use them."""
-    try:
-        check_tools(tools)
-    except InvalidSchemaError as error:
-        raise _ToolsRefusedError(str(error)) from None
 
 
 def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:

@@ -26,12 +26,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
 
 from penstock.engine.control import ControlTokens
-from penstock.engine.grammar import (
-    MAX_SCHEMA_INTEGER,
-    InvalidSchemaError,
-    check_integers,
-    check_tools,
-)
+from penstock.engine.grammar import MAX_SCHEMA_INTEGER, InvalidSchemaError, check_integers
 from penstock.engine.protocol import Feature, Sink
 from penstock.engine.reasoning import (
     SplitSink,
@@ -62,6 +57,7 @@ class AnswerFormat:
     `structure` is the structure that the answer must have. `shows_special_tokens`: its text
     includes special tokens. `parser` is vLLM's, created for this answer, and `chat` is the request
     in the parser's form. `marks` surround the reasoning, if marks separate it.
+    `is_relaxed`: the structure leaves out part of the request's schema.
     """
 
     structure: StructuredOutputsParams | None = None
@@ -71,6 +67,7 @@ class AnswerFormat:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     marks: tuple[str, str] | None = None
     parallel_calls: bool = True
+    is_relaxed: bool = False
 
     def begin(self, prompt_ids: tuple[int, ...]) -> dict[str, Any]:
         """Return vLLM's arguments for where the structure begins.
@@ -232,8 +229,6 @@ class Chats:
 
     def _parsed_format(self, request: Request, marks: tuple[str, str] | None) -> AnswerFormat:
         assert self._parser is not None
-        if request.tools is not None:
-            check_tools(request.tools, max_integer=MAX_TOOLS_INTEGER)
         kwargs = template_kwargs(request)
         chat = ChatCompletionRequest(
             messages=self.turns(request),

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import difflib
+import json
 import logging
 import os
 import secrets
@@ -22,7 +23,15 @@ from typing import Any
 
 import msgspec
 
-from penstock.engine.grammar import InvalidSchemaError
+from penstock.engine.grammar import (
+    CANNOT_CONTINUE,
+    RELAXED_SCHEMA,
+    RELAXED_TOOLS,
+    InvalidSchemaError,
+    bound_tools,
+    opened_tools,
+    relaxed_schema,
+)
 from penstock.engine.process import reaper
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import begun_answer
@@ -47,6 +56,7 @@ try:
     from vllm.v1.engine.exceptions import EngineDeadError
 
     from penstock.engine.vllm.chats import (
+        MAX_TOOLS_INTEGER,
         PROBE,
         PROBE_TOOLS,
         AnswerFormat,
@@ -206,16 +216,29 @@ class Vllm(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
+            if request.tools is not None and request.generated:
+                sink.fail("engine_died", CANNOT_CONTINUE)
+                return
             if refused := too_many_turns(request, self._context_length):
                 sink.fail(*refused)
                 return
+            given_tools = request.tools
+            request, relaxed = await self._bindable(request)
             request, prompt, notes = await self._shown(request)
             prompt_ids = tuple(prompt["prompt_token_ids"])
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            answer_format = await self._answer_format(request)
-            sink.accepted(prompt_ids, notes)
+            try:
+                answer_format = await self._answer_format(request)
+            except InvalidSchemaError:
+                if given_tools is None:
+                    raise
+                request = msgspec.structs.replace(request, tools=opened_tools(given_tools))
+                answer_format = await self._answer_format(request)
+                relaxed = (RELAXED_TOOLS,)
+            relaxed += (RELAXED_SCHEMA,) * answer_format.is_relaxed
+            sink.accepted(prompt_ids, notes + relaxed)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
             if not await self._start(request.id, sink):
@@ -312,11 +335,28 @@ class Vllm(TaskEngine):
         (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
+    async def _bindable(self, request: Request) -> tuple[Request, tuple[str, ...]]:
+        """Return the request with tools that can be bound, and a note if they were relaxed."""
+        if request.tools is None:
+            return request, ()
+        tools, is_relaxed = await asyncio.to_thread(
+            bound_tools, request.tools, is_gbnf=True, max_integer=MAX_TOOLS_INTEGER
+        )
+        return msgspec.structs.replace(request, tools=tools), (RELAXED_TOOLS,) * is_relaxed
+
     async def _answer_format(self, request: Request) -> AnswerFormat:
         """Return the format of the answer. Raises InvalidSchemaError if vLLM cannot enforce it."""
         if (request.json_schema or request.grammar or request.tools) is None:
             return self._chats.answer_format(request)
-        return await asyncio.to_thread(self._checked_format, request)
+        try:
+            return await asyncio.to_thread(self._checked_format, request)
+        except InvalidSchemaError:
+            if request.json_schema is None or not request.lax_schema:
+                raise
+        schema = json.dumps(relaxed_schema(json.loads(request.json_schema)))
+        request = msgspec.structs.replace(request, json_schema=schema)
+        answer_format = await asyncio.to_thread(self._checked_format, request)
+        return dataclasses.replace(answer_format, is_relaxed=True)
 
     def _checked_format(self, request: Request) -> AnswerFormat:
         """Return the format of an answer with a structure, after vLLM has verified it."""

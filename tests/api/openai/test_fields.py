@@ -172,8 +172,9 @@ CHAT_ROWS = [
     *rows("messages", "invalid_value", [calling(MARK)], [calling("[]")], [calling("{")]),
     *rows("tools", "invalid_type", MARK, {}),
     *rows("tools", "too_few_items", []),
-    *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(129)]),
-    *rows("tools", "invalid_value", [tool("a"), tool("a")], [tool("a b")], [{"type": MARK}]),
+    *rows("tools", "too_many_items", [tool(f"f{n}") for n in range(1025)]),
+    *rows("tools", "invalid_value", [tool("a"), tool("a")], [{"type": MARK}]),
+    *rows("tools", "invalid_value", [tool("a\n")], [tool('"')], [tool("a" * 257)], [tool("")]),
     *rows("tools", "invalid_schema", [tool("a", {"enum": ["a" * 65_536]})]),
     *rows("tool_choice", "invalid_value", "auto", "required", MARK),  # without tools
     *rows("parallel_tool_calls", "invalid_value", False),  # without tools

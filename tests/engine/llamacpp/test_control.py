@@ -122,10 +122,14 @@ async def test_with_tools_turn_marks_are_broken_and_noted(engine: LlamaCpp) -> N
 HELLO = Message("user", "Hello")
 
 
-async def test_with_tools_a_mark_in_a_value_is_refused(engine: LlamaCpp) -> None:
-    for schema in ({"enum": ["a <|user|> b"]}, {"const": "<|system|>"}):
+async def test_with_tools_a_mark_in_a_value_is_called_as_text(engine: LlamaCpp) -> None:
+    for schema, value in (
+        ({"enum": ["a <|user|> b"]}, "a <|user|> b"),
+        ({"const": "<|system|>"}, "<|system|>"),
+    ):
         sent = f"[{json.dumps(tool('get', {'city': schema}))}]"
-        sink = await answered(engine, tools=sent, messages=(HELLO,))
-        assert sink.failure is not None
-        assert sink.failure[0] == "invalid_tools"
-        assert "control token" in sink.failure[1]
+        sink = await answered(
+            engine, tools=sent, messages=(HELLO,), tool_call_required=True, max_tokens=60
+        )
+        assert sink.failure is None
+        assert f'"{value}"' in "".join(part[3] for part in sink.tool_parts)
