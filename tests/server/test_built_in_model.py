@@ -66,6 +66,8 @@ async def test_streamed_and_whole_answers_are_the_same(server: RunningServer) ->
         events = await stream(http, max_tokens=80, temperature=0)
         whole = await complete(http, max_tokens=80, temperature=0)
     assert text_of(events) == whole["text"]
+    for usage in (events[-1]["usage"], whole["usage"]):  # the second one finds more in the cache
+        assert 0 <= usage.pop("cached_tokens") < usage["prompt_tokens"]
     assert events[-1]["usage"] == whole["usage"]
     assert events[-1]["finish_reason"] == whole["finish_reason"]
 

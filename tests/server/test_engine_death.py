@@ -59,6 +59,8 @@ def test_the_built_in_model_s_streams_go_on_as_if_nothing_had_been(number: signa
         assert text_of(disturbed) == text_of(undisturbed)
         assert [event["index"] for event in disturbed] == list(range(len(disturbed)))
         assert disturbed[-1]["finish_reason"] == undisturbed[-1]["finish_reason"]
+        for end in (disturbed[-1], undisturbed[-1]):  # the caches differ
+            assert 0 <= end["usage"].pop("cached_tokens") < end["usage"]["prompt_tokens"]
         assert disturbed[-1]["usage"] == undisturbed[-1]["usage"]
         assert "reproducible" not in disturbed[-1]
 

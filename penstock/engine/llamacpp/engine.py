@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any, cast
 
 import httptools
@@ -43,11 +42,10 @@ from penstock.engine.llamacpp.answers import (
     RefusedByEngineError,
     refusal_in,
 )
-from penstock.engine.llamacpp.gguf import context_length
+from penstock.engine.llamacpp.gguf import context_length, marked_tokens
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
 from penstock.engine.llamacpp.steps import Steps, needs_steps
-from penstock.engine.llamacpp.vocabulary import marked_tokens
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import (
     SplitSink,
@@ -275,8 +273,8 @@ class LlamaCpp(TaskEngine):
     async def _learn_control_tokens(self) -> None:
         """Find the tokens that llama.cpp makes of a text only if it looks for control tokens."""
         try:
-            self._token_names = await asyncio.to_thread(marked_tokens, Path(self._model))
-        except ValueError as error:
+            self._token_names = await asyncio.to_thread(marked_tokens, self._model)
+        except (OSError, ValueError) as error:
             raise StartError(
                 f"The model's vocabulary cannot be read: {error}.", "Is the GGUF file complete?"
             ) from None

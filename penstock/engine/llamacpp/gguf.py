@@ -1,55 +1,106 @@
-"""Reads the length of a model's own context from its GGUF file, without loading the model.
+"""Reads values from a GGUF file, without loading the model.
 
-In: the file's path. Out: a number of tokens. Not known here: llama.cpp, which cannot tell that
-number before it has reserved the memory for a larger context.
+In: the file's path and the values' names. Out: the values. Not known here: llama.cpp, which tells
+some of them only after it has loaded the model, and others never.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-import os
+import mmap
+import re
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-HEADER = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of values
-LENGTH = struct.Struct("<Q")
-TYPE = struct.Struct("<I")
 STRING, ARRAY = 8, 9
-# The numbers' types, by their codes in the file.
-NUMBERS = {
-    code: struct.Struct("<" + letter)
-    for code, letter in {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?"}.items()
-} | {code: struct.Struct("<" + letter) for code, letter in {10: "Q", 11: "q", 12: "d"}.items()}
+# The numbers' types in the file → the format of `struct`.
+NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+NORMAL, BYTE = 1, 6
+# llama.cpp treats some tokens as control tokens whatever their type. All of them look so.
+_LOOKS_LIKE_CONTROL = re.compile(r"[_▁]?(?:<.+>|\[.+\])", re.DOTALL)
 
 
 def context_length(path: str) -> int:
     """Return the context in tokens that the model was made for; 0 if the file does not say."""
     try:
-        with Path(path).open("rb") as file:
-            magic, *_, num_values = _read(file, HEADER)
-            if magic != b"GGUF":
-                return 0
-            for _ in range(num_values):
-                key = file.read(*_read(file, LENGTH))
-                (kind,) = _read(file, TYPE)
-                if key.endswith(b".context_length") and kind in NUMBERS:
-                    return int(_read(file, NUMBERS[kind])[0])
-                _skip(file, kind)
-    except (OSError, ValueError, OverflowError, MemoryError, struct.error, KeyError):
-        pass  # llama.cpp says what is wrong with the file
-    return 0
+        value = values_of(path, ".context_length").get(".context_length")
+    except (OSError, ValueError):  # llama.cpp says what is wrong with the file
+        return 0
+    return value if isinstance(value, int) else 0
 
 
-def _read(file: BinaryIO, layout: struct.Struct) -> tuple[Any, ...]:
-    return layout.unpack(file.read(layout.size))
+def marked_tokens(path: str) -> dict[int, str]:
+    """Return the id and the text of every token that may be no plain text.
+
+    These are control tokens, unused tokens and the like. llama.cpp shows no text for them. Raises
+    OSError or ValueError if the file cannot be read.
+    """
+    values = values_of(path, TOKENS, TYPES)
+    tokens = values.get(TOKENS, [])
+    types = values.get(TYPES) or [NORMAL] * len(tokens)
+    return {
+        token_id: text
+        for token_id, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind not in (NORMAL, BYTE) or (kind == NORMAL and _LOOKS_LIKE_CONTROL.fullmatch(text))
+    }
 
 
-def _skip(file: BinaryIO, kind: int, count: int = 1) -> None:
-    if kind == STRING:
-        for _ in range(count):
-            file.seek(_read(file, LENGTH)[0], os.SEEK_CUR)
-    elif kind == ARRAY:
-        (kind,), (count,) = _read(file, TYPE), _read(file, LENGTH)
-        _skip(file, kind, count)
-    else:
-        file.seek(NUMBERS[kind].size * count, os.SEEK_CUR)
+def values_of(path: str, *endings: str) -> dict[str, Any]:
+    """Return the first value whose name ends with each of the endings, if the file has one.
+
+    Raises OSError if the file cannot be read, and ValueError if it is malformed.
+    """
+    try:
+        with (
+            Path(path).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m,
+        ):
+            return _Reader(m).values(endings)
+    except (struct.error, KeyError, OverflowError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{path} is not a complete GGUF file") from error
+
+
+class _Reader:
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._at = 0
+
+    def values(self, endings: tuple[str, ...]) -> dict[str, Any]:
+        """Return the values, and stop reading after the last of them."""
+        if self._read("4s") != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self._read("I")  # the version
+        self._read("Q")  # the number of tensors
+        found: dict[str, Any] = {}
+        for _ in range(self._read("Q")):
+            name = self._string()
+            value = self._value(self._read("I"))
+            if ending := next((each for each in endings if name.endswith(each)), None):
+                found.setdefault(ending, value)
+                if len(found) == len(endings):
+                    break
+        return found
+
+    def _value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind != ARRAY:
+            return self._read(NUMBERS[kind])
+        kind, length = self._read("I"), self._read("Q")
+        if kind in (STRING, ARRAY):
+            return [self._value(kind) for _ in range(length)]
+        layout = struct.Struct(f"<{length}{NUMBERS[kind]}")
+        values = layout.unpack_from(self._data, self._at)
+        self._at += layout.size
+        return values
+
+    def _read(self, layout: str) -> Any:
+        (value,) = struct.unpack_from(f"<{layout}", self._data, self._at)
+        self._at += struct.calcsize(f"<{layout}")
+        return value
+
+    def _string(self) -> str:
+        length = self._read("Q")
+        begin, self._at = self._at, self._at + length
+        return self._data[begin : self._at].decode("utf-8", "replace")

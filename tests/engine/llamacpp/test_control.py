@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from penstock.engine.llamacpp.engine import CONTROL_TOKENS, LlamaCpp
+from penstock.engine.llamacpp.gguf import marked_tokens
 from penstock.engine.llamacpp.hub import find_model
-from penstock.engine.llamacpp.vocabulary import marked_tokens
 from penstock.request import Message, ToolUse
 from tests.engine.test_conformance import ask
 from tests.support.calling import tool
@@ -43,7 +43,7 @@ async def prompt_of(engine: LlamaCpp, *messages: Message, **fields: Any) -> tupl
 
 
 async def test_the_vocabulary_names_the_control_tokens() -> None:
-    assert marked_tokens(find_model("rill")) == {
+    assert marked_tokens(str(find_model("rill"))) == {
         BEGIN: "<|endoftext|>",
         SYSTEM: "<|system|>",
         USER: "<|user|>",
