@@ -147,6 +147,8 @@ def bound_tools(
     for tool in bound:
         function = tool["function"]
         strict = bool(function.pop("strict", False)) and not lax
+        # Never relaxed: the answer would have another number.
+        check_integers(function["parameters"], max_integer if is_gbnf else MAX_SCHEMA_INTEGER)
         parameters = json.dumps(function["parameters"])
         if is_gbnf:
             text, was_relaxed = _spelled_parameters(parameters, strict, max_integer)

@@ -37,10 +37,10 @@ def answer_to(server: RunningServer, schema: dict[str, Any], **fields: Any) -> A
     return create(server, response_format=asked, **fields).choices[0]
 
 
-def arguments_of(server: RunningServer, schema: dict[str, Any]) -> Any:
+def arguments_of(server: RunningServer, schema: dict[str, Any], choice: str = "auto") -> Any:
     """Return the value of a tool's only argument, which must satisfy this schema."""
     fields = {**CALLS, "tools": [tool("act", {"it": schema})]}
-    message = create(server, **fields, tool_choice="required").choices[0].message
+    message = create(server, **fields, tool_choice=choice).choices[0].message
     return json.loads(message.tool_calls[0].function.arguments)["it"]
 
 
@@ -97,6 +97,9 @@ def test_a_tool_keeps_an_integer_up_to_2_64_and_refuses_a_greater_one(
         refused = refusal_of(lambda number=number: arguments_of(caller, {"enum": [number]}))
         assert refused.code == "invalid_tools"
         assert "an integer is not from" in refused.message
+    # A forced call is bound by another grammar, which keeps fewer integers.
+    refused = refusal_of(lambda: arguments_of(caller, {"const": GREATEST + 1}, "required"))
+    assert refused.code == "invalid_tools"
 
 
 def test_the_number_at_which_the_grammar_library_crashes_is_refused(rill: RunningServer) -> None:
