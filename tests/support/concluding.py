@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.engine.llamacpp.engine import HttpRequest, LlamaCpp
+from penstock.engine.llamacpp.engine import LlamaCpp
+from penstock.engine.llamacpp.http import HttpRequest
 
 GRAMMAR = 'root ::= [a-z ,.]{20,30} "\\n</think>\\n\\n" [A-Z ,.]+'
 

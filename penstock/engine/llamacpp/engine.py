@@ -9,15 +9,12 @@ Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 """
 
 import asyncio
-import difflib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import httptools
 import msgspec
@@ -31,187 +28,52 @@ from penstock.engine.grammar import (
     bound_text,
     bound_tools,
     compact_schema,
-    freely_spelled,
     has_pattern,
-    is_json,
 )
-from penstock.engine.lark import checked, has_regex, lark_of, recogniser_of, with_free_spelling
+from penstock.engine.lark import checked, has_regex, with_free_spelling
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
     RefusedByEngineError,
-    refusal_in,
 )
+from penstock.engine.llamacpp.bonds import Bound, Tools, bound_of, refusal_of_fields
 from penstock.engine.llamacpp.gguf import context_length, marked_tokens
+from penstock.engine.llamacpp.http import LlamaClient, Prompt
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
+from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, set_param
+from penstock.engine.llamacpp.props import Models, Props
 from penstock.engine.llamacpp.steps import Steps, needs_steps
-from penstock.engine.protocol import Feature, ModelInfo, Sink
+from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.reasoning import (
     SplitSink,
     Splitter,
     begun_answer,
     marks_in,
     num_last_tokens,
-    reasoning_features,
 )
 from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
 from penstock.engine.tools import CallForm, CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
-from penstock.request import Message, Request, Sampling, UnnamedTokens
+from penstock.request import Message, Request, UnnamedTokens
 
 SPARE_HTTP_THREADS = 4
-BACKLOG_PAUSE_S = 0.01
 # Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
 LOG_ERRORS = 1
-# llama.cpp draws a seed if it gets this number.
-RANDOM_SEED = 0xFFFFFFFF
 # Separates texts in a request to `/tokenize`; it is no token's id.
 NO_TOKEN = -1
 CONTROL_TOKENS = "messages (control tokens)"
 """The note on a conversation with tools whose texts of control tokens were broken."""
 # A conversation that every template shows.
 PROBE = (Message("user", "Hello"),)
-SUPPORTS: tuple[Feature, ...] = (
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "top_logprobs",
-    "json_schema",
-    "tools",
-    "tools_with_schema",
-    "min_p",
-    "repetition_penalty",
-    "min_tokens",
-    "ignore_eos",
-    "stop_token_ids",
-    "grammar",
-    "use_cache",
-    "template_kwargs",
-    "last_message",
-    "return_token_ids",
-)
-# llama.cpp's numbers have single precision.
-DECIMALS = 6
-
-
-Prompt = list[str | int]
-"""A prompt as texts and ids of control tokens."""
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
-
-
-class _Content(msgspec.Struct):
-    content: str
 
 
 class _Prompt(msgspec.Struct):
     prompt: str
 
 
-class _Props(msgspec.Struct):
-    class Generation(msgspec.Struct):
-        class Params(msgspec.Struct):
-            temperature: float
-            top_p: float
-            top_k: int
-            min_p: float
-            repeat_penalty: float
-
-        n_ctx: int
-        params: Params
-
-    class Caps(msgspec.Struct):
-        supports_tools: bool = False
-        supports_tool_calls: bool = False
-        supports_reasoning_effort: bool = False
-
-    default_generation_settings: Generation
-    total_slots: int
-    chat_template: str = ""
-    chat_template_caps: Caps = msgspec.field(default_factory=Caps)
-
-    def sampling(self) -> Sampling:
-        """Return the sampling of the model's file (`general.sampling.*`), else llama.cpp's own."""
-        params = self.default_generation_settings.params
-        return Sampling(
-            temperature=round(params.temperature, DECIMALS),
-            top_p=round(params.top_p, DECIMALS),
-            top_k=max(0, params.top_k),
-            min_p=round(params.min_p, DECIMALS),
-            repetition_penalty=round(params.repeat_penalty, DECIMALS),
-        )
-
-    def supports(self) -> tuple[Feature, ...]:
-        """Return the optional features that work with the model's chat template."""
-        caps = self.chat_template_caps
-        effort = reasoning_features(self.chat_template, has_effort=caps.supports_reasoning_effort)
-        budget: tuple[Feature, ...] = ("thinking_budget",) if marks_in(self.chat_template) else ()
-        return SUPPORTS + effort + budget
-
-    @property
-    def shows_tools(self) -> bool:
-        """Return True if the chat template has a form for tools and their calls."""
-        return (
-            self.chat_template_caps.supports_tools and self.chat_template_caps.supports_tool_calls
-        )
-
-
-class _Models(msgspec.Struct):
-    class Model(msgspec.Struct):
-        class Meta(msgspec.Struct):
-            n_vocab: int
-
-        meta: Meta
-
-    data: list[Model]
-
-
-class HttpRequest(asyncio.Protocol):
-    """An HTTP request on its own connection, with a streamed response.
-
-    `on_body` is called with the bytes of the response's body, cut anywhere. `done` becomes the
-    status when the response is complete, or raises ConnectionError if it is cut off.
-    """
-
-    def __init__(self, path: str, body: bytes | None, on_body: Callable[[bytes], None]) -> None:
-        head = (
-            f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: engine\r\n"
-            f"Connection: close\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body or b'')}\r\n\r\n"
-        )
-        self._request = head.encode() + (body or b"")
-        self.on_body = on_body  # the parser looks this method up when it is created
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
-        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_message_complete(self) -> None:
-        if not self.done.done():
-            self.done.set_result(self._parser.get_status_code())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(ConnectionError("llama.cpp closed the connection"))
-
-    def abort(self) -> None:
-        """Cancel `done` and drop the connection, so that llama.cpp drops the request."""
-        self.done.cancel()
-        if self._transport is not None:
-            self._transport.abort()
-
-
-class LlamaCpp(TaskEngine):
+class LlamaCpp(LlamaClient, TaskEngine):
     """An engine that serves the GGUF file `model` as `name`, with `slots` requests at once.
 
     Each slot has a context of `context` tokens, rounded up to a multiple of 256. 0 means the
@@ -253,13 +115,13 @@ class LlamaCpp(TaskEngine):
         """Load the model in a thread, which can take minutes. Raises StartError if it fails."""
         self._dir = tempfile.mkdtemp(prefix="penstock-")
         self._server = await asyncio.to_thread(self._load)
-        props = msgspec.json.decode(await self._ask("/props"), type=_Props)
+        props = msgspec.json.decode(await self._ask("/props"), type=Props)
         self._context_length = props.default_generation_settings.n_ctx
         self._marks = marks_in(props.chat_template)
         await self._learn_control_tokens()
         self._shows_tools = props.shows_tools
         self._template = await Template.probe(partial(self._render, Request("", 1)))
-        (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=_Models).data
+        (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=Models).data
         return ModelInfo(
             self._name,
             "llamacpp",
@@ -509,38 +371,6 @@ class LlamaCpp(TaskEngine):
             raise TemplateRefusedError from None
         return msgspec.json.decode(answer, type=_Prompt).prompt
 
-    async def _ids_of_prompt(self, prompt: Prompt) -> list[int]:
-        """Return the prompt's tokens. Only a prompt in one piece is searched for control tokens."""
-        if len(prompt) == 1 and isinstance(prompt[0], str):
-            return await self._ids_of_text(prompt[0], add_special=True)
-        return await self._ids_of_pieces(prompt, parse_special=False, add_special=True)
-
-    async def _ids_of_pieces(
-        self, pieces: Prompt, *, parse_special: bool, add_special: bool = False
-    ) -> list[int]:
-        fields = {"parse_special": parse_special, "add_special": add_special}
-        body = msgspec.json.encode({"content": pieces, **fields})
-        return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
-
-    async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
-        body = msgspec.json.encode({"content": text, "add_special": add_special})
-        return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
-
-    async def _text_of(self, ids: list[int]) -> str:
-        body = msgspec.json.encode({"tokens": ids})
-        return msgspec.json.decode(await self._ask("/detokenize", body), type=_Content).content
-
-    async def _ids_of(self, generated: tuple[int | UnnamedTokens, ...]) -> list[int]:
-        ids: list[int] = []
-        for each in generated:
-            if isinstance(each, int):
-                ids.append(each)
-            else:
-                # Some tokenizers put a space before any text; only the last tokens are the text's.
-                found = await self._ids_of_text(each.text, add_special=False)
-                ids += found[-each.num_tokens :]
-        return ids
-
     async def _generate(
         self, request: Request, token_ids: list[int], bound: "Bound", sink: Sink
     ) -> None:
@@ -728,32 +558,6 @@ class LlamaCpp(TaskEngine):
         finally:
             http.abort()
 
-    async def _ask(self, path: str, body: bytes | None = None) -> bytes:
-        answer = bytearray()
-        http = await self._open(path, body, answer.extend)
-        try:
-            status = await http.done
-        finally:
-            http.abort()
-        if status != 200:
-            raise RefusedByEngineError(refusal_in(bytes(answer)).message)
-        return bytes(answer)
-
-    async def _open(
-        self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
-    ) -> HttpRequest:
-        """Send a request to llama.cpp's server: a GET without a body, otherwise a POST."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                _, http = await loop.create_unix_connection(
-                    lambda: HttpRequest(path, body, on_body), self._socket
-                )
-            except BlockingIOError:  # a thousand requests at once fill the socket's backlog
-                await asyncio.sleep(BACKLOG_PAUSE_S)
-            else:
-                return http
-
 
 def chat_body(request: Request) -> dict[str, Any]:
     """Return the fields that llama.cpp needs to render and to answer a conversation."""
@@ -773,6 +577,10 @@ def chat_body(request: Request) -> dict[str, Any]:
     return body
 
 
+class _ToolsRefusedError(Exception):
+    """llama.cpp cannot use these tools; the message says why."""
+
+
 def _split(ids: list[int]) -> list[list[int]]:
     """Return the ids before each `NO_TOKEN`."""
     runs: list[list[int]] = [[]]
@@ -782,128 +590,3 @@ def _split(ids: list[int]) -> list[list[int]]:
         else:
             runs[-1].append(each)
     return runs[:-1]
-
-
-class Bound(msgspec.Struct, frozen=True):
-    """The bond of an answer: llama.cpp's parameters, and a function that recognises it whole."""
-
-    params: dict[str, Any] = {}
-    recognise: Callable[[str], bool] | None = None
-    notes: tuple[str, ...] = ()
-
-
-def bound_of(request: Request, spells: bool) -> Bound:
-    """Return what binds the answer. Raises InvalidSchemaError if llama.cpp cannot enforce it.
-
-    `spells`: it may contain the text of a control token.
-    """
-    if request.json_schema is not None:
-        schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
-        params: dict[str, Any] = {"json_schema": msgspec.Raw(schema.encode())}
-        if spells:
-            params = {"grammar": freely_spelled(schema)}
-        return Bound(params, is_json, (RELAXED_SCHEMA,) * is_relaxed)
-    if request.grammar is not None:
-        lark = lark_of(request.grammar)
-        recognise = recogniser_of(lark)
-        return Bound({"grammar": with_free_spelling(lark) if spells else lark}, recognise)
-    return Bound()
-
-
-def refusal_of_fields(request: Request, tools: "Tools | None") -> tuple[str, str] | None:
-    """Return the code and the sentence that refuse fields which llama.cpp cannot combine."""
-    is_bound = request.json_schema is not None or request.grammar is not None
-    if (request.ignore_eos or request.min_tokens) and is_bound:
-        return (
-            "unsupported_field",
-            "llama.cpp cannot lengthen an answer that a schema or a grammar binds. Leave out"
-            " ignore_eos and min_tokens.",
-        )
-    if request.tools is not None and (request.min_tokens or request.stop_token_ids):
-        return (
-            "unsupported_field",
-            "llama.cpp does not support min_tokens and stop_token_ids together with tools.",
-        )
-    if tools is not None and tools.form is not None and request.thinking_budget is not None:
-        return (
-            "unsupported_field",
-            "llama.cpp supports a thinking budget only for models whose chat template shows tools,"
-            " and without a required call or a schema.",
-        )
-    return None
-
-
-class Tools(msgspec.Struct, frozen=True):
-    """How a request's tools are shown to the model, and how it calls them.
-
-    `shown` are the tools for the chat template, None if the template has no place for them.
-    `form` is the form of the calls, None for the template's own. `spells`: the form contains the
-    text of a control token.
-    """
-
-    shown: str | None
-    form: CallForm | None
-    notes: tuple[str, ...] = ()
-    spells: bool = False
-
-
-class _ToolsRefusedError(Exception):
-    """llama.cpp cannot use these tools; the message says why."""
-
-
-def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
-    """Return llama.cpp's sampling parameters, with none left to llama.cpp's own defaults."""
-    params: dict[str, Any] = {
-        "samplers": ["top_k", "top_p", "temperature"],
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "seed": RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED,
-    }
-    if sampling.min_p:
-        params["samplers"] = ["top_k", "top_p", "min_p", "temperature"]
-        params["min_p"] = sampling.min_p
-    penalties = sampling.presence_penalty, sampling.frequency_penalty
-    if any(penalties) or sampling.repetition_penalty != 1:
-        # Penalties cover the whole context, prompt and answer alike. So a continuation, whose
-        # prompt includes the answer so far, goes on exactly.
-        params |= {
-            "samplers": ["penalties", *params["samplers"]],
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": context_length,
-        }
-    if sampling.logit_bias:
-        params["logit_bias"] = sampling.logit_bias
-    return params
-
-
-def num_usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: respects a container's limits
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def set_param(params: object, name: str, value: object) -> None:
-    """Set a parameter of llama.cpp by name. Raises StartError if the name or value is invalid."""
-    *path, last = name.split(".")
-    if not path and not hasattr(params, last) and hasattr(params.cpuparams, last):  # type: ignore[attr-defined] # xllamacpp has no types
-        path = ["cpuparams"]
-    owner: Any = params
-    try:
-        for part in path:
-            owner = getattr(owner, part)
-        getattr(owner, last)
-    except AttributeError:
-        names = [n for n in dir(owner) if not n.startswith("_")]
-        near = difflib.get_close_matches(last, names, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "xllamacpp's README lists the names."
-        raise StartError(f"llama.cpp has no parameter {name!r}.", hint) from None
-    try:
-        setattr(owner, last, value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StartError(
-            f"llama.cpp does not take this value for {name!r}: {error}.", "Give another value."
-        ) from None
