@@ -483,9 +483,14 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(
     of_rill: openai.OpenAI, value: dict[str, Any]
 ) -> None:
     """llama.cpp itself would ignore the schema and answer with free text."""
+    response_format = schema(value, strict=True)
     with pytest.raises(openai.BadRequestError) as refused:
         of_rill.chat.completions.create(
-            model="rill", messages=HELLO, response_format=schema(value), max_tokens=5, stream=True
+            model="rill",
+            messages=HELLO,
+            response_format=response_format,
+            max_tokens=5,
+            stream=True,
         )
     assert refused.value.code == "invalid_schema"
     assert (refused.value.param or "").startswith("response_format")
