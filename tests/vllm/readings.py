@@ -47,7 +47,7 @@ def reading_of(
         chats.tokenizer.encode(each, add_special_tokens=False) for each in (PROMPT, text)
     )
     told = RecordingSink()
-    sink = chats.answer_format(request).sink(told, tuple(prompt_ids), [], chats.tokenizer)
+    sink = chats.answer_format(request).sink(told, tuple(prompt_ids), [], chats.tokenizer, "")
     num_with_text = 0
     start = 0
     while start < len(ids):
@@ -58,7 +58,7 @@ def reading_of(
             del told.token_ids[num_with_text:]
             told.num_tokens = num_with_text
             sink = chats.answer_format(request).sink(
-                told, tuple(prompt_ids), generated, chats.tokenizer
+                told, tuple(prompt_ids), generated, chats.tokenizer, ""
             )
         part = ids[start : start + step]
         before = told.text() + "".join(told.thoughts)

@@ -111,19 +111,40 @@ def test_messages_are_answered_by_a_model_with_a_chat_template(server: RunningSe
 
 @only_rill
 def test_a_model_without_tools_refuses_them_by_name(server: RunningServer) -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    user = {"role": "user", "content": "Hello"}
-    assistant = {"role": "assistant", "content": None, "tool_calls": [call]}
     tools = [{"type": "function", "function": {"name": "f"}}]
-    for name, fields in (
-        ("tools", {"messages": [user], "tools": tools}),
-        ("messages", {"messages": [user, assistant]}),
-        ("reasoning_effort", {"messages": [user], "reasoning_effort": "high"}),
-    ):
-        answer = requests.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60)
-        assert answer.status_code == 400
-        error = answer.json()["error"]
-        assert (error["code"], error["param"]) == ("unsupported_field", name)
+    fields = {"messages": [{"role": "user", "content": "Hello"}], "tools": tools}
+    answer = requests.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_field", "tools")
+
+
+@only_rill
+def test_a_model_without_tools_reads_earlier_calls_as_its_template_shows_them(
+    server: RunningServer,
+) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "Hi"},
+    ]
+    fields = {"messages": messages, "max_tokens": 3}
+    answer = requests.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] <= 3
+
+
+@only_rill
+def test_a_model_without_reasoning_ignores_the_effort_by_name(server: RunningServer) -> None:
+    fields = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "reasoning_effort": "high",
+        "max_tokens": 3,
+    }
+    answer = requests.post(f"{server.url}/v1/chat/completions", json=fields, timeout=60)
+    assert answer.status_code == 200
+    assert answer.headers["x-penstock-ignored"] == "reasoning_effort"
 
 
 def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch) -> None:
