@@ -24,6 +24,7 @@ from penstock.observe.meter import Meter
 from penstock.settings import Settings
 from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams, draining
+from penstock.stream.straight import StraightPath
 from penstock.web.body import BodyReader
 from penstock.web.granian import GranianServers
 from penstock.web.host import is_loopback
@@ -100,6 +101,7 @@ class Server:
             hang_timeout=settings.engine_timeout,
             on_spawn=self._on_loading,
             on_cancelled=meter.abort.add,
+            deliver=StraightPath(meter).deliver,
         )
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.observe.meter import Delivery
 from penstock.stream.admission import Place
+from penstock.stream.lane import Lane
 from penstock.stream.reader import Batch, Reader
 from penstock.web.access import access_of
 from penstock.web.liveness import Liveness
@@ -45,6 +46,12 @@ class Framer(Protocol):
 
     def frame(self, batches: list[Batch]) -> bytes:
         """Return the frames of these events, in one piece."""
+
+    def straight(self) -> Callable[[str], bytes] | None:
+        """Return what frames the next plain delta of the only stream, given its text.
+
+        Return None if the next frame takes more than the text.
+        """
 
 
 class ConnectedReader:
@@ -128,16 +135,17 @@ class BodyWriter:
         "_delivery",
         "_framer",
         "_is_last",
+        "_lane",
         "_liveness",
         "_on_end",
         "_peer",
         "_preface",
         "_reader",
         "_rest",
+        "_since",
         "_tell_place",
         "is_sending",
         "is_stalled",
-        "since",
     )
 
     def __init__(
@@ -163,7 +171,13 @@ class BodyWriter:
         self.is_sending = False
         self.is_stalled = False
         """True if the response was ended because its client did not read."""
-        self.since = time.monotonic()
+        self._since = time.monotonic()
+        self._lane: Lane | None = None
+
+    @property
+    def since(self) -> float:
+        """Return when the last write began (while it waits) or was taken."""
+        return self._since if self.is_sending else max(self._since, self._delivery.last)
 
     @property
     def lag(self) -> int:
@@ -231,7 +245,7 @@ class BodyWriter:
     def _wait(self, rest: bytes) -> None:
         self.is_sending = True
         self._rest = rest
-        self.since = time.monotonic()
+        self._since = time.monotonic()
 
     def _note_taken(self) -> None:
         """Go on after a write that had to wait."""
@@ -247,12 +261,30 @@ class BodyWriter:
             self._write_news()
 
     def _note_all_taken(self) -> None:
-        self.since = now = time.monotonic()
+        self._since = now = time.monotonic()
         reader = self._reader
         if reader.num_taken:
             self._delivery.taken(reader.num_taken, self._is_last, reader.taken_since, now)
         if self._is_last:
             self._end(was_complete=True)
+        elif self._peer.descriptor >= 0 and not reader.is_woken:
+            self._open_lane()
+
+    def _open_lane(self) -> None:
+        """Leave the next deltas to the straight path, if they can go there."""
+        if self._lane is None:
+            frame = self._framer.straight()
+            if frame is None:
+                return
+            self._lane = Lane(self._reader, self._peer, frame, self._delivery, self._note_block)
+        self._reader.open_lane(self._lane)
+
+    def _note_block(self, logged_at: float) -> None:
+        """Go on after the straight path met a client that does not keep up."""
+        self._reader.leave_lane()
+        self._reader.note_taken(logged_at)
+        self._is_last = False
+        self._wait(b"")
 
     def _end(self, *, was_complete: bool) -> None:
         on_end, self._on_end = self._on_end, None
