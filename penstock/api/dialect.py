@@ -5,6 +5,7 @@ up after it, is the same for all APIs. To add an API, make a folder with a diale
 and add one line to the list of APIs in `app`.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -20,6 +21,11 @@ from penstock.stream.stream import Stream
 from penstock.web.delivery import Framer
 
 
+@functools.cache
+def _without_options(dialect: str) -> SavedForm:
+    return SavedForm(dialect)
+
+
 class Form(msgspec.Struct, frozen=True):
     """How one answer is shown: a dialect's choices for it, as plain values.
 
@@ -31,6 +37,8 @@ class Form(msgspec.Struct, frozen=True):
 
     def save(self) -> SavedForm:
         """Return the form as a value for the stream's record."""
+        if not self.__struct_fields__:
+            return _without_options(self.dialect)
         return SavedForm(self.dialect, msgspec.json.decode(msgspec.json.encode(self)))
 
     @classmethod

@@ -26,7 +26,7 @@ MAX_RETRY_AFTER_S = 600
 MAX_QUEUE_BYTES = 256 * 1024 * 1024
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Ticket:
     """A request, as admission sees it.
 

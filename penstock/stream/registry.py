@@ -25,6 +25,7 @@ from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.observe.meter import Meter
 from penstock.request import num_bytes_of
 from penstock.stream.admission import Admission, Ticket
+from penstock.stream.deadlines import Deadlines
 from penstock.stream.dispatch import Dispatcher
 from penstock.stream.kept import KeptStreams
 from penstock.stream.queue import QueueNotices
@@ -71,7 +72,7 @@ class Streams:
         self.kept = KeptStreams(self._quotas, self._limits.retain, self._limits.retain_bytes)
         self._open: dict[str, Stream] = {}
         self._notices = QueueNotices(self.admission.places, self._open.__getitem__)
-        self._deadlines: dict[str, asyncio.TimerHandle] = {}
+        self._deadlines = Deadlines(lambda stream_id: self._open[stream_id].expire())
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -136,7 +137,7 @@ class Streams:
             stream.id,
             owner.name,
             request.max_tokens,
-            lambda: stream.usage.total_tokens,
+            stream.num_tokens,
             num_bytes,
         )
         self._open[stream.id] = stream
@@ -155,8 +156,7 @@ class Streams:
             self._dispatcher.watch_engines()
         self.meter.stream_started()
         if timeout:
-            loop = asyncio.get_running_loop()
-            self._deadlines[stream.id] = loop.call_later(timeout, stream.expire)
+            self._deadlines.add(stream.id, timeout)
         return stream
 
     def find(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
@@ -222,8 +222,7 @@ class Streams:
         self._dispatcher.stream_ended(stream, engine_done=engine_done)
         self._forget(stream)
         self._stop_lingering(stream)
-        if timer := self._deadlines.pop(stream.id, None):
-            timer.cancel()
+        self._deadlines.discard(stream.id)
         now = time.monotonic()
         self._meter_end(stream, stream.ended)
         self._quotas.ended(stream.record.owner, stream.counted_usage.total_tokens, now)

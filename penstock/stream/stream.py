@@ -159,6 +159,10 @@ class Stream:
         """Return the token counts so far."""
         return self._transcript.usage if self.log.terminal is None else self.log.terminal.usage
 
+    def num_tokens(self) -> int:
+        """Return the tokens of the prompt and the answer so far."""
+        return self.usage.total_tokens
+
     @property
     def counted_usage(self) -> Usage:
         """Return the token counts to add up over streams: several choices have one prompt."""

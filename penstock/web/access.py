@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,15 +62,20 @@ class Access:
         "_choices",
         "_keeps_prompt",
         "_num_per_prompt",
+        "_report",
         "_resumed",
         "began",
+        "client",
         "has_begun_body",
         "id",
         "is_complete",
+        "method",
+        "owner",
         "peer",
         "problem_code",
         "prompt",
         "rest",
+        "route",
         "status",
         "stream",
     )
@@ -97,6 +101,11 @@ class Access:
         self._resumed = False
         self._keeps_prompt = keeps_prompt
         self.prompt = ""
+        self.method = ""
+        self.route = ""
+        self.client = ""
+        self.owner: Owner | None = None
+        self._report: Callable[[Access], None]
 
     def carries(self, streams: Sequence[Stream], num_per_prompt: int = 1) -> None:
         """Note that the response carries these new streams, `num_per_prompt` for each prompt."""
@@ -125,6 +134,19 @@ class Access:
             return False
         end = self.stream.ended
         return isinstance(end, Finish) and end.reason in ("stop", "length")
+
+    def outlive(self, scope: Scope, report: Callable[["Access"], None]) -> None:
+        """Keep what the log line needs of the scope, which ends with the application."""
+        self.method = scope["method"] if scope["method"] in _METHODS else "other"
+        self.route = route_of(scope)
+        self.client = (scope.get("client") or ("",))[0]
+        self.owner = scope.get(OWNER)
+        self._report = report
+
+    def end(self, was_complete: bool) -> None:
+        """Report the response that has just ended."""
+        self.is_complete = was_complete
+        self._report(self)
 
     def begin_response(self, status: int) -> list[tuple[bytes, bytes]]:
         """Note the status; return the headers that every response has."""
@@ -255,14 +277,13 @@ class AccessMiddleware:
             await self._app(scope, receive, send_on)
             if access.rest is not None:
                 is_over = False
-                rest = access.rest
-                access.rest = None
-                end = partial(self._end_of_rest, access, _Asked(scope))
+                rest, access.rest = access.rest, None
+                access.outlive(scope, self._report)
                 if peer.holds_task:
                     scope.clear()
-                    await _until_end(rest, end)
+                    await _until_end(rest, access.end)
                 else:
-                    rest.begin(end)
+                    rest.begin(access.end)
         except Exception as error:
             fields = {"request_id": access.id, "route": route_of(scope)}
             log.error("a request failed", exc_info=error, extra={"fields": fields})
@@ -270,18 +291,15 @@ class AccessMiddleware:
             raise RequestError(f"request {access.id} failed; the line before says how") from None
         finally:
             if is_over:
-                self._report(access, _Asked(scope))
+                access.outlive(scope, self._report)
+                self._report(access)
 
-    def _end_of_rest(self, access: Access, asked: "_Asked", was_complete: bool) -> None:
-        access.is_complete = was_complete
-        self._report(access, asked)
-
-    def _report(self, access: Access, asked: "_Asked") -> None:
+    def _report(self, access: Access) -> None:
         self._num_open -= 1
         if not self._num_open:
             self.idle.set()
-        route = asked.route
-        self._meter.request_ended(route, asked.method, access.status)
+        route = access.route
+        self._meter.request_ended(route, access.method, access.status)
         if access.is_refusal:
             self._meter.refused(access.problem_code)
         if access.stream is not None and access.is_answered:
@@ -290,28 +308,16 @@ class AccessMiddleware:
         level = logging.DEBUG if is_probe else logging.INFO
         if log.isEnabledFor(level):
             fields = {
-                "method": asked.method,
+                "method": access.method,
                 "route": route,
-                "client": asked.client,
+                "client": access.client,
                 **access.log_fields(),
             }
-            if asked.owner is not None and asked.owner.is_closed:
-                fields["owner"] = asked.owner.name
+            if access.owner is not None and access.owner.is_closed:
+                fields["owner"] = access.owner.name
             record = logging.LogRecord(log.name, level, "", 0, "request ended", (), None)
             record.fields = fields  # without looking for the caller, which takes long
             log.handle(record)
-
-
-class _Asked:
-    """What the log line needs of a request's scope, which is gone when the response ends."""
-
-    __slots__ = ("client", "method", "owner", "route")
-
-    def __init__(self, scope: Scope) -> None:
-        self.method: str = scope["method"] if scope["method"] in _METHODS else "other"
-        self.route = route_of(scope)
-        self.client: str = (scope.get("client") or ("",))[0]
-        self.owner: Owner | None = scope.get(OWNER)
 
 
 async def _until_end(rest: Rest, on_end: Callable[[bool], None]) -> None:

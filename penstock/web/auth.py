@@ -83,10 +83,14 @@ def owner_of(scope: Scope) -> Owner:
 
 def _owner_at_address(scope: Scope) -> Owner:
     client = scope.get("client")
-    return Owner("address " + _network(client[0] if client else ""))
+    return _owner_of_address(client[0] if client else "")
 
 
 @functools.lru_cache(maxsize=1024)
+def _owner_of_address(address: str) -> Owner:
+    return Owner("address " + _network(address))
+
+
 def _network(address: str) -> str:
     """Return the address, or the /64 network of an IPv6 address: one customer has all of it."""
     try:

@@ -47,6 +47,10 @@ class Framer(Protocol):
     def frame(self, batches: list[Batch]) -> bytes:
         """Return the frames of these events, in one piece."""
 
+
+class StraightFramer(Framer, Protocol):
+    """A framer whose streams may take the straight path."""
+
     def straight(self) -> Callable[[str], bytes] | None:
         """Return what frames the next plain delta of the only stream, given its text.
 
@@ -60,15 +64,27 @@ class ConnectedReader:
     The request's body must have been read before.
     """
 
+    __slots__ = ("peer", "reader")
+
     def __init__(self, reader: Reader, peer: Peer) -> None:
         self.reader = reader
         self.peer = peer
-        peer.when_gone(reader.close)
+        peer.tell(self)
 
     def close(self) -> None:
         """Stop reading and watching. A second call does nothing."""
-        self.peer.when_gone(None)
+        self.peer.tell(None)
         self.reader.close()
+
+    def client_gone(self) -> None:
+        """Stop reading."""
+        self.reader.close()
+
+    def client_took(self) -> None:
+        """Do nothing: nothing is written yet."""
+
+    def client_may_be_gone(self) -> None:
+        """Do nothing: nothing can be written yet."""
 
 
 class StreamResponse(Response):
@@ -202,8 +218,7 @@ class BodyWriter:
         """
         self._on_end = on_end
         self._liveness.add(self)
-        self._peer.when_taken(self._note_taken)
-        self._peer.when_half_closed(self._reader.wake)
+        self._peer.tell(self)
         self._reader.listen(self._write_news)
         # The head goes out now: the client may want to cancel a stream that has not started.
         self._reader.is_woken = True
@@ -247,7 +262,15 @@ class BodyWriter:
         self._rest = rest
         self._since = time.monotonic()
 
-    def _note_taken(self) -> None:
+    def client_gone(self) -> None:
+        """End the response."""
+        self._end(was_complete=False)
+
+    def client_may_be_gone(self) -> None:
+        """Write something, to see whether the client is there."""
+        self._reader.wake()
+
+    def client_took(self) -> None:
         """Go on after a write that had to wait."""
         if not self.is_sending:
             return
@@ -267,13 +290,14 @@ class BodyWriter:
             self._delivery.taken(reader.num_taken, self._is_last, reader.taken_since, now)
         if self._is_last:
             self._end(was_complete=True)
-        elif self._peer.descriptor >= 0 and not reader.is_woken:
+        elif reader.num_taken and self._peer.descriptor >= 0 and not reader.is_woken:
             self._open_lane()
 
     def _open_lane(self) -> None:
         """Leave the next deltas to the straight path, if they can go there."""
         if self._lane is None:
-            frame = self._framer.straight()
+            straight = getattr(self._framer, "straight", None)  # not every framer is straight
+            frame = straight() if straight is not None else None
             if frame is None:
                 return
             self._lane = Lane(self._reader, self._peer, frame, self._delivery, self._note_block)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from granian._granian import SocketHolder
@@ -17,6 +17,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Send
 
+from penstock.web.peer import Listener
 from penstock.web.tls import Tls, reason_of
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class GranianPeer:
     descriptor = -1
     holds_task = True
 
-    __slots__ = ("_on_gone", "_on_taken", "_receive", "_send", "_task", "_waiting", "_watch")
+    __slots__ = ("_listener", "_receive", "_send", "_task", "_waiting", "_watch")
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -61,8 +62,7 @@ class GranianPeer:
         self._task = asyncio.current_task()
         self._watch: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
-        self._on_taken: Callable[[], None] | None = None
-        self._on_gone: Callable[[], None] | None = None
+        self._listener: Listener | None = None
 
     def write(self, data: bytes, is_last: bool) -> bool:
         """Write part of the body."""
@@ -79,33 +79,29 @@ class GranianPeer:
             log.debug("a write failed")
             self.abort()
             return
-        if self._on_taken is not None:
-            self._on_taken()
+        if self._listener is not None:
+            self._listener.client_took()
 
     def write_rest(self, data: bytes) -> bool:
         """Never called: there is no descriptor."""
         raise NotImplementedError
 
-    def when_taken(self, call: Callable[[], None]) -> None:
-        """Call this whenever waiting data was taken."""
-        self._on_taken = call
+    def tell(self, listener: Listener | None) -> None:
+        """Tell this listener what the client does. The request's body must have been read.
 
-    def when_gone(self, call: Callable[[], None] | None) -> None:
-        """Call this when the client has disconnected. The request's body must have been read."""
-        self._on_gone = call
-        if call is None and self._watch is not None:
+        To Granian, a client that has finished sending is gone.
+        """
+        self._listener = listener
+        if listener is None and self._watch is not None:
             self._watch.cancel()
-        elif call is not None and self._watch is None:
+        elif listener is not None and self._watch is None:
             self._watch = asyncio.create_task(self._wait_for_disconnect())
-
-    def when_half_closed(self, call: Callable[[], None] | None) -> None:
-        """Do nothing: to Granian, a client that has finished sending is gone."""
 
     async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if self._on_gone is not None:
-            self._on_gone()
+        if self._listener is not None:
+            self._listener.client_gone()
 
     def take_whole_body(self) -> bytes | None:
         """Return None: the body comes through ASGI."""

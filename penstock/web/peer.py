@@ -5,11 +5,23 @@ TLS and HTTP/2 (see `granian`). Everything here is a plain call, so a waiting re
 task.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 PEER = "penstock.peer"
 """The key of a request's peer in its ASGI scope, if the HTTP server brings its own."""
+
+
+class Listener(Protocol):
+    """Learns what a client does while it is answered."""
+
+    def client_took(self) -> None:
+        """The client has taken all that could not be sent at once."""
+
+    def client_gone(self) -> None:
+        """The client has disconnected. This comes once."""
+
+    def client_may_be_gone(self) -> None:
+        """The client sends nothing more. A write would show whether it is still there."""
 
 
 class Peer(Protocol):
@@ -29,20 +41,17 @@ class Peer(Protocol):
         """Write part of the body; `is_last` ends the response.
 
         Return True if the data was taken at once. Otherwise the client does not keep up, and
-        nothing may be written until the function of `when_taken` is called.
+        nothing may be written until the listener's `client_took` is called.
         """
 
     def write_rest(self, data: bytes) -> bool:
         """Write bytes that the kernel did not take from the descriptor. Return as `write` does."""
 
-    def when_taken(self, call: Callable[[], None]) -> None:
-        """Call this whenever data was taken that `write` could not send at once."""
+    def tell(self, listener: "Listener | None") -> None:
+        """Tell `listener` from now on what the client does; None is told nothing.
 
-    def when_gone(self, call: Callable[[], None] | None) -> None:
-        """Call this once as soon as the client has disconnected; None calls nothing."""
-
-    def when_half_closed(self, call: Callable[[], None] | None) -> None:
-        """Call this when the client sends nothing more, and writing would show if it is there."""
+        It is told at once if the client has disconnected before.
+        """
 
     def take_whole_body(self) -> bytes | None:
         """Return the request's body if all of it is here, otherwise None."""

@@ -9,7 +9,6 @@ from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
-
 HEALTH = request("GET", "/health")
 ENDLESS = 1000  # so many tokens that the stream ends only when its client leaves
 

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +29,7 @@ from penstock.stream.stream import Stream
 from penstock.web.delivery import BodyWriter, ConnectedReader, queue_comment
 from penstock.web.http1.response import LAST_CHUNK, chunk
 from penstock.web.liveness import Liveness
+from penstock.web.peer import Listener
 from tests.support.scripted import ScriptedEngine, settle
 
 SMALL_BUFFER = 4096
@@ -56,7 +56,7 @@ class SocketPeer:
         self.descriptor = self._ours.fileno()
         self.received = bytearray()
         self._unsent = b""
-        self._on_taken: Callable[[], None] = lambda: None
+        self._listener: Listener | None = None
         self.num_straight = 0
 
     def write(self, data: bytes, is_last: bool) -> bool:
@@ -82,21 +82,15 @@ class SocketPeer:
                 if not self._unsent:
                     return
                 self._flush()
-                if not self._unsent:
-                    self._on_taken()
+                if not self._unsent and self._listener is not None:
+                    self._listener.client_took()
 
     def close(self) -> None:
         self._ours.close()
         self._client.close()
 
-    def when_taken(self, call: Callable[[], None]) -> None:
-        self._on_taken = call
-
-    def when_gone(self, call: Callable[[], None] | None) -> None:
-        pass
-
-    def when_half_closed(self, call: Callable[[], None] | None) -> None:
-        pass
+    def tell(self, listener: Listener | None) -> None:
+        self._listener = listener
 
     def take_whole_body(self) -> bytes | None:
         return None

@@ -28,7 +28,9 @@ async def nothing() -> Message:
     return {"type": "http.request", "body": PROMPT.encode()}
 
 
-async def run(app: Any, meter: Meter, **options: bool) -> tuple[list[Message], list[Any], str]:
+async def run(
+    app: Any, meter: Meter, log_prompts: bool = False
+) -> tuple[list[Message], list[Any], str]:
     """Return the messages sent, the lines of the log, and the exception's text."""
     sent: list[Message] = []
 
@@ -39,7 +41,9 @@ async def run(app: Any, meter: Meter, **options: bool) -> tuple[list[Message], l
     raised = ""
     with logging_to(stream, "json"):
         try:
-            await AccessMiddleware(app, meter, GranianPeer, **options)(dict(SCOPE), nothing, send)
+            await AccessMiddleware(app, meter, GranianPeer, log_prompts=log_prompts)(
+                dict(SCOPE), nothing, send
+            )
         except RequestError as error:
             raised = f"{error} {error.__cause__} {error.__suppress_context__}"
     assert b"secret" not in stream.getvalue()

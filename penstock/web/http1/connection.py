@@ -69,7 +69,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: "Http1Server") -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: httptools.HttpRequestParser | None = None
+        """None between two messages: a parser takes a kilobyte."""
         self._client: tuple[str, int] | None = None
         self._may_be_proxied = False
         """True until it is clear whether a trusted proxy names its client in its first bytes."""
@@ -199,6 +200,8 @@ class Connection(asyncio.Protocol):
                 self._length_left -= len(piece)
             else:
                 piece, data = data[:CHUNKED_PIECE], data[CHUNKED_PIECE:]
+            if self._parser is None:
+                self._parser = httptools.HttpRequestParser(self)
             try:
                 self._parser.feed_data(piece)
             except httptools.HttpParserUpgrade:
@@ -211,6 +214,7 @@ class Connection(asyncio.Protocol):
                 self._refuse_malformed(piece, error)
                 return
             if self.exchange is not None and self._reading is None:
+                self._parser = None
                 self._unread = data
                 return
         if self._reading is None and self.exchange is None:
@@ -295,6 +299,7 @@ class Connection(asyncio.Protocol):
         if not self._is_primed:
             return
         parser = self._parser
+        assert parser is not None
         headers = self._headers
         version = parser.get_http_version()
         problem = head.check(version, headers)
@@ -328,7 +333,10 @@ class Connection(asyncio.Protocol):
                 self._pause()
 
     def on_message_complete(self) -> None:
-        if self._reading is not None and not (self._parser.should_upgrade() and self._length_left):
+        if self._reading is None:
+            return
+        assert self._parser is not None
+        if not (self._parser.should_upgrade() and self._length_left):
             reading, self._reading = self._reading, None
             reading.end_body()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Message, Scope
 
 from penstock.web.http1 import response
+from penstock.web.peer import Listener
 
 if TYPE_CHECKING:
     from penstock.web.http1.connection import Connection
@@ -31,15 +32,14 @@ class Exchange:
         "_body",
         "_connection",
         "_expects_continue",
+        "_go_on",
         "_has_begun",
         "_has_told_body",
         "_is_1_1",
         "_is_body_broken",
         "_is_chunked",
         "_is_head",
-        "_on_gone",
-        "_on_half_closed",
-        "_on_taken",
+        "_listener",
         "_status",
         "_task",
         "_waiter",
@@ -69,7 +69,7 @@ class Exchange:
         self._expects_continue = expects_continue
         self.keep_alive = keep_alive
         """True if the connection stays open after the response."""
-        self._body: list[bytes] = []
+        self._body: list[bytes] | None = None
         self.num_body_bytes = 0
         """The bytes of the body that the application has not taken."""
         self.has_whole_body = False
@@ -87,9 +87,8 @@ class Exchange:
         self._written_to_end = False
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._on_taken: Callable[[], None] | None = None
-        self._on_gone: Callable[[], None] | None = None
-        self._on_half_closed: Callable[[], None] | None = None
+        self._go_on: Callable[[], None] | None = None
+        self._listener: Listener | None = None
 
     def begin(self, app: ASGIApp, scope: Scope) -> None:
         """Answer the request in a task."""
@@ -110,7 +109,7 @@ class Exchange:
     def feed(self, data: bytes) -> None:
         """Add a piece of the body."""
         self._expects_continue = False
-        self._body.append(data)
+        self._body = [*(self._body or ()), data]
         self.num_body_bytes += len(data)
         self._wake()
 
@@ -140,8 +139,8 @@ class Exchange:
             await self._waiter
 
     def _take_body(self) -> Message:
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
+        body = b"".join(self._body or ())
+        self._body = None
         if self.num_body_bytes > MAX_BODY_AHEAD:
             self._connection.body_taken()
         self.num_body_bytes = 0
@@ -172,7 +171,7 @@ class Exchange:
             if not waiter.done():
                 waiter.set_result(None)
 
-        self._on_taken = go_on
+        self._go_on = go_on
         self._connection.limit_write()
         await waiter
 
@@ -232,24 +231,16 @@ class Exchange:
                 data += response.LAST_CHUNK
         return head + data
 
-    def when_taken(self, call: Callable[[], None]) -> None:
-        """Call this whenever waiting data was taken (see `Peer`)."""
-        self._on_taken = call
-
-    def when_gone(self, call: Callable[[], None] | None) -> None:
-        """Call this when the client has disconnected (see `Peer`)."""
-        self._on_gone = call
-        if self.is_gone and call is not None:
-            call()
+    def tell(self, listener: Listener | None) -> None:
+        """Tell this listener what the client does (see `Peer`)."""
+        self._listener = listener
+        if self.is_gone and listener is not None:
+            listener.client_gone()
 
     def abort(self) -> None:
         """Cut the connection (see `Peer`)."""
         if not self.is_over:
             self._connection.abort()
-
-    def when_half_closed(self, call: Callable[[], None] | None) -> None:
-        """Call this when the client may have left, to write something (see `Peer`)."""
-        self._on_half_closed = call
 
     @property
     def has_begun(self) -> bool:
@@ -262,8 +253,8 @@ class Exchange:
         Before a response's head, that is another 100 (RFC 9110, section 15.2: a client has to read
         those that it did not expect).
         """
-        if self._on_half_closed is not None:
-            self._on_half_closed()
+        if self._listener is not None and self._has_begun:
+            self._listener.client_may_be_gone()
         elif self._is_1_1 and not self._has_begun:
             self._connection.write(response.CONTINUE)
 
@@ -271,13 +262,15 @@ class Exchange:
 
     def taken(self) -> None:
         """Note that the kernel took everything that waited."""
-        call = self._on_taken
+        listener, go_on = self._listener, self._go_on
         if self._written_to_end and not self.is_over:
             self._end()
         elif self._is_chunked and not self._is_head:
             self.descriptor = self._connection.descriptor
-        if call is not None:
-            call()
+        if go_on is not None:
+            go_on()
+        if listener is not None:
+            listener.client_took()
 
     def gone(self) -> None:
         """Note that the client has disconnected."""
@@ -286,16 +279,16 @@ class Exchange:
         self.is_gone = True
         self.descriptor = -1
         self._wake()
-        if self._on_gone is not None:
-            self._on_gone()
-        if self._on_taken is not None:
-            self._on_taken()
+        if self._go_on is not None:
+            self._go_on()
+        if self._listener is not None:
+            self._listener.client_gone()
 
     def _end(self) -> None:
         self.is_over = True
         self.descriptor = -1
-        self._body = []
-        self._on_gone = self._on_half_closed = None
+        self._body = None
+        self._listener = None
         self._wake()
         self._connection.answered(self)
 
