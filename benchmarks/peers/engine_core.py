@@ -73,6 +73,8 @@ class EngineCore:
     """The running requests, and the two sockets to the front end."""
 
     def __init__(self, address: str, step: str, token_id: int) -> None:
+        self._step = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._step.bind(step)  # before the front end serves, because then the steps may begin
         context = zmq.Context()
         inputs, outputs = shake_hands(context, address)
         self._token = [token_id]
@@ -84,8 +86,6 @@ class EngineCore:
         self._input.send(msgspec.msgpack.encode(ready_response()))
         self._output = context.socket(zmq.PUSH)
         self._output.connect(outputs)
-        self._step = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._step.bind(step)
 
     def serve(self) -> None:
         """Serve until killed."""
