@@ -53,6 +53,7 @@ PLOTTED = (
     "first_p50_ms",
     "cpu_us_per_request",
     "kib_per_stream",
+    "ttft_p50_ms",
 )
 MAX_TOKENS = 256  # of an answer of the embedded engine
 
@@ -91,13 +92,17 @@ def table(results: Results) -> str:
 
 
 def plot(results: Results, path: Path, caption: str) -> None:
-    """Plot the results, with a panel for each figure."""
+    """Plot the results: a panel for each figure, and others for the embedded engine."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    for key in PLOTTED:
-        for load, by_server in results.items():
-            for server, figures in by_server.items():
-                if key in figures:
-                    panels.setdefault(name(key), {}).setdefault(server, {})[load] = figures[key]
+    for prefix in ("", ratios.EMBEDDED):
+        for key in PLOTTED:
+            for load, by_server in results.items():
+                if load.startswith(ratios.EMBEDDED) != bool(prefix):
+                    continue
+                for server, figures in by_server.items():
+                    if key in figures:
+                        panel = panels.setdefault(prefix + name(key), {})
+                        panel.setdefault(server, {})[load.removeprefix(prefix)] = figures[key]
     bars(panels, path, "One token, one write: Penstock and other servers", caption)
 
 
@@ -129,6 +134,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.plot:
         check(options.plot)
+    if options.vllm_rs is not None and not os.access(options.vllm_rs, os.X_OK):
+        parser.error(f"{options.vllm_rs} is not a program. {HOW}")
     chosen = options.peers.split(",")
     if "vllm-rs" in chosen and options.vllm_rs is None:
         print(f"Without vLLM's server in Rust. {HOW}", file=sys.stderr)
@@ -170,7 +177,7 @@ def main() -> None:
         "results": results,
         "turns": turns.each,
     }
-    print(f"{report['machine']}; medians of {options.repeats} turns\n\n{table(results)}\n")
+    print(f"{report['machine']}; medians of {options.repeats}\n\n{table(results)}\n")
     print(f"{noise.table(report['noise'])}\n\n{ratios.table(judged)}")
     print("\n".join(["", *turns.failures]))
     if options.json:

@@ -13,6 +13,7 @@ from benchmarks.report import Figures, Numbers
 
 ONE_TOKEN = "a request for one token"
 SILENT = "silent streams"
+EMBEDDED = "the built-in model, "
 
 Results = dict[str, dict[str, Numbers]]
 """Figures by load and server."""
@@ -25,7 +26,7 @@ def streams(count: int) -> str:
 
 def embedded_streams(count: int) -> str:
     """Return the name of a load on the embedded engine."""
-    return f"the built-in model, {streams(count)}"
+    return EMBEDDED + streams(count)
 
 
 @dataclass(frozen=True)
