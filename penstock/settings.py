@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     allow_host: Annotated[list[str], NoDecode] = []
     """A host name that requests may use, in addition to this machine's own names; may be repeated.
     Set it for a proxy on this machine that forwards the Host header of its clients."""
+    trusted_proxy: Annotated[list[str], NoDecode] = []
+    """The address or network of a proxy that names its clients (10.0.0.0/8); may be repeated. The
+    server then takes a client's address from Forwarded, X-Forwarded-For or the PROXY protocol."""
     cors_origin: Annotated[list[Origin], NoDecode] = []
     """A web origin whose pages may call this server (https://example.org); may be repeated.
     null is a page opened from a file, * is every page."""
@@ -112,6 +115,8 @@ class Settings(BaseSettings):
     """The number of seconds within which the body of a request must arrive."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     """The number of connections that may be open at once."""
+    keepalive_timeout: Annotated[float, Field(gt=0, le=86_400)] = 75.0
+    """The number of seconds that an idle connection stays open for its client's next request."""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """The number of seconds that running streams have to end when the server stops."""
     linger: Annotated[float, Field(ge=0, le=86_400)] = 60.0
