@@ -31,12 +31,12 @@ NATIVE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completion
 # Upper bounds. Calls: of Python and C functions, in the main thread. Objects: what a token or a
 # request has left behind (a token its event and its text; a request the name of its stream, for
 # some time). System calls: of all threads of the server's process, without `TIMED`.
-CALLS_PER_TOKEN = {NATIVE: 32.0, COMPLETIONS: 32.0, CHAT: 32.0}
+CALLS_PER_TOKEN = {NATIVE: 13.5, COMPLETIONS: 13.5, CHAT: 13.5}
 OBJECTS_PER_TOKEN = {NATIVE: 2.1, COMPLETIONS: 2.1, CHAT: 3.1}
-SYSTEM_CALLS_PER_TOKEN = {NATIVE: 2.3, COMPLETIONS: 2.3, CHAT: 2.3}
-CALLS_PER_REQUEST = {NATIVE: 1040.0, COMPLETIONS: 1340.0, CHAT: 1500.0}
+SYSTEM_CALLS_PER_TOKEN = {NATIVE: 1.2, COMPLETIONS: 1.2, CHAT: 1.2}
+CALLS_PER_REQUEST = {NATIVE: 785.0, COMPLETIONS: 970.0, CHAT: 1045.0}
 OBJECTS_PER_REQUEST = {NATIVE: 12.0, COMPLETIONS: 12.0, CHAT: 12.0}
-SYSTEM_CALLS_PER_REQUEST = {NATIVE: 50.0, COMPLETIONS: 50.0, CHAT: 50.0}
+SYSTEM_CALLS_PER_REQUEST = {NATIVE: 25.0, COMPLETIONS: 25.0, CHAT: 25.0}
 
 # Waits: how often a thread finds nothing to do is a matter of time.
 TIMED = {"futex", "sched_yield", "epoll_wait", "epoll_pwait"}
