@@ -5,7 +5,7 @@
 Both servers run the built-in model, each in its own process. A client reads N streams at once for a
 few seconds and measures the total tokens per second, the time to first token, and the gaps between
 reads. The servers take turns, so that both see the same machine. The output is the medians of the
-repeats and their ratio.
+repeats and their ratio. `benchmarks.peers` includes this comparison.
 """
 
 import argparse
@@ -13,20 +13,19 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.noise import Noise, table
 from benchmarks.plot import bars, check
-from benchmarks.report import Numbers, circumstances, medians, quantile
+from benchmarks.report import Numbers, circumstances, free_port, medians, quantile
 from penstock.engine.llamacpp.hub import find_model
 from tests.support.raw import post
 from tests.support.servers import serve
@@ -35,6 +34,8 @@ SLOTS = 16
 CONTEXT = 1024
 THREADS = max(1, (os.cpu_count() or 2) - 1)  # Penstock's default, for both
 SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
+
+OURS, THEIRS = "Penstock's embedded engine", "llama.cpp's server"
 
 LLAMA_SERVER = """
 import sys, threading, xllamacpp
@@ -92,12 +93,6 @@ class MeasuredServer:
         return post(body, "Connection: close", path=self.path)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def llama_server(max_tokens: int) -> Iterator[MeasuredServer]:
     port = free_port()
@@ -113,7 +108,7 @@ def llama_server(max_tokens: int) -> Iterator[MeasuredServer]:
     fields = {"n_predict": max_tokens, "samplers": ["top_k", "top_p", "temperature"]}
     try:
         yield MeasuredServer(
-            "llama.cpp's server",
+            THEIRS,
             port,
             "/completion",
             fields,
@@ -129,7 +124,7 @@ def penstock_server(max_tokens: int) -> Iterator[MeasuredServer]:
     arguments = [f"n_ctx={SLOTS * CONTEXT}", f"n_threads={THREADS}"]
     with serve(slots=SLOTS, engine_arg=arguments) as server:
         yield MeasuredServer(
-            "penstock",
+            OURS,
             server.port,
             "/generate",
             {"max_tokens": max_tokens},
@@ -173,6 +168,23 @@ async def measure(server: MeasuredServer, num_streams: int, seconds: float) -> M
     return measured
 
 
+def compare(
+    counts: list[int],
+    repeats: int,
+    seconds: float,
+    max_tokens: int,
+    before_turn: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[int, str, Numbers]]:
+    """Measure both servers in turns. Yields the number of streams, the server and its figures."""
+    with llama_server(max_tokens) as theirs, penstock_server(max_tokens) as ours:
+        for _ in range(repeats):
+            for num_streams in counts:
+                for server in (ours, theirs):
+                    before_turn()
+                    measured = asyncio.run(measure(server, num_streams, seconds))
+                    yield num_streams, server.name, measured.row()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.embedded",
@@ -187,33 +199,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.plot:
         check(arguments.plot)
-    result: dict[str, Any] = {
-        **circumstances("benchmarks.embedded"),
-        "python": platform.python_version(),
-        "runs": {},
-    }
-    with (
-        llama_server(arguments.max_tokens) as theirs,
-        penstock_server(arguments.max_tokens) as ours,
+    noise = Noise({f"core {core}": core for core in sorted(os.sched_getaffinity(0))})
+    counts = [int(each) for each in arguments.streams.split(",")]
+    rows: dict[int, dict[str, list[Numbers]]] = {}
+    for num_streams, name, row in compare(
+        counts, arguments.repeats, arguments.seconds, arguments.max_tokens, noise.sample
     ):
-        for num_streams in map(int, arguments.streams.split(",")):
-            rows: dict[str, list[Numbers]] = {theirs.name: [], ours.name: []}
-            for _ in range(arguments.repeats):
-                for server in (theirs, ours):
-                    measured = asyncio.run(measure(server, num_streams, arguments.seconds))
-                    rows[server.name].append(measured.row())
-            found = {name: medians(each) for name, each in rows.items()}
-            ratio = found[ours.name]["tokens_per_second"] / found[theirs.name]["tokens_per_second"]
-            result["runs"][num_streams] = {
-                "ratio": round(ratio, 3),
-                "medians": found,
-                "repeats": rows,
-            }
-            print(f"{num_streams} streams: ratio {ratio:.3f}", json.dumps(found, indent=1))
+        rows.setdefault(num_streams, {}).setdefault(name, []).append(row)
+    runs: dict[int, dict[str, Any]] = {}
+    for num_streams, by_server in rows.items():
+        found = {name: medians(each) for name, each in by_server.items()}
+        ratio = found[OURS]["tokens_per_second"] / found[THEIRS]["tokens_per_second"]
+        runs[num_streams] = {"ratio": round(ratio, 3), "medians": found, "repeats": by_server}
+        print(f"{num_streams} streams: ratio {ratio:.3f}", json.dumps(found, indent=1))
+    result = {**circumstances("benchmarks.embedded"), "noise": noise.report(), "runs": runs}
+    print(table(result["noise"]))
     print(json.dumps(result))
     if arguments.plot:
         panels: dict[str, dict[str, dict[str, float]]] = {}
-        for streams, run in result["runs"].items():
+        for streams, run in runs.items():
             for name, figures in run["medians"].items():
                 for figure, value in figures.items():
                     series = panels.setdefault(figure, {}).setdefault(name, {})

@@ -33,6 +33,7 @@ def bars(
     figure = Figure(figsize=(12, 3.6 * len(panels)), layout="constrained")
     figure.suptitle(title)
     figure.supxlabel(caption, fontsize=8)
+    named: list[str] = []
     for axes, (unit, by_series) in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
     ):
@@ -45,5 +46,7 @@ def bars(
             axes.bar_label(drawn, fmt=format_value, fontsize=7)
         axes.set_xticks(range(len(loads)), loads)
         axes.set_ylabel(unit)
-    figure.axes[0].legend(fontsize=8)
+        if list(by_series) != named:  # the colours have the meaning of the panel above
+            named = list(by_series)
+            axes.legend(fontsize=8)
     plot.save(figure, path, title)

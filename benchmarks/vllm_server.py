@@ -26,8 +26,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.embedded import Measured, MeasuredServer, free_port, measure
-from benchmarks.report import Figures, Numbers, circumstances, medians, quantile
+from benchmarks.embedded import Measured, MeasuredServer, measure
+from benchmarks.report import Figures, Numbers, circumstances, free_port, medians, quantile
 from tests.support.raw import Connection
 from tests.support.servers import serve
 from tests.vllm.engines import group_of

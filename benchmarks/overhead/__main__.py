@@ -56,7 +56,10 @@ def lockstep(num_streams: int, path: str = PATH) -> Numbers:
         fields: dict[str, object] = {"max_tokens": LOCKSTEP_TOKENS}
         streams = ClientStreams(server.port, num_streams, request(path, fields))
         num_steps = LOCKSTEP_TOKENS - 1  # the last token comes with the terminal event
-        run = partial(streams.lockstep, server.step, num_steps)
+
+        def run() -> float:
+            return streams.lockstep(server.step, num_steps).seconds
+
         figures = throughput(server, run, num_streams * num_steps)
         streams.close()
     return figures

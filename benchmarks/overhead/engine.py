@@ -4,7 +4,8 @@ They compute nothing, and run on the client's core. `Stepped` gives every stream
 datagram on `socket`; the client sends a datagram when it has received all tokens of the step
 before. `Free` gives every stream a token in each turn of its loop, from the first datagram on.
 `Paced` gives every stream `rate` tokens per second. Each token is the time at which it was pushed
-(`time.monotonic_ns`). The streams are out of phase; if `eager`, the first token comes at once.
+(`time.monotonic_ns`). The streams are out of phase. If an engine is `eager`, the first token of
+each stream comes at once.
 """
 
 import asyncio
@@ -42,9 +43,10 @@ class _ZeroCostEngine:
 class Stepped(_ZeroCostEngine):
     """An engine that gives every stream one token for each datagram."""
 
-    def __init__(self, *, name: str, socket: str, core: int = -1) -> None:
+    def __init__(self, *, name: str, socket: str, eager: bool = False, core: int = -1) -> None:
         super().__init__(name=name, core=core)
         self._path = socket
+        self._eager = eager
         self._token = 0
 
     async def start(self) -> ModelInfo:
@@ -55,14 +57,21 @@ class Stepped(_ZeroCostEngine):
         asyncio.get_running_loop().add_reader(self._socket, self._step)
         return self._info
 
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Start a request, with its first token if the engine is eager."""
+        super().submit(request, sink)
+        if self._eager:
+            self._give([request.id])
+
     def _step(self) -> None:
         self._socket.recv(16)
-        self._give()
+        self._give(list(self._sinks))
 
-    def _give(self) -> None:
+    def _give(self, request_ids: list[str]) -> None:
         self._token += 1
         token = self._token
-        for request_id, (sink, left) in list(self._sinks.items()):
+        for request_id in request_ids:
+            sink, left = self._sinks[request_id]
             sink.delta(" token", 1, (token,))
             if left == 1:
                 del self._sinks[request_id]
@@ -80,7 +89,7 @@ class Free(Stepped):
 
     def _go_on(self) -> None:
         if self._sinks:
-            self._give()
+            self._give(list(self._sinks))
             asyncio.get_running_loop().call_soon(self._go_on)
 
 

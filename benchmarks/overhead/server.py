@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -18,20 +20,25 @@ SERVER_CORE, OTHER_CORE = 0, 1
 
 @dataclass
 class PinnedServer:
-    """A running server. `step`: the socket on which its engine listens for the next step."""
+    """A running server. `step`: the socket on which its engine listens for the next step.
+
+    `engine`: the engine's process, if the server is not its parent.
+    """
 
     port: int
     process: psutil.Process
     step: str
     versions: dict[str, str]
+    engine: psutil.Process | None = None
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that the server's process has used, without its children's."""
         return cpu_s(self.process)
 
-    def children_cpu_s(self) -> float:
-        """Return the CPU seconds that the processes below the server's have used."""
-        return sum(cpu_s(each) for each in self.process.children(recursive=True))
+    def engine_cpu_s(self) -> float:
+        """Return the CPU seconds that the engine and the server's other children have used."""
+        others = self.process.children(recursive=True) + ([self.engine] if self.engine else [])
+        return sum(cpu_s(each) for each in others)
 
     def rss(self) -> int:
         """Return the resident memory of the server's process, in bytes."""
@@ -51,14 +58,14 @@ def penstock_server(engine: str, **engine_args: object) -> Iterator[PinnedServer
         command += ["--max-connections", "20000"]
         for name, value in engine_args.items():
             command += ["--engine-arg", f"{name}={value}"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=pin)
-        assert process.stderr is not None
+        log = Path(folder, "log")  # a file: nobody would empty a pipe while the client measures
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stderr=output, preexec_fn=pin)
         try:
-            for line in process.stderr:
-                if found := re.search(r"page and API\s+http://\S+:(\d+)", line):
-                    break
-            else:
-                raise SystemExit("the server did not start")
+            while not (found := re.search(r"page and API\s+http://\S+:(\d+)", log.read_text())):
+                if process.poll() is not None:
+                    raise SystemExit(f"the server did not start: {log.read_text()}")
+                time.sleep(0.05)
             packages = versions(("granian", "uvloop"))
             yield PinnedServer(int(found[1]), psutil.Process(process.pid), step, packages)
         finally:

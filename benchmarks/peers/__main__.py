@@ -1,159 +1,195 @@
-"""Compares Penstock with the usual FastAPI app, vLLM's own server and a bare socket.
+"""Compares Penstock with vLLM's servers, llama.cpp's, the usual FastAPI app and a bare socket.
 
-    python -m benchmarks.peers [--streams 64,256,1024] [--repeats 3] [--json FILE] [--plot FILE]
+    python -m benchmarks.peers [--streams 1,64,256,1024] [--repeats 3] [--peers NAMES]
+                               [--json FILE] [--plot FILE]
 
-All servers have zero-cost engines and run in lockstep: every stream gets exactly one token per
+Most of the run has zero-cost engines and goes in lockstep: every stream gets exactly one token per
 step, and the next step begins when the client has received all of them. Each token is one event and
-one write; nothing can be merged. Each server runs alone on core 0. The client, and Penstock's
-engine (a separate process), run on core 1. The servers take turns, so that all see the same
-machine.
+one write; nothing can be merged. One client and one rule drive every server. Each server runs alone
+on core 0. The client, and the engine if it is a process of its own, run on core 1. The servers take
+turns, so that all see the same machine.
 
-CPU is the CPU time that the operating system counts for the server's process; its children's CPU
-time is listed separately. Memory is the growth of the process for each open stream without tokens.
-The output is the medians of the repeats, with the ratios first. vLLM's server (its app and serving
-classes around a zero-cost engine) needs the environment of `make test-vllm`. Without it, the
-benchmark says so and leaves vLLM's server out.
+All requests of a round arrive at once, and the engine gives the first token of each at once: that
+is the time to the first token. Then the steps begin. Before each turn the benchmark times the same
+fixed work on both cores: the report has the spread of these samples, which is the machine's noise.
+
+CPU is the CPU time that the operating system counts for the server's process; its engine's is
+listed separately. Memory is the growth of the process for each open stream that waits for a token.
+The last part compares the embedded engine with llama.cpp's own server, on both cores and at full
+speed: see `benchmarks.embedded`.
+
+The output: the medians of the repeats, the noise, and the ratios to the other servers with their
+goals. vLLM's server in Rust needs its program (see `benchmarks.peers.vllm_rs`), its server in
+Python needs the environment of `make test-vllm`. Without them, the benchmark says so and leaves
+them out.
 """
 
 import argparse
-import contextlib
+import gc
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import psutil
-
-from benchmarks.overhead.client import LOCKSTEP_TOKENS, ClientStreams, kib_per_stream, request
-from benchmarks.overhead.server import OTHER_CORE, PinnedServer
-from benchmarks.peers.servers import Peer, find_vllm, peers, vllm_model
+from benchmarks import embedded, noise
+from benchmarks.overhead.server import OTHER_CORE, SERVER_CORE, PinnedServer
+from benchmarks.peers import ratios
+from benchmarks.peers.measuring import lockstep, name, one_token, silent
+from benchmarks.peers.ratios import ONE_TOKEN, SILENT, Results
+from benchmarks.peers.servers import Peer, find_vllm, hub_model, peers
+from benchmarks.peers.turns import Turns
+from benchmarks.peers.vllm_rs import HOW, find_vllm_rs
 from benchmarks.plot import bars, check, format_value
-from benchmarks.report import Numbers, circumstances, medians
+from benchmarks.report import Numbers, circumstances
 from penstock.server import raise_file_limit
 
-IDLE_STREAMS = 2000
-FIGURES = {
-    "tokens_per_second": "tokens/s",
-    "cpu_us_per_token": "CPU µs/token",
-    "children_cpu_us_per_token": "CPU µs/token of its children",
-    "kib_per_stream": "KiB/stream",
-}
+CORES = {"the server's core": SERVER_CORE, "the client's core": OTHER_CORE}
+PLOTTED = (
+    "tokens_per_second",
+    "cpu_us_per_token",
+    "gap_p99_ms",
+    "first_p50_ms",
+    "cpu_us_per_request",
+    "kib_per_stream",
+    "ttft_p50_ms",
+)
+MAX_TOKENS = 256  # of an answer of the embedded engine
+
+Load = Callable[[Peer, PinnedServer], Numbers]
 
 
-def lockstep(peer: Peer, server: PinnedServer, num_streams: int) -> Numbers:
-    """Measure tokens per second and CPU per token, with one write for each token."""
-    data = request(peer.path, {"max_tokens": LOCKSTEP_TOKENS, **peer.fields})
-    streams = ClientStreams(server.port, num_streams, data, peer.event_end)
-    num_steps = LOCKSTEP_TOKENS - 1  # the last token comes with the terminal event
-    cpu, children_cpu = server.cpu_s(), server.children_cpu_s()
-    seconds = streams.lockstep(server.step, num_steps)
-    cpu, children_cpu = server.cpu_s() - cpu, server.children_cpu_s() - children_cpu
-    streams.close()
-    tokens = num_streams * num_steps
-    return {
-        "tokens_per_second": tokens / seconds,
-        "cpu_us_per_token": 1e6 * cpu / tokens,
-        "children_cpu_us_per_token": 1e6 * children_cpu / tokens,
-    }
-
-
-def idle(peer: Peer, server: PinnedServer) -> Numbers:
-    """Measure the memory of the server's process for each open stream."""
-    data = request(peer.path, {"max_tokens": 1024, **peer.fields})
-    kib = kib_per_stream(server.port, server.rss, data, IDLE_STREAMS, peer.event_end)
-    return {"kib_per_stream": kib}
-
-
-def measure(
-    found: list[Peer], counts: list[int], repeats: int
-) -> tuple[dict[str, dict[str, Numbers]], dict[str, str]]:
-    """Return the medians by load and peer, and the versions of the packages involved."""
-    rows: dict[str, dict[str, list[Numbers]]] = {}
-    versions: dict[str, str] = {}
-    runs = [(f"{count:,} streams", count) for count in counts] + [("silent streams", 0)]
+def measure(turns: Turns, found: list[Peer], loads: dict[str, Load], repeats: int) -> None:
+    """Measure all servers under all loads, in turns."""
     for _ in range(repeats):
-        for name, count in runs:
+        for load, run in loads.items():
             for peer in found:
+                turns.begin()
                 with peer.start() as server:  # a new server each time: memory is not given back
-                    shown = lockstep(peer, server, count) if count else idle(peer, server)
-                for package, each in server.versions.items():
-                    # vLLM's environment can have other versions of the same packages.
-                    is_ours = versions.setdefault(package, each) == each
-                    if not is_ours:
-                        versions[f"{package} ({peer.name})"] = each
-                rows.setdefault(name, {}).setdefault(peer.name, []).append(shown)
-                values = "  ".join(f"{FIGURES[k]} {format_value(v)}" for k, v in shown.items())
-                print(f"{name:14}  {peer.name:34}{values}", file=sys.stderr, flush=True)
-    results = {
-        name: {peer_name: medians(each) for peer_name, each in by_peer.items()}
-        for name, by_peer in rows.items()
-    }
-    return results, versions
+                    try:
+                        turns.add(load, peer.name, run(peer, server))
+                    except (ConnectionError, TimeoutError) as error:
+                        turns.add_failure(load, peer.name, error)
+                    turns.add_versions(server, peer.name)
 
 
-def table(results: dict[str, dict[str, Numbers]]) -> str:
-    """Format the results as Markdown: the ratio to Penstock's figure, then the figure."""
-    lines = ["| | | ÷ Penstock | |", "|---|---|---|---|"]
-    for name, by_peer in results.items():
-        first = next(iter(by_peer.values()))
-        for key, label in FIGURES.items():
-            title = f"{name}, {label}"
-            for peer, figures in by_peer.items():
-                if key in figures:
-                    ratio = f"{figures[key] / first[key]:.2f}" if first[key] else ""
-                    lines.append(f"| {title} | {peer} | {ratio} | {format_value(figures[key])} |")
-                    title = ""
-    return "\n".join(lines)
+def table(results: Results) -> str:
+    """Format the results as Markdown, with a table for each load."""
+    parts = []
+    for load, by_server in results.items():
+        figures = list(next(iter(by_server.values())))
+        lines = [
+            f"| {load} | " + " | ".join(map(name, figures)) + " |",
+            "|---" * len(figures) + "|---|",
+        ]
+        for server, values in by_server.items():
+            lines.append(
+                f"| {server} | " + " | ".join(format_value(values[f]) for f in figures) + " |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
-def plot(results: dict[str, dict[str, Numbers]], path: Path, caption: str) -> None:
-    """Plot the results, with a panel for each figure."""
+def plot(results: Results, path: Path, caption: str) -> None:
+    """Plot the results: a panel for each figure, and others for the embedded engine."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
-    for key, label in FIGURES.items():
-        for name, by_peer in results.items():
-            for peer, figures in by_peer.items():
-                if key in figures and "children" not in key:
-                    panels.setdefault(label, {}).setdefault(peer, {})[name] = figures[key]
+    for prefix in ("", ratios.EMBEDDED):
+        for key in PLOTTED:
+            for load, by_server in results.items():
+                if load.startswith(ratios.EMBEDDED) != bool(prefix):
+                    continue
+                for server, figures in by_server.items():
+                    if key in figures:
+                        panel = panels.setdefault(prefix + name(key), {})
+                        panel.setdefault(server, {})[load.removeprefix(prefix)] = figures[key]
     bars(panels, path, "One token, one write: Penstock and other servers", caption)
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.peers",
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--streams", default="1,64,256,1024", help="numbers of streams at once")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each server and load")
+    parser.add_argument("--seconds", type=float, default=1.0, help="least time of a turn's steps")
     parser.add_argument(
-        "--streams", default="64,256,1024", help="numbers of streams at once (default: 64,256,1024)"
+        "--peers",
+        default="completions,native,floor,vllm-rs,fastapi,vllm",
+        help="the servers to compare",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="repeats of each run (default: 3)")
+    parser.add_argument("--vllm-rs", type=Path, default=find_vllm_rs(), help="the program vllm-rs")
+    parser.add_argument("--vllm", default=find_vllm(), help="the Python of vLLM's environment")
     parser.add_argument(
-        "--vllm", default=find_vllm(), help="the Python of vLLM's environment (default: the latest)"
+        "--embedded",
+        default="1,16,64",
+        help="numbers of streams for the embedded engine and llama.cpp's server; empty: none",
     )
-    parser.add_argument("--no-vllm", action="store_true", help="leave vLLM's server out")
+    parser.add_argument("--no-silent", action="store_true", help="do not measure memory")
     parser.add_argument("--json", type=Path, help="save the figures as JSON")
     parser.add_argument("--plot", type=Path, help="save a plot as .html, .png or .svg")
     options = parser.parse_args()
     if options.plot:
         check(options.plot)
-    counts = [int(each) for each in options.streams.split(",")]
-    vllm = None if options.no_vllm else options.vllm
-    if vllm is None:
-        print("Without vLLM's server: `make test-vllm` makes its environment.", file=sys.stderr)
-    busy = psutil.cpu_percent(3.0)
-    os.sched_setaffinity(0, {OTHER_CORE})
+    if options.vllm_rs is not None and not os.access(options.vllm_rs, os.X_OK):
+        parser.error(f"{options.vllm_rs} is not a program. {HOW}")
+    chosen = options.peers.split(",")
+    if "vllm-rs" in chosen and options.vllm_rs is None:
+        print(f"Without vLLM's server in Rust. {HOW}", file=sys.stderr)
+    if "vllm" in chosen and options.vllm is None:
+        print(
+            "Without vLLM's server in Python: `make test-vllm` makes its environment.",
+            file=sys.stderr,
+        )
+    loads: dict[str, Load] = {
+        ratios.streams(count): partial(lockstep, num_streams=count, seconds=options.seconds)
+        for count in numbers(options.streams)
+    }
+    loads[ONE_TOKEN] = one_token
+    if not options.no_silent:
+        loads[SILENT] = silent
     raise_file_limit()
-    with contextlib.ExitStack() as stack:
-        model = stack.enter_context(vllm_model(vllm)) if vllm else None
-        results, versions = measure(peers(vllm, model), counts, options.repeats)
-    report = circumstances("benchmarks.peers", ())
-    print(f"{report['machine']}, {busy:.0f}% busy before the run\n\n{table(results)}")
-    report["versions"] |= versions
-    report |= {"busy_before_percent": busy, "repeats": options.repeats, "results": results}
+    turns = Turns(noise.Noise(CORES))
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {OTHER_CORE})
+    gc.disable()
+    with hub_model() as model:
+        all_peers = peers(model, options.vllm_rs, options.vllm)
+        found = [peer for key, peer in all_peers.items() if key in chosen]
+        measure(turns, found, loads, options.repeats)
+    os.sched_setaffinity(0, cores)
+    counts = numbers(options.embedded)
+    if counts:
+        run = embedded.compare(counts, options.repeats, 6.0, MAX_TOKENS, turns.begin)
+        for count, server, figures in run:
+            turns.add(ratios.embedded_streams(count), server, figures)
+    results, judged = turns.medians(), ratios.judge(turns.repeats())
+    report = circumstances("benchmarks.peers")
+    report["versions"] |= turns.versions
+    report |= {
+        "repeats": options.repeats,
+        "noise": turns.noise.report(),
+        "failures": turns.failures,
+        "ratios": judged,
+        "results": results,
+        "turns": turns.each,
+    }
+    print(f"{report['machine']}; medians of {options.repeats}\n\n{table(results)}\n")
+    print(f"{noise.table(report['noise'])}\n\n{ratios.table(judged)}")
+    print("\n".join(["", *turns.failures]))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         caption = f"{report['date']}, {report['machine']}; medians of {options.repeats}"
         plot(results, options.plot, caption)
+
+
+def numbers(text: str) -> list[int]:
+    """Parse numbers with commas between them."""
+    return [int(each) for each in text.split(",") if each]
 
 
 if __name__ == "__main__":

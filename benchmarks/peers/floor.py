@@ -37,7 +37,7 @@ class Bare(asyncio.Protocol):
         self._left = int(json.loads(data.partition(b"\r\n\r\n")[2])["max_tokens"])
         self._index = 0
         self._transport.write(HEAD)
-        self._steps.call_next(self._token)
+        self._token()
 
     def _token(self) -> None:
         if self._transport.is_closing():

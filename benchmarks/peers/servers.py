@@ -14,9 +14,18 @@ import psutil
 
 from benchmarks.overhead.client import EVENT_END
 from benchmarks.overhead.server import PinnedServer, penstock_server, pin
+from benchmarks.peers.vllm_rs import vllm_rs
+from benchmarks.report import cache_folder
 
 ROOT = Path(__file__).parent.parent.parent
 CRLF_END = b"\r\n\r\n"
+
+COMPLETIONS = "Penstock, /v1/completions"
+NATIVE = "Penstock, /generate"
+FLOOR = "a bare socket"
+VLLM_RS = "vLLM's server in Rust"
+VLLM = "vLLM's server in Python"
+FASTAPI = "FastAPI, sse-starlette, pydantic"
 
 
 @dataclass(frozen=True)
@@ -62,33 +71,38 @@ def module(name: str, *arguments: str, python: str = sys.executable) -> Iterator
 
 def find_vllm() -> str | None:
     """Return the Python of the latest vLLM environment, None without an environment."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
-    stamps = sorted(cache.glob("vllm-*/complete"), key=lambda each: each.stat().st_mtime)
+    stamps = sorted(cache_folder().glob("vllm-*/complete"), key=lambda each: each.stat().st_mtime)
     return str(stamps[-1].parent / "bin" / "python") if stamps else None
 
 
 @contextlib.contextmanager
-def vllm_model(python: str) -> Iterator[Path]:
-    """Make a model's folder for vLLM, which reads the configuration and the tokenizer."""
+def hub_model() -> Iterator[Path]:
+    """Make a model's folder for vLLM's servers, which read the configuration and the tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [python, "-m", "training.export", "hf", "--out", folder]
+        command = [sys.executable, "-m", "training.export", "hf", "--out", folder]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         yield Path(folder)
 
 
-def peers(vllm: str | None, model: Path | None) -> list[Peer]:
-    """Return the servers to compare, with vLLM's server if `vllm` and `model` are given."""
+def peers(model: Path, rust: Path | None, vllm: str | None) -> dict[str, Peer]:
+    """Return the servers to compare, by the names of `--peers`.
+
+    `rust`: the program vllm-rs. `vllm`: the Python of vLLM's environment. Without them, their
+    servers are left out.
+    """
 
     def ours() -> contextlib.AbstractContextManager[PinnedServer]:
-        return penstock_server("Stepped")
+        return penstock_server("Stepped", eager="true")
 
-    found = [
-        Peer("Penstock", ours),
-        Peer("Penstock, /v1/completions", ours, "/v1/completions"),
-        Peer("FastAPI, sse-starlette, pydantic", lambda: module("usual"), event_end=CRLF_END),
-        Peer("a bare socket", lambda: module("floor")),
-    ]
-    if vllm is not None and model is not None:
+    found = {
+        "completions": Peer(COMPLETIONS, ours, "/v1/completions"),
+        "native": Peer(NATIVE, ours),
+        "floor": Peer(FLOOR, lambda: module("floor")),
+    }
+    if rust is not None:
+        found["vllm-rs"] = Peer(VLLM_RS, lambda: vllm_rs(rust, model), "/v1/completions")
+    found["fastapi"] = Peer(FASTAPI, lambda: module("usual"), event_end=CRLF_END)
+    if vllm is not None:
         start = lambda: module("vllm_frontend", str(model), python=vllm)  # noqa: E731
-        found.append(Peer("vLLM's server", start, "/v1/completions", {"ignore_eos": True}))
+        found["vllm"] = Peer(VLLM, start, "/v1/completions", {"ignore_eos": True})
     return found

@@ -1,8 +1,8 @@
 """A zero-cost engine in the server's own process: a token for every stream at each step.
 
-A step is a datagram on a socket. The client sends it when it has received all tokens of the step
-before. This is the best case for a server with an engine in its process: it has no batch to read
-and nothing to parse.
+A stream's first token comes at once. A step is a datagram on a socket. The client sends it when it
+has received all tokens of the step before. This is the best case for a server with an engine in its
+process: it has no batch to read and nothing to parse.
 """
 
 import asyncio
@@ -42,7 +42,8 @@ class Steps:
 
     async def tokens(self, max_tokens: int) -> AsyncIterator[str]:
         """Yield a token at each step, like the generator of a Python engine."""
-        for _ in range(max_tokens):
+        yield TOKEN
+        for _ in range(max_tokens - 1):
             await self.next()
             yield TOKEN
 

@@ -4,8 +4,8 @@
 
 Everything between a token and the socket is vLLM's: its app, routes, serving classes and uvicorn.
 Only its `AsyncLLM` is replaced, with an `EngineClient` that gives each request the same
-`RequestOutput` at every step. So it does less than vLLM: there is no engine core in another process
-and no detokenizer.
+`RequestOutput` at once and at every step. So it does less than vLLM: there is no engine core in
+another process and no detokenizer.
 MODEL_FOLDER needs a configuration and a tokenizer.
 """
 
@@ -50,10 +50,11 @@ class ZeroCostEngine(EngineClient):  # type: ignore[misc] # vLLM has no types he
         output = CompletionOutput(0, TOKEN, [1], None, None)
         result = RequestOutput(request_id, None, [1], None, [output], finished=False)
         for left in range(sampling_params.max_tokens - 1, -1, -1):
-            await self._steps.next()
             if not left:
                 output.finish_reason, result.finished = "length", True
             yield result
+            if left:
+                await self._steps.next()
 
 
 # This server never calls the other methods of an engine client.
