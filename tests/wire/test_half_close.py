@@ -1,0 +1,100 @@
+"""A client that has sent its request and closes its side still reads the answer.
+
+RFC 9112 asks for no answer then, but every other server gives one. TLS has no half-close in
+asyncio, so these tests concern plain HTTP only.
+"""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.support.answers import Answer
+from tests.support.waiting import soon
+from tests.wire.case import BODY, chunked, get, length, post
+from tests.wire.ends import End
+
+pytestmark = pytest.mark.parametrize("end", ["own"], indirect=True)
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, object]:
+    return {"mock_interval": 0.01, "engine_arg": ["length=1000"]}
+
+
+def generation(**fields: object) -> bytes:
+    body = json.dumps({"prompt": "a", "max_tokens": COUNT, **fields}).encode()
+    return post(length(body), body=body)
+
+
+async def last_words(end: End, sent: bytes) -> list[Answer]:
+    """Send bytes and FIN; return all answers."""
+    async with end.connect() as wire:
+        wire.send(sent).half_close()
+        found = []
+        try:
+            while True:
+                found.append(await wire.answer())
+        except EOFError:
+            return found
+
+
+@pytest.mark.parametrize("path", [b"/health", b"/health/ready", b"/v1/models", b"/", b"/metrics"])
+async def test_an_answer_without_a_generation(end: End, path: bytes) -> None:
+    (answer,) = await last_words(end, get(target=path))
+    assert answer.status == 200
+    assert answer.body
+
+
+async def test_a_problem(end: End) -> None:
+    assert [answer.status for answer in await last_words(end, get(target=b"/nope"))] == [404]
+
+
+async def test_a_whole_generation(end: End) -> None:
+    (answer,) = await last_words(end, generation(stream=False))
+    whole = json.loads(answer.body)
+    assert (answer.status, whole["finish_reason"]) == (200, "length")
+    assert whole["usage"]["completion_tokens"] == COUNT
+
+
+async def test_a_whole_generation_whose_body_came_in_chunks(end: End) -> None:
+    sent = post(b"Transfer-Encoding: chunked", body=chunked(BODY))
+    assert [answer.status for answer in await last_words(end, sent)] == [200]
+
+
+@pytest.mark.parametrize("is_resumable", [False, True])
+async def test_a_streamed_generation(end: End, is_resumable: bool) -> None:
+    (answer,) = await last_words(end, generation(resumable=is_resumable))
+    assert answer.body.count(b'"finished":false') == COUNT
+    assert b'"finish_reason":"length"' in answer.body
+
+
+async def test_requests_that_were_sent_ahead(end: End) -> None:
+    sent = get() + generation(stream=False) + get(target=b"/nope") + generation() + get()
+    statuses = [answer.status for answer in await last_words(end, sent)]
+    assert statuses == [200, 200, 404, 200, 200]
+
+
+async def test_half_a_request_after_a_whole_one(end: End) -> None:
+    first, *rest = await last_words(end, get() + generation()[:-5])
+    assert first.status == 200
+    assert [answer.status for answer in rest] in ([], [400])
+
+
+async def test_a_client_that_leaves_after_it_closed_its_side_is_noticed(end: End) -> None:
+    """A FIN may be a half-close or the end of the client: the next bytes of the answer show it."""
+    body = b'{"prompt":"a","max_tokens":1000}'
+    async with end.connect() as wire:
+        wire.send(post(length(body), body=body)).half_close()
+        await wire.until(b"data: ")
+        head = wire.received.partition(b"\r\n\r\n")[0].decode().lower()
+        stream_id = head.split("x-stream-id: ")[1].split("\r\n")[0]
+        wire.reset()
+
+    def is_told() -> bool:
+        lines = [line for line in list(end.server.output) if f"stream_id={stream_id} " in line]
+        return any("finish_reason=cancelled" in line for line in lines)
+
+    assert await asyncio.to_thread(soon, is_told)
