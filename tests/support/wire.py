@@ -76,6 +76,12 @@ class Wire(asyncio.Protocol):
         if not await self._when(lambda: part in self.received or None):
             raise EOFError
 
+    async def take(self) -> bytes:
+        """Wait for bytes and take them all; empty after the connection's end."""
+        await self._when(lambda: self.received or None)
+        taken, self.received = self.received, b""
+        return taken
+
     async def until_closed(self, *, within: float = PATIENCE_S) -> bytes:
         """Wait until the server closes the connection; return what came before."""
         await self._when(lambda: None, within)

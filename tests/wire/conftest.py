@@ -1,6 +1,7 @@
 """The server that the tests of a module share, once for each end."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def flags() -> dict[str, object]:
 def end(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    flags: dict[str, object],
+    flags: dict[str, Any],
 ) -> Iterator[End]:
     """A server with the mock engine and short timeouts, at each of the two ends."""
     with serve_end(request.param, tmp_path_factory.mktemp("tls"), **flags) as end:

@@ -34,8 +34,13 @@ class End:
 
 
 @contextlib.contextmanager
-def serve_end(name: str, folder: Path, *arguments: str, **flags: object) -> Iterator[End]:
-    """Yield a server with the mock engine and short timeouts at this end."""
+def serve_end(
+    name: str, folder: Path, *arguments: str, protocol: str = "http/1.1", **flags: object
+) -> Iterator[End]:
+    """Yield a server with the mock engine and short timeouts at this end.
+
+    Over TLS its clients ask for `protocol`.
+    """
     flags = {
         "module": "tests.wire.short",
         "engine": "mock",
@@ -52,7 +57,7 @@ def serve_end(name: str, folder: Path, *arguments: str, **flags: object) -> Iter
         key.write_bytes(issued.private_key_pem.bytes())
         flags |= {"tls_cert": certificate, "tls_key": key}
         context = ssl.create_default_context()
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         authority.configure_trust(context)
     with serve(*arguments, **flags) as server:
         yield End(name, server, context)

@@ -1,15 +1,13 @@
 """A client that leaves in the middle of an answer is noticed at once, streamed or whole."""
 
-import asyncio
 import json
-import time
 
 import pytest
 
-from tests.support.waiting import soon
 from tests.support.wire import Wire
-from tests.wire.case import get, length, post
+from tests.wire.case import length, post
 from tests.wire.ends import End
+from tests.wire.watching import engine_is_busy, seconds_until_cancelled
 
 NOTICED_WITHIN_S = 0.5  # milliseconds, if the machine is not busy
 
@@ -18,20 +16,6 @@ NOTICED_WITHIN_S = 0.5  # milliseconds, if the machine is not busy
 def flags() -> dict[str, object]:
     """The engine has one slot, and never makes its first token."""
     return {"engine_arg": ["slots=1", "prefill=600"]}
-
-
-def line_of(end: End, request_id: str) -> str:
-    """Return the log's line about a request; empty before its end."""
-    lines = [line for line in list(end.server.output) if f"request_id={request_id} " in line]
-    return "".join(lines)
-
-
-async def engine_is_busy(end: End) -> None:
-    """Ask for the metrics until they show a running stream."""
-    async with end.connect() as wire, asyncio.timeout(10):
-        body = b""
-        while b"\npenstock_streams_running 1.0\n" not in body:
-            body = (await wire.send(get(target=b"/metrics")).answer()).body
 
 
 def leave_by_fin(wire: Wire) -> None:
@@ -54,6 +38,4 @@ async def test_a_client_that_leaves_is_noticed_at_once(
         await engine_is_busy(end)
         WAYS[way](wire)
         await wire.until_closed()
-    left = time.monotonic()
-    assert await asyncio.to_thread(soon, lambda: "cancelled" in line_of(end, request_id))
-    assert time.monotonic() - left < NOTICED_WITHIN_S
+    assert await seconds_until_cancelled(end, request_id) < NOTICED_WITHIN_S
