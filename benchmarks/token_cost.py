@@ -29,7 +29,7 @@ from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 from penstock.web.access import KEY, Access
 from penstock.web.delivery import ConnectedReader, StreamResponse
-from penstock.web.granian import GranianWriter
+from penstock.web.granian import GranianPeer
 from penstock.web.liveness import Liveness
 from tests.support.scripted import ScriptedEngine
 
@@ -79,14 +79,17 @@ class StreamLoad:
         form: Form = NativeForm()
         if route == "openai":
             form = ChatForm(id="chatcmpl-x", created=1, model="rill")
-        connected = ConnectedReader(Reader(stream), receive)
+        peer = GranianPeer(receive, send)
+        connected = ConnectedReader(Reader(stream), peer)
         framer = form.framer([stream], with_ids=False)
         response = StreamResponse(connected, framer, self._liveness)
         scope: MutableMapping[str, Any] = {"type": "http", "headers": []}
-        access = scope[KEY] = Access(scope, GranianWriter(send))
+        access = scope[KEY] = Access(scope, peer)
         await response(scope, receive, send)
-        assert access.send_rest is not None
-        await access.send_rest()
+        assert access.rest is not None
+        ended = asyncio.get_running_loop().create_future()
+        access.rest.begin(ended.set_result)
+        await ended
 
     async def steps(self, number: int) -> None:
         """Make `number` steps of the engine. Each step gives each stream a token."""

@@ -20,7 +20,7 @@ from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
 from penstock.web.cors import Cors
-from penstock.web.granian import GranianWriter
+from penstock.web.granian import GranianPeer
 from penstock.web.host import HostCheck, is_loopback
 from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
@@ -95,4 +95,4 @@ def create_app(
     )
     app.router.redirect_slashes = False  # it would redirect to whatever the Host header says
     # Outside everything, so that a response to a bug in here also has an id and a log line.
-    return AccessMiddleware(app, streams.meter, GranianWriter, log_prompts=settings.log_prompts)
+    return AccessMiddleware(app, streams.meter, GranianPeer, log_prompts=settings.log_prompts)

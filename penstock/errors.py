@@ -44,6 +44,10 @@ _ENGINE_FAILURE = ProblemKind(500, "The engine failed the request.", retry_safe=
 PROBLEMS: Mapping[str, ProblemKind] = {
     # The request cannot be read.
     "bad_request": ProblemKind(400, "The HTTP request cannot be read."),
+    "unsupported_version": ProblemKind(505, "The request is not HTTP/1.1 or HTTP/1.0."),
+    "unsupported_coding": ProblemKind(501, "The body has a transfer coding other than `chunked`."),
+    "head_too_large": ProblemKind(431, "The request's head has too many bytes or lines."),
+    "head_timeout": ProblemKind(408, "The request's head did not arrive in time."),
     "bad_host": ProblemKind(400, "The request has no Host header, several, or a malformed one."),
     "bad_authorization": ProblemKind(
         400, "The request has several Authorization or X-API-Key headers, or two different keys."

@@ -24,9 +24,11 @@ from penstock.observe.meter import Meter
 from penstock.settings import Settings
 from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams, draining
+from penstock.stream.straight import StraightPath
 from penstock.web.body import BodyReader
-from penstock.web.granian import HttpServer
+from penstock.web.granian import GranianServers
 from penstock.web.host import is_loopback
+from penstock.web.http1.server import Http1Server, Timeouts
 from penstock.web.keys import KeyRing, key_ring
 from penstock.web.listener import open_listener, url_of
 from penstock.web.liveness import Liveness
@@ -99,6 +101,7 @@ class Server:
             hang_timeout=settings.engine_timeout,
             on_spawn=self._on_loading,
             on_cancelled=meter.abort.add,
+            deliver=StraightPath(meter).deliver,
         )
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
@@ -120,7 +123,14 @@ class Server:
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
         app = create_app(settings, engine, streams, liveness, bodies, keys)
-        http = HttpServer(app, listener, settings.max_connections, http2=settings.http2, tls=tls)
+        http: Http1Server | GranianServers
+        if tls is not None or settings.http2:
+            http = GranianServers(
+                app, listener, settings.max_connections, http2=settings.http2, tls=tls
+            )
+        else:
+            timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
+            http = Http1Server(app, listener, settings.max_connections, timeouts)
         closing = asyncio.Event()
         serving = asyncio.create_task(http.serve_until(closing))
         watching = asyncio.create_task(liveness.run())

@@ -74,7 +74,7 @@ class Answering:
         call = dialect.parse(await self._bodies.read_object(http), http, notes)
         opened = self._open(call, owner)
         access_of(http.scope).carries(opened, call.num_per_prompt)
-        connected = ConnectedReader(Reader(*opened), http.receive)
+        connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
         is_streaming = False
         try:
             for stream in opened:
@@ -109,7 +109,7 @@ class Answering:
         self.streams.meter.resumed("running" if stream.ended is None else "ended")
         cursor, framer = form.resume(stream, first)
         return StreamResponse(
-            ConnectedReader(Reader(stream, cursor=cursor), http.receive),
+            ConnectedReader(Reader(stream, cursor=cursor), access_of(http.scope).peer),
             framer,
             self._liveness,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from penstock.engine.protocol import EngineHandle
+from penstock.engine.protocol import Deliver, EngineHandle
 from penstock.errors import StartError
 
 BUILT_IN_MODEL = "rill"
@@ -117,6 +117,7 @@ def create_engine(
     hang_timeout: float,
     on_spawn: Callable[[int], None],
     on_cancelled: Callable[[float], None],
+    deliver: Deliver | None = None,
 ) -> EngineHandle:
     """Return the engine's handle, not yet started. Raises StartError if a parameter is invalid.
 
@@ -128,4 +129,4 @@ def create_engine(
 
     entry = entry_of(engine)
     options = entry.options({**settings, "slots": settings["slots"] or DEFAULT_SLOTS}, params)
-    return SupervisedEngine(entry.target, options, on_spawn, hang_timeout, on_cancelled)
+    return SupervisedEngine(entry.target, options, on_spawn, hang_timeout, on_cancelled, deliver)

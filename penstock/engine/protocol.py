@@ -7,8 +7,8 @@ the same on both sides of the process boundary. `tests/engine/test_conformance.p
 engine against this protocol.
 """
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -150,6 +150,16 @@ class Sink(Protocol):
         """
 
 
+class Addition(msgspec.Struct, array_like=True, gc=False, tag="delta"):
+    """A call of `Sink.delta`, as a value: what a step added to the request `request_id`."""
+
+    request_id: str
+    piece: Any  # str or bytes; msgspec does not support that union
+    num_tokens: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
 class Engine(Protocol):
     """An engine inside its process. Its constructor takes its parameters as keyword arguments."""
 
@@ -183,6 +193,17 @@ class LosableSink(Sink, Protocol):
         Nothing more will come, but the request may be submitted again. Replaces `finish` and
         `fail`.
         """
+
+
+Tell = Callable[[Any], None]
+"""Tells a sink about something other than an `Addition`."""
+
+Deliver = Callable[[Sequence[Any], Mapping[str, LosableSink], Tell], None]
+"""Delivers a batch, in order: each `Addition` to the sink of its request, the rest with `Tell`.
+
+A request without a sink has ended. This is the seam for everything between an engine's batch and
+its sinks: the straight path (see `stream.straight`), or a store that must have the batch first.
+"""
 
 
 class EngineHandle(Protocol):

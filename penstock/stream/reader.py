@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from penstock.events import Event, Failure, TerminalEvent
+from penstock.stream.lane import Lane
 from penstock.stream.stream import Stream
 
 # Keeps one send bounded for a reader that is far behind.
@@ -28,6 +29,7 @@ class Reader:
     __slots__ = (
         "_call_soon",
         "_cursors",
+        "_lane",
         "_logs",
         "_new_since",
         "_num_open",
@@ -51,6 +53,7 @@ class Reader:
         self._call_soon = asyncio.get_running_loop().call_soon
         self._on_news: Callable[[], None] | None = None
         self._new_since = 0.0
+        self._lane: Lane | None = None
         self.is_woken = False
         """True from `wake` until the next `take`."""
         self.is_closed = False
@@ -72,7 +75,8 @@ class Reader:
     @property
     def lag(self) -> int:
         """Return how many events the reader is behind."""
-        return sum(len(stream.log) for stream in self.streams) - sum(self._cursors)
+        taken = sum(self._cursors) if self._lane is None else self._lane.cursor
+        return sum(len(stream.log) for stream in self.streams) - taken
 
     def listen(self, on_news: Callable[[], None]) -> None:
         """Call `on_news` soon after the first `wake` that follows each `take`.
@@ -88,12 +92,31 @@ class Reader:
 
         `logged_at` is when the log grew, on the monotonic clock; 0.0 if it did not grow.
         """
+        if self._lane is not None:
+            self.leave_lane()
         if not self._new_since:
             self._new_since = logged_at
         if not self.is_woken:
             self.is_woken = True
             if self._on_news is not None:
                 self._call_soon(self._on_news)  # not at once: this turn may bring more events
+
+    def open_lane(self, lane: Lane) -> None:
+        """Let the straight path take what comes next, if all that came before was taken."""
+        if not self.is_woken and len(self.streams) == 1 and self.stream.open_lane(lane):
+            lane.cursor = self._cursors[0]
+            self._lane = lane
+
+    def leave_lane(self) -> None:
+        """Take over from the straight path."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._cursors[0] = lane.cursor
+            self.stream.lane = None
+
+    def note_taken(self, logged_at: float) -> None:
+        """Note that someone else has taken one event, logged at this time."""
+        self.num_taken, self.taken_since = 1, logged_at
 
     def take(self) -> list[Batch]:
         """Return the new events, at most 256 of each stream; wake again if there are more."""

@@ -29,6 +29,7 @@ from penstock.events import (
 from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.admission import Place
+from penstock.stream.lane import Lane
 from penstock.stream.log import Log
 from penstock.stream.record import StreamRecord
 from penstock.stream.timing import StreamTimer
@@ -86,6 +87,7 @@ class Stream:
         "_timer",
         "_transcript",
         "client_gone",
+        "lane",
         "log",
         "meter",
         "notes",
@@ -115,6 +117,8 @@ class Stream:
         self.notes: tuple[str, ...] = ()
         """What the engine changed in the request to be able to answer it, known once it is
         accepted by the engine."""
+        self.lane: Lane | None = None
+        """Set while the straight path sends the stream's deltas (see `straight`)."""
         self.client_gone = False
         self.num_readers_ever = 0
         self.meter = meter or Meter()
@@ -175,6 +179,7 @@ class Stream:
 
     def attach(self, reader: StreamReader) -> None:
         """Wake `reader` whenever the log grows."""
+        self.leave_lane()
         self._readers.append(reader)
         self.num_readers_ever += 1
         if len(self._readers) == 1:
@@ -190,6 +195,32 @@ class Stream:
     def num_readers(self) -> int:
         """Return how many connections read the stream or wait for its whole answer."""
         return len(self._readers)
+
+    def open_lane(self, lane: Lane) -> bool:
+        """Let the straight path send what comes next, if that is plain text for one reader.
+
+        The reader must have seen everything in the log. Return False if the stream is not so.
+        """
+        transcript = self._transcript
+        if (
+            self._text is not None
+            or self.phase != "progressed"
+            or self.log.terminal is not None
+            or len(self._readers) != 1
+            or transcript.num_textless
+            or transcript.pending_tokens
+        ):
+            return False
+        lane.transcript = transcript
+        lane.timer = self._timer
+        lane.append = self.log.append
+        self.lane = lane
+        return True
+
+    def leave_lane(self) -> None:
+        """Take the general path from now on, until a lane is opened again."""
+        if self.lane is not None:
+            self.lane.reader.leave_lane()
 
     async def end(self) -> TerminalEvent:
         """Wait for the terminal event and return it."""
@@ -242,6 +273,7 @@ class Stream:
 
     def continuation(self) -> Request:
         """Return the request that continues the generation, which must be submitted now."""
+        self.leave_lane()
         self.phase = "submitted"
         self.place = None
         request = self._transcript.continuation(self.record.request)
@@ -299,6 +331,7 @@ class Stream:
             transcript.generated += token_ids
             self._append(Delta(piece, transcript.pending_tokens + num_tokens))
         else:
+            self.leave_lane()
             transcript.add(piece, num_tokens, token_ids, logprobs)
             self._append_certain(piece)
         if self.phase != "progressed":

@@ -12,7 +12,8 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,15 +22,13 @@ from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.quotas import Owner
 from penstock.stream.stream import Stream
-from penstock.web.writer import Writer
+from penstock.web.peer import PEER, Peer
 
 log = logging.getLogger("penstock.request")
 
 KEY = "penstock.access"
 OWNER = "penstock.owner"
 """The key of a request's owner in its scope, once the owner is known (see `auth`)."""
-# The log line needs these from a scope after the routes are done with it.
-_LOGGED = frozenset({"method", "client", "route", OWNER})
 # A client's request id is passed on only if it is safe in a header, a log and a shell.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Twice the default limit of a body: the client of a body that is somewhat too large sees why.
@@ -45,11 +44,18 @@ class RequestError(Exception):
     """Ends a response after an unexpected exception in its route, without that one's words."""
 
 
+class Rest(Protocol):
+    """A body that is sent after the application has returned (see `delivery.BodyWriter`)."""
+
+    def begin(self, on_end: Callable[[bool], None]) -> None:
+        """Send it; call `on_end` at the end, with True if all of it was sent."""
+
+
 class Access:
     """The record of one request and its response.
 
-    `id` is the client's own `X-Request-ID` if it is well-formed, otherwise a random one. `writer`
-    writes the response's body past all middleware.
+    `id` is the client's own `X-Request-ID` if it is well-formed, otherwise a random one. `peer` is
+    the client, for what goes past all middleware.
     """
 
     __slots__ = (
@@ -61,19 +67,19 @@ class Access:
         "has_begun_body",
         "id",
         "is_complete",
+        "peer",
         "problem_code",
         "prompt",
-        "send_rest",
+        "rest",
         "status",
         "stream",
-        "writer",
     )
 
-    def __init__(self, scope: Scope, writer: Writer, *, keeps_prompt: bool = False) -> None:
+    def __init__(self, scope: Scope, peer: Peer, *, keeps_prompt: bool = False) -> None:
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         is_good = len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) is not None
         self.id = given[0].decode("ascii") if is_good else secrets.token_hex(16)
-        self.writer = writer
+        self.peer = peer
         self.began = time.monotonic()
         self.status = 0
         """The response's status; 0 before its head is sent."""
@@ -81,8 +87,8 @@ class Access:
         """True once the last piece of the response's body was sent."""
         self.has_begun_body = False
         """True once someone began to read the request's body."""
-        self.send_rest: Callable[[], Awaitable[bool]] | None = None
-        """Sends the rest of the body after all middleware is done; returns True if all was sent."""
+        self.rest: Rest | None = None
+        """Sends the body after all middleware is done."""
         self.problem_code = ""
         self.stream: Stream | None = None
         self._choices: tuple[Stream, ...] = ()
@@ -194,20 +200,21 @@ def _outcome(streams: Sequence[Stream], num_per_prompt: int) -> dict[str, Any]:
 class AccessMiddleware:
     """ASGI middleware: makes each request's `Access`, and logs and counts it at the end.
 
-    `make_writer` makes the write end from ASGI's `send`. `log_prompts` puts prompts into the log.
+    `make_peer` makes the peer of a request whose HTTP server brings none. `log_prompts` puts
+    prompts into the log.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         meter: Meter,
-        make_writer: Callable[[Send], Writer],
+        make_peer: Callable[[Receive, Send], Peer],
         *,
         log_prompts: bool = False,
     ) -> None:
         self._app = app
         self._meter = meter
-        self._make_writer = make_writer
+        self._make_peer = make_peer
         self._log_prompts = log_prompts
         self._num_open = 0
         self.idle = asyncio.Event()
@@ -219,9 +226,12 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":
-            send = _without_body(send)
-        access = Access(scope, self._make_writer(send), keeps_prompt=self._log_prompts)
+        peer = scope.get(PEER)
+        if peer is None:
+            if scope["method"] == "HEAD":
+                send = _without_body(send)
+            peer = self._make_peer(receive, send)
+        access = Access(scope, peer, keeps_prompt=self._log_prompts)
         scope[KEY] = access
         self._num_open += 1
         self.idle.clear()
@@ -235,26 +245,38 @@ class AccessMiddleware:
                 access.is_complete = not message.get("more_body", False)
             return send(message)
 
+        is_over = True
         try:
             await self._app(scope, receive, send_on)
-            if access.send_rest is not None:
-                _release(scope)
-                access.is_complete = await access.send_rest()
+            if access.rest is not None:
+                is_over = False
+                rest = access.rest
+                access.rest = None
+                end = partial(self._end_of_rest, access, _Asked(scope))
+                if peer.holds_task:
+                    scope.clear()
+                    await _until_end(rest, end)
+                else:
+                    rest.begin(end)
         except Exception as error:
             fields = {"request_id": access.id, "route": route_of(scope)}
             log.error("a request failed", exc_info=error, extra={"fields": fields})
             # The error's own words may contain the client's input, and the HTTP server prints them.
             raise RequestError(f"request {access.id} failed; the line before says how") from None
         finally:
-            self._num_open -= 1
-            if not self._num_open:
-                self.idle.set()
-            self._report(access, scope)
+            if is_over:
+                self._report(access, _Asked(scope))
 
-    def _report(self, access: Access, scope: Scope) -> None:
-        route = route_of(scope)
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._meter.request_ended(route, method, access.status)
+    def _end_of_rest(self, access: Access, asked: "_Asked", was_complete: bool) -> None:
+        access.is_complete = was_complete
+        self._report(access, asked)
+
+    def _report(self, access: Access, asked: "_Asked") -> None:
+        self._num_open -= 1
+        if not self._num_open:
+            self.idle.set()
+        route = asked.route
+        self._meter.request_ended(route, asked.method, access.status)
         if access.is_refusal:
             self._meter.refused(access.problem_code)
         if access.stream is not None and access.is_answered:
@@ -262,17 +284,40 @@ class AccessMiddleware:
         is_probe = route.startswith(_PROBES) and access.status == 200
         level = logging.DEBUG if is_probe else logging.INFO
         if log.isEnabledFor(level):
-            client = scope.get("client") or ("",)
             fields = {
-                "method": method,
+                "method": asked.method,
                 "route": route,
-                "client": client[0],
+                "client": asked.client,
                 **access.log_fields(),
             }
-            owner: Owner | None = scope.get(OWNER)
-            if owner is not None and owner.is_closed:
-                fields["owner"] = owner.name
+            if asked.owner is not None and asked.owner.is_closed:
+                fields["owner"] = asked.owner.name
             log.log(level, "request ended", extra={"fields": fields})
+
+
+class _Asked:
+    """What the log line needs of a request's scope, which is gone when the response ends."""
+
+    __slots__ = ("client", "method", "owner", "route")
+
+    def __init__(self, scope: Scope) -> None:
+        self.method: str = scope["method"] if scope["method"] in _METHODS else "other"
+        self.route = route_of(scope)
+        self.client: str = (scope.get("client") or ("",))[0]
+        self.owner: Owner | None = scope.get(OWNER)
+
+
+async def _until_end(rest: Rest, on_end: Callable[[bool], None]) -> None:
+    """Send the rest, and wait for its end."""
+    ended = asyncio.get_running_loop().create_future()
+
+    def end(was_complete: bool) -> None:
+        on_end(was_complete)
+        if not ended.done():
+            ended.set_result(None)
+
+    rest.begin(end)
+    await ended
 
 
 def _without_body(send: Send) -> Send:
@@ -282,12 +327,6 @@ def _without_body(send: Send) -> Send:
         return send({**message, "body": b""} if "body" in message else message)
 
     return send_head
-
-
-def _release(scope: Scope) -> None:
-    """Free what the HTTP server and Starlette leave in a scope."""
-    for name in scope.keys() - _LOGGED:
-        del scope[name]
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:

@@ -4,14 +4,13 @@ A reader and a framer come in. Each time the log grows, one write goes out with 
 Meanwhile the client is watched, and the reader is closed as soon as the client disconnects.
 `liveness` keeps a reader from being silent or stuck for ever.
 
-A response waits in one `await` for its end. Events are sent by plain calls, without waking a task:
-waking one would cost more than everything else that a token needs.
+Events are sent by plain calls, without a task: waking one would cost more than everything else that
+a token needs.
 """
 
-import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -20,10 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.observe.meter import Delivery
 from penstock.stream.admission import Place
+from penstock.stream.lane import Lane
 from penstock.stream.reader import Batch, Reader
 from penstock.web.access import access_of
 from penstock.web.liveness import Liveness
-from penstock.web.writer import Writer
+from penstock.web.peer import Peer
+
+log = logging.getLogger(__name__)
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -45,26 +47,27 @@ class Framer(Protocol):
     def frame(self, batches: list[Batch]) -> bytes:
         """Return the frames of these events, in one piece."""
 
+    def straight(self) -> Callable[[str], bytes] | None:
+        """Return what frames the next plain delta of the only stream, given its text.
+
+        Return None if the next frame takes more than the text.
+        """
+
 
 class ConnectedReader:
     """A reader that is closed when its client disconnects.
 
-    The request's body must have been read before: `receive` is ASGI's, and from now on it only
-    reports the disconnect.
+    The request's body must have been read before.
     """
 
-    def __init__(self, reader: Reader, receive: Receive) -> None:
+    def __init__(self, reader: Reader, peer: Peer) -> None:
         self.reader = reader
-        self._watch = asyncio.create_task(self._close_on_disconnect(receive))
+        self.peer = peer
+        peer.when_gone(reader.close)
 
     def close(self) -> None:
         """Stop reading and watching. A second call does nothing."""
-        self._watch.cancel()
-        self.reader.close()
-
-    async def _close_on_disconnect(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        self.peer.when_gone(None)
         self.reader.close()
 
 
@@ -100,82 +103,81 @@ class StreamResponse(Response):
         self._tell_place = tell_place or queue_comment
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the head, and leave the body to the access record.
+        """Give the head to the HTTP server, and leave the body to the access record.
 
         Otherwise the middleware around the route would stay in memory as long as the stream.
         """
-        reader = self._connected.reader
-        if reader.is_closed and not self._resumed:
+        connected = self._connected
+        stream = connected.reader.stream
+        if connected.reader.is_closed and not self._resumed:
             # The client left before it could learn the stream's id: nobody will ever read it.
-            reader.stream.cancel()
-        access = access_of(scope)
-        stream = reader.stream
+            stream.cancel()
         delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)
-        writer = BodyWriter(reader, self._framer, access.writer, delivery, self._tell_place)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            # The head goes out now: the client may want to cancel a stream that has not started.
-            await send({"type": "http.response.body", "body": self._preface, "more_body": True})
         except BaseException:
-            self._connected.close()
+            connected.close()
             raise
-        access.send_rest = partial(self._send_rest, writer)
-
-    async def _send_rest(self, writer: "BodyWriter") -> bool:
-        """Send the body; return True if all of it was sent."""
-        self._liveness.add(writer)
-        try:
-            return await writer.until_end()
-        except asyncio.CancelledError:
-            if not writer.is_stalled:
-                raise
-            return False
-        finally:
-            self._liveness.remove(writer)
-            self._connected.close()
+        access_of(scope).rest = BodyWriter(
+            connected, self._framer, delivery, self._liveness, self._preface, self._tell_place
+        )
 
 
 class BodyWriter:
-    """Writes the body of one response; made in the task that responds.
+    """Writes the body of one response, from `begin` on.
 
     If a write has to wait, the client does not keep up: everything new is written together once
     the client has taken that write.
     """
 
     __slots__ = (
+        "_connected",
         "_delivery",
-        "_end",
         "_framer",
+        "_is_last",
+        "_lane",
+        "_liveness",
+        "_on_end",
+        "_peer",
+        "_preface",
         "_reader",
-        "_task",
+        "_rest",
+        "_since",
         "_tell_place",
-        "_waiting",
-        "_write",
         "is_sending",
         "is_stalled",
-        "since",
     )
 
     def __init__(
         self,
-        reader: Reader,
+        connected: ConnectedReader,
         framer: Framer,
-        writer: Writer,
         delivery: Delivery,
+        liveness: Liveness,
+        preface: bytes,
         tell_place: Callable[[Place], bytes],
     ) -> None:
-        self._reader = reader
+        self._connected = connected
+        self._reader = connected.reader
+        self._peer = connected.peer
         self._framer = framer
-        self._write = writer.write
         self._delivery = delivery
+        self._liveness = liveness
+        self._preface: bytes | None = preface
         self._tell_place = tell_place
-        self._task = asyncio.current_task()
-        self._end: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting: asyncio.Task[None] | None = None
+        self._on_end: Callable[[bool], None] | None = None
+        self._rest = b""
+        self._is_last = False
         self.is_sending = False
         self.is_stalled = False
         """True if the response was ended because its client did not read."""
-        self.since = time.monotonic()
+        self._since = time.monotonic()
+        self._lane: Lane | None = None
+
+    @property
+    def since(self) -> float:
+        """Return when the last write began (while it waits) or was taken."""
+        return self._since if self.is_sending else max(self._since, self._delivery.last)
 
     @property
     def lag(self) -> int:
@@ -189,74 +191,114 @@ class BodyWriter:
     def stop(self) -> None:
         """End the response: its client is stalled."""
         self.is_stalled = True
-        if self._task is not None:
-            self._task.cancel()
+        self._end(was_complete=False)
+        self._peer.abort()
 
-    async def until_end(self) -> bool:
-        """Write events until the reader is done; return False if it was closed before its end."""
-        reader = self._reader
-        reader.listen(self._write_news)
-        if reader.lag > 0 or reader.is_done:  # the log had events before this response
-            reader.wake()
-        try:
-            return await self._end
-        finally:
-            if self._waiting is not None:
-                self._waiting.cancel()
+    def begin(self, on_end: Callable[[bool], None]) -> None:
+        """Write the head and all events that the log has, then every new one.
+
+        `on_end` is called once: with True if the whole body was taken, otherwise with False. Until
+        then the response is watched.
+        """
+        self._on_end = on_end
+        self._liveness.add(self)
+        self._peer.when_taken(self._note_taken)
+        self._peer.when_half_closed(self._reader.wake)
+        self._reader.listen(self._write_news)
+        # The head goes out now: the client may want to cancel a stream that has not started.
+        self._reader.is_woken = True
+        self._write_news()
 
     def _write_news(self) -> None:
         reader = self._reader
-        if not reader.is_woken or self.is_sending or self._end.done():
+        if not reader.is_woken or self.is_sending or self._on_end is None:
             return  # it was written already, or will be when the waiting write was taken
         if reader.is_closed:
-            self._end.set_result(False)
+            self._end(was_complete=False)
             return
         try:
             batches = reader.take()
-            is_last = reader.is_done
             body = self._framer.frame(batches) if batches else self._sign_of_life()
-            if len(body) > MAX_WRITE_BYTES:
-                waiting: Awaitable[None] | None = self._write_in_pieces(body, is_last)
-            else:
-                waiting = self._write(body, is_last)
+            if self._preface is not None:
+                body, self._preface = self._preface + body, None
         except Exception as error:
-            self._end.set_exception(error)
+            log.error("a response failed", exc_info=error)
+            self._end(was_complete=False)
+            self._peer.abort()
             return
-        self.since = time.monotonic()
-        if waiting is not None:
-            self.is_sending = True
-            self._waiting = asyncio.create_task(self._wait_for(waiting, reader.num_taken, is_last))
-            return
-        if reader.num_taken:
-            self._delivery.taken(reader.num_taken, is_last, reader.taken_since, self.since)
-        if is_last:
-            self._end.set_result(True)
+        self._is_last = reader.is_done
+        self._write(body)
 
-    async def _write_in_pieces(self, body: bytes, is_last: bool) -> None:
-        for start in range(0, len(body), MAX_WRITE_BYTES):
-            end = start + MAX_WRITE_BYTES
-            self.since = time.monotonic()
-            waiting = self._write(body[start:end], is_last and end >= len(body))
-            if waiting is not None:
-                await waiting
+    def _write(self, body: bytes) -> None:
+        """Write a piece of the body after the other, as fast as the client takes them."""
+        is_last = self._is_last
+        while len(body) > MAX_WRITE_BYTES:
+            piece, body = body[:MAX_WRITE_BYTES], body[MAX_WRITE_BYTES:]
+            if not self._peer.write(piece, is_last=False):
+                self._wait(body)
+                return
+        if self._peer.write(body, is_last):
+            self._note_all_taken()
+        else:
+            self._wait(b"")
 
-    async def _wait_for(self, waiting: Awaitable[None], num_events: int, is_last: bool) -> None:
-        try:
-            await waiting
-        except Exception as error:
-            self._end.set_exception(error)
+    def _wait(self, rest: bytes) -> None:
+        self.is_sending = True
+        self._rest = rest
+        self._since = time.monotonic()
+
+    def _note_taken(self) -> None:
+        """Go on after a write that had to wait."""
+        if not self.is_sending:
             return
         self.is_sending = False
-        self.since = time.monotonic()
-        if num_events:
-            self._delivery.taken(num_events, is_last, self._reader.taken_since, self.since)
-        if is_last:
-            self._end.set_result(True)
-        self._write_news()
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._write(rest)
+        else:
+            self._note_all_taken()
+        if not self.is_sending:
+            self._write_news()
+
+    def _note_all_taken(self) -> None:
+        self._since = now = time.monotonic()
+        reader = self._reader
+        if reader.num_taken:
+            self._delivery.taken(reader.num_taken, self._is_last, reader.taken_since, now)
+        if self._is_last:
+            self._end(was_complete=True)
+        elif self._peer.descriptor >= 0 and not reader.is_woken:
+            self._open_lane()
+
+    def _open_lane(self) -> None:
+        """Leave the next deltas to the straight path, if they can go there."""
+        if self._lane is None:
+            frame = self._framer.straight()
+            if frame is None:
+                return
+            self._lane = Lane(self._reader, self._peer, frame, self._delivery, self._note_block)
+        self._reader.open_lane(self._lane)
+
+    def _note_block(self, logged_at: float) -> None:
+        """Go on after the straight path met a client that does not keep up."""
+        self._reader.leave_lane()
+        self._reader.note_taken(logged_at)
+        self._is_last = False
+        self._wait(b"")
+
+    def _end(self, *, was_complete: bool) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        self._liveness.remove(self)
+        self._connected.close()
+        on_end(was_complete)
 
     def _sign_of_life(self) -> bytes:
         place = self._reader.stream.place
-        return HEARTBEAT if place is None else self._tell_place(place)
+        if place is not None:
+            return self._tell_place(place)
+        return HEARTBEAT if self._preface is None else b""  # the first write is a sign by itself
 
 
 def queue_comment(place: Place) -> bytes:

@@ -8,14 +8,14 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
-from starlette.types import ASGIApp, Send
+from starlette.types import ASGIApp, Receive, Send
 
 from penstock.web.tls import Tls, reason_of
 
@@ -47,18 +47,76 @@ class _MustWait(dict[type, bool]):
 _must_wait = _MustWait()
 
 
-class GranianWriter:
-    """Writes a response's body through Granian's ASGI `send` (see `writer.Writer`)."""
+class GranianPeer:
+    """The client of a request that Granian serves (see `peer.Peer`)."""
 
-    __slots__ = ("_send",)
+    descriptor = -1
+    holds_task = True
 
-    def __init__(self, send: Send) -> None:
+    __slots__ = ("_on_gone", "_on_taken", "_receive", "_send", "_task", "_waiting", "_watch")
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
         self._send = send
+        self._task = asyncio.current_task()
+        self._watch: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
+        self._on_taken: Callable[[], None] | None = None
+        self._on_gone: Callable[[], None] | None = None
 
-    def write(self, data: bytes, is_last: bool) -> Awaitable[None] | None:
+    def write(self, data: bytes, is_last: bool) -> bool:
         """Write part of the body."""
         sent = self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
-        return sent if _must_wait[type(sent)] else None
+        if not _must_wait[type(sent)]:
+            return True
+        self._waiting = asyncio.ensure_future(self._wait_for(sent))
+        return False
+
+    async def _wait_for(self, sent: Awaitable[None]) -> None:
+        try:
+            await sent
+        except Exception:
+            log.debug("a write failed")
+            self.abort()
+            return
+        if self._on_taken is not None:
+            self._on_taken()
+
+    def write_rest(self, data: bytes) -> bool:
+        """Never called: there is no descriptor."""
+        raise NotImplementedError
+
+    def when_taken(self, call: Callable[[], None]) -> None:
+        """Call this whenever waiting data was taken."""
+        self._on_taken = call
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        """Call this when the client has disconnected. The request's body must have been read."""
+        self._on_gone = call
+        if call is None and self._watch is not None:
+            self._watch.cancel()
+        elif call is not None and self._watch is None:
+            self._watch = asyncio.create_task(self._wait_for_disconnect())
+
+    def when_half_closed(self, call: Callable[[], None] | None) -> None:
+        """Do nothing: to Granian, a client that has finished sending is gone."""
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._on_gone is not None:
+            self._on_gone()
+
+    def take_whole_body(self) -> bytes | None:
+        """Return None: the body comes through ASGI."""
+        return None
+
+    def abort(self) -> None:
+        """End the task that responds; Granian then cuts the response off."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
 
 class GranianServer(Server):
@@ -99,7 +157,7 @@ class GranianServer(Server):
         self._shd = holder(descriptor, False, self.backlog)
 
 
-class HttpServer:
+class GranianServers:
     """Serves an application on `listener`; with TLS, always with the current certificate.
 
     TLS offers HTTP/1.1 and HTTP/2; the client chooses (ALPN).

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.errors import Problem
+from penstock.web.http1.head import REFUSAL
 
 # RFC 3986: a name or an IPv4 address, or an IPv6 address in brackets; then an optional port.
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
@@ -52,6 +53,9 @@ class HostCheck:
             await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> Problem | None:
+        if refusal := scope.get(REFUSAL):
+            problem: Problem = refusal
+            return problem
         given = [value for name, value in scope["headers"] if name == b"host"]
         host = _name_in(given[0]) if len(given) == 1 else None
         if host is None:

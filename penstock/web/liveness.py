@@ -23,8 +23,10 @@ class Watched(Protocol):
 
     is_sending: bool
     """True while a write waits for the client."""
-    since: float
-    """When the last write began (while it waits) or was taken, on the monotonic clock."""
+
+    @property
+    def since(self) -> float:
+        """When the last write began (while it waits) or was taken, on the monotonic clock."""
 
     @property
     def lag(self) -> int:

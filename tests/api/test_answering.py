@@ -31,7 +31,7 @@ from penstock.stream.stream import Stream
 from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
-from penstock.web.granian import GranianWriter
+from penstock.web.granian import GranianPeer
 from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
 from penstock.web.problems import ErrorResponses, ProblemResponse, RouteGroup
@@ -138,7 +138,7 @@ class Server:
             middleware=[Middleware(KeyCheck, keys=KeyRing(), report=errors.response)],
             exception_handlers=errors.handlers,
         )
-        served = AccessMiddleware(app, self.streams.meter, GranianWriter)
+        served = AccessMiddleware(app, self.streams.meter, GranianPeer)
         transport = httpx.ASGITransport(served, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 

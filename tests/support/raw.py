@@ -58,7 +58,7 @@ class Connection:
         self.socket.sendall(data)
         return self
 
-    # Three ways for a client to leave.
+    # Two ways for a client to leave, and one to stay.
 
     def close(self) -> None:
         """Send FIN; the kernel answers later data with RST."""
@@ -151,7 +151,6 @@ class Connection:
 WAYS_TO_GO: dict[str, Callable[[Connection], None]] = {
     "FIN": Connection.close,
     "RST": Connection.reset,
-    "half-close": Connection.half_close,
 }
 
 

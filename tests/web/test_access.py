@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from penstock.observe.logs import logging_to
 from penstock.observe.meter import Meter
 from penstock.web.access import AccessMiddleware, RequestError
-from penstock.web.granian import GranianWriter
+from penstock.web.granian import GranianPeer
 
 PROMPT = "my secret prompt"
 SCOPE = {
@@ -39,7 +39,7 @@ async def run(app: Any, meter: Meter, **options: bool) -> tuple[list[Message], l
     raised = ""
     with logging_to(stream, "json"):
         try:
-            await AccessMiddleware(app, meter, GranianWriter, **options)(dict(SCOPE), nothing, send)
+            await AccessMiddleware(app, meter, GranianPeer, **options)(dict(SCOPE), nothing, send)
         except RequestError as error:
             raised = f"{error} {error.__cause__} {error.__suppress_context__}"
     assert b"secret" not in stream.getvalue()
@@ -85,7 +85,7 @@ async def test_a_scope_other_than_http_passes_untouched() -> None:
     async def send(message: Message) -> None:
         pytest.fail("nothing is sent")
 
-    await AccessMiddleware(app, Meter(), GranianWriter)({"type": "lifespan"}, nothing, send)
+    await AccessMiddleware(app, Meter(), GranianPeer)({"type": "lifespan"}, nothing, send)
     assert seen == [{"type": "lifespan"}]
 
 
@@ -96,5 +96,5 @@ async def test_an_unknown_method_is_counted_as_other() -> None:
     meter = Meter()
     logging.getLogger("penstock.request").setLevel(logging.INFO)
     scope = {**SCOPE, "method": "S" * 9000}
-    await AccessMiddleware(app, meter, GranianWriter)(scope, nothing, lambda _: nothing())  # type: ignore[arg-type, return-value] # its value is not used
+    await AccessMiddleware(app, meter, GranianPeer)(scope, nothing, lambda _: nothing())  # type: ignore[arg-type, return-value] # its value is not used
     assert [*meter.num_requests] == [("none", "other", "405")]

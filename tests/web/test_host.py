@@ -10,7 +10,7 @@ from starlette.responses import Response
 from penstock.api.native.errors import problem_details
 from penstock.errors import Problem
 from penstock.web.access import KEY, Access
-from penstock.web.granian import GranianWriter
+from penstock.web.granian import GranianPeer
 from penstock.web.host import HostCheck, is_loopback
 
 
@@ -36,8 +36,12 @@ def status(
 
     headers = [(b"host", host.encode()), *((b"origin", each.encode()) for each in origins)]
     scope: dict[str, Any] = {"type": "http", "path": "/", "headers": headers}
-    scope[KEY] = Access(scope, GranianWriter(send))
-    asyncio.run(HostCheck(app, lambda: hosts, admitted, report)(scope, send, send))  # type: ignore[arg-type] # nothing is received
+
+    async def check() -> None:
+        scope[KEY] = Access(scope, GranianPeer(send, send))  # type: ignore[arg-type] # nothing is received
+        await HostCheck(app, lambda: hosts, admitted, report)(scope, send, send)  # type: ignore[arg-type]
+
+    asyncio.run(check())
     (answer,) = statuses
     return answer
 

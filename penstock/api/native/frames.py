@@ -4,7 +4,7 @@ Everything but a delta's text and index is prepared at import. A frame is one ev
 line: JSON escapes line breaks, so no text can break out of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +47,16 @@ class NativeFrames:
                 index += 1
         self._index = index
         return b"".join(parts)
+
+    def straight(self) -> Callable[[str], bytes]:
+        """Return what frames the next plain delta, given its text."""
+        return self._delta
+
+    def _delta(self, text: str) -> bytes:
+        index = self._index
+        self._index = index + 1
+        frame = _DELTA % (_encode(text), index)
+        return _ID % index + frame if self._with_ids else frame
 
     def _last_event(self, event: TerminalEvent, index: int) -> dict[str, Any]:
         end = {"token": "", "index": index, "finished": True, **ending(event)}

@@ -7,7 +7,7 @@ After the last choice come the usage, if the client asked for it, and `[DONE]`. 
 error object instead of a chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -316,6 +316,25 @@ class ChunkFrames:
                     parts += self._end(number, event)
         return b"".join(parts)
 
+    def straight(self) -> Callable[[str], bytes] | None:
+        """Return what frames the next plain delta of the only choice, given its text.
+
+        Return None if more than the text varies in its frame.
+        """
+        ends = self._choices[0].ends_of_text()
+        if ends is None or len(self._choices) > 1:
+            return None
+        before, after = ends
+        if not self._with_ids:
+            return lambda text: b"%b%b%b" % (before, _encode(text), after)
+
+        def frame_with_id(text: str) -> bytes:
+            event_id = self._next_id
+            self._next_id = event_id + 1
+            return b"id: %d\n%b%b%b" % (event_id, before, _encode(text), after)
+
+        return frame_with_id
+
     def _end(self, number: int, end: TerminalEvent) -> list[bytes]:
         """Return a choice's last frame, and after the last choice the end of the response."""
         self._num_open -= 1
@@ -375,6 +394,12 @@ class _ChoiceFrames:
             self._hidden_ids += delta.token_ids
             return ()
         return (self._frame(delta, logprobs),)
+
+    def ends_of_text(self) -> tuple[bytes, bytes] | None:
+        """Return the bytes around the text of a plain delta, None if not only the text varies."""
+        if self._has_begun and self._only_text_varies:
+            return self._before, self._after
+        return None
 
     def opening(self) -> bytes:
         """Return the frame that names the role before there is any text."""

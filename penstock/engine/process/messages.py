@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.engine.protocol import EngineFinish, ModelInfo
-from penstock.events import PromptLogprobs, TokenLogprob
+from penstock.engine.protocol import Addition, EngineFinish, ModelInfo
+from penstock.events import PromptLogprobs
 from penstock.request import Request
 
 
@@ -74,16 +74,6 @@ class Cached(_Message, tag="cached"):
 
     request_id: str
     num_tokens: int
-
-
-class Delta(_Message, tag="delta"):
-    """A call of `Sink.delta`."""
-
-    request_id: str
-    piece: Any  # str or bytes; msgspec does not support that union
-    num_tokens: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Prompt(_Message, tag="prompt"):
@@ -150,6 +140,7 @@ Fact = (
     | Fail
     | Cancelled
 )
+Delta = Addition
 FromEngine = Delta | Fact
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024

@@ -15,11 +15,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never, cast
 
 from penstock.engine.process import messages
-from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
+from penstock.engine.protocol import (
+    Addition,
+    Deliver,
+    EngineState,
+    LosableSink,
+    ModelInfo,
+    Tell,
+)
 from penstock.errors import EngineUnavailable, StartError
 from penstock.request import Request
 
@@ -68,12 +75,27 @@ class _Channel(asyncio.Protocol):
             self._transport.close()
 
 
+def deliver_singly(
+    batch: Sequence[messages.FromEngine], sinks: Mapping[str, LosableSink], tell: Tell
+) -> None:
+    """Deliver a batch by a call of a sink for each message (see `Deliver`)."""
+    for message in batch:
+        try:
+            if not isinstance(message, Addition):
+                tell(message)
+            elif sink := sinks.get(message.request_id):
+                sink.delta(message.piece, message.num_tokens, message.token_ids, message.logprobs)
+        except Exception:  # a bug with one request must not reach the others
+            log.exception("a message from the engine could not be handled")
+
+
 class SupervisedEngine:
     """An `EngineHandle` for the engine `target` ("module:Class"), constructed with `options`.
 
     `on_spawn` is called with the id of each new process before it loads the model. A process that
     has requests and sends nothing for `hang_timeout` seconds counts as hung and is killed.
     `on_cancelled` is called with the number of seconds that the engine took to stop a request.
+    `deliver` delivers the batches of the engine; by default every sink is called for itself.
     """
 
     def __init__(
@@ -83,11 +105,13 @@ class SupervisedEngine:
         on_spawn: Callable[[int], None] = lambda pid: None,
         hang_timeout: float = 300.0,
         on_cancelled: Callable[[float], None] = lambda seconds: None,
+        deliver: Deliver | None = None,
     ) -> None:
         self._start_message = messages.Start(target, options)
         self._on_spawn = on_spawn
         self._hang_timeout = hang_timeout
         self._on_cancelled = on_cancelled
+        self._deliver = deliver or deliver_singly
         self._cancelling: dict[str, float] = {}
         """Cancelled requests that the engine has not yet stopped → when, on the monotonic clock."""
         self._sinks: dict[str, LosableSink] = {}
@@ -161,18 +185,7 @@ class SupervisedEngine:
 
     def _receive(self, batch: list[messages.FromEngine]) -> None:
         self._heard_at = asyncio.get_running_loop().time()
-        sinks = self._sinks
-        for message in batch:
-            try:
-                if isinstance(message, messages.Delta):  # most messages
-                    if sink := sinks.get(message.request_id):
-                        sink.delta(
-                            message.piece, message.num_tokens, message.token_ids, message.logprobs
-                        )
-                else:
-                    self._tell(message)
-            except Exception:  # a bug with one request must not reach the others
-                log.exception("a message from the engine could not be handled")
+        self._deliver(batch, self._sinks, self._tell)
 
     def _tell(self, message: messages.Fact) -> None:
         match message:

@@ -1,0 +1,100 @@
+"""The straight path: one loop from an engine's batch to the sockets.
+
+Nearly every token of a server takes it: plain text of a stream whose only reader has seen
+everything before it. For such a stream a `Lane` is open, and the loop appends the event to the log,
+frames it and gives it to the kernel. Anything else takes the general path (`Stream`, `Reader`,
+`BodyWriter`), which is the truth: both have the same results, and a test compares them
+(tests/stream/test_straight.py).
+
+The loop is long on purpose: each call in it would cost every token a tenth of a microsecond.
+"""
+
+import logging
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from penstock.engine.protocol import Addition, LosableSink, Tell
+from penstock.events import Delta
+from penstock.observe.meter import Meter
+from penstock.stream.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+class StraightPath:
+    """Delivers batches to streams (see `engine.protocol.Deliver`), and counts in `meter`."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def deliver(self, batch: Sequence[Any], sinks: Mapping[str, LosableSink], tell: Tell) -> None:
+        """Deliver a batch, in order."""
+        streams = cast("Mapping[str, Stream]", sinks)
+        meter = self._meter
+        find = streams.get
+        write, monotonic = os.write, time.monotonic
+        bounds = meter.engine_gap.bounds  # the gaps of both histograms have the same bounds
+        engine_gaps, gaps = meter.engine_gap.counts, meter.gap.counts
+        delays, delay_bounds = meter.delivery.counts, meter.delivery.bounds
+        engine_gap_sum = gap_sum = delay_sum = 0.0
+        num_sent = 0
+        arrived = monotonic()
+        for message in batch:
+            try:
+                if message.__class__ is not Addition:
+                    tell(message)
+                    continue
+                stream = find(message.request_id)
+                if stream is None:
+                    continue
+                piece, num_tokens, ids = message.piece, message.num_tokens, message.token_ids
+                lane = stream.lane
+                descriptor = -1 if lane is None else lane.peer.descriptor
+                if (
+                    lane is None
+                    or descriptor < 0
+                    or not piece
+                    or piece.__class__ is not str
+                    or len(ids) != num_tokens
+                    or message.logprobs
+                ):
+                    stream.delta(piece, num_tokens, ids, message.logprobs)
+                    continue
+                transcript, timer, delivery = lane.transcript, lane.timer, lane.delivery
+                transcript.completion_tokens += num_tokens
+                transcript.generated += ids
+                lane.append(Delta(piece, num_tokens))
+                lane.cursor += 1
+                gap = arrived - timer.last_delta_at
+                timer.last_delta_at = arrived
+                engine_gaps[bisect_left(bounds, gap)] += 1
+                engine_gap_sum += gap
+                frame = lane.frame(piece)
+                data = b"%x\r\n%b\r\n" % (len(frame), frame)
+                try:
+                    num_written = write(descriptor, data)
+                except OSError:  # full or broken: the transport finds out
+                    num_written = 0
+                if num_written != len(data) and not lane.peer.write_rest(data[num_written:]):
+                    lane.on_block(arrived)
+                    continue
+                taken = monotonic()
+                num_sent += 1
+                delay = taken - arrived
+                delays[bisect_left(delay_bounds, delay)] += 1
+                delay_sum += delay
+                if last := delivery.last:
+                    gap = taken - last
+                    gaps[bisect_left(bounds, gap)] += 1
+                    gap_sum += gap
+                delivery.last = taken
+            except Exception:  # a bug with one stream must not reach the others
+                log.exception("a message from the engine could not be handled")
+        if num_sent:
+            meter.num_events_sent += num_sent
+            meter.delivery.add_to_sum(delay_sum)
+            meter.engine_gap.add_to_sum(engine_gap_sum)
+            meter.gap.add_to_sum(gap_sum)
