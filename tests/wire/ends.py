@@ -14,6 +14,8 @@ from tests.support.wire import Wire, connected
 
 NAMES = ("own", "granian")
 BODY_TIMEOUT_S = 1.0
+PATIENT: dict[str, object] = {"module": "penstock", "body_timeout": 30}
+"""The flags of a server that gives up nothing within a test, on a busy machine either."""
 
 
 @dataclass

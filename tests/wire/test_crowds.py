@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.wire import Wire
 from tests.wire.case import BODY, get, length, post
-from tests.wire.ends import End
+from tests.wire.ends import PATIENT, End
 
 NUM_IDLE = 500
 ANSWER_WITHIN_S = 1.0  # milliseconds, if the machine is not busy
@@ -19,7 +19,7 @@ BEGINNINGS = (b"", b"GET /hea", get()[:-2], post(length(BODY))[:-5])
 @pytest.fixture(scope="module")
 def flags() -> dict[str, object]:
     """The idle connections stay as long as the test needs them."""
-    return {"module": "penstock", "body_timeout": 30}
+    return PATIENT
 
 
 async def seconds_of(wire: Wire, sent: bytes) -> float:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.wire import Wire
 from tests.wire.case import BODY, chunked, get, length, post
-from tests.wire.ends import End
+from tests.wire.ends import PATIENT, End
 
 CHUNKED = b"Transfer-Encoding: chunked"
 STREAM = b'{"prompt":"a","max_tokens":3}'
@@ -12,7 +12,7 @@ STREAM = b'{"prompt":"a","max_tokens":3}'
 
 @pytest.fixture(scope="module")
 def flags() -> dict[str, object]:
-    return {"mock_interval": 0.01}
+    return PATIENT
 
 
 def numbered(number: int, sent: bytes) -> bytes:
