@@ -24,6 +24,8 @@ class Wire(asyncio.Protocol):
         self.is_closed = False
         """True if the server has closed the connection, by FIN or RST."""
         self._news = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
         self._transport: asyncio.Transport | None = None
 
     # asyncio calls these.
@@ -39,6 +41,13 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closed = True
         self._news.set()
+        self._has_room.set()
+
+    def pause_writing(self) -> None:
+        self._has_room.clear()
+
+    def resume_writing(self) -> None:
+        self._has_room.set()
 
     # Tests call these.
 
@@ -50,6 +59,10 @@ class Wire(asyncio.Protocol):
     def send(self, data: bytes) -> "Wire":
         self.transport.write(data)
         return self
+
+    async def drain(self) -> None:
+        """Wait until the server has taken most of what was sent, or the connection ends."""
+        await self._has_room.wait()
 
     def half_close(self) -> "Wire":
         """Send FIN and keep reading."""
@@ -112,4 +125,5 @@ async def connected(
     try:
         yield wire
     finally:
-        wire.transport.abort()
+        if not wire.is_closed:
+            wire.transport.abort()
