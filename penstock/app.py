@@ -1,7 +1,6 @@
 """Puts the ASGI application together from its parts."""
 
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from penstock.api.answering import LIMIT_HEADER, Answering
 from penstock.api.description import Api
@@ -20,11 +19,13 @@ from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
 from penstock.web.cors import Cors
+from penstock.web.gate import Gate
 from penstock.web.granian import GranianPeer
 from penstock.web.host import HostCheck, is_loopback
 from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
 from penstock.web.problems import ErrorResponses
+from penstock.web.proxies import TrustedProxies
 
 EXPOSED_HEADERS = [
     "X-Stream-ID",
@@ -46,6 +47,7 @@ def create_app(
     liveness: Liveness,
     bodies: BodyReader,
     keys: KeyRing,
+    proxies: TrustedProxies,
 ) -> AccessMiddleware:
     """Return the application that serves `streams` to the owners of `keys`."""
 
@@ -76,23 +78,25 @@ def create_app(
     )
     errors = ErrorResponses(apis)
     routes = [route for api in apis for route in api.routes]
-    app = Starlette(
-        routes=[*routes, openapi_route(apis, answering.fields)],
-        middleware=[
-            Middleware(
-                HostCheck, hosts=hosts, origins=settings.cors_origin, report=errors.response
-            ),
-            Middleware(
-                Cors,
-                allow_origins=settings.cors_origin,
-                allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
-                expose_headers=EXPOSED_HEADERS,
-            ),
-            Middleware(KeyCheck, keys=keys, report=errors.response),
-        ],
-        exception_handlers=errors.handlers,
+
+    def cors(inner: ASGIApp) -> ASGIApp:
+        return Cors(
+            inner,
+            allow_origins=settings.cors_origin,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    app = Gate(
+        [*routes, openapi_route(apis, answering.fields)],
+        HostCheck(hosts, settings.cors_origin),
+        KeyCheck(keys),
+        errors,
+        cors,
+        always_cors=bool(settings.cors_origin),
     )
-    app.router.redirect_slashes = False  # it would redirect to whatever the Host header says
     # Outside everything, so that a response to a bug in here also has an id and a log line.
-    return AccessMiddleware(app, streams.meter, GranianPeer, log_prompts=settings.log_prompts)
+    return AccessMiddleware(
+        app, streams.meter, GranianPeer, proxies=proxies, log_prompts=settings.log_prompts
+    )

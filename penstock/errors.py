@@ -44,6 +44,7 @@ _ENGINE_FAILURE = ProblemKind(500, "The engine failed the request.", retry_safe=
 PROBLEMS: Mapping[str, ProblemKind] = {
     # The request cannot be read.
     "bad_request": ProblemKind(400, "The HTTP request cannot be read."),
+    "unknown_method": ProblemKind(501, "The HTTP method is unknown, or is CONNECT."),
     "unsupported_version": ProblemKind(505, "The request is not HTTP/1.1 or HTTP/1.0."),
     "unsupported_coding": ProblemKind(501, "The body has a transfer coding other than `chunked`."),
     "head_too_large": ProblemKind(431, "The request's head has too many bytes or lines."),
@@ -55,7 +56,10 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "bad_event_id": ProblemKind(
         400, "`Last-Event-ID` or `after` is not the id of an event of this stream."
     ),
-    "client_gone": ProblemKind(400, "The client disconnected before it sent the whole body."),
+    "client_gone": ProblemKind(
+        400, "The body ended before it was complete, or its chunks are malformed."
+    ),
+    "invalid_gzip": ProblemKind(400, "The body is declared as gzip data, but is none."),
     "body_timeout": ProblemKind(408, "The body did not arrive within `--body-timeout` seconds."),
     "body_too_large": ProblemKind(413, "The body is larger than `--max-body-bytes`."),
     "unsupported_media_type": ProblemKind(415, "The body is not declared as JSON in UTF-8."),

@@ -32,6 +32,7 @@ from penstock.web.http1.server import Http1Server, Timeouts
 from penstock.web.keys import KeyRing, key_ring
 from penstock.web.listener import open_listener, url_of
 from penstock.web.liveness import Liveness
+from penstock.web.proxies import TrustedProxies
 from penstock.web.tls import tls_of
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class Server:
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
         check_exposure(settings, keys)
+        proxies = TrustedProxies(settings.trusted_proxy)
         tls = tls_of(settings.tls_cert, settings.tls_key)
         listener = open_listener(
             settings.host, settings.port, settings.max_connections, settings.stall_timeout
@@ -122,7 +124,7 @@ class Server:
         streams = self._streams = Streams([engine], limits, meter, admission)
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
-        app = create_app(settings, engine, streams, liveness, bodies, keys)
+        app = create_app(settings, engine, streams, liveness, bodies, keys, proxies)
         http: Http1Server | GranianServers
         if tls is not None or settings.http2:
             http = GranianServers(
@@ -130,7 +132,7 @@ class Server:
             )
         else:
             timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
-            http = Http1Server(app, listener, settings.max_connections, timeouts)
+            http = Http1Server(app, listener, settings.max_connections, timeouts, proxies.trusts)
         closing = asyncio.Event()
         serving = asyncio.create_task(http.serve_until(closing))
         watching = asyncio.create_task(liveness.run())

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     allow_host: Annotated[list[str], NoDecode] = []
     """A host name that requests may use, in addition to this machine's own names; may be repeated.
     Set it for a proxy on this machine that forwards the Host header of its clients."""
+    trusted_proxy: Annotated[list[str], NoDecode] = []
+    """The address or network of a proxy that names its clients (10.0.0.0/8); may be repeated. The
+    server then takes a client's address from Forwarded, X-Forwarded-For or the PROXY protocol."""
     cors_origin: Annotated[list[Origin], NoDecode] = []
     """A web origin whose pages may call this server (https://example.org); may be repeated.
     null is a page opened from a file, * is every page."""

@@ -4,9 +4,10 @@ In: a JSON object. Out: the model, or pydantic's errors in our own form. Unknown
 and noted (see `tolerance`), unless the server is strict.
 """
 
+import functools
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -145,14 +146,30 @@ def _note_unknown(value: object, notes: Notes, path: str) -> None:
     """Note the unknown fields in a model and in the models that it contains."""
     if isinstance(value, BaseModel):
         before = path and path + "."
-        for name, extra in (value.model_extra or {}).items():
+        for name, extra in (value.__pydantic_extra__ or {}).items():
             if not is_neutral(extra):
                 notes.ignore(before + name)
-        for name, field in type(value).model_fields.items():
-            _note_unknown(getattr(value, name), notes, before + (field.alias or name))
+        for name, shown in _models_in(type(value)):
+            _note_unknown(getattr(value, name), notes, before + shown)
     elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
         for each in value:
             _note_unknown(each, notes, path + "[]")
+
+
+@functools.cache
+def _models_in(model: type[BaseModel]) -> list[tuple[str, str]]:
+    """Return the fields that may contain models: the name of each, and the name in JSON."""
+    return [
+        (name, field.alias or name)
+        for name, field in model.model_fields.items()
+        if _may_be_model(field.annotation)
+    ]
+
+
+def _may_be_model(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_may_be_model(part) for part in get_args(annotation))
 
 
 def _errors_of(error: ValidationError) -> list[ErrorDetails]:

@@ -22,7 +22,7 @@ def metrics_routes(registry: CollectorRegistry) -> list[Route]:
     async def metrics(http: Request) -> Response:
         """Return the server's metrics for Prometheus."""
         encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type})
+        return Response(encode(registry), headers={"Content-Type": content_type, "Vary": "Accept"})
 
     return [Route("/metrics", metrics, name="get_metrics")]
 

@@ -7,11 +7,11 @@ names the class and the places in the code but never the message, which may cont
 """
 
 import asyncio
+import collections
 import contextlib
 import io
 import json
 import logging
-import queue
 import re
 import threading
 import time
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 
 MAX_LINE_BYTES = 8192
 MAX_LINES_WAITING = 10_000
+GATHER_S = 0.02
 # How long `stop` waits for the last lines.
 CLOSE_TIMEOUT_S = 2.0
 
@@ -89,7 +90,11 @@ def escaped(text: str) -> str:
 
 
 def _plain(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    kind = type(value)
+    if kind is int or kind is float:
+        return repr(value)
+    text = value if kind is str else json.dumps(value)
+    assert isinstance(text, str)
     return text if _PLAIN.fullmatch(text) else json.dumps(text[:MAX_LINE_BYTES])
 
 
@@ -113,16 +118,19 @@ def _encoded_within(max_bytes: int, entries: dict[str, Any]) -> str:
 
 
 class LineWriter(logging.Handler):
-    """Passes lines to a thread that writes them to `stream`, which must not buffer.
+    """Passes records to a thread that writes their lines to `stream`, which must not buffer.
 
-    A line is lost if 10,000 lines are already waiting or if it cannot be written. The log reports
-    the number of lost lines as soon as it can.
+    The thread wakes when there is a record, and then takes all that come within 20 ms: waking it
+    for each would cost more than the line. A line is lost if 10,000 lines are already waiting or if
+    it cannot be written. The log reports the number of lost lines as soon as it can.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_LINES_WAITING)
+        self._records: collections.deque[logging.LogRecord] = collections.deque()
+        self._has_records = threading.Event()
+        self._stopping = threading.Event()
         # Each counter has one writer, so no count is lost: loggers add to the first (under the
         # handler's lock), the writing thread to the second.
         self._num_refused = 0
@@ -132,27 +140,38 @@ class LineWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record's line. Never waits and never raises."""
-        try:
-            self._lines.put_nowait(self.format(record))
-        except queue.Full:
+        """Queue a record. Never waits and never raises."""
+        if len(self._records) >= MAX_LINES_WAITING:
             self._num_refused += 1
-        except Exception:
-            self.handleError(record)
+            return
+        self._records.append(record)
+        if not self._has_records.is_set():
+            self._has_records.set()
 
     # Not named `close`: configuring Python's logging, as Granian does, closes every handler.
     def stop(self) -> None:
         """Write the waiting lines and stop the thread. Waits about 2 seconds at most."""
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        with contextlib.suppress(queue.Full):
-            self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
-        self._thread.join(max(0, deadline - time.monotonic()))
+        self._stopping.set()
+        self._has_records.set()
+        self._thread.join(CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
-            self._write(line)
-            if self._lines.empty():
-                self._report_losses()
+        while not self._stopping.is_set():
+            self._has_records.wait()
+            self._stopping.wait(GATHER_S)
+            self._has_records.clear()
+            self._write_all()
+        self._write_all()
+
+    def _write_all(self) -> None:
+        records = self._records
+        while records:
+            try:
+                line = self.format(records.popleft())
+            except Exception:  # a record that cannot be shown costs only itself
+                self._num_unwritten += 1
+            else:
+                self._write(line)
         self._report_losses()
 
     def _report_losses(self) -> None:

@@ -23,6 +23,7 @@ from penstock.request import Request
 from penstock.stream.quotas import Owner
 from penstock.stream.stream import Stream
 from penstock.web.peer import PEER, Peer
+from penstock.web.proxies import TrustedProxies
 
 log = logging.getLogger("penstock.request")
 
@@ -200,8 +201,8 @@ def _outcome(streams: Sequence[Stream], num_per_prompt: int) -> dict[str, Any]:
 class AccessMiddleware:
     """ASGI middleware: makes each request's `Access`, and logs and counts it at the end.
 
-    `make_peer` makes the peer of a request whose HTTP server brings none. `log_prompts` puts
-    prompts into the log.
+    `make_peer` makes the peer of a request whose HTTP server brings none. Behind `proxies`, the
+    client is the one that they name. `log_prompts` puts prompts into the log.
     """
 
     def __init__(
@@ -210,11 +211,13 @@ class AccessMiddleware:
         meter: Meter,
         make_peer: Callable[[Receive, Send], Peer],
         *,
+        proxies: TrustedProxies | None = None,
         log_prompts: bool = False,
     ) -> None:
         self._app = app
         self._meter = meter
         self._make_peer = make_peer
+        self._proxies = proxies or TrustedProxies([])
         self._log_prompts = log_prompts
         self._num_open = 0
         self.idle = asyncio.Event()
@@ -226,6 +229,8 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._proxies:
+            scope["client"] = self._proxies.client_of(scope)
         peer = scope.get(PEER)
         if peer is None:
             if scope["method"] == "HEAD":
@@ -292,7 +297,9 @@ class AccessMiddleware:
             }
             if asked.owner is not None and asked.owner.is_closed:
                 fields["owner"] = asked.owner.name
-            log.log(level, "request ended", extra={"fields": fields})
+            record = logging.LogRecord(log.name, level, "", 0, "request ended", (), None)
+            record.fields = fields  # without looking for the caller, which takes long
+            log.handle(record)
 
 
 class _Asked:

@@ -7,10 +7,8 @@ the address that the request comes from.
 import functools
 import ipaddress
 import re
-from collections.abc import Callable
 
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from penstock.errors import Problem
 from penstock.stream.quotas import Owner
@@ -26,27 +24,18 @@ _ADMIN_PATHS = ("/metrics",)
 
 
 class KeyCheck:
-    """ASGI middleware: notes each request's owner, and refuses requests without a valid key.
+    """Notes each request's owner, and refuses requests without a valid key."""
 
-    `report` makes the response for a problem.
-    """
-
-    def __init__(
-        self, app: ASGIApp, keys: KeyRing, report: Callable[[Scope, Problem], Response]
-    ) -> None:
-        self._app = app
+    def __init__(self, keys: KeyRing) -> None:
         self._keys = keys
-        self._report = report
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an admitted request on."""
-        if scope["type"] == "http":
-            found = self._check(scope)
-            if isinstance(found, Problem):
-                await self._report(scope, found)(scope, receive, send)
-                return
-            scope[OWNER] = found
-        await self._app(scope, receive, send)
+    def problem(self, scope: Scope) -> Problem | None:
+        """Note the owner in the scope, or return the problem for which a request is refused."""
+        found = self._check(scope)
+        if isinstance(found, Problem):
+            return found
+        scope[OWNER] = found
+        return None
 
     def _check(self, scope: Scope) -> Owner | Problem:
         if self._keys.is_open:

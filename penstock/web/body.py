@@ -8,6 +8,7 @@ fields is not known here. No problem ever contains a piece of the input.
 import asyncio
 import json
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from penstock.errors import Problem
 from penstock.web.access import access_of
 
 MAX_DEPTH = 64
+GZIP = 31  # zlib's window size for gzip data
 MAX_NUMBER_DIGITS = 1000
 
 
@@ -42,13 +44,26 @@ class BodyReader:
     async def read_object(self, request: Request) -> dict[str, Any]:
         """Return the JSON object in the request's body. Raises Problem."""
         check_content_type(request.headers.get("content-type"))
-        return parse_object(await self._read(request))
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("identity", "gzip", "x-gzip"):
+            raise Problem(
+                "unsupported_media_type",
+                "The body may be compressed with gzip only: send Content-Encoding: gzip, or none.",
+                headers={"Accept-Encoding": "gzip"},
+            )
+        access = access_of(request.scope)
+        access.has_begun_body = True
+        body = None if self._refusal else access.peer.take_whole_body()
+        if body is None:
+            body = await self._read(request)
+        elif len(body) > self._max_bytes:
+            raise self._too_large()
+        return parse_object(body if coding == "identity" else self._inflate(body))
 
     async def _read(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
-        access_of(request.scope).has_begun_body = True
         body = bytearray()
         limit = asyncio.timeout(0 if self._refusal else self._timeout)
         try:
@@ -64,11 +79,25 @@ class BodyReader:
             raise problem from None
         except ClientDisconnect:
             raise Problem(
-                "client_gone", "The client disconnected before it had sent the whole body."
+                "client_gone",
+                "The body ended before it was complete, or its chunks are malformed.",
             ) from None
         finally:
             self._under_way.discard(limit)
         return bytes(body)
+
+    def _inflate(self, body: bytes) -> bytes:
+        """Return the body that was compressed, which has the same limit. Raises Problem."""
+        inflater = zlib.decompressobj(wbits=GZIP)
+        try:
+            inflated = inflater.decompress(body, self._max_bytes + 1)
+        except zlib.error:
+            inflated = b""
+        if len(inflated) > self._max_bytes:
+            raise self._too_large()
+        if not inflater.eof or inflater.unused_data:
+            raise Problem("invalid_gzip", "The body is not valid gzip data.")
+        return inflated
 
     def _too_large(self) -> Problem:
         return Problem(
@@ -103,14 +132,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise Problem("invalid_utf8", "The body is not UTF-8.") from None
     try:
-        value = _decoder.decode(text)
+        value = (_decoder if len(text) > MAX_NUMBER_DIGITS else _short_decoder).decode(text)
     except RecursionError:
         raise _too_deep() from None
     except ValueError:
         raise Problem("invalid_json", "The body is not valid JSON.") from None
     if not isinstance(value, dict):
         raise Problem("not_an_object", "The body must be a JSON object, like {...}.")
-    _check_depth(value)
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_depth(value)
     if "\\u" in text:
         _check_unicode(value)
     return value
@@ -169,4 +199,8 @@ _decoder = json.JSONDecoder(
     parse_float=_finite,
     parse_int=_bounded_int,
     parse_constant=_refuse_constant,
+)
+# The numbers of a short text cannot have too many digits.
+_short_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant
 )

@@ -1,7 +1,7 @@
 """Checks the host that a request is for, and the web page it comes from.
 
 The HTTP server passes the Host header on unchecked. This module requires exactly one well-formed
-Host header.
+Host header, except from clients of HTTP/1.0 and for health checks, which may have none.
 
 Every web page open on a machine can reach a server on that machine: a page may send requests to
 http://127.0.0.1:8000, and a page whose own name resolves to 127.0.0.1 (DNS rebinding) could even
@@ -14,49 +14,35 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection
 
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from penstock.errors import Problem
-from penstock.web.http1.head import REFUSAL
 
 # RFC 3986: a name or an IPv4 address, or an IPv6 address in brackets; then an optional port.
 _HOST = re.compile(rb"(?P<name>[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+# The path of the health checks, which tell nothing about anyone.
+_HEALTH = "/health"
 _ORIGIN = re.compile(rb"https?://(?P<host>[^/]*)")
 
 
 class HostCheck:
-    """ASGI middleware: refuses a request for no host, for another host, or from a foreign page.
+    """Refuses requests for no host, for another host, or from a foreign page.
 
     `hosts` returns the admitted names besides this machine's own, or None to admit any name; it
-    is called for each request. `origins` are the admitted web origins; "*" admits all. `report`
-    makes the response for a problem.
+    is called for each request. `origins` are the admitted web origins; "*" admits all.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        hosts: Callable[[], Collection[str] | None],
-        origins: Collection[str],
-        report: Callable[[Scope, Problem], Response],
+        self, hosts: Callable[[], Collection[str] | None], origins: Collection[str]
     ) -> None:
-        self._app = app
         self._hosts = hosts
         self._origins = origins
-        self._report = report
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an admitted request on."""
-        if scope["type"] == "http" and (problem := self._check(scope)):
-            await self._report(scope, problem)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _check(self, scope: Scope) -> Problem | None:
-        if refusal := scope.get(REFUSAL):
-            problem: Problem = refusal
-            return problem
+    def problem(self, scope: Scope) -> Problem | None:
+        """Return the problem for which a request is refused, or None to admit it."""
         given = [value for name, value in scope["headers"] if name == b"host"]
+        if not given and self._needs_no_host(scope):
+            return None
         host = _name_in(given[0]) if len(given) == 1 else None
         if host is None:
             return Problem("bad_host", "The request must have exactly one well-formed Host header.")
@@ -78,6 +64,11 @@ class HostCheck:
             )
         return None
 
+    @staticmethod
+    def _needs_no_host(scope: Scope) -> bool:
+        """Return True for old clients and for probes, which are no browsers and send no Host."""
+        return scope.get("http_version") == "1.0" or scope["path"].startswith(_HEALTH)
+
     def _admits(self, origin: bytes, hosts: Collection[str]) -> bool:
         if "*" in self._origins or origin.decode("latin-1") in self._origins:
             return True
@@ -89,7 +80,10 @@ class HostCheck:
 def _name_in(host: bytes) -> str | None:
     """Return the name or address in a Host header, or None if it is malformed."""
     found = _HOST.fullmatch(host)
-    return found["name"].decode("ascii").strip("[]").lower() if found else None
+    if found is None:
+        return None
+    name = found["name"].decode("ascii").strip("[]").lower()
+    return name.removesuffix(".") or None  # the root of all names may be spelled out
 
 
 def _is_ours(name: str, hosts: Collection[str]) -> bool:

@@ -18,6 +18,7 @@ def open_listener(
     `max_connections` is the length of the kernel's queue of new connections. The kernel drops a
     connection whose client takes nothing for about twice `stall_timeout` seconds (Linux only).
     """
+    host = host.strip("[]")  # as in a URL
     try:
         # The kernel's clock starts before ours, and it cannot tell slow clients from dead ones.
         return listen(host, port, max_connections, max(2 * stall_timeout, stall_timeout + 10))

@@ -67,6 +67,9 @@ class ErrorResponses:
         """Return the response that reports `problem` to the client of this request."""
         return self._form_of(scope)(problem)
 
+    async def _bug(self, http: Request, _: Exception) -> Response:
+        return self.bug(http.scope)
+
     def _form_of(self, scope: Scope) -> ErrorForm:
         for group in self._groups:
             if any(route.matches(scope)[0] is not Match.NONE for route in group.routes):
@@ -92,9 +95,10 @@ class ErrorResponses:
             problem = Problem("bad_request", "The request cannot be read.")
         return self.response(http.scope, problem)
 
-    async def _bug(self, http: Request, _: Exception) -> Response:
+    def bug(self, scope: Scope) -> Response:
+        """Return the response after an unexpected exception."""
         return self.response(
-            http.scope,
+            scope,
             Problem("internal_error", "Something went wrong in the server; its log has details."),
         )
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
@@ -31,7 +29,9 @@ from penstock.stream.stream import Stream
 from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
+from penstock.web.gate import Gate
 from penstock.web.granian import GranianPeer
+from penstock.web.host import HostCheck
 from penstock.web.keys import KeyRing
 from penstock.web.liveness import Liveness
 from penstock.web.problems import ErrorResponses, ProblemResponse, RouteGroup
@@ -133,11 +133,10 @@ class Server:
         self.answering = Answering(self.streams, Liveness(15, 30), bodies, strict=True)
         groups = [native_api(self.answering), lines_api(self.answering)]  # an API is a line here
         errors = ErrorResponses(groups)
-        app = Starlette(
-            routes=[route for group in groups for route in group.routes],
-            middleware=[Middleware(KeyCheck, keys=KeyRing(), report=errors.response)],
-            exception_handlers=errors.handlers,
-        )
+        routes = [route for group in groups for route in group.routes]
+        host_check = HostCheck(lambda: None, ())
+        key_check = KeyCheck(KeyRing())
+        app = Gate(routes, host_check, key_check, errors, lambda inner: inner, always_cors=False)
         served = AccessMiddleware(app, self.streams.meter, GranianPeer)
         transport = httpx.ASGITransport(served, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")

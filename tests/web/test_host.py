@@ -1,6 +1,5 @@
 """Host names and origins: this machine's own are admitted, others only by name."""
 
-import asyncio
 from collections.abc import Collection
 from typing import Any
 
@@ -9,8 +8,6 @@ from starlette.responses import Response
 
 from penstock.api.native.errors import problem_details
 from penstock.errors import Problem
-from penstock.web.access import KEY, Access
-from penstock.web.granian import GranianPeer
 from penstock.web.host import HostCheck, is_loopback
 
 
@@ -25,25 +22,10 @@ def status(
     admitted: Collection[str] = (),
 ) -> int:
     """Return the status of a request for `host` from a page at `origins`; 200 if it is admitted."""
-    statuses: list[int] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        statuses.append(200)
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            statuses.append(message["status"])
-
     headers = [(b"host", host.encode()), *((b"origin", each.encode()) for each in origins)]
-    scope: dict[str, Any] = {"type": "http", "path": "/", "headers": headers}
-
-    async def check() -> None:
-        scope[KEY] = Access(scope, GranianPeer(send, send))  # type: ignore[arg-type] # nothing is received
-        await HostCheck(app, lambda: hosts, admitted, report)(scope, send, send)  # type: ignore[arg-type]
-
-    asyncio.run(check())
-    (answer,) = statuses
-    return answer
+    scope = {"type": "http", "path": "/", "headers": headers}
+    problem = HostCheck(lambda: hosts, admitted).problem(scope)
+    return 200 if problem is None else problem.status
 
 
 @pytest.mark.parametrize(
@@ -95,3 +77,22 @@ def test_each_of_several_origins_is_looked_at() -> None:
 )
 def test_a_name_that_only_looks_like_this_machine_is_not(name: str) -> None:
     assert not is_loopback(name)
+
+
+def test_a_host_may_spell_out_the_root_of_all_names() -> None:
+    assert status("localhost.") == status("localhost.:8000") == 200
+    assert status(".") == 400
+
+
+def test_health_checks_need_no_host_and_neither_does_http_1_0() -> None:
+    check = HostCheck(lambda: (), ())
+    scope: dict[str, Any] = {"type": "http", "path": "/health/ready", "headers": []}
+    assert check.problem(scope) is None
+    scope["headers"] = [(b"host", b"evil.example")]
+    assert check.problem(scope) is not None
+    scope = {"type": "http", "path": "/generate", "headers": [], "http_version": "1.0"}
+    assert check.problem(scope) is None
+    scope["http_version"] = "1.1"
+    problem = check.problem(scope)
+    assert problem is not None
+    assert problem.code == "bad_host"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import httptools
 
 from penstock.errors import Problem
-from penstock.web.http1 import half_closed, head
+from penstock.web.http1 import half_closed, head, proxy_protocol
 from penstock.web.http1.exchange import MAX_BODY_AHEAD, Exchange
 from penstock.web.peer import PEER
 
@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         "_is_paused",
         "_is_primed",
         "_length_left",
+        "_may_be_proxied",
         "_parser",
         "_reading",
         "_server",
@@ -70,6 +71,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._client: tuple[str, int] | None = None
+        self._may_be_proxied = False
+        """True until it is clear whether a trusted proxy names its client in its first bytes."""
         self._descriptor = -1
         self.descriptor = -1
         """The socket while everything that was written has been taken, otherwise -1."""
@@ -110,11 +113,14 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=0)
         self._client = transport.get_extra_info("peername")
         self._descriptor = self.descriptor = transport.get_extra_info("socket").fileno()
+        self._may_be_proxied = self._client is not None and self._server.trusts(self._client[0])
         self._server.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sends, unless an answer is under way."""
         if self.is_lingering:
+            return
+        if self._may_be_proxied and not (data := self._without_proxy_header(data)):
             return
         if self._unread or (self.exchange is not None and self._reading is None):
             self._unread += data
@@ -165,6 +171,24 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
+    def _without_proxy_header(self, data: bytes) -> bytes:
+        """Return the data behind a proxy's header; none while the header is not complete."""
+        data, self._unread = self._unread + data, b""
+        try:
+            found = proxy_protocol.parse(data)
+        except ValueError:
+            self.abort()
+            return b""
+        if found is None and proxy_protocol.may_be_header(data):
+            self._unread = data
+            return b""
+        self._may_be_proxied = False
+        if found is None:
+            return data
+        source, size = found
+        self._client = source or self._client
+        return data[size:]
+
     def _parse(self, data: bytes) -> None:
         """Feed the parser with one message at most, and keep the rest."""
         while data:
@@ -184,13 +208,22 @@ class Connection(asyncio.Protocol):
                     raise
                 return
             except httptools.HttpParserError as error:
-                self._refuse_malformed(piece, str(error))
+                self._refuse_malformed(piece, error)
                 return
             if self.exchange is not None and self._reading is None:
                 self._unread = data
                 return
-        if self._reading is None and self._head_bytes > head.MAX_BYTES:
+        if self._reading is None and self.exchange is None:
+            self._check_unfinished_head(piece)
+
+    def _check_unfinished_head(self, piece: bytes) -> None:
+        """Refuse a head at once whose rest cannot help it; `piece` is its latest part."""
+        if self._head_bytes > head.MAX_BYTES:
             self._refuse(head.too_large())
+        elif self._head_bytes == len(piece):
+            line, end, _ = piece.lstrip(b"\r\n").partition(b"\r\n")
+            if end and b" HTTP/" not in line:  # HTTP/0.9: the parser would wait for an empty line
+                self._refuse(head.malformed("the version is missing"))
 
     def _parse_on_without_upgrade(self) -> None:
         """Go on after a request that wishes to upgrade, which we do not.
@@ -221,11 +254,15 @@ class Connection(asyncio.Protocol):
         self._tail = (tail + data)[-3:]
         return data, b""
 
-    def _refuse_malformed(self, piece: bytes, reason: str) -> None:
+    def _refuse_malformed(self, piece: bytes, error: Exception) -> None:
+        reason = str(error)
         self.is_closing = True
         if self._reading is not None:  # the route learns that the body never becomes complete
             reading, self._reading = self._reading, None
             reading.break_body()
+            return
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and b" " in piece:
+            self._refuse(head.unknown_method())
             return
         if piece.startswith(b"PRI * HTTP/2.0"):
             reason = "HTTP/2 without TLS needs --http2"
@@ -265,10 +302,12 @@ class Connection(asyncio.Protocol):
             problem = head.too_large()
         if problem is not None:
             self._stop(problem)
+        method = parser.get_method().decode("ascii")
+        if method == "CONNECT":
+            self._stop(head.unknown_method())
         placed = head.place(self._target, headers)
         if isinstance(placed, Problem):
             self._stop(placed)
-        method = parser.get_method().decode("ascii")
         self._length_left = head.length_of(headers)
         exchange = Exchange(
             self,

@@ -115,6 +115,11 @@ def scope_of(
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 
 
+def unknown_method() -> Problem:
+    """Return the problem of a method that HTTP does not have, or that only proxies serve."""
+    return Problem("unknown_method", "This server does not know the HTTP method.", headers=CLOSE)
+
+
 def malformed(reason: str) -> Problem:
     """Return the problem of a request that the parser refuses; `reason` is the parser's own."""
     return _bad(f"The request is not HTTP/1.1: {reason}.")

@@ -7,6 +7,7 @@ import asyncio
 import collections
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
@@ -35,6 +36,7 @@ class Timeouts:
 class Http1Server:
     """Serves `app` on `listener`. At most `max_connections` connections are served at once.
 
+    A client for whose address `trusts` returns True may use the PROXY protocol.
     Further connections wait: the first few of them unread, the rest in the kernel's queue.
     """
 
@@ -44,8 +46,10 @@ class Http1Server:
         listener: socket.socket,
         max_connections: int,
         timeouts: Timeouts | None = None,
+        trusts: Callable[[str], bool] = lambda address: False,
     ) -> None:
         self.app = app
+        self.trusts = trusts
         self.timeouts = timeouts or Timeouts()
         self.date = response.date_line(time.time())
         self.is_closing = False
