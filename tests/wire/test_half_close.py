@@ -4,12 +4,13 @@ RFC 9112 asks for no answer then, but every other server gives one. TLS has no h
 asyncio, so these tests concern plain HTTP only.
 """
 
+import asyncio
 import json
 
 import pytest
 
 from tests.support.answers import Answer
-from tests.wire.case import BODY, chunked, get, length, post
+from tests.wire.case import BODY, answers_in, chunked, get, length, post
 from tests.wire.ends import End
 from tests.wire.watching import seconds_until_cancelled
 
@@ -79,6 +80,23 @@ async def test_requests_that_were_sent_ahead(end: End) -> None:
     sent = get() + generation(stream=False) + get(target=b"/nope") + generation() + get()
     statuses = [answer.status for answer in await last_words(end, sent)]
     assert statuses == [200, 200, 404, 200, 200]
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 10])
+async def test_requests_that_were_sent_ahead_wherever_the_fin_comes(end: End, ahead: int) -> None:
+    """Regression: a FIN between two answers dropped the requests that had not been parsed."""
+    counts = await asyncio.gather(*(_num_answers(end, ahead, turns) for turns in range(100)))
+    assert set(counts) == {ahead}
+
+
+async def _num_answers(end: End, ahead: int, turns: int) -> int:
+    """Send GETs and then, so many turns of the event loop later, FIN; count the answers."""
+    async with end.connect() as wire:
+        wire.send(get() * ahead)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await wire.half_close().until_closed()
+        return len(list(answers_in(wire.received)))
 
 
 async def test_half_a_request_after_a_whole_one(end: End) -> None:
