@@ -145,12 +145,6 @@ class Reader:
             self._detached("left")
             self._request = None
 
-    def half_close(self) -> None:
-        """Send FIN and keep reading: the server treats it as a disconnect."""
-        if not self.is_resumable:
-            self._history.add(self.stream, Abort(time.monotonic(), "disconnect"))
-        self.request.half_close()
-
     def stop_reading(self) -> None:
         """Keep the connection, but stop reading."""
         self.request.stop_reading()

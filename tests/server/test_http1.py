@@ -9,6 +9,7 @@ from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
+
 HEALTH = request("GET", "/health")
 ENDLESS = 1000  # so many tokens that the stream ends only when its client leaves
 
@@ -17,6 +18,11 @@ ENDLESS = 1000  # so many tokens that the stream ends only when its client leave
 def server() -> Iterator[RunningServer]:
     with serve(engine="mock", mock_interval=0.02, engine_arg=["length=1000"]) as server:
         yield server
+
+
+def num_cancelled(server: RunningServer) -> int:
+    """Return how many requests ended because their clients had left, by the log."""
+    return sum("finish_reason=cancelled" in line for line in list(server.output))
 
 
 def test_requests_sent_ahead_are_answered_in_order(server: RunningServer) -> None:
@@ -74,6 +80,48 @@ def test_a_request_to_upgrade_is_answered_in_http_1_1(server: RunningServer, met
     body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
     sent = request("GET", "/health", *wish) if method == "GET" else post(body, *wish)
     assert ask(server.port, sent).status == 200
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_has_finished_sending_gets_its_answer(
+    server: RunningServer, stream: bool
+) -> None:
+    with Connection(server.port) as connection:
+        connection.send(generate(max_tokens=20, stream=stream)).half_close()  # 0.4 s of tokens
+        head = connection.head()
+        if head.status == 100:  # the server asks whether anyone is there
+            head = connection.head()
+        assert head.status == 200
+        if stream:
+            *_, end = connection.events()
+            assert end["index"] == 20
+        else:
+            body = connection._exactly(int(head.headers["content-length"]))
+            assert json.loads(body)["usage"]["completion_tokens"] == 20
+        assert connection.is_closed()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_finishes_sending_and_then_leaves_is_noticed(
+    server: RunningServer, stream: bool
+) -> None:
+    before = num_cancelled(server)
+    with Connection(server.port) as connection:
+        connection.send(generate("gone", max_tokens=ENDLESS, stream=stream)).half_close()
+        if stream:
+            connection.head()
+            connection.chunk()
+
+    def is_told() -> bool:
+        return num_cancelled(server) == before + 1
+
+    assert eventually(is_told, within=5)
+
+
+def test_health_is_told_to_a_client_that_has_finished_sending(server: RunningServer) -> None:
+    with Connection(server.port) as connection:
+        connection.send(HEALTH).half_close()
+        assert connection.until_closed().endswith(b'{"status":"healthy"}')
 
 
 def test_idle_connections_do_not_hold_up_the_server_s_end() -> None:

@@ -432,6 +432,8 @@ class Connection(asyncio.Protocol):
     def answered(self, exchange: Exchange) -> None:
         """Go on after a response: with the next request, or with the end of the connection."""
         self.exchange = None
+        if not self._unread:
+            self._resume()  # nobody may have taken the request's body
         if not exchange.keep_alive or self.is_closing or self._server.is_closing:
             self._close(is_complete=exchange.has_whole_body and not self.is_closing)
         elif self._ahead:

@@ -142,10 +142,10 @@ class Exchange:
     def _take_body(self) -> Message:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
+        if self.num_body_bytes > MAX_BODY_AHEAD:
+            self._connection.body_taken()
         self.num_body_bytes = 0
         self._has_told_body = self.has_whole_body
-        if not self.has_whole_body:
-            self._connection.body_taken()
         return {"type": "http.request", "body": body, "more_body": not self.has_whole_body}
 
     def take_whole_body(self) -> bytes | None:
