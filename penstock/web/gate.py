@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from penstock.errors import Problem
 from penstock.web.auth import KeyCheck
 from penstock.web.host import HostCheck
-from penstock.web.http1.head import MAX_LINES, REFUSAL, too_large
+from penstock.web.http1.head import MAX_LINES, REFUSAL, fault_of_coding, too_large
 from penstock.web.problems import ErrorResponses
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -56,7 +56,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        problem = scope.get(REFUSAL) or _too_many_lines(scope) or self._host_check.problem(scope)
+        problem = scope.get(REFUSAL) or _fault_of_head(scope) or self._host_check.problem(scope)
         if problem is not None:
             await self._errors.response(scope, problem)(scope, receive, send)
         elif self._always_cors or any(name == b"origin" for name, _ in scope["headers"]):
@@ -84,6 +84,7 @@ class Gate:
         await response(scope, receive, send)
 
 
-def _too_many_lines(scope: Scope) -> Problem | None:
-    """Return the problem of a head that Granian lets through."""
-    return too_large() if len(scope["headers"]) > MAX_LINES else None
+def _fault_of_head(scope: Scope) -> Problem | None:
+    """Return the problem of a head that Granian lets through, over TLS or HTTP/2."""
+    headers = scope["headers"]
+    return too_large() if len(headers) > MAX_LINES else fault_of_coding(headers)

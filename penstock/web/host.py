@@ -67,7 +67,7 @@ class HostCheck:
     @staticmethod
     def _needs_no_host(scope: Scope) -> bool:
         """Return True for old clients and for probes, which are no browsers and send no Host."""
-        return scope.get("http_version") == "1.0" or scope["path"].startswith(_HEALTH)
+        return scope.get("http_version") in ("1.0", "1") or scope["path"].startswith(_HEALTH)
 
     def _admits(self, origin: bytes, hosts: Collection[str]) -> bool:
         if "*" in self._origins or origin.decode("latin-1") in self._origins:

@@ -9,6 +9,7 @@ deadline, which the server looks at (see `server`).
 import asyncio
 import math
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -28,6 +29,7 @@ MAX_AHEAD = 64 * 1024
 # bound their number.
 CHUNKED_PIECE = 4096
 HEAD_END = b"\r\n\r\n"
+_METHOD = re.compile(rb"(?:\r\n)*[!#$%&'*+.^_`|~0-9A-Za-z-]+ ")
 # How long a connection that we close still reads what the client sends: without that, its kernel
 # might drop our last answer.
 LINGER_S = 2.0
@@ -45,6 +47,7 @@ class Connection(asyncio.Protocol):
         "_client",
         "_descriptor",
         "_expects_continue",
+        "_framing_bytes",
         "_has_eof",
         "_head_bytes",
         "_headers",
@@ -105,6 +108,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._tail = b""
         self._expects_continue = False
+        self._framing_bytes = 0
 
     # What the event loop reports.
 
@@ -137,6 +141,12 @@ class Connection(asyncio.Protocol):
         self._has_eof = True
         if self.is_lingering or self._transport is None:
             return False
+        if self._unread and self.exchange is None and not self._may_be_proxied:
+            return True  # the next request is about to be parsed
+        return self._end_input()
+
+    def _end_input(self) -> bool:
+        """React to the end of what the client sends; return False if the connection is over."""
         if self._reading is not None:
             reading, self._reading = self._reading, None
             self.is_closing = True
@@ -200,6 +210,10 @@ class Connection(asyncio.Protocol):
                 self._length_left -= len(piece)
             else:
                 piece, data = data[:CHUNKED_PIECE], data[CHUNKED_PIECE:]
+                self._framing_bytes += len(piece)
+                if self._framing_bytes > head.MAX_BYTES:  # an extension or trailers
+                    self._refuse_malformed(piece, ValueError("no body within the chunks"))
+                    return
             if self._parser is None:
                 self._parser = httptools.HttpRequestParser(self)
             try:
@@ -245,7 +259,7 @@ class Connection(asyncio.Protocol):
 
     def _split_head(self, data: bytes) -> tuple[bytes, bytes]:
         """Split data at the end of the head, and count the bytes of the head."""
-        if not self._head_bytes:
+        if not self._head_bytes:  # a head begins
             self.deadline = time.monotonic() + self._server.timeouts.head
         tail = self._tail
         end = (tail + data).find(HEAD_END) if tail else data.find(HEAD_END)
@@ -265,7 +279,7 @@ class Connection(asyncio.Protocol):
             reading, self._reading = self._reading, None
             reading.break_body()
             return
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and b" " in piece:
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD.match(piece):
             self._refuse(head.unknown_method())
             return
         if piece.startswith(b"PRI * HTTP/2.0"):
@@ -310,7 +324,7 @@ class Connection(asyncio.Protocol):
         method = parser.get_method().decode("ascii")
         if method == "CONNECT":
             self._stop(head.unknown_method())
-        placed = head.place(self._target, headers)
+        placed = head.place(self._target, version, headers)
         if isinstance(placed, Problem):
             self._stop(placed)
         self._length_left = head.length_of(headers)
@@ -318,7 +332,7 @@ class Connection(asyncio.Protocol):
             self,
             is_1_1=version == "1.1",
             is_head=method == "HEAD",
-            keep_alive=parser.should_keep_alive(),
+            keep_alive=parser.should_keep_alive() and not head.wants_close(headers),
             expects_continue=head.expects_continue(version, headers),
         )
         self._reading = exchange
@@ -328,6 +342,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         if self._reading is not None:
+            self._framing_bytes = 0
             self._reading.feed(data)
             if self._reading.num_body_bytes > MAX_BODY_AHEAD:
                 self._pause()
@@ -360,7 +375,8 @@ class Connection(asyncio.Protocol):
         data, self._unread = self._unread, b""
         self._resume()
         self._parse(data)
-        if self._has_eof and self.exchange is None and self._transport is not None:
+        is_last = self.exchange is not None or not self._unread
+        if self._has_eof and is_last and not self._end_input() and self._transport is not None:
             self._transport.close()
 
     def body_taken(self) -> None:

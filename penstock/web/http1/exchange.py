@@ -35,6 +35,7 @@ class Exchange:
         "_go_on",
         "_has_begun",
         "_has_told_body",
+        "_has_version",
         "_is_1_1",
         "_is_body_broken",
         "_is_chunked",
@@ -83,6 +84,8 @@ class Exchange:
         """The status and headers of the response until they are written, with the first piece of
         the body."""
         self._has_begun = False
+        self._has_version = False
+        """True if the beginning of the head was written before the rest was known."""
         self._is_chunked = False
         self._written_to_end = False
         self._task: asyncio.Task[None] | None = None
@@ -133,7 +136,7 @@ class Exchange:
                 return self._take_body()
             if self._expects_continue:
                 self._expects_continue = False
-                if not self._has_begun:
+                if not (self._has_begun or self._has_version):
                     self._connection.write(response.CONTINUE)
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -223,6 +226,8 @@ class Exchange:
             ),
             length=length,
         )
+        if self._has_version:
+            head = head.removeprefix(response.VERSION)
         if self._is_head:
             return head
         if self._is_chunked:
@@ -248,15 +253,16 @@ class Exchange:
         return self._has_begun
 
     def probe(self) -> None:
-        """Write something without a meaning, to learn whether the client is still there.
+        """Write something that is right in any case, to learn whether the client is still there.
 
-        Before a response's head, that is another 100 (RFC 9110, section 15.2: a client has to read
-        those that it did not expect).
+        Before a response, that is how every head begins. Within a stream, its writer knows.
         """
-        if self._listener is not None and self._has_begun:
-            self._listener.client_may_be_gone()
-        elif self._is_1_1 and not self._has_begun:
-            self._connection.write(response.CONTINUE)
+        if self._has_begun:
+            if self._listener is not None:
+                self._listener.client_may_be_gone()
+        elif not self._has_version:
+            self._has_version = True
+            self._connection.write(response.VERSION)
 
     # What the connection reports.
 

@@ -3,8 +3,8 @@
 A client that has closed its connection and one that has only finished sending (a half-close) look
 the same: the end of its data (FIN). The second must get its answer (RFC 9112, section 9.6), the
 first must not keep its slot. The difference shows once we send something: the system of a client
-that has closed refuses it (RST). So we send something that means nothing, and look at the state of
-the connection soon, then ever more seldom.
+that has closed refuses it (RST). So we send something that is right in any case, and look at the
+state of the connection soon, then ever more seldom.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from typing import Protocol
 
 FIRST_LOOK_S = 0.005
 LAST_LOOK_S = 1.0
-# A response that has not begun is given this time: most are made before anything must be sent.
-PATIENCE_S = 0.2
+# A response that has not begun is given this time: many are made before anything must be sent.
+PATIENCE_S = 0.02
 
 # The first byte of the kernel's description of a connection is its state.
 _INFO = getattr(socket, "TCP_INFO", None) or (0x106 if sys.platform == "darwin" else None)
@@ -38,7 +38,7 @@ class MaybeGone(Protocol):
         """The exchange that is being answered."""
 
     def probe(self) -> None:
-        """Send something that means nothing."""
+        """Send something, to see whether the client takes it."""
 
     @property
     def is_open(self) -> bool:

@@ -36,6 +36,14 @@ def length_of(headers: list[Header]) -> int:
     return 0
 
 
+def wants_close(headers: list[Header]) -> bool:
+    """Return True if any Connection header asks to close the connection."""
+    return any(
+        name == b"connection" and b"close" in [each.strip() for each in value.lower().split(b",")]
+        for name, value in headers
+    )
+
+
 def expects_continue(version: str, headers: list[Header]) -> bool:
     """Return True if the client waits for `100 Continue` before it sends its body."""
     return version == "1.1" and any(
@@ -49,22 +57,33 @@ def check(version: str, headers: list[Header]) -> Problem | None:
         return Problem(
             "unsupported_version", "This server speaks HTTP/1.1 and HTTP/1.0.", headers=CLOSE
         )
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    if not codings:
-        return None
-    # RFC 9112, section 6.1. The parser refuses a Content-Length beside a Transfer-Encoding.
-    if version == "1.0":
+    fault = fault_of_coding(headers)
+    # The parser refuses a Content-Length beside a Transfer-Encoding.
+    if (
+        fault is None
+        and version == "1.0"
+        and any(name == b"transfer-encoding" for name, _ in headers)
+    ):
         return _bad("HTTP/1.0 has no Transfer-Encoding.")
-    if len(codings) > 1 or codings[0].lower() != b"chunked":
-        return Problem(
-            "unsupported_coding",
-            "The only transfer coding is chunked. Send the body as it is.",
-            headers=CLOSE,
-        )
-    return None
+    return fault
 
 
-def place(target: bytes, headers: list[Header]) -> tuple[bytes, bytes] | Problem:
+def fault_of_coding(headers: list[Header]) -> Problem | None:
+    """Return the problem with the body's transfer coding: only `chunked` alone is fine.
+
+    Source: RFC 9112, section 6.1.
+    """
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if not codings or (len(codings) == 1 and codings[0].lower() == b"chunked"):
+        return None
+    return Problem(
+        "unsupported_coding",
+        "The only transfer coding is chunked. Send the body as it is.",
+        headers=CLOSE,
+    )
+
+
+def place(target: bytes, version: str, headers: list[Header]) -> tuple[bytes, bytes] | Problem:
     """Return the raw path and the query of a request's target. Changes `headers`.
 
     A target with an authority replaces the Host header (RFC 9112, section 3.2.2).
@@ -79,7 +98,10 @@ def place(target: bytes, headers: list[Header]) -> tuple[bytes, bytes] | Problem
             slash, path = b"/", b"?" + query
         if b"@" in authority or not authority:
             return _bad("The request's target has no host, or a user's name.")
-        if sum(name == b"host" for name, _ in headers) <= 1:  # several are refused later
+        num_hosts = sum(name == b"host" for name, _ in headers)
+        if not num_hosts and version == "1.1":
+            return _bad("An HTTP/1.1 request must have a Host header, whatever its target is.")
+        if num_hosts <= 1:  # several are refused later
             headers[:] = [each for each in headers if each[0] != b"host"]
             headers.append((b"host", authority))
         target = (slash or b"/") + path

@@ -4,8 +4,9 @@ import http
 from collections.abc import Iterable
 from email.utils import formatdate
 
+VERSION = b"HTTP/1.1 "
 STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    status.value: VERSION + b"%d %b\r\n" % (status.value, status.phrase.encode())
     for status in http.HTTPStatus
 }
 LAST_CHUNK = b"0\r\n\r\n"
@@ -32,7 +33,7 @@ def head(
     `length` is the body's length in bytes if it is known; a Content-Length among `headers` wins.
     A body of unknown length has chunks in HTTP/1.1; in HTTP/1.0 the connection's end is its end.
     """
-    lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    lines = [STATUS_LINES.get(status) or VERSION + b"%d \r\n" % status]
     has_length = status in _BODYLESS
     for name, value in headers:
         if name == b"content-length":
