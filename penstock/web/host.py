@@ -41,7 +41,7 @@ class HostCheck:
     def problem(self, scope: Scope) -> Problem | None:
         """Return the problem for which a request is refused, or None to admit it."""
         given = [value for name, value in scope["headers"] if name == b"host"]
-        if not given and self._needs_no_host(scope):
+        if not any(given) and self._needs_no_host(scope):
             return None
         host = _name_in(given[0]) if len(given) == 1 else None
         if host is None:

@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_is_paused",
         "_is_primed",
+        "_is_rtsp",
         "_length_left",
         "_may_be_proxied",
         "_parser",
@@ -73,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpRequestParser | None = None
-        """None between two messages: a parser takes a kilobyte."""
+        """None between most messages: a parser takes a kilobyte."""
         self._client: tuple[str, int] | None = None
         self._may_be_proxied = False
         """True until it is clear whether a trusted proxy names its client in its first bytes."""
@@ -109,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._tail = b""
         self._expects_continue = False
         self._framing_bytes = 0
+        self._is_rtsp = False
 
     # What the event loop reports.
 
@@ -228,7 +230,8 @@ class Connection(asyncio.Protocol):
                 self._refuse_malformed(piece, error)
                 return
             if self.exchange is not None and self._reading is None:
-                self._parser = None
+                if self._length_left >= 0:  # behind chunks, the parser may wait for a last byte
+                    self._parser = None
                 self._unread = data
                 return
         if self._reading is None and self.exchange is None:
@@ -259,12 +262,14 @@ class Connection(asyncio.Protocol):
 
     def _split_head(self, data: bytes) -> tuple[bytes, bytes]:
         """Split data at the end of the head, and count the bytes of the head."""
-        if not self._head_bytes:  # a head begins
+        if not self._head_bytes:
             self.deadline = time.monotonic() + self._server.timeouts.head
         tail = self._tail
         end = (tail + data).find(HEAD_END) if tail else data.find(HEAD_END)
         if end >= 0:
             end += len(HEAD_END) - len(tail)
+            if not self._head_bytes:
+                self._is_rtsp = b" RTSP/" in data[: data.find(b"\r\n", 2)]  # the parser takes it
             if end < len(data):
                 self._head_bytes += end
                 return data[:end], data[end:]
@@ -322,6 +327,8 @@ class Connection(asyncio.Protocol):
         if problem is not None:
             self._stop(problem)
         method = parser.get_method().decode("ascii")
+        if self._is_rtsp:
+            self._stop(head.malformed("it is RTSP"))
         if method == "CONNECT":
             self._stop(head.unknown_method())
         placed = head.place(self._target, version, headers)
