@@ -1,6 +1,6 @@
 """What the straight path needs of one response (see `straight`), gathered in one object."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from penstock.stream.reader import Reader
     from penstock.stream.timing import StreamTimer
     from penstock.stream.transcript import Transcript
+
+
+CRLF = b"\r\n"
+Frames = tuple[bytes, bytes] | Callable[[str], bytes]
+"""How plain deltas are framed: the bytes around the text as JSON, or a function of the text."""
 
 
 class DirectPeer(Protocol):
@@ -23,19 +28,23 @@ class DirectPeer(Protocol):
 class Lane:
     """A stream whose only reader has seen everything, and that reader's client.
 
-    While the lane is open, it holds the reader's place in the log, in `cursor`. `frame` makes the
-    frame of the next plain delta. `on_block` is called with the time at which a delta was logged
+    While the lane is open, it holds the reader's place in the log, in `cursor`. `frames` tells how
+    the next plain delta is framed. `on_block` is called with the time at which a delta was logged
     if the client does not take its frame at once.
     """
 
     __slots__ = (
+        "after",
         "append",
+        "before",
         "cursor",
         "delivery",
         "frame",
         "on_block",
         "peer",
         "reader",
+        "remember",
+        "size",
         "timer",
         "transcript",
     )
@@ -44,13 +53,20 @@ class Lane:
         self,
         reader: "Reader",
         peer: DirectPeer,
-        frame: Callable[[str], bytes],
+        frames: Frames,
         delivery: "Delivery",
         on_block: Callable[[float], None],
     ) -> None:
         self.reader = reader
         self.peer = peer
-        self.frame = frame
+        if isinstance(frames, tuple):
+            before, after = frames
+            self.before = before
+            self.after = after + CRLF
+            self.size = len(before) + len(after)
+        else:
+            self.before = b""
+            self.frame = frames
         self.delivery = delivery
         self.on_block = on_block
         self.cursor = 0
@@ -58,3 +74,4 @@ class Lane:
         self.transcript: Transcript
         self.timer: StreamTimer
         self.append: Callable[[Delta], None]
+        self.remember: Callable[[Iterable[int]], None]

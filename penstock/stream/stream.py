@@ -218,6 +218,7 @@ class Stream:
         lane.transcript = transcript
         lane.timer = self._timer
         lane.append = self.log.append
+        lane.remember = transcript.generated.extend
         self.lane = lane
         return True
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.observe.meter import Delivery
 from penstock.stream.admission import Place
-from penstock.stream.lane import Lane
+from penstock.stream.lane import Frames, Lane
 from penstock.stream.reader import Batch, Reader
 from penstock.web.access import access_of
 from penstock.web.liveness import Liveness
@@ -51,10 +51,10 @@ class Framer(Protocol):
 class StraightFramer(Framer, Protocol):
     """A framer whose streams may take the straight path."""
 
-    def straight(self) -> Callable[[str], bytes] | None:
-        """Return what frames the next plain delta of the only stream, given its text.
+    def straight(self) -> Frames | None:
+        """Return how the next plain deltas of the only stream are framed.
 
-        Return None if the next frame takes more than the text.
+        Return None if a frame takes more than the text.
         """
 
 
@@ -297,10 +297,10 @@ class BodyWriter:
         """Leave the next deltas to the straight path, if they can go there."""
         if self._lane is None:
             straight = getattr(self._framer, "straight", None)  # not every framer is straight
-            frame = straight() if straight is not None else None
-            if frame is None:
+            frames = straight() if straight is not None else None
+            if frames is None:
                 return
-            self._lane = Lane(self._reader, self._peer, frame, self._delivery, self._note_block)
+            self._lane = Lane(self._reader, self._peer, frames, self._delivery, self._note_block)
         self._reader.open_lane(self._lane)
 
     def _note_block(self, logged_at: float) -> None:

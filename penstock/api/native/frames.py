@@ -49,7 +49,7 @@ class NativeFrames:
         return b"".join(parts)
 
     def straight(self) -> Callable[[str], bytes]:
-        """Return what frames the next plain delta, given its text."""
+        """Return what frames the next plain delta: its number is in its frame."""
         return self._delta
 
     def _delta(self, text: str) -> bytes:

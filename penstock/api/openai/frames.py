@@ -7,7 +7,7 @@ After the last choice come the usage, if the client asked for it, and `[DONE]`. 
 error object instead of a chunk.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -27,6 +27,7 @@ from penstock.api.openai.objects import (
     usage_fields,
 )
 from penstock.events import Delta, Failure, Finish, Reasoning, TerminalEvent, ToolCall, Usage
+from penstock.stream.lane import Frames
 from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
 
@@ -316,24 +317,22 @@ class ChunkFrames:
                     parts += self._end(number, event)
         return b"".join(parts)
 
-    def straight(self) -> Callable[[str], bytes] | None:
-        """Return what frames the next plain delta of the only choice, given its text.
+    def straight(self) -> Frames | None:
+        """Return how the next plain deltas of the only choice are framed.
 
-        Return None if more than the text varies in its frame.
+        Return None if more than the text varies in a frame.
         """
         ends = self._choices[0].ends_of_text()
         if ends is None or len(self._choices) > 1:
             return None
-        before, after = ends
-        if not self._with_ids:
-            return lambda text: b"%b%b%b" % (before, _encode(text), after)
+        return self._frame_with_id if self._with_ids else ends
 
-        def frame_with_id(text: str) -> bytes:
-            event_id = self._next_id
-            self._next_id = event_id + 1
-            return b"id: %d\n%b%b%b" % (event_id, before, _encode(text), after)
-
-        return frame_with_id
+    def _frame_with_id(self, text: str) -> bytes:
+        event_id = self._next_id
+        self._next_id = event_id + 1
+        ends = self._choices[0].ends_of_text()
+        assert ends is not None
+        return b"id: %d\n%b%b%b" % (event_id, ends[0], _encode(text), ends[1])
 
     def _end(self, number: int, end: TerminalEvent) -> list[bytes]:
         """Return a choice's last frame, and after the last choice the end of the response."""
