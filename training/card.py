@@ -8,7 +8,6 @@ hand.
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from string import Template
@@ -16,6 +15,13 @@ from typing import Any
 
 from training.chatter import Chatter, Reply, Sampling
 from training.gguf_file import read_gguf
+from training.keeping import (
+    count_kept,
+    held_out_subjects,
+    named,
+    places_and_things,
+    with_unseen_names,
+)
 from training.shape import BUILD, MODEL
 
 TEMPLATE = Path(__file__).parent / "card.md"
@@ -83,18 +89,26 @@ def subject_table(chatter: Chatter) -> str:
     return "\n".join(lines)
 
 
+def kept_table(chatter: Chatter) -> str:
+    """Format how often stories keep to drawn subjects and names, each request asked once."""
+    rows = (
+        ("grown-ups and animals with names", named()),
+        ("animals with names that rill never read", with_unseen_names()),
+        ("places and things", places_and_things()),
+        ("the nine held-out subjects", held_out_subjects()),
+    )
+    lines = ["| stories about | the subject occurs | the name stays |", "|---|---|---|"]
+    for title, requests in rows:
+        kept = count_kept(chatter, requests)
+        names = "" if kept.names is None else f"{kept.names} of {kept.asked}"
+        lines.append(f"| {title} | {kept.subjects} of {kept.asked} | {names} |")
+    return "\n".join(lines)
+
+
 def _sample(title: str, seed: int, text: str, reply: Reply) -> str:
     ending = "stopped by itself" if reply.stopped else "cut at the token limit"
     quoted = "\n".join(f"> {line}".rstrip() for line in text.strip().splitlines())
     return f"**{title}** (seed {seed}, {reply.num_tokens} tokens, {ending})\n\n{quoted}"
-
-
-def processor() -> str:
-    """Return the processor's name, if the system provides it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "an unnamed processor"
 
 
 def main() -> None:
@@ -130,11 +144,13 @@ def main() -> None:
         context=f"{shape.context:,}",
         minutes=f"{measured['minutes']:.0f}",
         steps=f"{measured['step']:,}",
-        tokens=f"{measured['tokens'] / 1e6:.1f}",
-        machine=f"{processor()}, {os.cpu_count()} cores",
+        tokens=f"{measured['tokens'] / 1e6:,.0f}",
+        corpus=f"{measured['corpus_tokens'] / 1e6:,.0f}",
+        machine=measured["machine"],
         losses=loss_table(measured["held_out"]),
         samples=samples(chatter),
         subjects=subject_table(chatter),
+        kept=kept_table(chatter),
     )
     out = options.out or options.model.parent / "README.md"
     out.write_text(card, encoding="utf-8")

@@ -1,9 +1,15 @@
 """The token ids of each split, packed for the trainer and cached in build/.
 
-Documents follow one another without padding, separated by <|endoftext|>.
+Documents follow one another without padding, separated by <|endoftext|>. The training split is
+written in parts, each with a seed of its own, by as many processes as there are cores. The number
+of processes does not change the text.
 """
 
+import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +23,8 @@ from training.text.split import Split
 Tokens = npt.NDArray[np.uint16]
 
 TRAIN_SEED = 1
+PART_TOKENS = 1_000_000
+SEED_STEP = 1000
 HELD_OUT_SEED = 2
 HELD_OUT_TOKENS_PER_KIND = 65_536
 BATCH = 1000
@@ -38,6 +46,20 @@ def pack(
     return packed
 
 
+def pack_train_part(tokenizer: Tokenizer, kind: Kind | None, number: int) -> Tokens:
+    """Write one part of the training split. Part 0 has the seed 1, part 1 has 1001, and so on."""
+    seed = TRAIN_SEED + number * SEED_STEP
+    return pack(tokenizer, seed, Split.TRAIN, PART_TOKENS, kind)
+
+
+def pack_train(tokenizer: Tokenizer, num_tokens: int, kind: Kind | None) -> Iterator[Tokens]:
+    """Write the parts of the training split side by side, and yield them in order."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core already writes a part
+    parts = range(-(-num_tokens // PART_TOKENS))
+    with ProcessPoolExecutor() as pool:
+        yield from pool.map(partial(pack_train_part, tokenizer, kind), parts)
+
+
 def train_tokens(
     tokenizer: Tokenizer, folder: Path, num_tokens: int, kind: Kind | None = None
 ) -> Tokens:
@@ -46,7 +68,8 @@ def train_tokens(
     path = folder / f"train-{TRAIN_SEED}-{num_tokens}{which}.npy"
     if not path.exists():
         begin = time.monotonic()
-        np.save(path, pack(tokenizer, TRAIN_SEED, Split.TRAIN, num_tokens, kind))
+        parts = list(pack_train(tokenizer, num_tokens, kind))
+        np.save(path, np.concatenate(parts)[:num_tokens])
         print(f"{path}: {num_tokens:,} tokens in {time.monotonic() - begin:.0f} s", flush=True)
     tokens: Tokens = np.load(path, mmap_mode="r")
     return tokens

@@ -1,7 +1,9 @@
-"""Trains rill on the CPU: `python -m training.train --help`.
+"""Trains rill on the CPU or on a GPU: `python -m training.train --help`.
 
-Each worker process runs one thread on its own share of every batch, and the gradients are averaged.
-On a busy machine this is much faster than threads that wait for each other in every matrix product.
+On the CPU each worker process runs one thread on its own share of every batch, and the gradients
+are averaged. On a busy machine this is much faster than threads that wait for each other in every
+matrix product. On a GPU (`--device cuda`) there is one worker. It takes larger steps, and computes
+in bfloat16 while the weights stay in float32.
 The schedule follows the clock, so that a run ends on time: short sequences first, then the full
 context, while the learning rate falls to zero.
 """
@@ -31,17 +33,31 @@ from training.shape import BUILD, Shape
 from training.text.document import Kind
 
 SEED = 7
-PEAK_RATE = 3e-3
 WARMUP = 0.02
 STABLE_UNTIL = 0.5
-FULL_CONTEXT_FROM = 0.6
 SHORT_LENGTH = 256
-TOKENS_PER_STEP_AND_WORKER = 4096
 WEIGHT_DECAY = 0.1
 MAX_NORM = 1.0
-LOG_EVERY_STEPS = 20
+LOG_EVERY_S = 10.0
 CHECKPOINT_EVERY_S = 240.0
 QUICK_SEQUENCES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What suits a device. A GPU is fast enough to take long sequences early."""
+
+    tokens_per_step: int
+    """The tokens of each worker's share of a step."""
+    peak_rate: float
+    full_context_from: float
+    """The progress (0..1) at which the sequences become long."""
+
+
+PACES = {
+    "cpu": Pace(tokens_per_step=4096, peak_rate=3e-3, full_context_from=0.6),
+    "cuda": Pace(tokens_per_step=65_536, peak_rate=3e-3, full_context_from=0.2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +65,7 @@ class Plan:
     """The options of the command line."""
 
     minutes: float
+    device: str
     workers: int
     corpus_tokens: int
     folder: Path
@@ -57,25 +74,24 @@ class Plan:
     compile: bool
 
 
-def learning_rate(progress: float) -> float:
+def learning_rate(progress: float, peak: float) -> float:
     """Return the rate at `progress` 0..1: it warms up, stays, then falls linearly to zero."""
     if progress < WARMUP:
-        return PEAK_RATE * (progress / WARMUP + 0.01)
+        return peak * (progress / WARMUP + 0.01)
     if progress < STABLE_UNTIL:
-        return PEAK_RATE
-    return PEAK_RATE * max(0.0, (1 - progress) / (1 - STABLE_UNTIL))
+        return peak
+    return peak * max(0.0, (1 - progress) / (1 - STABLE_UNTIL))
 
 
-def sequence_length(progress: float, context: int) -> int:
-    return SHORT_LENGTH if progress < FULL_CONTEXT_FROM else context
+def on_device(tokens: Tokens, device: str) -> Tensor:
+    """Copy token ids to the device. PyTorch computes little with 16 unsigned bits, so as 32."""
+    return torch.from_numpy(tokens.astype(np.int32)).to(device)
 
 
-def take_batch(tokens: Tokens, cursor: int, length: int) -> Tensor:
+def take_batch(corpus: Tensor, cursor: int, num_tokens: int, length: int) -> Tensor:
     """Return the sequences that start `cursor` tokens into the corpus, each with the next token."""
-    rows = TOKENS_PER_STEP_AND_WORKER // length
-    starts = [(cursor + row * length) % (len(tokens) - length - 1) for row in range(rows)]
-    batch = np.stack([tokens[start : start + length + 1] for start in starts])
-    return torch.from_numpy(batch.astype(np.int64))
+    start = cursor % (len(corpus) - num_tokens)
+    return corpus[start : start + num_tokens + 1].unfold(0, length + 1, length).long()
 
 
 def average_gradients(model: Llama, workers: int) -> None:
@@ -87,16 +103,26 @@ def average_gradients(model: Llama, workers: int) -> None:
     vector_to_parameters(flat / workers, gradients)
 
 
-def held_out_loss(model: Llama, tokens: Tokens, max_sequences: int | None = None) -> float:
+def held_out_loss(model: Llama, tokens: Tensor, max_sequences: int | None = None) -> float:
     """Return the mean loss in nats per token over sequences of the full context."""
     length = model.shape.context
     rows = (len(tokens) - 1) // length
     losses: list[float] = []
     with torch.no_grad():
         for row in range(min(rows, max_sequences or rows)):
-            sequence = tokens[row * length : (row + 1) * length + 1].astype(np.int64)
-            losses.append(float(model.loss(torch.from_numpy(sequence)[None]).item()))
+            sequence = tokens[row * length : (row + 1) * length + 1].long()
+            losses.append(float(model.loss(sequence[None]).item()))
     return sum(losses) / len(losses)
+
+
+def machine(device: str) -> str:
+    """Return the name of the GPU, or of the processor if the system provides it."""
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'an unnamed processor'}, {os.cpu_count()} cores"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -122,10 +148,13 @@ class Worker:
         self.plan = plan
         self.checkpoint = plan.folder / "checkpoint.pt"
         tokenizer = Tokenizer.from_file(str(plan.folder / "tokenizer.json"))
-        self.corpus = train_tokens(tokenizer, plan.folder, plan.corpus_tokens, plan.kind)
-        self.held_out = held_out_tokens(tokenizer) if rank == 0 else {}
+        self.pace = PACES[plan.device]
+        corpus = train_tokens(tokenizer, plan.folder, plan.corpus_tokens, plan.kind)
+        self.corpus = on_device(corpus, plan.device)
+        held_out = held_out_tokens(tokenizer) if rank == 0 else {}
+        self.held_out = {kind: on_device(ids, plan.device) for kind, ids in held_out.items()}
         torch.manual_seed(SEED)
-        self.model = Llama(Shape(vocabulary=tokenizer.get_vocab_size()))
+        self.model = Llama(Shape(vocabulary=tokenizer.get_vocab_size())).to(plan.device)
         decayed = [p for p in self.model.parameters() if p.dim() == 2]
         others = [p for p in self.model.parameters() if p.dim() != 2]
         groups: list[dict[str, Any]] = [
@@ -134,7 +163,7 @@ class Worker:
         ]
         self.optimizer = torch.optim.AdamW(
             groups,
-            lr=PEAK_RATE,
+            lr=self.pace.peak_rate,
             betas=(0.9, 0.95),
             weight_decay=0.0,
             fused=True,
@@ -144,7 +173,8 @@ class Worker:
         self.tokens_seen = 0
         if plan.resume:
             self._resume()
-        self.loss = torch.compile(self.model.loss) if plan.compile else self.model.loss
+        compiled = torch.compile(self.model.loss, dynamic=False)
+        self.loss = compiled if plan.compile else self.model.loss
 
     def _resume(self) -> None:
         _, state = load_model(self.checkpoint)
@@ -162,32 +192,38 @@ class Worker:
             if self.elapsed_s >= limit_s:
                 break
             loss = self.step(self.elapsed_s / limit_s)
-            if self.steps % LOG_EVERY_STEPS == 0:
+            if self.elapsed_s - last_log[0] > LOG_EVERY_S:
                 now_s = time.monotonic() - begin
                 speed = (self.tokens_seen - last_log[1]) / (now_s - last_log[0])
-                self.log(loss=round(loss, 4), tokens_per_s=round(speed))
+                self.log(loss=round(float(loss.item()), 4), tokens_per_s=round(speed))
                 last_log = (now_s, self.tokens_seen)
             if self.elapsed_s - last_save > CHECKPOINT_EVERY_S:
                 self.save(QUICK_SEQUENCES)
                 last_save = self.elapsed_s
         self.save(None)
 
-    def step(self, progress: float) -> float:
-        """Update the weights once, and return this worker's loss in nats."""
-        rate = learning_rate(progress)
+    def step(self, progress: float) -> Tensor:
+        """Update the weights once, and return this worker's loss in nats.
+
+        A GPU computes it later: to ask for its value is to wait.
+        """
+        rate = learning_rate(progress, self.pace.peak_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        length = sequence_length(progress, self.model.shape.context)
-        cursor = self.tokens_seen + self.rank * TOKENS_PER_STEP_AND_WORKER
-        loss: Tensor = self.loss(take_batch(self.corpus, cursor, length))
+        is_short = progress < self.pace.full_context_from
+        length = SHORT_LENGTH if is_short else self.model.shape.context
+        share = self.pace.tokens_per_step
+        batch = take_batch(self.corpus, self.tokens_seen + self.rank * share, share, length)
+        with torch.autocast(self.plan.device, torch.bfloat16, enabled=self.plan.device == "cuda"):
+            loss: Tensor = self.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         average_gradients(self.model, self.plan.workers)
         clip_grad_norm_(self.model.parameters(), MAX_NORM)
         self.optimizer.step()
         self.steps += 1
-        self.tokens_seen += TOKENS_PER_STEP_AND_WORKER * self.plan.workers
-        return float(loss.item())
+        self.tokens_seen += share * self.plan.workers
+        return loss.detach()
 
     def _agree(self, elapsed_s: float) -> float:
         """Return the first worker's clock, so that all workers stop after the same step."""
@@ -203,7 +239,12 @@ class Worker:
             kind.value: round(held_out_loss(self.model, tokens, max_sequences), 4)
             for kind, tokens in self.held_out.items()
         }
-        self.log(held_out=losses, sequences_per_kind=max_sequences or "all")
+        self.log(
+            held_out=losses,
+            sequences_per_kind=max_sequences or "all",
+            machine=machine(self.plan.device),
+            corpus_tokens=self.plan.corpus_tokens,
+        )
         save_checkpoint(
             self.checkpoint,
             {
@@ -249,10 +290,10 @@ def read_plan() -> Plan:
     )
     parser.add_argument("--minutes", type=float, default=60, help="wall time (default: 60)")
     parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="number of processes (default: one per core)",
+        "--device", choices=list(PACES), default="cpu", help="what computes (default: cpu)"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes (default: one per core; a GPU has one)"
     )
     parser.add_argument(
         "--corpus-tokens", type=int, default=16_000_000, help="tokens to generate (default: 16M)"
@@ -267,7 +308,12 @@ def read_plan() -> Plan:
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile (faster; needs a C++ compiler)"
     )
-    plan = Plan(**vars(parser.parse_args()))
+    options = parser.parse_args()
+    most = 1 if options.device == "cuda" else os.cpu_count() or 1
+    options.workers = options.workers or most
+    plan = Plan(**vars(options))
+    if plan.device == "cuda" and plan.workers > 1:
+        parser.error("a GPU has one worker")
     if not (plan.folder / "tokenizer.json").exists():
         parser.error(f"{plan.folder} has no tokenizer.json: run `python -m training.tokenizer`")
     if plan.resume and not (plan.folder / "checkpoint.pt").exists():

@@ -470,7 +470,8 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
     penalty = Sampling(temperature=0.0, repetition_penalty=100.0)
     async with case.running() as engine:
         need(engine, "repetition_penalty")
-        never = await submit(engine, ask("a", 40, sampling=penalty)).end()
+        need(engine, "ignore_eos")
+        never = await submit(engine, ask("a", 40, sampling=penalty, ignore_eos=True)).end()
         known = {*never.prompt_ids, *never.token_ids}
         rest = await submit(
             engine,
@@ -478,6 +479,7 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
                 "c",
                 20,
                 sampling=penalty,
+                ignore_eos=True,
                 prompt_ids=never.prompt_ids,
                 generated=tuple(never.token_ids[:20]),
             ),

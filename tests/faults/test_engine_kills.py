@@ -114,8 +114,8 @@ async def test_new_requests_are_refused_until_the_running_streams_go_on(
 
 
 PROMPTS = (
-    *("The old lighthouse", "Rain fell on", "A small dog", "My friend Tom"),
-    *("The king had", "Lily and Ben", "A robot named Max", "Every winter the"),
+    *("Long ago", "It all began", "There was once", "My friend Tom"),
+    *("Once upon a time", "Many years ago", "In a small house", "When I was a child"),
 )
 
 

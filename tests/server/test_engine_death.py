@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 PATIENCE_S = 15.0
 FIRST_TOKENS = "penstock_engine_time_to_first_token_seconds_count"
 WITHHELD = "tests.support.withheld:Withheld"
-PROMPTS = ["The old miller", "Tell me a story about a fox", "The river", "A girl named Ada"]
+PROMPTS = ["Long ago", "Tell me a story about a fox", "The river", "A girl named Ada"]
 
 
 def read(server: RunningServer, body: bytes) -> list[dict[str, Any]]:

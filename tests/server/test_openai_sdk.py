@@ -402,7 +402,7 @@ def test_text_held_back_for_a_stop_string_does_not_shift_the_offsets(
 
 def test_a_bias_makes_a_token_certain_or_impossible(of_rill: openai.OpenAI) -> None:
     asked: Any = {"model": "rill", "prompt": STORY, "max_tokens": 6, "temperature": 0}
-    forced = of_rill.completions.create(**asked, logit_bias={"472": 100}).choices[0].text
+    forced = of_rill.completions.create(**asked, logit_bias={"466": 100}).choices[0].text
     assert forced == " time" * 6
     plain = of_rill.completions.create(**asked, logprobs=0).choices[0]
     banned = of_rill.completions.create(**asked, logit_bias={"16": -100}).choices[0].text
@@ -415,7 +415,7 @@ def test_penalties_drive_the_model_from_what_it_has_said_and_rewards_to_it(
 ) -> None:
     def times(**penalty: Any) -> int:
         asked: Any = {"prompt": STORY, "max_tokens": 40, "temperature": 0, **penalty}
-        answer = of_rill.completions.create(model="rill", logit_bias={"472": 8}, **asked)
+        answer = of_rill.completions.create(model="rill", logit_bias={"466": 12}, **asked)
         text: str = answer.choices[0].text
         return text.count(" time")
 
@@ -448,7 +448,7 @@ def test_any_json_object_may_be_asked_for_and_plain_text(of_rill: openai.OpenAI)
             messages=HELLO,
             seed=seed,
             max_completion_tokens=200,
-            logit_bias={"97": 4},  # prefer the token "}", so that the small model comes to an end
+            logit_bias={"97": 8},  # prefer the token "}", so that the small model comes to an end
             response_format={"type": "json_object"},
         ).choices[0]
         for seed in range(4)

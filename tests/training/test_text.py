@@ -7,8 +7,10 @@ from itertools import islice
 
 import pytest
 
+from training.text import cast
 from training.text.cast import HE, ME, SHE, Sort
 from training.text.document import Document, Kind, documents
+from training.text.lists import words
 from training.text.plot import plots
 from training.text.scene import Wish
 from training.text.split import HELD_OUT_SUBJECTS, Split, is_held_out
@@ -151,3 +153,13 @@ def test_names_from_the_lists_have_the_pronouns_of_their_list() -> None:
     otto = write_story(rng, Split.TRAIN, Wish(sort=Sort.ADULT, name="Otto"))
     assert anna.scene.hero.pronouns is SHE
     assert otto.scene.hero.pronouns is HE
+
+
+def test_no_invented_name_is_a_name_of_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pronouns of such a name could not be kept, and a long story would never be finished."""
+    monkeypatch.setattr(cast, "INVENTED_NAME_SHARE", 1.0)
+    listed = {name for sort in ("she", "he", "animal") for name in words(f"names-{sort}")}
+    rng = random.Random(11)
+    invented = {cast.draw_name(rng, Sort.CHILD, HE) for _ in range(40_000)}
+    assert len(invented) > 10_000
+    assert not invented & listed

@@ -103,10 +103,19 @@ def draw_character(
 def draw_name(rng: random.Random, sort: Sort, pronouns: Pronouns) -> str:
     """Draw a name from the lists, or sometimes invent a name from syllables."""
     if rng.random() < INVENTED_NAME_SHARE:
-        return "".join(rng.choice(line.split()) for line in words("syllables")).replace("-", "")
+        return _invented_name(rng)
     if sort is Sort.ANIMAL and rng.random() < 0.6:
         return rng.choice(words("names-animal"))
     return rng.choice(words("names-she" if pronouns is SHE else "names-he"))
+
+
+def _invented_name(rng: random.Random) -> str:
+    """Draw syllables. A name of the lists is no invented name: it has its own pronouns."""
+    lists = ("names-she", "names-he", "names-animal")
+    while True:
+        name = "".join(rng.choice(line.split()) for line in words("syllables")).replace("-", "")
+        if not any(name in words(listed) for listed in lists):
+            return name
 
 
 def _pronouns_for(rng: random.Random, noun: str | None, name: str | None) -> Pronouns:

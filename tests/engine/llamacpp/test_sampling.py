@@ -74,7 +74,7 @@ async def test_reasoning_ends_with_its_budget_also_when_continued(thinker: Any) 
     free = await end_of(thinker, thinking("free", None))
     assert not free.text()  # the built-in model never stops thinking
     for budget in (0, 1, 12):
-        sink = await end_of(thinker, thinking(f"{budget}", budget))
+        sink = await end_of(thinker, thinking(f"{budget}", budget, ignore_eos=True))
         assert sink.failure is None
         assert sink.text()
         assert "".join(sink.thoughts) == free_start(free, sink)
@@ -82,7 +82,7 @@ async def test_reasoning_ends_with_its_budget_also_when_continued(thinker: Any) 
         assert sink.token_ids[:budget] == free.token_ids[:budget]
     for at in (3, 12, 30):
         again = msgspec.structs.replace(
-            thinking(f"at {at}", 12),
+            thinking(f"at {at}", 12, ignore_eos=True),
             max_tokens=60 - at,
             messages=None,
             prompt_ids=sink.prompt_ids,
