@@ -197,6 +197,8 @@ def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterato
     """Write every record at INFO and above to `stream`, which must be `unbuffered`."""
     writer = LineWriter(stream)
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    # No line shows these, and finding them out for each record takes long.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(writer)
