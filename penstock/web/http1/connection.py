@@ -46,7 +46,6 @@ class Connection(asyncio.Protocol):
         "_ahead",
         "_client",
         "_descriptor",
-        "_expects_continue",
         "_framing_bytes",
         "_has_eof",
         "_head_bytes",
@@ -108,7 +107,6 @@ class Connection(asyncio.Protocol):
         self._headers: list[head.Header] = []
         self._head_bytes = 0
         self._tail = b""
-        self._expects_continue = False
         self._framing_bytes = 0
         self._is_rtsp = False
 
@@ -118,7 +116,8 @@ class Connection(asyncio.Protocol):
         """Begin to read, if the server has room for the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
         self._transport.set_write_buffer_limits(high=0)
-        self._client = transport.get_extra_info("peername")
+        name = transport.get_extra_info("peername")
+        self._client = name[:2] if name else None  # an IPv6 address has four parts
         self._descriptor = self.descriptor = transport.get_extra_info("socket").fileno()
         self._may_be_proxied = self._client is not None and self._server.trusts(self._client[0])
         self._server.opened(self)
@@ -485,6 +484,8 @@ class Connection(asyncio.Protocol):
         """Cut the connection."""
         if self._transport is not None:
             self.descriptor = -1
+            if self.exchange is not None:
+                self.exchange.descriptor = -1
             self._transport.abort()
 
     def time_out(self) -> None:
