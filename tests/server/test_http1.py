@@ -136,7 +136,8 @@ def test_idle_connections_do_not_hold_up_the_server_s_end() -> None:
 
 def test_connections_beyond_the_limit_wait_for_room() -> None:
     with serve(engine="mock", max_connections=3) as server, contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(Connection(server.port)) for _ in range(3)]
+        silent = [stack.enter_context(Connection(server.port)).send(HEALTH) for _ in range(3)]
+        assert [connection.response().status for connection in silent] == [200] * 3
         waiting = [stack.enter_context(Connection(server.port)).send(HEALTH) for _ in range(3)]
         for connection in waiting:
             connection.socket.settimeout(0.3)
