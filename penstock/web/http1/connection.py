@@ -396,7 +396,13 @@ class Connection(asyncio.Protocol):
 
     def wait_for_room(self) -> None:
         """Read nothing until the server has room for this connection."""
-        self._pause()
+        self._is_paused = True
+        # Once this call of `connection_made` is over, uvloop begins to read.
+        asyncio.get_running_loop().call_soon(self._keep_waiting)
+
+    def _keep_waiting(self) -> None:
+        if self._is_paused and self._transport is not None:
+            self._transport.pause_reading()
 
     def _pause(self) -> None:
         if not self._is_paused and self._transport is not None:
