@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_is_paused",
         "_is_primed",
         "_is_rtsp",
+        "_is_waiting",
         "_length_left",
         "_may_be_proxied",
         "_parser",
@@ -91,6 +92,8 @@ class Connection(asyncio.Protocol):
         """Exchanges and scopes of the next requests: they came in one piece with a chunked body."""
         self._unread = b""
         self._is_paused = False
+        self._is_waiting = False
+        """True while the server has no room for the connection."""
         self._is_primed = True
         """False while a new parser gets a head that was read before."""
         self._has_eof = False
@@ -126,6 +129,10 @@ class Connection(asyncio.Protocol):
         """Parse what the client sends, unless an answer is under way."""
         if self.is_lingering:
             return
+        if self._is_waiting:
+            self._unread += data
+            self._pause()
+            return
         if self._may_be_proxied and not (data := self._without_proxy_header(data)):
             return
         if self._unread or (self.exchange is not None and self._reading is None):
@@ -141,6 +148,8 @@ class Connection(asyncio.Protocol):
         """Note that the client sends nothing more. It may still read."""
         self._has_eof = True
         if self.is_lingering or self._transport is None:
+            return False
+        if self._is_waiting:
             return False
         if self._unread and self.exchange is None and not self._may_be_proxied:
             return True  # the next request is about to be parsed
@@ -392,17 +401,16 @@ class Connection(asyncio.Protocol):
     def begin_reading(self) -> None:
         """Begin: the server has room for this connection."""
         self.deadline = time.monotonic() + self._server.timeouts.head
-        self._resume()
+        if self._is_waiting:
+            self._is_waiting = False
+            self._resume()
+            early, self._unread = self._unread, b""
+            if early:
+                self.data_received(early)
 
     def wait_for_room(self) -> None:
-        """Read nothing until the server has room for this connection."""
-        self._is_paused = True
-        # Once this call of `connection_made` is over, uvloop begins to read.
-        asyncio.get_running_loop().call_soon(self._keep_waiting)
-
-    def _keep_waiting(self) -> None:
-        if self._is_paused and self._transport is not None:
-            self._transport.pause_reading()
+        """Parse nothing until the server has room for this connection."""
+        self._is_waiting = True
 
     def _pause(self) -> None:
         if not self._is_paused and self._transport is not None:
