@@ -42,8 +42,8 @@ CLOSE_GRACE_S = 1.0
 # How long a slow client has for data that is already in the HTTP server's hands.
 IDLE_GRACE_S = 4.0
 WANTED_OPEN_FILES = 65_536
-# Python's own numbers (700, 10, 10) would search for cycles after every few requests. Requests leave
-# none behind; their objects are freed at once.
+# Python's own numbers (700, 10, 10) would search for cycles after every few requests. Requests
+# leave none behind; their objects are freed at once.
 GC_THRESHOLDS = (20_000, 20, 20)
 
 

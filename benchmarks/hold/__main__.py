@@ -8,12 +8,13 @@
     python -m benchmarks.hold churn --number 10000
     python -m benchmarks.hold stalled --readers 50
     python -m benchmarks.hold drain --streams 200
+    python -m benchmarks.hold crowd --silent 10000 --streams 5000 --rate 10 --minutes 10
 
 Each command prints a table, and a line of JSON with the machine, the versions, the command and the
 date. The exit code is 1 if an invariant was broken (see tests/faults/checker.py).
 """
 
-from benchmarks.hold import churn, cuts, disconnects, drain, held, kills, stalled
+from benchmarks.hold import churn, crowd, cuts, disconnects, drain, held, kills, stalled
 from benchmarks.report import FigureCommands
 
 
@@ -44,6 +45,13 @@ def main() -> None:
     each.add_argument("--readers", type=int, default=50, help="stalled readers")
     each = commands.add("drain", drain.measure, "Send SIGTERM under running streams.")
     each.add_argument("--streams", type=int, default=200, help="streams at once")
+    each = commands.add(
+        "crowd", crowd.measure, "Hold thousands of streams: memory of a silent one, drops."
+    )
+    each.add_argument("--silent", type=int, default=10_000, help="streams without a token")
+    each.add_argument("--streams", type=int, default=5000, help="streams with tokens")
+    each.add_argument("--rate", type=float, default=10.0, help="tokens per second of each stream")
+    each.add_argument("--minutes", type=float, default=10.0, help="how long to hold them")
     raise SystemExit(1 if commands.run()["breaches"] else 0)
 
 

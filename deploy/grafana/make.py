@@ -93,7 +93,10 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         (
             "Endings per second, by cause",
             "short",
-            {"{{cause}} {{code}}": rate("penstock_streams_ended_total", "cause, code")},
+            {
+                "started": rate("penstock_streams_started_total"),
+                "{{cause}} {{code}}": rate("penstock_streams_ended_total", "cause, code"),
+            },
         ),
         (
             "Refusals per second, by reason",
@@ -110,6 +113,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
                 "connected": level("penstock_readers"),
                 "blocked": level("penstock_readers_blocked"),
                 "largest lag, in events": f"max(penstock_reader_lag_max_events{{{WHERE}}})",
+                "lag of all, in events": level("penstock_reader_lag_events"),
             },
         ),
         (
@@ -137,6 +141,7 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "short",
             {
                 "up": level("penstock_engine_up"),
+                "servers that drain": level("penstock_draining"),
                 "restarts in the last hour": (
                     f"sum(increase(penstock_engine_restarts_total{{{WHERE}}}[1h]))"
                 ),

@@ -161,7 +161,6 @@ class BodyWriter:
         "_since",
         "_tell_place",
         "is_sending",
-        "is_stalled",
     )
 
     def __init__(
@@ -185,8 +184,6 @@ class BodyWriter:
         self._rest = b""
         self._is_last = False
         self.is_sending = False
-        self.is_stalled = False
-        """True if the response was ended because its client did not read."""
         self._since = time.monotonic()
         self._lane: Lane | None = None
 
@@ -206,7 +203,6 @@ class BodyWriter:
 
     def stop(self) -> None:
         """End the response: its client is stalled."""
-        self.is_stalled = True
         self._end(was_complete=False)
         self._peer.abort()
 

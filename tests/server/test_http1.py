@@ -1,5 +1,6 @@
 """HTTP/1.1 below the routes: old clients, unusual clients, and clients that pipeline requests."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 
@@ -131,3 +132,23 @@ def test_idle_connections_do_not_hold_up_the_server_s_end() -> None:
             assert server.process.wait(5) == 0  # sooner than the timeout for a request's head
             assert used.is_closed()
             assert silent.is_closed()
+
+
+def test_connections_beyond_the_limit_wait_for_room() -> None:
+    with serve(engine="mock", max_connections=3) as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(Connection(server.port)).send(HEALTH) for _ in range(3)]
+        assert [connection.response().status for connection in silent] == [200] * 3
+        waiting = [stack.enter_context(Connection(server.port)).send(HEALTH) for _ in range(3)]
+        for connection in waiting:
+            connection.socket.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.head()
+        waiting[1].close()  # one that waits makes no room
+        with pytest.raises(TimeoutError):
+            waiting[0].head()
+        for connection in silent:
+            connection.close()
+        for connection in (waiting[0], waiting[2]):
+            connection.socket.settimeout(20)
+            assert connection.response().status == 200
+        assert ask(server.port, HEALTH).status == 200

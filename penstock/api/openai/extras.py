@@ -177,6 +177,8 @@ class Extras(Strict):
     @property
     def bonds(self) -> list[Bond]:
         """Return the fields that bind the answer; a valid request has one at most."""
+        if self.model_fields_set.isdisjoint(_BINDING):  # most requests
+            return []
         found: list[tuple[str, str | Grammar | None]] = []
         if self.response_format is not None:
             found.append(("response_format", self.response_format.bond()))
@@ -201,6 +203,8 @@ class Extras(Strict):
 
     def extra_needs(self) -> list[tuple[str, object, Feature]]:
         """Return the fields that need an optional feature: name, whether it is used, feature."""
+        if self.model_fields_set.isdisjoint(_EXTRA):
+            return []
         return [
             ("min_p", self.min_p, "min_p"),
             *(
@@ -222,6 +226,8 @@ class Extras(Strict):
 
     def extra_fields(self) -> dict[str, Any]:
         """Return the fields of `Request` that these fields set."""
+        if self.model_fields_set.isdisjoint(_EXTRA):
+            return {}
         bond = self.bond
         return {
             "min_tokens": self.min_tokens or 0,
@@ -345,3 +351,12 @@ class ChatExtras(Extras):
                 " continues the last message does not begin a new one.",
             )
         return self
+
+
+_EXTRA = frozenset(Extras.model_fields)
+_BINDING = frozenset(
+    (
+        *("response_format", "structured_outputs", "guided_json", "guided_regex"),
+        *("guided_choice", "guided_grammar", "json_schema", "grammar"),
+    )
+)

@@ -46,7 +46,6 @@ class Connection(asyncio.Protocol):
         "_ahead",
         "_client",
         "_descriptor",
-        "_expects_continue",
         "_framing_bytes",
         "_has_eof",
         "_head_bytes",
@@ -54,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_is_paused",
         "_is_primed",
         "_is_rtsp",
+        "_is_waiting",
         "_length_left",
         "_may_be_proxied",
         "_parser",
@@ -92,6 +92,8 @@ class Connection(asyncio.Protocol):
         """Exchanges and scopes of the next requests: they came in one piece with a chunked body."""
         self._unread = b""
         self._is_paused = False
+        self._is_waiting = False
+        """True while the server has no room for the connection."""
         self._is_primed = True
         """False while a new parser gets a head that was read before."""
         self._has_eof = False
@@ -108,7 +110,6 @@ class Connection(asyncio.Protocol):
         self._headers: list[head.Header] = []
         self._head_bytes = 0
         self._tail = b""
-        self._expects_continue = False
         self._framing_bytes = 0
         self._is_rtsp = False
 
@@ -118,7 +119,8 @@ class Connection(asyncio.Protocol):
         """Begin to read, if the server has room for the connection."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
         self._transport.set_write_buffer_limits(high=0)
-        self._client = transport.get_extra_info("peername")
+        name = transport.get_extra_info("peername")
+        self._client = name[:2] if name else None  # an IPv6 address has four parts
         self._descriptor = self.descriptor = transport.get_extra_info("socket").fileno()
         self._may_be_proxied = self._client is not None and self._server.trusts(self._client[0])
         self._server.opened(self)
@@ -126,6 +128,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what the client sends, unless an answer is under way."""
         if self.is_lingering:
+            return
+        if self._is_waiting:
+            self._unread += data
+            self._pause()
             return
         if self._may_be_proxied and not (data := self._without_proxy_header(data)):
             return
@@ -142,6 +148,8 @@ class Connection(asyncio.Protocol):
         """Note that the client sends nothing more. It may still read."""
         self._has_eof = True
         if self.is_lingering or self._transport is None:
+            return False
+        if self._is_waiting:
             return False
         if self._unread and self.exchange is None and not self._may_be_proxied:
             return True  # the next request is about to be parsed
@@ -393,11 +401,16 @@ class Connection(asyncio.Protocol):
     def begin_reading(self) -> None:
         """Begin: the server has room for this connection."""
         self.deadline = time.monotonic() + self._server.timeouts.head
-        self._resume()
+        if self._is_waiting:
+            self._is_waiting = False
+            self._resume()
+            early, self._unread = self._unread, b""
+            if early:
+                self.data_received(early)
 
     def wait_for_room(self) -> None:
-        """Read nothing until the server has room for this connection."""
-        self._pause()
+        """Parse nothing until the server has room for this connection."""
+        self._is_waiting = True
 
     def _pause(self) -> None:
         if not self._is_paused and self._transport is not None:
@@ -485,6 +498,8 @@ class Connection(asyncio.Protocol):
         """Cut the connection."""
         if self._transport is not None:
             self.descriptor = -1
+            if self.exchange is not None:
+                self.exchange.descriptor = -1
             self._transport.abort()
 
     def time_out(self) -> None:

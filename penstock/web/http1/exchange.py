@@ -5,7 +5,6 @@ needs no task: once its head is sent, everything goes through plain calls.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from penstock.web.peer import Listener
 
 if TYPE_CHECKING:
     from penstock.web.http1.connection import Connection
-
-log = logging.getLogger(__name__)
 
 # More of a body than this waits in the kernel until the application takes what it has.
 MAX_BODY_AHEAD = 64 * 1024
@@ -100,9 +97,7 @@ class Exchange:
     async def _run(self, app: ASGIApp, scope: Scope) -> None:
         try:
             await app(scope, self.receive, self.send)
-        except Exception as error:
-            # The application reports its own exceptions; without an answer, the client gets none.
-            log.debug("an exchange failed: %s", type(error).__name__)
+        except Exception:  # the application has logged it
             self.abort()
         finally:
             self._task = None
@@ -112,7 +107,10 @@ class Exchange:
     def feed(self, data: bytes) -> None:
         """Add a piece of the body."""
         self._expects_continue = False
-        self._body = [*(self._body or ()), data]
+        if self._body is None:
+            self._body = [data]
+        else:
+            self._body.append(data)
         self.num_body_bytes += len(data)
         self._wake()
 

@@ -127,6 +127,8 @@ class Http1Server:
         if self.is_closing:
             self._all_closed.set()
             return
+        if len(self._connections) >= self._max_connections:
+            return
         if self._waiting:
             following = self._waiting.popleft()
             self._connections.add(following)
@@ -136,6 +138,9 @@ class Http1Server:
 
     async def _accept_again(self) -> None:
         try:
-            await self._accept()
+            if not self.is_closing:
+                await self._accept()
         finally:
             self._changing = None
+            if self.is_closing:
+                self._stop_accepting()
