@@ -14,8 +14,10 @@ _TITLES = {
     404: "Not found",
     429: "Unavailable",
     500: "Engine failure",
+    501: "Not supported",
     503: "Unavailable",
     504: "Unavailable",
+    505: "Not supported",
 }
 
 

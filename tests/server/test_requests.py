@@ -1,5 +1,6 @@
 """Each request has an id, a timing, and one log line: always a JSON object."""
 
+import gzip
 import json
 import re
 import signal
@@ -282,3 +283,39 @@ def test_the_log_for_people_has_a_line_per_request_too() -> None:
     assert line.startswith("INFO penstock.request: request ended method=POST route=/generate ")
     assert " finish_reason=length " in line
     assert "secret" not in line
+
+
+BODY = b'{"prompt":"a b","max_tokens":2,"stream":false}'
+GZIP = "Content-Encoding: gzip"
+
+
+def test_a_compressed_body_is_read(server: RunningServer) -> None:
+    answer = ask(server.port, post(gzip.compress(BODY), GZIP))
+    assert answer.json()["usage"]["prompt_tokens"] == 2
+    assert ask(server.port, post(BODY, "Content-Encoding: identity")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (gzip.compress(BODY)[:-4], 400, "invalid_gzip"),
+        (gzip.compress(BODY) + b"x", 400, "invalid_gzip"),
+        (BODY, 400, "invalid_gzip"),
+        (b"", 400, "invalid_gzip"),
+        (gzip.compress(b"[" + b"0," * 2**22 + b"0]"), 413, "body_too_large"),
+    ],
+)
+def test_a_body_that_is_compressed_badly_is_refused(
+    server: RunningServer, sent: bytes, status: int, code: str
+) -> None:
+    answer = ask(server.port, post(sent, GZIP))
+    assert (answer.status, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zqxj"])
+def test_another_coding_is_refused_with_the_one_that_is_read(
+    server: RunningServer, coding: str
+) -> None:
+    answer = ask(server.port, post(BODY, f"Content-Encoding: {coding}"))
+    assert answer.status == 415
+    assert answer.headers["accept-encoding"] == "gzip"

@@ -31,17 +31,13 @@ def generation(**fields: object) -> bytes:
 
 
 async def last_words(end: End, sent: bytes) -> list[Answer]:
-    """Send bytes and FIN; return all answers.
-
-    Before a slow answer the server may send 100, to see whether its client is still there.
-    """
+    """Send bytes and FIN; return all answers."""
     async with end.connect() as wire:
         wire.send(sent).half_close()
         found = []
         try:
             while True:
-                if (answer := await wire.answer()).status != 100:
-                    found.append(answer)
+                found.append(await wire.answer())
         except EOFError:
             return found
 

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             if len(self._unread) > MAX_AHEAD and not self._is_paused:
                 self._pause()
                 # A transport that does not read does not see its client leave.
-                half_closed.watch(self, may_probe=False)
+                half_closed.watch(self)
             return
         self._parse(data)
 
@@ -513,9 +513,9 @@ class Connection(asyncio.Protocol):
             self._close(is_complete=True)
 
     @property
-    def is_open(self) -> bool:
-        """True if the client may still be there: its system has not refused our data."""
-        return self._transport is not None and not half_closed.is_closed(self._transport)
+    def state(self) -> int:
+        """The connection's TCP state."""
+        return half_closed.state_of(self._transport)
 
     def probe(self) -> None:
         """Send something that means nothing, to see whether the client is still there."""

@@ -20,6 +20,7 @@ PATIENCE_S = 0.02
 # The first byte of the kernel's description of a connection is its state.
 _INFO = getattr(socket, "TCP_INFO", None) or (0x106 if sys.platform == "darwin" else None)
 _CLOSED = 7 if sys.platform == "linux" else 0
+_CLOSE_WAIT = 8 if sys.platform == "linux" else 5
 
 
 class Answered(Protocol):
@@ -41,46 +42,49 @@ class MaybeGone(Protocol):
         """Send something, to see whether the client takes it."""
 
     @property
-    def is_open(self) -> bool:
-        """True unless the client's system has refused our data."""
+    def state(self) -> int:
+        """The state of the connection (see `state_of`)."""
 
     def abort(self) -> None:
         """Cut the connection."""
 
 
-def is_closed(transport: asyncio.BaseTransport) -> bool:
-    """Return True if the peer's system has refused data, or the connection has ended."""
+def state_of(transport: asyncio.BaseTransport | None) -> int:
+    """Return the connection's TCP state, CLOSED if the peer's system has refused data.
+
+    Where the system does not tell, a client that has left is noticed by the second write to it.
+    """
+    if transport is None:
+        return _CLOSED
     sock = transport.get_extra_info("socket")
     if _INFO is None or sock is None:
-        return True  # this system cannot tell: the client counts as gone
+        return _CLOSE_WAIT
     try:
-        return bool(sock.getsockopt(socket.IPPROTO_TCP, _INFO, 1)[0] == _CLOSED)
+        return int(sock.getsockopt(socket.IPPROTO_TCP, _INFO, 1)[0])
     except OSError:
-        return True
+        return _CLOSED
 
 
-def watch(connection: MaybeGone, *, may_probe: bool = True) -> None:
-    """Cut the connection as soon as it turns out that its client is gone."""
-    loop = asyncio.get_running_loop()
-    exchange = connection.exchange
-    if exchange is None:
-        return
-    wait = 0.0 if exchange.has_begun else PATIENCE_S
-    if may_probe:
-        loop.call_later(wait, _probe, connection, exchange)
-    loop.call_later(FIRST_LOOK_S, _look, connection, exchange, FIRST_LOOK_S)
+def watch(connection: MaybeGone) -> None:
+    """Cut the connection as soon as it turns out that its client is gone.
+
+    The client may have finished sending, or we do not read what it sends and cannot see whether
+    it has.
+    """
+    if connection.exchange is not None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(FIRST_LOOK_S, _look, connection, connection.exchange, FIRST_LOOK_S, False)
 
 
-def _probe(connection: MaybeGone, exchange: object) -> None:
-    if connection.exchange is exchange:
-        connection.probe()
-
-
-def _look(connection: MaybeGone, exchange: object, waited: float) -> None:
-    if connection.exchange is not exchange or exchange is None:
+def _look(connection: MaybeGone, exchange: Answered, waited: float, has_probed: bool) -> None:
+    if connection.exchange is not exchange:
         return  # it was answered
-    if not connection.is_open:
+    state = connection.state
+    if state == _CLOSED:
         connection.abort()
         return
-    wait = min(2 * waited, LAST_LOOK_S)
-    asyncio.get_running_loop().call_later(wait, _look, connection, exchange, wait)
+    if state == _CLOSE_WAIT and not has_probed and (exchange.has_begun or waited >= PATIENCE_S):
+        connection.probe()
+        waited, has_probed = 0.0, True
+    wait = min(max(2 * waited, FIRST_LOOK_S), LAST_LOOK_S)
+    asyncio.get_running_loop().call_later(wait, _look, connection, exchange, wait, has_probed)
