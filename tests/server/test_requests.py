@@ -304,6 +304,7 @@ def test_a_compressed_body_is_read(server: RunningServer) -> None:
         (b"", 400, "invalid_gzip"),
         (gzip.compress(b"[" + b"0," * 2**22 + b"0]"), 413, "body_too_large"),
     ],
+    ids=["cut", "with more behind it", "not compressed", "empty", "a bomb"],
 )
 def test_a_body_that_is_compressed_badly_is_refused(
     server: RunningServer, sent: bytes, status: int, code: str
