@@ -1,0 +1,110 @@
+"""Real nginx and HAProxy processes in front of a real server."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import eventually
+
+MISSING = "no {0} found: install it (Debian, Ubuntu: apt-get install haproxy nginx-light)"
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+STOP_TIMEOUT_S = 20
+# Debian keeps both programs where only root's PATH looks.
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
+NGINX = """
+daemon off;
+pid nginx.pid;
+worker_processes 1;  # workers share no connections to the server
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+{}
+}}
+"""
+
+
+def find(name: str) -> str:
+    """Return the path of the program; skip or fail the test if it is not installed."""
+    program = shutil.which(name, path=PATH)
+    if program is None and os.environ.get("PENSTOCK_REQUIRE_PROXIES") == "1":
+        pytest.fail(MISSING.format(name))
+    return program or pytest.skip(MISSING.format(name))
+
+
+def documented(name: str) -> str:
+    """Return the configuration of "nginx" or "HAProxy" that the guide for operators shows."""
+    page = OPERATIONS.read_text(encoding="utf-8")
+    found = re.search(rf"^For {name}:\n\n<!--[^\n]*-->\n```text\n(.*?)^```", page, re.DOTALL | re.M)
+    assert found is not None
+    return found[1]
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """Replace a part of a configuration, which must have it once."""
+    assert text.count(old) == 1, f"{old!r} in {text}"
+    return text.replace(old, new)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def nginx(folder: Path, port: int, config: str) -> Iterator[None]:
+    """Run nginx, which listens on `port`, with `config` as the content of its `http` block."""
+    file = folder / "nginx.conf"
+    file.write_text(NGINX.format(config), encoding="utf-8")
+    command = [find("nginx"), "-p", str(folder), "-c", str(file), "-e", "stderr"]
+    with _running(command, "-t", folder, port):
+        yield
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, port: int, config: str) -> Iterator[None]:
+    """Run HAProxy, which listens on `port`."""
+    file = folder / "haproxy.cfg"
+    file.write_text(f"global\n    maxconn 100\n{config}", encoding="utf-8")
+    with _running([find("haproxy"), "-f", str(file), "-db"], "-c", folder, port):
+        yield
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], check: str, folder: Path, port: int) -> Iterator[None]:
+    """Run a proxy in `folder` once it accepts its configuration, until the context ends."""
+    checked = subprocess.run(
+        [*command, check], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    log = folder / "proxy.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+    try:
+        assert eventually(lambda: process.poll() is not None or _listens(port)), "it never listens"
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        yield
+    finally:
+        process.terminate()
+        process.wait(STOP_TIMEOUT_S)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
