@@ -282,6 +282,7 @@ def _refuse_unknown_variables() -> None:
             "REQUIRE_MODEL",
             "REQUIRE_NPM",
             "REQUIRE_PROMETHEUS",
+            "REQUIRE_PROXIES",
             "REQUIRE_STRACE",
         )
     }
