@@ -90,11 +90,15 @@ def documented_haproxy(server: RunningServer, folder: Path, more: str = "") -> I
 
 
 @contextlib.contextmanager
-def tcp_haproxy(server: RunningServer, folder: Path, options: str) -> Iterator[str]:
-    """Run HAProxy so that it passes bytes on, with these `options` for its server."""
+def tcp_haproxy(
+    server: RunningServer, folder: Path, options: str, *, tls: str = ""
+) -> Iterator[str]:
+    """Run HAProxy so that it passes bytes on; `options` are for its server, `tls` for clients."""
     port = free_port()
-    with haproxy(folder, port, TCP.format(port=port, server=server.port, options=options)):
-        yield f"http://127.0.0.1:{port}"
+    write_certificates(folder)
+    config = TCP.format(port=f"{port} {tls}", server=server.port, options=options)
+    with haproxy(folder, port, config):
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
 
 
 DOCUMENTED: dict[str, Callable[[RunningServer, Path], AbstractContextManager[str]]] = {
@@ -256,6 +260,18 @@ def test_the_proxy_protocol_names_the_client_of_a_connection(
                 check_stream(client)
                 assert named_client(trusting, client, FORGED_BOTH) == address
                 assert len(connections(trusting) - before) == 1
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+def test_a_proxy_that_passes_bytes_on_may_speak_tls(
+    trusting: RunningServer, tmp_path: Path, http2: bool
+) -> None:
+    tls = "ssl crt models.pem alpn http/1.1"
+    with (
+        tcp_haproxy(trusting, tmp_path, "send-proxy-v2", tls=tls) as url,
+        client_at(ALICE, url, http2=http2) as client,
+    ):
+        assert named_client(trusting, client, FORGED) == ALICE
 
 
 @pytest.mark.parametrize("options", PROTOCOLS.values(), ids=PROTOCOLS)
