@@ -150,6 +150,7 @@ class Reader:
         if not self.is_closed:
             self.is_closed = self.is_done = True
             self.wake()
+            self._on_news = None  # its owner refers to this reader
             for stream in self.streams:
                 stream.detach(self)
 

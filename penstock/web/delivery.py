@@ -311,6 +311,7 @@ class BodyWriter:
         if on_end is None:
             return
         self._liveness.remove(self)
+        self._lane = None  # it refers to this writer
         self._connected.close()
         on_end(was_complete)
 
