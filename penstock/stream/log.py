@@ -28,6 +28,11 @@ class Log:
         self.append: Callable[[Delta], None] = self._events.append
         """Append a delta. Raises RuntimeError after the terminal event."""
 
+    @property
+    def events(self) -> list[Event]:
+        """The events themselves, for whoever appends deltas and knows that there is no end yet."""
+        return self._events
+
     def __len__(self) -> int:
         return len(self._events)
 

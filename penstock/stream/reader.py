@@ -103,14 +103,15 @@ class Reader:
 
     def open_lane(self, lane: Lane) -> None:
         """Let the straight path take what comes next, if all that came before was taken."""
-        if not self.is_woken and len(self.streams) == 1 and self.stream.open_lane(lane):
-            lane.cursor = self._cursors[0]
+        can_go = not self.is_woken and len(self.streams) == 1
+        if can_go and self.stream.open_lane(lane, self._cursors[0]):
             self._lane = lane
 
     def leave_lane(self) -> None:
         """Take over from the straight path."""
         lane, self._lane = self._lane, None
         if lane is not None:
+            lane.close()
             self._cursors[0] = lane.cursor
             self.stream.lane = None
 

@@ -72,16 +72,15 @@ class StraightPath:
                 ):
                     stream.delta(piece, num_tokens, ids, message.logprobs)
                     continue
-                lane.transcript.completion_tokens += num_tokens
-                lane.remember(ids)
-                lane.append(Delta(piece, num_tokens))
+                lane.num_tokens += num_tokens
+                lane.generated.extend(ids)
+                lane.events.append(Delta(piece, num_tokens))
                 lane.cursor += 1
-                timer = lane.timer
-                if timer.last_delta_at != last_arrival:
-                    last_arrival = timer.last_delta_at
+                if lane.logged_at != last_arrival:
+                    last_arrival = lane.logged_at
                     gap_before = arrived - last_arrival
                     gap_bucket = bisect_left(bounds, gap_before)
-                timer.last_delta_at = arrived
+                lane.logged_at = arrived
                 engine_gaps[gap_bucket] += 1
                 engine_gap_sum += gap_before
                 if lane.before:
@@ -104,12 +103,11 @@ class StraightPath:
                 delay = taken - arrived
                 delays[bisect_left(delay_bounds, delay)] += 1
                 delay_sum += delay
-                delivery = lane.delivery
-                if last := delivery.last:
+                if last := lane.taken_at:
                     gap = taken - last
                     gaps[bisect_left(bounds, gap)] += 1
                     gap_sum += gap
-                delivery.last = taken
+                lane.taken_at = taken
             except Exception:  # a bug with one stream must not reach the others
                 log.exception("a message from the engine could not be handled")
         if num_sent:

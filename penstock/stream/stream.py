@@ -157,6 +157,8 @@ class Stream:
     @property
     def usage(self) -> Usage:
         """Return the token counts so far."""
+        if self.lane is not None:
+            self.lane.count()
         return self._transcript.usage if self.log.terminal is None else self.log.terminal.usage
 
     def num_tokens(self) -> int:
@@ -200,10 +202,11 @@ class Stream:
         """Return how many connections read the stream or wait for its whole answer."""
         return len(self._readers)
 
-    def open_lane(self, lane: Lane) -> bool:
+    def open_lane(self, lane: Lane, cursor: int) -> bool:
         """Let the straight path send what comes next, if that is plain text for one reader.
 
-        The reader must have seen everything in the log. Return False if the stream is not so.
+        The reader, whose place in the log is `cursor`, must have seen everything. Return False if
+        the stream is not so.
         """
         transcript = self._transcript
         if (
@@ -215,10 +218,7 @@ class Stream:
             or transcript.pending_tokens
         ):
             return False
-        lane.transcript = transcript
-        lane.timer = self._timer
-        lane.append = self.log.append
-        lane.remember = transcript.generated.extend
+        lane.open(cursor, transcript, self._timer, self.log.events)
         self.lane = lane
         return True
 
@@ -323,6 +323,7 @@ class Stream:
         """Log the part of the text that is certain."""
         if self.log.terminal is not None:
             return
+        self.leave_lane()
         transcript = self._transcript
         if (
             self._text is None
@@ -336,7 +337,6 @@ class Stream:
             transcript.generated += token_ids
             self._append(Delta(piece, transcript.pending_tokens + num_tokens))
         else:
-            self.leave_lane()
             transcript.add(piece, num_tokens, token_ids, logprobs)
             self._append_certain(piece)
         if self.phase != "progressed":
@@ -345,6 +345,7 @@ class Stream:
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log reasoning unchanged: stop strings apply to the answer only."""
         if self.log.terminal is None:
+            self.leave_lane()
             self._transcript.add(text, num_tokens, token_ids)
             pending = self._transcript.pending_tokens
             self._append(Reasoning(text, pending, token_ids=self._take_ids()))
@@ -356,6 +357,7 @@ class Stream:
         """Log part of a tool call, after any text held back: no stop string spans a call."""
         if self.log.terminal is not None:
             return
+        self.leave_lane()
         if self._text is not None:
             if held := self._text.flush():
                 self._append_text(held)
@@ -373,6 +375,7 @@ class Stream:
         """Log the text still held back, then the end."""
         if self.log.terminal is not None:
             return
+        self.leave_lane()
         self._transcript.finish(completion_tokens)
         if self._text is not None and (rest := self._text.flush()):
             self._append_text(rest)
@@ -449,6 +452,7 @@ class Stream:
 
     def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
         if self.log.terminal is None:
+            self.leave_lane()
             usage = self._transcript.usage
             timings = self._timer.timings(usage.completion_tokens)
             reproducible = self._transcript.reproducible
@@ -458,6 +462,7 @@ class Stream:
     def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
         if self.log.terminal is not None:
             return
+        self.leave_lane()
         problem = Problem(code, message, retry_safe=retry_safe)
         usage = self._transcript.usage
         timings = self._timer.timings(usage.completion_tokens)

@@ -190,7 +190,10 @@ class BodyWriter:
     @property
     def since(self) -> float:
         """Return when the last write began (while it waits) or was taken."""
-        return self._since if self.is_sending else max(self._since, self._delivery.last)
+        if self.is_sending:
+            return self._since
+        taken_straight = 0.0 if self._lane is None else self._lane.taken_at
+        return max(self._since, self._delivery.last, taken_straight)
 
     @property
     def lag(self) -> int:

@@ -19,6 +19,7 @@ from penstock.api.native.frames import NativeForm
 from penstock.api.openai.frames import ChatForm, CompletionForm
 from penstock.engine.process.supervisor import deliver_singly
 from penstock.engine.protocol import Addition, Deliver
+from penstock.events import Usage
 from penstock.observe.meter import Delivery, Meter
 from penstock.request import Request
 from penstock.stream.reader import Reader
@@ -125,6 +126,8 @@ class World:
         self.opened: list[Stream] = []
         self.responses: list[Response] = []
         self.num_lanes = 0
+        self.usages: list[list[Usage]] = []
+        self.lags: list[list[int]] = []
         for number, (form, is_resumable, fields) in enumerate(FORMS):
             request = Request(id=str(number), max_tokens=1000, prompt="x", **fields)
             stream = self.streams.open(
@@ -195,6 +198,8 @@ class World:
         for step in steps:
             self.step(step)
             await settle()
+            self.usages.append([stream.usage for stream in self.opened])
+            self.lags.append(sorted(self.liveness.lags()))
         self.step(("batch", [("finish", stream.id) for stream in self.opened]))
         for _ in range(3):
             await settle()
@@ -211,6 +216,8 @@ class World:
             "bodies": [timeless(each.body()) for each in self.responses],
             "ends": [each.ends for each in self.responses],
             "logs": [[repr(event) for event in each.log.after(0)][:-1] for each in self.opened],
+            "usage after each step": self.usages,
+            "lag after each step": self.lags,
             "usage": [each.usage for each in self.opened],
             "phases": [each.phase for each in self.opened],
             "events sent": meter.num_events_sent,
