@@ -498,9 +498,9 @@ class Connection(asyncio.Protocol):
         """Cut the connection."""
         if self._transport is not None:
             self.descriptor = -1
-            if self.exchange is not None:
-                self.exchange.descriptor = -1
             self._transport.abort()
+            if self.exchange is not None:
+                self.exchange.gone()  # at once: the transport tells us later
 
     def time_out(self) -> None:
         """Close the connection: its deadline has passed."""
