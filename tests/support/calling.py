@@ -120,8 +120,8 @@ def call_is_the_same_streamed_and_whole(
     assert ends_of(chunks) == [(0, "tool_calls")]
     assert usage_of(chunks) == counts_of(whole.usage)
     arguments = json.loads(call.function.arguments)
-    if choice == NAMED:
-        assert call.function.name == "get_weather"
+    assert choice != NAMED or call.function.name == "get_weather"
+    if call.function.name == "get_weather":
         assert set(arguments) == {"city", "days"}
     else:
         assert call.function.name == "get_time"
