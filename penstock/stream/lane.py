@@ -1,4 +1,4 @@
-"""What the straight path needs of one response (see `straight`), gathered in one object."""
+"""A lane gathers everything that the straight path needs of one response (see `straight`)."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol

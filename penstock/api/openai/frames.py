@@ -290,6 +290,8 @@ class ChunkFrames:
         self._next_id = cursor
         self._num_sent = num_sent
         self._num_open = len(streams)
+        self._ends = (b"", b"")
+        """The bytes around a plain delta's text on the straight path."""
         self._is_over = False
         # OpenAI's SDK lists the choices of a chat in the order of their first chunks, and fails if
         # that is not the order of their indices.
@@ -325,14 +327,14 @@ class ChunkFrames:
         ends = self._choices[0].ends_of_text()
         if ends is None or len(self._choices) > 1:
             return None
+        self._ends = ends
         return self._frame_with_id if self._with_ids else ends
 
     def _frame_with_id(self, text: str) -> bytes:
         event_id = self._next_id
         self._next_id = event_id + 1
-        ends = self._choices[0].ends_of_text()
-        assert ends is not None
-        return b"id: %d\n%b%b%b" % (event_id, ends[0], _encode(text), ends[1])
+        before, after = self._ends
+        return b"%b%b%b%b" % (_ID % event_id, before, _encode(text), after)
 
     def _end(self, number: int, end: TerminalEvent) -> list[bytes]:
         """Return a choice's last frame, and after the last choice the end of the response."""

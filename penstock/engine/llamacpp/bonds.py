@@ -1,4 +1,4 @@
-"""What binds an answer over llama.cpp: a schema, a grammar, or the form of tool calls."""
+"""The bonds of an answer over llama.cpp: a schema, a grammar, or the form of tool calls."""
 
 from collections.abc import Callable
 from typing import Any

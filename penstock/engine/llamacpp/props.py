@@ -1,4 +1,4 @@
-"""What llama.cpp tells about the model that it has loaded."""
+"""llama.cpp's description of the model that it has loaded."""
 
 import msgspec
 

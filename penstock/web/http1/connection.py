@@ -1,9 +1,9 @@
 """A client's plaintext HTTP/1.1 connection: bytes in, exchanges, bytes out.
 
 httptools (llhttp) parses; the rest is ours. One request is answered at a time: what a client sends
-ahead waits unparsed. A write goes to the kernel at once. What the kernel does not take waits in the
-transport, and nothing else is written until it is gone. A connection has no timers: it has a
-deadline, which the server looks at (see `server`).
+ahead waits unparsed. A write goes to the kernel at once. If the kernel does not take all of it, the
+rest waits in the transport, and nothing else is written until it is gone. A connection has no
+timers: it has a deadline, which the server looks at (see `server`).
 """
 
 import asyncio
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         self._framing_bytes = 0
         self._is_rtsp = False
 
-    # What the event loop reports.
+    # Reports of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to read, if the server has room for the connection."""
@@ -309,7 +309,7 @@ class Connection(asyncio.Protocol):
         scope = head.scope_of("", "1.1", b"/", b"", [])
         self._take_up(exchange, scope | {head.REFUSAL: problem})
 
-    # What the parser reports.
+    # Reports of the parser.
 
     def on_url(self, url: bytes) -> None:
         if self._is_primed:

@@ -184,14 +184,8 @@ class Exchange:
         """Write part of the body. `length` is the whole body's length, if it is known."""
         if self.is_gone:
             return True  # nobody is told anything any more
-        if self._status is not None:
-            data = self._begin(data, is_last, length)
-        elif self._is_head:
-            data = b""
-        elif self._is_chunked:
-            data = response.chunk(data)
-            if is_last:
-                data += response.LAST_CHUNK
+        head = b"" if self._status is None else self._begin(length)
+        data = head + self._framed(data, is_last)
         self._written_to_end = is_last
         was_taken = self._connection.write(data)
         if not was_taken:
@@ -209,8 +203,17 @@ class Exchange:
             self.descriptor = -1
         return was_taken
 
-    def _begin(self, data: bytes, is_last: bool, length: int | None) -> bytes:
-        """Return the head with the first piece of the body."""
+    def _framed(self, data: bytes, is_last: bool) -> bytes:
+        """Return a piece of the body as it is written."""
+        if self._is_head:
+            return b""
+        if not self._is_chunked:
+            return data
+        framed = response.chunk(data)
+        return framed + response.LAST_CHUNK if is_last else framed
+
+    def _begin(self, length: int | None) -> bytes:
+        """Return the head, which decides how the body is framed."""
         assert self._status is not None
         (status, headers), self._status = self._status, None
         self._has_begun = True
@@ -224,15 +227,7 @@ class Exchange:
             ),
             length=length,
         )
-        if self._has_version:
-            head = head.removeprefix(response.VERSION)
-        if self._is_head:
-            return head
-        if self._is_chunked:
-            data = response.chunk(data)
-            if is_last:
-                data += response.LAST_CHUNK
-        return head + data
+        return head.removeprefix(response.VERSION) if self._has_version else head
 
     def tell(self, listener: Listener | None) -> None:
         """Tell this listener what the client does (see `Peer`)."""
@@ -262,7 +257,7 @@ class Exchange:
             self._has_version = True
             self._connection.write(response.VERSION)
 
-    # What the connection reports.
+    # Reports of the connection.
 
     def taken(self) -> None:
         """Note that the kernel took everything that waited."""

@@ -105,7 +105,7 @@ class Http1Server:
             for connection in [each for each in self._connections if each.deadline < now]:
                 connection.time_out()
 
-    # What connections report.
+    # Reports of connections.
 
     def opened(self, connection: Connection) -> None:
         """Serve a new connection, or let it wait if there are too many."""
