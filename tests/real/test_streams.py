@@ -1,14 +1,13 @@
 """A real model's streams: resumed after a cut, and continued after the engine's death."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
-from tests.support.openai_wire import CHAT, RESUMABLE, begin, chunks_of
+from tests.support.dying import mortal
+from tests.support.openai_wire import CHAT, RESUMABLE, chunks_of
 from tests.support.raw import ask, frames_of, post, resume
-from tests.support.servers import RunningServer, serve
+from tests.support.servers import RunningServer
 
 COUNT: dict[str, Any] = {
     "messages": [
@@ -36,17 +35,11 @@ def test_a_stream_is_resumed_byte_for_byte(server: RunningServer) -> None:
         assert frames_of(rest.body) == frames[last + 1 :]
 
 
-def test_an_answer_goes_on_after_the_engine_s_death(model: Path) -> None:
+def test_an_answer_goes_on_after_the_engine_s_death(model: Path, tmp_path: Path) -> None:
     body = post(json.dumps(COUNT).encode(), path=CHAT)
-    with serve(model=model, model_name="smollm2") as server:
-        expected = chunks_of(ask(server.port, body).body)
-        engine = server.engine_pid()  # finding it takes a while
-        connection, _ = begin(server, body)
-        with connection:
-            os.kill(engine, signal.SIGKILL)
-            chunks = chunks_of(b"data: {}\n\n" + connection.rest())[1:]
-        assert "restarting" in "".join(server.output)
-    text = text_of(chunks)
-    assert len(text) > 50
-    assert text_of(expected).endswith(text)
+    with mortal(tmp_path, f"model={model}") as server:
+        expected = chunks_of(server.undisturbed(body).body)
+        chunks = chunks_of(server.cut_off(body).body)
+    assert len(text_of(chunks)) > 50
+    assert text_of(chunks) == text_of(expected)
     assert chunks[-1]["choices"] == expected[-1]["choices"]

@@ -1,9 +1,8 @@
 """Tools with the built-in model, whose chat template has no place for them."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,8 @@ from tests.support.calling import (
     joined,
     model_may_answer_instead,
 )
-from tests.support.openai_wire import CHAT, RESUMABLE, begin, chunks_of
+from tests.support.dying import mortal
+from tests.support.openai_wire import CHAT, RESUMABLE, chunks_of
 from tests.support.raw import ask, frames_of, post, resume
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING, TOOLS
@@ -151,35 +151,26 @@ def test_a_call_is_resumed_byte_for_byte(server: RunningServer) -> None:
 # The engine's death.
 
 
-def test_text_goes_on_after_the_engine_s_death() -> None:
+def test_text_goes_on_after_the_engine_s_death(tmp_path: Path) -> None:
     fields = {**ASKED, "stream": True, "max_tokens": 300, "logit_bias": NEVER_ENDS}
     body = post(json.dumps(fields).encode(), path=CHAT)
-    with serve() as server:
-        expected = chunks_of(ask(server.port, body).body)
-        engine = server.engine_pid()  # finding it takes a while
-        connection, _ = begin(server, body)
-        with connection:
-            os.kill(engine, signal.SIGKILL)
-            chunks = chunks_of(b"data: {}\n\n" + connection.rest())[1:]
-        assert "restarting" in "".join(server.output)
+    with mortal(tmp_path) as server:
+        expected = chunks_of(server.undisturbed(body).body)
+        chunks = chunks_of(server.cut_off(body).body)
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     whole = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in expected)
     assert text
-    assert whole.endswith(text)
+    assert text == whole
     assert chunks[-1]["choices"] == expected[-1]["choices"]
 
 
-def test_a_call_that_was_shown_is_not_continued_and_may_be_asked_for_again() -> None:
+def test_a_call_that_was_shown_is_not_continued_and_may_be_asked_for_again(tmp_path: Path) -> None:
     tool = {"type": "object", "properties": {"s": {"type": "string", "minLength": 500}}}
     function = {"name": "f", "parameters": {**tool, "required": ["s"]}}
     fields = {**CALLS, "tools": [{"type": "function", "function": function}], "stream": True}
-    with serve() as server:
-        engine = server.engine_pid()
-        connection, _ = begin(server, post(json.dumps(fields).encode(), path=CHAT))
-        with connection:
-            os.kill(engine, signal.SIGKILL)
-            *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
+    with mortal(tmp_path, after=50) as server:
+        *_, end = chunks_of(server.cut_off(post(json.dumps(fields).encode(), path=CHAT)).body)
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
         plain = json.dumps({"messages": HELLO, "max_tokens": 1}).encode()
-        assert eventually(lambda: ask(server.port, post(plain, path=CHAT)).status == 200, 20)
+        assert eventually(lambda: server.undisturbed(post(plain, path=CHAT)).status == 200, 20)

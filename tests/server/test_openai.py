@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.support.dying import mortal
 from tests.support.openai_wire import CHAT, COMPLETIONS, DONE, RESUMABLE, begin, chunks_of
 from tests.support.raw import (
     WAYS_TO_GO,
@@ -275,7 +277,7 @@ def test_ids_and_heartbeats_do_not_disturb_openai_s_client() -> None:
 # The engine's death.
 
 
-def test_sampling_and_logprobs_survive_the_engine_s_death() -> None:
+def test_sampling_and_logprobs_survive_the_engine_s_death(tmp_path: Path) -> None:
     """Text, log probabilities and usage equal those of an undisturbed stream."""
     fields: dict[str, Any] = {
         "prompt": "Once upon a time",
@@ -287,21 +289,11 @@ def test_sampling_and_logprobs_survive_the_engine_s_death() -> None:
         "logit_bias": {"0": -100, "4": -100, "16": 1},  # the first two ban the end tokens
         "stream_options": USAGE,
     }
-    with serve() as server:
-        ask(server.port, complete(**{**fields, "max_tokens": 1}))  # the prompt is cached now
-        expected = chunks_of(ask(server.port, complete(**fields)).body)
-        connection, _ = begin(server, complete(**fields))
-        with connection:
-            os.kill(server.engine_pid(), signal.SIGKILL)
-            body = connection.rest()
-        assert "restarting" in "".join(server.output)
-    undisturbed = content_of(expected)
-    chunks = chunks_of(b"data: {}\n\n" + body)
-    text, tokens, usage = content_of(chunks)
-    assert undisturbed[0].endswith(text)
-    assert len(text) < len(undisturbed[0])
-    assert undisturbed[1][-len(tokens) :] == tokens
-    assert usage == undisturbed[2]
+    with mortal(tmp_path) as server:
+        server.undisturbed(complete(**{**fields, "max_tokens": 1}))  # the prompt is cached now
+        expected = chunks_of(server.undisturbed(complete(**fields)).body)
+        chunks = chunks_of(server.cut_off(complete(**fields)).body)
+    assert content_of(chunks) == content_of(expected)
     assert ends_of(chunks) == ends_of(expected)
 
 
@@ -311,7 +303,9 @@ def content_of(chunks: list[dict[str, Any]]) -> tuple[str, list[str], dict[str, 
     return "".join(choice["text"] for choice in choices), tokens, chunks[-1]["usage"]
 
 
-def test_an_answer_under_a_schema_is_not_continued_and_may_be_asked_for_again() -> None:
+def test_an_answer_under_a_schema_is_not_continued_and_may_be_asked_for_again(
+    tmp_path: Path,
+) -> None:
     endless = {"type": "array", "items": {"type": "integer"}, "minItems": 10_000}
     fields = {
         "messages": HELLO,
@@ -329,14 +323,11 @@ def test_an_answer_under_a_schema_is_not_continued_and_may_be_asked_for_again() 
             },
         },
     }
-    with serve() as server:
-        connection, _ = begin(server, post(json.dumps(fields).encode(), path=CHAT))
-        with connection:
-            os.kill(server.engine_pid(), signal.SIGKILL)
-            *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
+    with mortal(tmp_path) as server:
+        *_, end = chunks_of(server.cut_off(post(json.dumps(fields).encode(), path=CHAT)).body)
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
-        assert eventually(lambda: ask(server.port, complete(max_tokens=1)).status == 200, 20)
+        assert eventually(lambda: server.undisturbed(complete(max_tokens=1)).status == 200, 20)
 
 
 # Every error under /v1 has the same form.

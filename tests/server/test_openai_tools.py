@@ -6,9 +6,8 @@ bounds it (`reasoning_budget_tokens`).
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -35,6 +34,7 @@ from tests.support.calling import (
     reasoning_is_told_apart_streamed_and_whole,
     several_calls_and_only_one,
 )
+from tests.support.dying import mortal
 from tests.support.openai_wire import CHAT, RESUMABLE, begin, chunks_of
 from tests.support.raw import ask, cancel_stream, frames_of, post, resume
 from tests.support.servers import RunningServer, serve
@@ -167,17 +167,16 @@ def test_a_call_can_be_cancelled(caller: RunningServer) -> None:
     assert end["choices"][0]["stop_reason"] == "cancelled"
 
 
-def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_again() -> None:
+def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_again(
+    tmp_path: Path,
+) -> None:
     body = json.dumps({**CALLS, "stream": True, "parallel_tool_calls": True}).encode()
-    with serve(engine_arg=[f"chat_template={TOOLS}"]) as server:
-        connection, _ = begin(server, post(body, path=CHAT))
-        with connection:
-            os.kill(server.engine_pid(), signal.SIGKILL)
-            *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
+    with mortal(tmp_path, f"chat_template={TOOLS}") as server:
+        *_, end = chunks_of(server.cut_off(post(body, path=CHAT)).body)
         assert end["error"]["code"] == "engine_died"
         assert end["error"]["retry_safe"] is True
         plain = json.dumps({"messages": HELLO, "max_tokens": 1}).encode()
-        assert eventually(lambda: ask(server.port, post(plain, path=CHAT)).status == 200, 20)
+        assert eventually(lambda: server.undisturbed(post(plain, path=CHAT)).status == 200, 20)
 
 
 UNBOUND: list[dict[str, Any]] = [
@@ -292,21 +291,16 @@ def test_text_under_a_schema_is_the_answer_and_not_reasoning(thinker: RunningSer
     assert json.loads(message.content) == {"lake": 5}
 
 
-def test_thoughts_go_on_after_the_engine_s_death() -> None:
+def test_thoughts_go_on_after_the_engine_s_death(tmp_path: Path) -> None:
     never_ends = {"0": -100, "4": -100}
     fields = {**THINKS, "stream": True, "max_tokens": 400, "logit_bias": never_ends}
     body = post(json.dumps(fields).encode(), path=CHAT)
-    with serve(engine_arg=[f"chat_template={REASONING}"]) as server:
-        expected = chunks_of(ask(server.port, body).body)
-        engine = server.engine_pid()  # finding it takes a while
-        connection, _ = begin(server, body)
-        with connection:
-            os.kill(engine, signal.SIGKILL)
-            chunks = chunks_of(b"data: {}\n\n" + connection.rest())[1:]
-        assert "restarting" in "".join(server.output)
+    with mortal(tmp_path, f"chat_template={REASONING}") as server:
+        expected = chunks_of(server.undisturbed(body).body)
+        chunks = chunks_of(server.cut_off(body).body)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[:-1]]
     assert all([*delta][-1] == "reasoning_content" for delta in deltas)
     text = "".join(delta["reasoning_content"] for delta in deltas)
     whole = "".join(chunk["choices"][0]["delta"]["reasoning_content"] for chunk in expected[:-1])
-    assert whole.endswith(text)
+    assert text == whole
     assert chunks[-1] == {**expected[-1], "id": chunks[-1]["id"], "created": chunks[-1]["created"]}
