@@ -90,7 +90,7 @@ class Answering:
             connected,
             call.form.framer(opened, with_ids=call.resumable),
             self._liveness,
-            headers=self._named(notes, opened) | self._cut_limit(call, opened),
+            headers=self._headers(notes, call, opened),
             tell_place=queue_event if call.queue_events else None,
         )
 
@@ -119,22 +119,24 @@ class Answering:
     def _open(self, call: Call, owner: Owner) -> list[Stream]:
         """Open a stream for each choice: all of them or none. Raises Problem."""
         size = len(call.requests)
-        if size > 1:
-            self.streams.check(owner, num_streams=size)
         first_id = call.requests[0].id
         form = call.form.save()
-        opened: list[Stream] = []
-        try:
-            for number, request in enumerate(call.requests):
-                is_first = number % call.num_per_prompt == 0
-                choices = ChoiceGroup(first_id, number, size, is_first) if size > 1 else None
-                record = StreamRecord(request, owner, call.resumable, call.timeout, form, choices)
-                opened.append(self.streams.open(record))
-        except Problem:
-            for stream in opened:
-                stream.cancel()
-            raise
-        return opened
+        records = []
+        for number, request in enumerate(call.requests):
+            is_first = number % call.num_per_prompt == 0
+            choices = ChoiceGroup(first_id, number, size, is_first) if size > 1 else None
+            records.append(
+                StreamRecord(
+                    request,
+                    owner,
+                    call.resumable,
+                    call.timeout,
+                    form,
+                    choices,
+                    has_limit=call.max_tokens is not None,
+                )
+            )
+        return self.streams.open_all(records)
 
     async def _whole(
         self,
@@ -156,8 +158,13 @@ class Answering:
                     stream.cancel()
         if connected.reader.is_closed:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        headers |= self._named(notes, opened) | self._cut_limit(call, opened)
+        headers |= self._headers(notes, call, opened)
         return JSONResponse(call.form.whole(opened), headers=headers)
+
+    def _headers(self, notes: Notes, call: Call, opened: Sequence[Stream]) -> dict[str, str]:
+        """Return the headers of an answer that say what differs from the request."""
+        tokens_left = self.streams.token_headers(opened[0].record.owner)
+        return self._named(notes, opened) | self._cut_limit(call, opened) | tokens_left
 
     def _named(self, notes: Notes, opened: Sequence[Stream]) -> dict[str, str]:
         """Return the header with the names of ignored fields and of what the engine changed."""
@@ -169,15 +176,21 @@ class Answering:
     def _cut_limit(self, call: Call, opened: Sequence[Stream]) -> dict[str, str]:
         """Return the header with the token limit that holds, if the client's does not fit.
 
-        The room for an answer is unknown while the stream waits in the queue. Then the finish
-        reason `length` says that the context was full before the limit.
+        The context or the key's tokens per minute can lower it. The room in the context is unknown
+        while the stream waits in the queue. Then the finish reason `length` says that the context
+        was full before the limit.
         """
+        asked = call.max_tokens
+        granted = min(stream.record.request.max_tokens for stream in opened)
+        if granted < call.requests[0].max_tokens:
+            asked = asked or call.requests[0].max_tokens
         context = self.streams.context_length
-        if call.max_tokens is None or context is None:
+        if asked is None or context is None:
             return {}
         known = [stream.usage for stream in opened if stream.phase != "queued"]
-        room = min((context - usage.prompt_tokens for usage in known), default=call.max_tokens)
-        return {LIMIT_HEADER: str(room)} if room < call.max_tokens else {}
+        room = min((context - usage.prompt_tokens for usage in known), default=granted)
+        limit = min(room, granted)
+        return {LIMIT_HEADER: str(limit)} if limit < asked else {}
 
 
 def problem_of(end: TerminalEvent) -> Problem | None:

@@ -3,14 +3,23 @@
 Admission is a pure object: requests come in as tickets, the time is an argument, and tickets come
 out, one for each free slot. It knows nothing about streams, engines, HTTP, clocks or tasks.
 
-The queue is fair between owners (an API key, or a client's address), not between requests. Each
-owner has a *level*: the tokens of prompts and answers it has been served. The next slot goes to the
-owner with the lowest level among the owners that wait, and within an owner to its oldest ticket. A
-running ticket counts with the tokens it has had so far, but at least with the average cost of a
-ticket: otherwise an owner would get every free slot before its first token is counted. A new owner
-starts at the lowest level of the owners that wait, so it neither saves up unused turns nor waits
-for what others used before it came. (The idea is virtual time in fair queueing, and the virtual
-token counter: https://arxiv.org/abs/2401.00588.)
+The queue is fair between owners (an API key, or a client's address), not between requests.
+
+- A ticket's *work* is its tokens of prompt and answer (`TOKENS_OF_NOTHING` if it has none), plus
+  `TOKENS_PER_SECOND` for each second in its slot. So tokenising, compiling a schema and reading a
+  prompt count, whether a request ends well, is refused or is cancelled.
+- An owner's *level* is the work that it has been served. The next slot goes to the waiting owner
+  with the lowest level, and within an owner to its oldest ticket. A running ticket counts with its
+  work so far, but at least with the average work of a ticket: otherwise an owner would get every
+  free slot before its first token is counted.
+- An owner that arrives starts at the lowest level of the waiting owners, or at its own if it is
+  higher. So it neither saves up unused turns nor waits for what others used before it came.
+- A *newcomer* is an owner that arrives while it has nothing running and nothing waiting, unless its
+  own level is ahead of that lowest level by more than the average work of a ticket. Its first
+  ticket goes before the tickets of all others; several newcomers start in the order of arrival.
+
+(The idea is virtual time in fair queueing, and the virtual token counter:
+https://arxiv.org/abs/2401.00588.)
 """
 
 import collections
@@ -19,6 +28,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+# What a second in a slot costs, in tokens: about the speed of an answer, and nothing that a client
+# could change by the requests that it sends.
+TOKENS_PER_SECOND = 100
+# What a ticket without tokens costs, also one that leaves the queue without a slot.
+TOKENS_OF_NOTHING = 16
 # The latest tickets that gave back a slot show what a ticket costs and how long it takes.
 NUM_REMEMBERED = 64
 MAX_LEVELS_KNOWN = 10_000
@@ -31,7 +45,8 @@ class Ticket:
     """A request, as admission sees it.
 
     `tokens` returns how many tokens of prompt and answer it has had. `max_tokens` is its assumed
-    cost until other tickets have shown what one costs. `num_bytes` is its memory while it waits.
+    work until other tickets have shown what one costs. `num_bytes` is its memory while it waits.
+    `is_newcomer` is True for the first ticket of a newcomer.
     """
 
     id: str
@@ -41,6 +56,12 @@ class Ticket:
     num_bytes: int = 0
     number: int = 0
     started_at: float = 0.0
+    is_newcomer: bool = False
+
+    def work(self, now: float) -> float:
+        """Return what the ticket has cost so far, in tokens, while it has a slot."""
+        tokens = self.tokens() or TOKENS_OF_NOTHING
+        return tokens + TOKENS_PER_SECOND * (now - self.started_at)
 
 
 @dataclass(frozen=True)
@@ -81,7 +102,9 @@ class Admission:
         self._num_running = 0
         self._num_waiting = 0
         self._num_bytes = 0
-        self._costs: collections.deque[int] = collections.deque(maxlen=NUM_REMEMBERED)
+        # Between two changes the time stands still, so that places and turns agree.
+        self._now = 0.0
+        self._costs: collections.deque[float] = collections.deque(maxlen=NUM_REMEMBERED)
         self._holds: collections.deque[float] = collections.deque(maxlen=NUM_REMEMBERED)
 
     @property
@@ -114,10 +137,12 @@ class Admission:
 
         `can_start` is False if the free slots belong to engines that cannot take a request now.
         """
+        self._now = now
         owner = self._owners.get(ticket.owner)
         if owner is None:
-            level = max(self._levels.pop(ticket.owner, 0.0), self._lowest_level())
-            owner = self._owners[ticket.owner] = _Owner(level)
+            own, lowest = self._levels.pop(ticket.owner, 0.0), self._lowest_level()
+            owner = self._owners[ticket.owner] = _Owner(max(own, lowest))
+            ticket.is_newcomer = own <= lowest + self._expected_cost()
         self._num_entered += 1
         ticket.number = self._num_entered
         self._owner_of[ticket.id] = ticket.owner
@@ -134,49 +159,59 @@ class Admission:
         """Give a free slot to the next ticket; return None if there is no slot or no ticket."""
         if not self._num_waiting or not self._has_free_slot():
             return None
-        cost = self._expected_cost()
+        self._now = now
         waiting = [owner for owner in self._owners.values() if owner.waiting]
-        owner = min(waiting, key=lambda each: _turn(each, cost))
+        owner = min(waiting, key=self._turn_of())
         _, ticket = owner.waiting.popitem(last=False)
         self._num_waiting -= 1
         self._num_bytes -= ticket.num_bytes
         self._start(owner, ticket, now)
         return ticket
 
-    def leave(self, ticket_id: str, now: float) -> None:
-        """Give back a slot or a place in the queue. An unknown id is ignored."""
+    def leave(self, ticket_id: str, now: float) -> bool:
+        """Give back a slot or a place in the queue; return True if it was a slot.
+
+        An unknown id is ignored.
+        """
+        self._now = now
         name = self._owner_of.pop(ticket_id, None)
         if name is None:
-            return
+            return False
         owner = self._owners[name]
-        if ticket := owner.running.pop(ticket_id, None):
+        ticket = owner.running.pop(ticket_id, None)
+        if ticket is not None:
+            work = ticket.work(now)
             self._num_running -= 1
-            owner.served += ticket.tokens()
-            self._costs.append(ticket.tokens())
+            owner.served += work
+            self._costs.append(work)
             self._holds.append(now - ticket.started_at)
         else:
             self._num_bytes -= owner.waiting.pop(ticket_id).num_bytes
             self._num_waiting -= 1
+            owner.served += TOKENS_OF_NOTHING
         if not owner.running and not owner.waiting:
             del self._owners[name]
             self._remember(name, owner.served)
+        return ticket is not None
 
     def places(self) -> dict[str, Place]:
         """Return every ticket's place by its id, assuming that all tickets cost the same."""
-        cost = self._expected_cost()
+        cost, turn = self._expected_cost(), self._turn_of()
         queues = [
-            (*_turn(owner, cost), list(owner.waiting.values()), 0)
+            (*turn(owner), _level(owner, cost, self._now), list(owner.waiting.values()), 0)
             for owner in self._owners.values()
             if owner.waiting
         ]
         heapq.heapify(queues)
         places: dict[str, Place] = {}
         while queues:
-            level, running, _, tickets, index = queues[0]
+            *_, running, _, level, tickets, index = queues[0]
             places[tickets[index].id] = Place(len(places) + 1, self.eta(len(places) + 1))
             index += 1
             if index < len(tickets):
-                entry = (level + max(cost, 1), running + 1, tickets[index].number, tickets, index)
+                level += max(cost, 1)
+                number = tickets[index].number
+                entry = (True, level, running + 1, number, level, tickets, index)
                 heapq.heapreplace(queues, entry)
             else:
                 heapq.heappop(queues)
@@ -219,6 +254,17 @@ class Admission:
         owner.running[ticket.id] = ticket
         self._num_running += 1
 
+    def _turn_of(self) -> Callable[[_Owner], tuple[bool, float, int, int]]:
+        """Return a function that ranks waiting owners: the lowest rank is next."""
+        cost, now = self._expected_cost(), self._now
+
+        def turn(owner: _Owner) -> tuple[bool, float, int, int]:
+            head = next(iter(owner.waiting.values()))
+            level = 0.0 if head.is_newcomer else _level(owner, cost, now)
+            return not head.is_newcomer, level, len(owner.running), head.number
+
+        return turn
+
     def _expected_cost(self) -> float:
         if not self._costs:
             return 0.0
@@ -230,14 +276,20 @@ class Admission:
         own = self._owners.get(name)
         level = max(self._levels.get(name, 0.0), self._lowest_level())
         if own is not None:
-            level = _level(own, cost)
+            level = _level(own, cost, self._now)
+        elif self._levels.get(name, 0.0) <= level + cost:
+            return 1 + sum(
+                next(iter(each.waiting.values())).is_newcomer
+                for each in self._owners.values()
+                if each.waiting
+            )
         mine = self._num_waiting_of(name)
         before = mine
         for other_name, other in self._owners.items():
             if other_name == name or not other.waiting:
                 continue
             # The other owner is served until its level reaches mine at my turn.
-            lead = level + mine * cost - _level(other, cost)
+            lead = level + mine * cost - _level(other, cost, self._now)
             turns = len(other.waiting) if not cost else max(0, int(lead / cost) + 1)
             before += min(len(other.waiting), turns)
         return before + 1
@@ -248,7 +300,7 @@ class Admission:
         waiting = [each for each in here if each.waiting] or here
         # The expected cost of running tickets is left out: it may be too high, and a newcomer's
         # level would stay there.
-        return min((_served(each) for each in waiting), default=0.0)
+        return min((_served(each, self._now) for each in waiting), default=0.0)
 
     def _remember(self, name: str, level: float) -> None:
         if not self._owners:  # usage is not counted while an owner is alone
@@ -259,23 +311,14 @@ class Admission:
             self._levels.popitem(last=False)
 
 
-def _turn(owner: _Owner, expected_cost: float) -> tuple[float, int, int]:
-    """Return the owner's rank: the lowest one is next."""
-    return _level(owner, expected_cost), len(owner.running), _head(owner).number
+def _served(owner: _Owner, now: float) -> float:
+    return owner.served + sum(ticket.work(now) for ticket in owner.running.values())
 
 
-def _served(owner: _Owner) -> float:
-    return owner.served + sum(ticket.tokens() for ticket in owner.running.values())
-
-
-def _level(owner: _Owner, expected_cost: float) -> float:
-    """Return the tokens that the owner has been served, plus what its running tickets may cost."""
+def _level(owner: _Owner, expected_cost: float, now: float) -> float:
+    """Return the work that the owner has been served, plus what its running tickets may cost."""
     under_way = sum(
-        max(ticket.tokens(), expected_cost or ticket.max_tokens)
+        max(ticket.work(now), expected_cost or ticket.max_tokens)
         for ticket in owner.running.values()
     )
     return owner.served + under_way
-
-
-def _head(owner: _Owner) -> Ticket:
-    return next(iter(owner.waiting.values()))

@@ -2,14 +2,16 @@
 
 An owner is an API key or, without keys, a client's address. `Quotas` counts what each owner has
 and says why an owner may not open another stream now. It is told the time, and knows nothing about
-keys, addresses or HTTP.
+keys, addresses or HTTP. `budget` has the rules of tokens per minute.
 """
 
 import collections
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from penstock.errors import Problem
+from penstock.stream.budget import Budget, Claim
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class Owner:
     """An API key or, without keys, a client's address.
 
     Streams of a closed owner (`is_closed`) can be read and cancelled only by that owner and by
-    admins.
+    admins. `key_id` tells the keys of one owner apart; it is empty without keys.
     """
 
     name: str = ""
     limits: OwnerLimits = OwnerLimits()
     is_closed: bool = False
     is_admin: bool = False
+    key_id: str = ""
 
     def may_see(self, other: "Owner") -> bool:
         """Return True if this owner may read and cancel the streams of `other`."""
@@ -48,32 +51,6 @@ class Owner:
 ANYBODY = Owner()
 
 
-class Budget:
-    """A budget of tokens per minute.
-
-    Unused tokens are saved for up to one minute. Overuse must refill before the next request.
-    """
-
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._per_minute = per_minute
-        self._balance = float(per_minute)
-        self._as_of = now
-
-    def spend(self, num_tokens: int, now: float) -> None:
-        """Take `num_tokens` from the budget, below zero if need be."""
-        self._balance = self._at(now) - num_tokens
-        self._as_of = now
-
-    def wait(self, num_under_way: int, now: float) -> float:
-        """Return the seconds until a token is left besides the `num_under_way` in use."""
-        missing = num_under_way + 1 - self._at(now)
-        return max(0.0, missing * 60 / self._per_minute)
-
-    def _at(self, now: float) -> float:
-        saved = (now - self._as_of) * self._per_minute / 60
-        return min(float(self._per_minute), self._balance + saved)
-
-
 class Quotas:
     """What each owner has open, keeps and has used."""
 
@@ -81,15 +58,10 @@ class Quotas:
         self._num_open: collections.Counter[str] = collections.Counter()
         self._num_resumable: collections.Counter[str] = collections.Counter()
         self._kept_bytes: collections.Counter[str] = collections.Counter()
-        self._budgets: dict[tuple[str, int], Budget] = {}
+        self._budgets: dict[str, Budget] = {}
 
-    def refusal(
-        self, owner: Owner, *, resumable: bool, num_streams: int, num_under_way: int, now: float
-    ) -> Problem | None:
-        """Return the problem if `owner` may not open `num_streams` more streams now.
-
-        `num_under_way` counts the tokens of the owner's open streams.
-        """
+    def refusal(self, owner: Owner, *, resumable: bool, num_streams: int) -> Problem | None:
+        """Return the problem if `owner` may not open `num_streams` more streams now."""
         limits = owner.limits
         max_streams = math.inf if limits.max_streams is None else limits.max_streams
         num_open = self._num_open[owner.name]
@@ -116,15 +88,6 @@ class Quotas:
                 " their end, and has that many. Try again when some are no longer kept.",
                 10,
             )
-        if limits.tokens_per_minute is not None:
-            wait = self._budget(owner, limits.tokens_per_minute, now).wait(num_under_way, now)
-            if wait:
-                return _refusal(
-                    "too_many_tokens",
-                    f"This key may use {limits.tokens_per_minute} tokens a minute and has used"
-                    " them. Try again later.",
-                    wait,
-                )
         return None
 
     def opened(self, owner: Owner, *, resumable: bool) -> None:
@@ -132,11 +95,9 @@ class Quotas:
         self._num_open[owner.name] += 1
         self._num_resumable[owner.name] += resumable
 
-    def ended(self, owner: Owner, num_tokens: int, now: float) -> None:
-        """Count the end of a stream that used `num_tokens` tokens."""
+    def ended(self, owner: Owner) -> None:
+        """Count the end of a stream."""
         _lower(self._num_open, owner.name, 1)
-        if owner.limits.tokens_per_minute is not None:
-            self._budget(owner, owner.limits.tokens_per_minute, now).spend(num_tokens, now)
 
     def kept(self, owner: Owner, num_bytes: int) -> None:
         """Count the memory of a resumable stream that is kept after its end, in bytes."""
@@ -152,13 +113,58 @@ class Quotas:
         limit = owner.limits.max_retained_bytes
         return limit is not None and self._kept_bytes[owner.name] > limit
 
-    def _budget(self, owner: Owner, per_minute: int, now: float) -> Budget:
-        name = (owner.name, per_minute)  # a changed limit starts a new budget
-        if name not in self._budgets:
-            for each in [each for each in self._budgets if each[0] == owner.name]:
-                del self._budgets[each]
-            self._budgets[name] = Budget(per_minute, now)
-        return self._budgets[name]
+    # Tokens per minute. Owners without this limit have no budget.
+
+    def refusal_of_tokens(
+        self, owner: Owner, claims: Sequence[Claim], now: float
+    ) -> Problem | None:
+        """Return the problem if `owner` cannot reserve the tokens of all `claims` now."""
+        budget = self._budget_of(owner, now)
+        num_tokens = sum(claim.within(budget.per_minute) for claim in claims)
+        if num_tokens > budget.per_minute:
+            return _too_large(budget.per_minute, num_tokens)
+        wait = budget.wait(num_tokens, now)
+        return _no_tokens_left(budget, num_tokens, wait, now) if wait else None
+
+    def reserve(
+        self, owner: Owner, stream_id: str, claim: Claim, used: Callable[[], int], now: float
+    ) -> None:
+        """Reserve the tokens of a new stream. `used` returns those that it has had so far."""
+        self._budget_of(owner, now).reserve(stream_id, claim, used, now)
+
+    def prompt_counted(
+        self, owner: Owner, stream_id: str, num_tokens: int, now: float
+    ) -> Problem | None:
+        """Correct a stream's reservation, or return the problem for which the stream must end."""
+        budget = self._budgets[owner.name]
+        wait = budget.count_prompt(stream_id, num_tokens, now)
+        if math.isinf(wait):
+            return _too_large(budget.per_minute, num_tokens)
+        return _no_tokens_left(budget, num_tokens, wait, now) if wait else None
+
+    def settle(self, owner: Owner, stream_id: str, now: float, *, has_begun: bool) -> None:
+        """Give back what an ended stream did not use; `has_begun` is True if it had a slot."""
+        if budget := self._budgets.get(owner.name):
+            budget.settle(stream_id, now, has_begun=has_begun)
+
+    def release(self, owner: Owner, stream_id: str, now: float) -> None:
+        """Give back all tokens of a stream that was not admitted."""
+        if budget := self._budgets.get(owner.name):
+            budget.release(stream_id, now)
+
+    def token_headers(self, owner: Owner, now: float) -> dict[str, str]:
+        """Return the headers that tell an owner with a limit how many tokens are left."""
+        return _headers(self._budget_of(owner, now), now)
+
+    def _budget_of(self, owner: Owner, now: float) -> Budget:
+        """Return the owner's budget with its present limit; what was used stays used."""
+        per_minute = owner.limits.tokens_per_minute
+        assert per_minute is not None
+        budget = self._budgets.get(owner.name)
+        if budget is None:
+            budget = self._budgets[owner.name] = Budget(per_minute, now)
+        budget.set_limit(per_minute, now)
+        return budget
 
 
 def _lower(counts: collections.Counter[str], name: str, by: int) -> None:
@@ -170,3 +176,33 @@ def _lower(counts: collections.Counter[str], name: str, by: int) -> None:
 
 def _refusal(code: str, detail: str, retry_after: float) -> Problem:
     return Problem(code, detail, headers={"Retry-After": str(math.ceil(retry_after))})
+
+
+def _no_tokens_left(budget: Budget, num_tokens: int, wait: float, now: float) -> Problem:
+    problem = _refusal(
+        "too_many_tokens",
+        f"This key may use {budget.per_minute} tokens a minute. This request may need"
+        f" {num_tokens}, and {budget.left(now)} are left. Try again later, or set a smaller"
+        " max_tokens.",
+        wait,
+    )
+    problem.headers |= _headers(budget, now)
+    return problem
+
+
+def _too_large(per_minute: int, num_tokens: int) -> Problem:
+    return Problem(
+        "too_many_tokens",
+        f"This key may use {per_minute} tokens a minute, and this request needs {num_tokens} for"
+        " its prompt and its answer. Shorten the prompt, or set a smaller max_tokens.",
+        retry_safe=False,
+    )
+
+
+def _headers(budget: Budget, now: float) -> dict[str, str]:
+    """Return the headers that OpenAI's API has for this purpose."""
+    return {
+        "X-RateLimit-Limit-Tokens": str(budget.per_minute),
+        "X-RateLimit-Remaining-Tokens": str(budget.left(now)),
+        "X-RateLimit-Reset-Tokens": f"{budget.wait(budget.per_minute, now):.3f}s",
+    }

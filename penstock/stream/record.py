@@ -46,7 +46,7 @@ class StreamRecord(msgspec.Struct, frozen=True):
     A `resumable` stream outlives its connection and can be read again. `timeout` is how long the
     stream may take from its admission to its end, in seconds; None means the server's limit.
     `form` says how readers see the stream. `choices` is set if the stream is one of several
-    choices. `opened_at` is the wall-clock time of the admission, in seconds since 1970.
+    choices. `has_limit` is True if the client named the token limit. `opened_at` is the wall-clock time of the admission, in seconds since 1970.
     """
 
     request: Request
@@ -55,6 +55,7 @@ class StreamRecord(msgspec.Struct, frozen=True):
     timeout: float | None = None
     form: SavedForm = SavedForm()
     choices: ChoiceGroup | None = None
+    has_limit: bool = True
     opened_at: float = msgspec.field(default_factory=time.time)
     version: int = RECORD_VERSION
 

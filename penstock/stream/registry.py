@@ -19,12 +19,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from penstock.engine.protocol import EngineHandle
 from penstock.errors import EngineUnavailable, Problem, kind_of
 from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.observe.meter import Meter
 from penstock.request import num_bytes_of
 from penstock.stream.admission import Admission, Ticket
+from penstock.stream.budget import Claim, claim_of
 from penstock.stream.deadlines import Deadlines
 from penstock.stream.dispatch import Dispatcher
 from penstock.stream.kept import KeptStreams
@@ -108,27 +111,38 @@ class Streams:
         if problem := self._dispatcher.refusal():
             raise problem
         self._check_room(owner, 0)
-        num_under_way = 0
-        if owner.limits.tokens_per_minute is not None:
-            num_under_way = sum(
-                stream.counted_usage.total_tokens
-                for stream in self._open.values()
-                if stream.record.owner.name == owner.name
-            )
-        refusal = self._quotas.refusal(
-            owner,
-            resumable=resumable,
-            num_streams=num_streams,
-            num_under_way=num_under_way,
-            now=time.monotonic(),
-        )
+        refusal = self._quotas.refusal(owner, resumable=resumable, num_streams=num_streams)
         if refusal is not None:
             raise refusal
 
+    def open_all(self, records: Sequence[StreamRecord]) -> list[Stream]:
+        """Open the choices of an answer: all of them or none. Raises Problem."""
+        owner = records[0].owner
+        if len(records) > 1:
+            self.check(owner, num_streams=len(records))
+            self._check_tokens(owner, [_claim_of(record) for record in records])
+        opened: list[Stream] = []
+        try:
+            for record in records:
+                opened.append(self.open(record))
+        except Problem:
+            for stream in opened:
+                stream.cancel()
+            raise
+        return opened
+
     def open(self, record: StreamRecord) -> Stream:
-        """Start a generation, or put it into the queue. Raises Problem."""
-        request, owner = record.request, record.owner
+        """Start a generation, or put it into the queue. Raises Problem.
+
+        If its owner has a limit of tokens per minute, the token limit may be lowered.
+        """
+        owner = record.owner
         self.check(owner, resumable=record.resumable)
+        claim = _claim_of(record)
+        if claim is not None:
+            record = _with_limit(record, claim.answer)
+            self._check_tokens(owner, [claim])
+        request = record.request
         num_bytes = num_bytes_of(request)
         self._check_room(owner, num_bytes)
         timeout = self._timeout_of(record)
@@ -137,12 +151,15 @@ class Streams:
             stream.id,
             owner.name,
             request.max_tokens,
-            stream.num_tokens,
+            stream.num_counted_tokens,
             num_bytes,
         )
         self._open[stream.id] = stream
         self._idle.clear()
         self._quotas.opened(owner, resumable=record.resumable)
+        if claim is not None:
+            now, used = time.monotonic(), stream.num_counted_tokens
+            self._quotas.reserve(owner, stream.id, claim, used, now)
         can_start = self._dispatcher.has_free_slot
         if self.admission.enter(ticket, time.monotonic(), can_start=can_start):
             try:
@@ -158,6 +175,12 @@ class Streams:
         if timeout:
             self._deadlines.add(stream.id, timeout)
         return stream
+
+    def token_headers(self, owner: Owner) -> dict[str, str]:
+        """Return the headers that say how many tokens the owner has left, if it has a limit."""
+        if owner.limits.tokens_per_minute is None:
+            return {}
+        return self._quotas.token_headers(owner, time.monotonic())
 
     def find(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
         """Return a resumable stream, running or kept, that `owner` may see. Raises Problem."""
@@ -216,6 +239,15 @@ class Streams:
 
     # What streams report (see stream.StreamObserver).
 
+    def stream_accepted(self, stream: Stream) -> None:
+        """Refuse a stream whose prompt is larger than its owner's tokens per minute allow."""
+        owner = stream.record.owner
+        if owner.limits.tokens_per_minute is not None:
+            num_tokens = stream.counted_usage.prompt_tokens
+            problem = self._quotas.prompt_counted(owner, stream.id, num_tokens, time.monotonic())
+            if problem is not None:
+                stream.refuse(problem)
+
     def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
         """Free what the stream used; keep it if it may be read again."""
         assert stream.ended is not None
@@ -225,9 +257,10 @@ class Streams:
         self._deadlines.discard(stream.id)
         now = time.monotonic()
         self._meter_end(stream, stream.ended)
-        self._quotas.ended(stream.record.owner, stream.counted_usage.total_tokens, now)
+        had_slot = self.admission.leave(stream.id, now)
+        self._quotas.settle(stream.record.owner, stream.id, now, has_begun=had_slot)
+        self._quotas.ended(stream.record.owner)
         self.kept.stream_ended(stream)
-        self.admission.leave(stream.id, now)
         self._fill_slots()
 
     def stream_lost(self, stream: Stream) -> None:
@@ -271,7 +304,8 @@ class Streams:
         now = time.monotonic()
         owner = stream.record.owner
         self.admission.leave(stream.id, now)
-        self._quotas.ended(owner, 0, now)
+        self._quotas.release(owner, stream.id, now)
+        self._quotas.ended(owner)
         if stream.resumable:
             self._quotas.dropped(owner, 0)
         self._forget(stream)
@@ -283,6 +317,14 @@ class Streams:
                 "The queue is full. Try again later.",
                 headers={"Retry-After": str(self.admission.retry_after())},
             )
+
+    def _check_tokens(self, owner: Owner, claims: Sequence[Claim | None]) -> None:
+        """Raise Problem if the owner cannot reserve these tokens now."""
+        wanted = [claim for claim in claims if claim is not None]
+        if wanted:
+            problem = self._quotas.refusal_of_tokens(owner, wanted, time.monotonic())
+            if problem is not None:
+                raise problem
 
     def _timeout_of(self, record: StreamRecord) -> float | None:
         """Return the seconds that a stream has, or None. Raises Problem if it could not even
@@ -340,6 +382,30 @@ class Streams:
     def _stop_lingering(self, stream: Stream) -> None:
         if timer := self._lingering.pop(stream.id, None):
             timer.cancel()
+
+
+def _claim_of(record: StreamRecord) -> Claim | None:
+    """Return the tokens that a stream may use, or None if its owner has no limit of them."""
+    per_minute = record.owner.limits.tokens_per_minute
+    if per_minute is None:
+        return None
+    return claim_of(
+        record.request,
+        per_minute,
+        has_limit=record.has_limit,
+        num_choices=1 if record.choices is None else record.choices.size,
+        counts_prompt=record.counts_prompt,
+    )
+
+
+def _with_limit(record: StreamRecord, max_tokens: int) -> StreamRecord:
+    """Return the record with at most this token limit."""
+    request = record.request
+    if max_tokens >= request.max_tokens:
+        return record
+    min_tokens = min(request.min_tokens, max_tokens)
+    request = msgspec.structs.replace(request, max_tokens=max_tokens, min_tokens=min_tokens)
+    return msgspec.structs.replace(record, request=request)
 
 
 def draining() -> Problem:

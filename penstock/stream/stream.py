@@ -52,6 +52,9 @@ class StreamReader(Protocol):
 class StreamObserver(Protocol):
     """Decides what a stream does not decide itself (see `registry`)."""
 
+    def stream_accepted(self, stream: "Stream") -> None:
+        """Note that the engine has counted the prompt's tokens; may end the stream."""
+
     def stream_ended(self, stream: "Stream", *, engine_done: bool) -> None:
         """Note that the stream just got its terminal event.
 
@@ -161,15 +164,15 @@ class Stream:
             self.lane.count()
         return self._transcript.usage if self.log.terminal is None else self.log.terminal.usage
 
-    def num_tokens(self) -> int:
-        """Return the tokens of the prompt and the answer so far."""
-        return self.usage.total_tokens
-
     @property
     def counted_usage(self) -> Usage:
         """Return the token counts to add up over streams: several choices have one prompt."""
         usage = self.usage
         return usage if self.record.counts_prompt else Usage(0, usage.completion_tokens)
+
+    def num_counted_tokens(self) -> int:
+        """Return the tokens of the prompt and the answer so far, to add up over streams."""
+        return self.counted_usage.total_tokens
 
     @property
     def can_continue(self) -> bool:
@@ -255,7 +258,11 @@ class Stream:
 
     def give_up(self, code: str, message: str, *, retry_safe: bool = True) -> None:
         """End the stream as failed."""
-        self._fail(code, message, engine_done=False, retry_safe=retry_safe)
+        self.refuse(Problem(code, message, retry_safe=retry_safe))
+
+    def refuse(self, problem: Problem) -> None:
+        """End the stream with this problem."""
+        self._fail(problem, engine_done=False)
 
     def enqueue(self) -> None:
         """Note that the stream waits in the queue; its response may begin now."""
@@ -295,6 +302,7 @@ class Stream:
         self._transcript.accept(prompt_ids)
         if self.record.request.return_token_ids:
             self.prompt_ids = prompt_ids
+        self._observer.stream_accepted(self)
         self._accept(None)
 
     def started(self) -> None:
@@ -383,7 +391,7 @@ class Stream:
 
     def fail(self, code: str, message: str) -> None:
         """End the stream: the engine refused the request or gave up on it."""
-        self._fail(code, message, engine_done=True, retry_safe=True)
+        self._fail(Problem(code, message), engine_done=True)
 
     def lost(self) -> None:
         """Report that the engine's process died."""
@@ -459,14 +467,13 @@ class Stream:
             end = Finish(reason, usage, timings, reproducible, self._take_ids())
             self._end(end, engine_done, None)
 
-    def _fail(self, code: str, message: str, *, engine_done: bool, retry_safe: bool) -> None:
+    def _fail(self, problem: Problem, *, engine_done: bool) -> None:
         if self.log.terminal is not None:
             return
         self.leave_lane()
-        problem = Problem(code, message, retry_safe=retry_safe)
         usage = self._transcript.usage
         timings = self._timer.timings(usage.completion_tokens)
-        end = Failure(code, message, problem.retry_safe, usage, timings)
+        end = Failure(problem.code, problem.detail, problem.retry_safe, usage, timings)
         self._end(end, engine_done, problem)
 
     def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:

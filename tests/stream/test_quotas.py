@@ -5,17 +5,20 @@ import asyncio
 import pytest
 
 from penstock.errors import Problem
+from penstock.request import Request
 from penstock.stream.quotas import Owner
-from penstock.stream.record import ChoiceGroup
+from penstock.stream.record import ChoiceGroup, StreamRecord
 from penstock.stream.registry import Limits, Streams
 from tests.support.owners import BOB, limited
 from tests.support.problems import raises_problem
 from tests.support.scripted import ScriptedEngine, ask, end, one_slot, opened, speak, submitted
 
 
-def refusal(streams: Streams, owner: Owner, *, resumable: bool = False) -> str:
+def refusal(
+    streams: Streams, owner: Owner, *, resumable: bool = False, max_tokens: int = 5
+) -> str:
     with pytest.raises(Problem) as refused:
-        opened(streams, ask("refused"), owner=owner, resumable=resumable)
+        opened(streams, ask("refused", max_tokens), owner=owner, resumable=resumable)
     assert refused.value.status == 429
     assert int(refused.value.headers["Retry-After"]) >= 1
     return refused.value.code
@@ -61,23 +64,110 @@ async def test_several_choices_are_several_streams() -> None:
     streams.check(owner, num_streams=2)
 
 
-async def test_an_owner_that_has_used_its_tokens_waits_until_there_are_more() -> None:
+async def test_a_burst_reserves_what_it_may_use_and_gives_back_the_rest() -> None:
     streams = Streams([ScriptedEngine()])
     owner = limited(tokens_per_minute=100)
-    speak(opened(streams, ask("a"), owner=owner), "text", 159)
+    first = opened(streams, ask("a", max_tokens=60), owner=owner)
+    assert refusal(streams, owner, max_tokens=60) == "too_many_tokens"
+    assert refusal(streams, owner, max_tokens=40) == "too_many_tokens"  # and a prompt
+    opened(streams, ask("b", max_tokens=20), owner=owner)
+    speak(first, "text", 10)
+    opened(streams, ask("c", max_tokens=60), owner=owner)
+    assert refusal(streams, owner, max_tokens=10) == "too_many_tokens"
+
+
+async def test_a_refusal_says_in_how_many_seconds_there_are_enough_tokens() -> None:
+    streams = Streams([ScriptedEngine()])
+    owner = limited(tokens_per_minute=100)
+    speak(opened(streams, ask("a", max_tokens=99), owner=owner), "text", 99)
     with raises_problem("too_many_tokens") as refused:
-        opened(streams, ask("b"), owner=owner)
-    assert refused.value.code == "too_many_tokens"
-    assert 35 <= int(refused.value.headers["Retry-After"]) <= 37  # 61 of 100 in a minute
+        opened(streams, ask("b", max_tokens=60), owner=owner)
+    assert 36 <= int(refused.value.headers["Retry-After"]) <= 37  # 61 of 100 in a minute
+    assert refused.value.headers["X-RateLimit-Limit-Tokens"] == "100"
+    assert refused.value.headers["X-RateLimit-Remaining-Tokens"] == "0"
+    reset = streams.token_headers(owner)["X-RateLimit-Reset-Tokens"]
+    assert 59 < float(reset.removesuffix("s")) <= 60
+    assert streams.token_headers(BOB) == {}
 
 
-async def test_tokens_of_open_streams_count_as_well() -> None:
-    streams = Streams([ScriptedEngine()])
+@pytest.mark.parametrize(("max_tokens", "has_limit"), [(5000, True), (90, False)])
+async def test_a_request_without_a_fitting_limit_gets_its_share(
+    max_tokens: int, has_limit: bool
+) -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
     owner = limited(tokens_per_minute=100)
-    stream = opened(streams, ask("a", max_tokens=500), owner=owner)
-    stream.accepted((1,))
-    stream.delta("text", 120, ())
-    assert refusal(streams, owner) == "too_many_tokens"
+    for name in "abc":
+        opened(streams, ask(name, max_tokens), owner=owner, has_limit=has_limit)
+    assert [request.max_tokens for request in engine.submitted] == [25, 25, 25]
+    assert refusal(streams, owner, max_tokens=25) == "too_many_tokens"
+
+
+async def test_a_prompt_larger_than_its_estimate_is_refused_before_the_engine_reads_it() -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    owner = limited(tokens_per_minute=100)
+    stream = opened(streams, ask("a", max_tokens=50), owner=owner)
+    stream.accepted(tuple(range(60)))
+    assert stream.was_accepted.result() is not None
+    assert not stream.was_accepted.result().retry_safe  # it never fits
+    assert engine.cancelled == ["a"]
+    fitting = opened(streams, ask("b", max_tokens=30), owner=owner)
+    fitting.accepted(tuple(range(40)))
+    assert fitting.ended is None
+    later = opened(streams, ask("c", max_tokens=10), owner=owner)
+    later.accepted(tuple(range(40)))
+    problem = later.was_accepted.result()
+    assert problem is not None
+    assert problem.retry_safe
+    assert int(problem.headers["Retry-After"]) >= 1
+
+
+async def test_choices_reserve_their_tokens_together_or_not_at_all() -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    owner = limited(tokens_per_minute=100)
+    opened(streams, ask("other", max_tokens=50), owner=owner)
+    group = [
+        StreamRecord(
+            ask(name, max_tokens=20), owner, choices=ChoiceGroup("a", number, 3, number == 0)
+        )
+        for number, name in enumerate("abc")
+    ]
+    with raises_problem("too_many_tokens"):
+        streams.open_all(group)
+    assert submitted(engine) == ["other"]
+
+
+async def test_requests_that_end_without_a_token_cost_their_estimate() -> None:
+    engine, streams = one_slot()
+    owner = limited(tokens_per_minute=100)
+    opened(streams, ask("refused", max_tokens=50), owner=owner).fail("prompt_too_long", "Long.")
+    assert left(streams, owner) == 84
+    opened(streams, ask("cancelled", max_tokens=50), owner=owner).cancel()
+    assert left(streams, owner) == 68
+    big = Request("big", max_tokens=1, prompt="x" * 160)
+    opened(streams, big, owner=owner).fail("prompt_too_long", "Long.")
+    assert left(streams, owner) == 27  # a token of four bytes, and one more
+    opened(streams, ask("running", max_tokens=1), owner=BOB)
+    opened(streams, ask("queued", max_tokens=1), owner=owner).cancel()
+    assert left(streams, owner) in (25, 26)
+    engine.go_down()
+
+
+def left(streams: Streams, owner: Owner) -> int:
+    return int(streams.token_headers(owner)["X-RateLimit-Remaining-Tokens"])
+
+
+@pytest.mark.parametrize("other", [10, 99, 101, 100_000])
+async def test_what_was_used_stays_used_if_the_limit_changes(other: int) -> None:
+    streams = Streams([ScriptedEngine()])
+    speak(
+        opened(streams, ask("a", max_tokens=99), owner=limited(tokens_per_minute=100)), "text", 99
+    )
+    assert left(streams, limited(tokens_per_minute=other)) <= other / 60
+    opened(streams, ask("b"), owner=limited())
+    assert left(streams, limited(tokens_per_minute=100)) <= 2
 
 
 async def test_a_prompt_of_several_choices_counts_once() -> None:

@@ -20,6 +20,9 @@ class Observer:
         self.engine_done: list[bool] = []
         self.said: list[str] = []
 
+    def stream_accepted(self, stream: Stream) -> None:
+        pass
+
     def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
         self.engine_done.append(engine_done)
 
