@@ -98,6 +98,8 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "invalid_tools": ProblemKind(422, "The engine cannot use these tools."),
     # The client may not do this.
     "invalid_api_key": ProblemKind(401, "The API key is missing or unknown."),
+    "expired_api_key": ProblemKind(401, "The API key has expired."),
+    "revoked_api_key": ProblemKind(401, "The API key was revoked while the request ran."),
     "admin_only": ProblemKind(403, "This route needs an admin key."),
     "host_not_allowed": ProblemKind(403, "The Host header names another machine."),
     "origin_not_allowed": ProblemKind(403, "A web page from this origin may not use the server."),

@@ -29,7 +29,8 @@ from penstock.web.body import BodyReader
 from penstock.web.granian import GranianServers
 from penstock.web.host import is_loopback
 from penstock.web.http1.server import Http1Server, Timeouts
-from penstock.web.keys import KeyRing, key_ring
+from penstock.web.key_file import key_ring
+from penstock.web.keys import KeyRing, watch_expiries
 from penstock.web.listener import open_listener, url_of
 from penstock.web.liveness import Liveness
 from penstock.web.proxies import TrustedProxies
@@ -78,16 +79,19 @@ class Server:
         self._stopping.set()
 
     def reload(self) -> None:
-        """Read the file of keys again. Open streams continue."""
+        """Read the file of keys again, and end the streams of keys that are no longer in it."""
         if self._keys is None or self._keys.is_open:
             return
         try:
             self._keys.reload()
         except StartError as error:
-            log.error("keeping the old keys: %s", error)
+            fields = {"hint": error.hint} if error.hint else {}
+            log.error("keeping the old keys: %s", error, extra={"fields": fields})
         else:
             level = logging.INFO if self._keys else logging.WARNING  # without keys all is refused
             log.log(level, "the server has %d keys", len(self._keys))
+            if self._streams is not None:
+                self._streams.end_unowned()
 
     @property
     def num_streams(self) -> int:
@@ -124,7 +128,7 @@ class Server:
             settings.max_timeout,
         )
         admission = Admission(settings.slots, settings.max_queue)
-        streams = self._streams = Streams([engine], limits, meter, admission)
+        streams = self._streams = Streams([engine], limits, meter, admission, keys.problem_of)
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
         app = create_app(settings, engine, streams, liveness, bodies, keys, proxies)
@@ -140,6 +144,7 @@ class Server:
         serving = asyncio.create_task(http.serve_until(closing))
         watching = asyncio.create_task(liveness.run())
         measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
+        expiring = asyncio.create_task(watch_expiries(keys, streams.end_unowned))
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
@@ -159,6 +164,7 @@ class Server:
             await self._close(serving, app.idle)
             watching.cancel()
             measuring.cancel()
+            expiring.cancel()
             await engine.stop()
             listener.close()
 

@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"},
     "cli": WORDS
     | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
+    | {"web.key_file", "web.key_edits"}
     | {"engine.protocol", "engine.catalog", "__init__"},
 }
 

@@ -134,6 +134,26 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             },
         ),
     ],
+    "API keys": [
+        (
+            "Requests per second, by key",
+            "reqps",
+            {
+                "{{key}}": rate("penstock_key_requests_total", "key"),
+                "{{key}}, refused": rate("penstock_key_refusals_total", "key"),
+            },
+        ),
+        (
+            "Generated tokens per second, by key",
+            "short",
+            {"{{key}}": rate("penstock_key_completion_tokens_total", "key")},
+        ),
+        (
+            "Prompt tokens per second, by key",
+            "short",
+            {"{{key}}": rate("penstock_key_prompt_tokens_total", "key")},
+        ),
+    ],
     "Server": [
         ("Event loop lag", "s", p50_and_p99("penstock_event_loop_lag_seconds")),
         (

@@ -48,6 +48,11 @@ def levels_of(
             stream.phase in ("queued", "submitted", "accepted") for stream in open_streams
         )
         usages = [stream.counted_usage for stream in open_streams]
+        of_keys = [
+            (stream.record.owner.label, stream.counted_usage)
+            for stream in open_streams
+            if stream.record.owner.key_id
+        ]
         lags = liveness.lags()
         return Levels(
             version=__version__,
@@ -57,6 +62,7 @@ def levels_of(
             waiting=waiting,
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
+            usage_by_key=streams.meter.usage_now(of_keys),
             kept=len(streams.kept),
             kept_bytes=streams.kept.num_bytes,
             readers=len(lags),

@@ -150,7 +150,7 @@ app.command(
     " server.",
 )(_serve)
 for commands in (chat.commands, key.commands, bench.commands):
-    app.add_typer(commands)
+    app.add_typer(commands)  # those of `chat` and `bench` have no name: they are merged
 
 
 def main() -> None:

@@ -7,7 +7,9 @@ fraction of a microsecond. Not known here: Prometheus (see `metrics`), HTTP, wha
 
 import collections
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 # Histogram bounds, in seconds.
 
@@ -35,6 +37,34 @@ Counts = collections.Counter[tuple[str, ...]]
 
 # Further label values are counted as "other".
 MAX_LABEL_VALUES = 64
+OTHER = "other"
+
+
+class TokenCounts(Protocol):
+    """Token counts of a stream (see `events.Usage`)."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt's tokens."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """The answer's tokens."""
+
+
+@dataclass(slots=True)
+class KeyUsage:
+    """What the requests of one API key have used. The tokens are those of ended streams."""
+
+    num_requests: int = 0
+    num_refused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, tokens: TokenCounts) -> None:
+        """Count the tokens of a stream."""
+        self.prompt_tokens += tokens.prompt_tokens
+        self.completion_tokens += tokens.completion_tokens
 
 
 class Tally:
@@ -107,6 +137,7 @@ class Meter:
         self.num_requests: Counts = collections.Counter()
         self.num_refused: Counts = collections.Counter()
         self.num_resumed: Counts = collections.Counter()
+        self.usage_by_key: dict[str, KeyUsage] = {}
         # The server itself.
         self.abort = Tally(OWN_S)
         self.loop_lag = Tally(OWN_S)
@@ -144,7 +175,7 @@ class Meter:
         `error_code` is "" unless `cause` is "error" or "refused". `total_time` is in seconds, from
         admission to the terminal event.
         """
-        self.num_ended[_bounded(self.num_ended, (cause, error_code), (cause, "other"))] += 1
+        self.num_ended[_bounded(self.num_ended, (cause, error_code), (cause, OTHER))] += 1
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         if cause in ("stop", "length"):  # the length of a cut-short answer says nothing useful
@@ -158,7 +189,23 @@ class Meter:
 
     def refused(self, code: str) -> None:
         """Count a request that was answered with an error, by error code."""
-        self.num_refused[_bounded(self.num_refused, (code,), ("other",))] += 1
+        self.num_refused[_bounded(self.num_refused, (code,), (OTHER,))] += 1
+
+    def usage_of(self, key: str) -> KeyUsage:
+        """Return the usage of a key by its configured name; "other" if there are too many names."""
+        return self.usage_by_key.setdefault(self._label_of(key), KeyUsage())
+
+    def usage_now(self, running: Iterable[tuple[str, TokenCounts]]) -> dict[str, KeyUsage]:
+        """Return the usage of each key with the tokens of streams that have not ended."""
+        usages = {key: replace(usage) for key, usage in self.usage_by_key.items()}
+        for key, tokens in running:
+            self.usage_of(key)  # a name keeps its place among the bounded names
+            usages.setdefault(self._label_of(key), KeyUsage()).add(tokens)
+        return usages
+
+    def _label_of(self, key: str) -> str:
+        is_known = key in self.usage_by_key or len(self.usage_by_key) < MAX_LABEL_VALUES
+        return key if is_known else OTHER
 
     def resumed(self, phase: str) -> None:
         """Count a stream that a client reads again. `phase` is "running" or "ended"."""

@@ -20,12 +20,15 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from penstock.observe.meter import Meter, Tally
+from penstock.observe.meter import KeyUsage, Meter, Tally
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Values that are read at each scrape. Tokens are those of streams that have not ended."""
+    """Values that are read at each scrape. Tokens are those of streams that have not ended.
+
+    `usage_by_key` has everything that each API key has used.
+    """
 
     version: str
     engine: str
@@ -34,6 +37,7 @@ class Levels:
     waiting: int
     prompt_tokens: int
     completion_tokens: int
+    usage_by_key: Mapping[str, KeyUsage]
     kept: int
     kept_bytes: int
     readers: int
@@ -45,6 +49,10 @@ class Levels:
     engine_up: bool
     engine_restarts: int
     draining: bool
+
+
+def _by_key(usages: Mapping[str, KeyUsage], name: str) -> dict[tuple[str, ...], float]:
+    return {(key,): getattr(usage, name) for key, usage in usages.items()}
 
 
 Numbers = float | Mapping[tuple[str, ...], float]
@@ -248,6 +256,31 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         lambda meter, _: meter.num_refused,
         ("reason",),
     ),
+    # API keys, by their configured names; "other" sums up names beyond 64.
+    Counter(
+        "penstock_key_requests_total",
+        "Finished HTTP requests of an API key, by the key's configured name.",
+        lambda _, levels: _by_key(levels.usage_by_key, "num_requests"),
+        ("key",),
+    ),
+    Counter(
+        "penstock_key_refusals_total",
+        "Requests of an API key that were answered with an error instead of a result.",
+        lambda _, levels: _by_key(levels.usage_by_key, "num_refused"),
+        ("key",),
+    ),
+    Counter(
+        "penstock_key_prompt_tokens_total",
+        "Prompt tokens of an API key's requests, once for all choices of a prompt.",
+        lambda _, levels: _by_key(levels.usage_by_key, "prompt_tokens"),
+        ("key",),
+    ),
+    Counter(
+        "penstock_key_completion_tokens_total",
+        "Tokens generated for an API key.",
+        lambda _, levels: _by_key(levels.usage_by_key, "completion_tokens"),
+        ("key",),
+    ),
     # The engine and the server.
     Gauge(
         "penstock_engine_up",
@@ -285,7 +318,7 @@ class Metrics(Collector):
         self._meter = meter
         self._read_levels = read_levels
         # A request that continues after the engine died may take back a token or two.
-        self._highest: dict[str, float] = {}
+        self._highest: dict[tuple[str, ...], float] = {}
 
     def collect(self) -> Iterator[Family]:
         """Yield the metric families for prometheus-client."""
@@ -310,9 +343,9 @@ class Metrics(Collector):
 
     def _not_less(self, name: str, labels: tuple[str, ...], number: float) -> float:
         """Return the highest number so far: Prometheus takes a decrease for a counter's reset."""
-        if labels:
-            return number
-        highest = self._highest[name] = max(number, self._highest.get(name, 0.0))
+        name_and_labels = (name, *labels)
+        highest = max(number, self._highest.get(name_and_labels, 0.0))
+        self._highest[name_and_labels] = highest
         return highest
 
 

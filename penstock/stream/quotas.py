@@ -43,6 +43,11 @@ class Owner:
     is_admin: bool = False
     key_id: str = ""
 
+    @property
+    def label(self) -> str:
+        """Return the configured name of a key, for metrics."""
+        return self.name.removeprefix("key ")
+
     def may_see(self, other: "Owner") -> bool:
         """Return True if this owner may read and cancel the streams of `other`."""
         return self.is_admin or not other.is_closed or self.name == other.name

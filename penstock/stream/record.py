@@ -46,7 +46,8 @@ class StreamRecord(msgspec.Struct, frozen=True):
     A `resumable` stream outlives its connection and can be read again. `timeout` is how long the
     stream may take from its admission to its end, in seconds; None means the server's limit.
     `form` says how readers see the stream. `choices` is set if the stream is one of several
-    choices. `has_limit` is True if the client named the token limit. `opened_at` is the wall-clock time of the admission, in seconds since 1970.
+    choices. `has_limit` is True if the client named the token limit. `opened_at` is the wall-clock
+    time of the admission, in seconds since 1970.
     """
 
     request: Request

@@ -16,7 +16,7 @@ import functools
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -64,7 +64,9 @@ class Streams:
         limits: Limits | None = None,
         meter: Meter | None = None,
         admission: Admission | None = None,
+        problem_of: Callable[[Owner], Problem | None] = lambda owner: None,
     ) -> None:
+        """`problem_of` returns the problem of an owner whose key is no longer accepted."""
         self.meter = meter or Meter()
         self.admission = admission or Admission()
         self._limits = limits or Limits()
@@ -72,6 +74,7 @@ class Streams:
             engines, self._limits.restart_timeout, self._give_up_queued, self._fill_slots
         )
         self._quotas = Quotas()
+        self._problem_of = problem_of
         self.kept = KeptStreams(self._quotas, self._limits.retain, self._limits.retain_bytes)
         self._open: dict[str, Stream] = {}
         self._notices = QueueNotices(self.admission.places, self._open.__getitem__)
@@ -108,6 +111,8 @@ class Streams:
         """
         if self.draining:
             raise draining()
+        if owner.key_id and (problem := self._problem_of(owner)):
+            raise problem
         if problem := self._dispatcher.refusal():
             raise problem
         self._check_room(owner, 0)
@@ -124,7 +129,7 @@ class Streams:
         opened: list[Stream] = []
         try:
             for record in records:
-                opened.append(self.open(record))
+                opened.append(self.open(record))  # noqa: PERF401 - these are cancelled below
         except Problem:
             for stream in opened:
                 stream.cancel()
@@ -216,6 +221,13 @@ class Streams:
         ending = self.kept.ending_of(stream_id)
         assert ending is not None
         return ending.reason
+
+    def end_unowned(self) -> None:
+        """End the streams of owners whose keys are no longer accepted."""
+        for stream in self.open_streams():
+            owner = stream.record.owner
+            if owner.key_id and (problem := self._problem_of(owner)):
+                stream.refuse(problem)
 
     async def drain(self, timeout: float) -> None:
         """Take no new streams, wait up to `timeout` seconds for the open ones, end the rest."""
@@ -366,6 +378,8 @@ class Streams:
             if kind_of(end.code).status < 500:  # the request's own fault: no operator is woken
                 cause = "refused"
         usage = stream.counted_usage
+        if stream.record.owner.key_id:
+            self.meter.usage_of(stream.record.owner.label).add(usage)
         self.meter.stream_ended(
             cause=cause,
             error_code=error_code,

@@ -302,6 +302,11 @@ class AccessMiddleware:
         self._meter.request_ended(route, access.method, access.status)
         if access.is_refusal:
             self._meter.refused(access.problem_code)
+        owner = access.owner
+        if owner is not None and owner.key_id:
+            usage = self._meter.usage_of(owner.label)
+            usage.num_requests += 1
+            usage.num_refused += access.is_refusal
         if access.stream is not None and access.is_answered:
             self._meter.answered(time.monotonic() - access.stream.admitted_at)
         is_probe = route.startswith(_PROBES) and access.status == 200
@@ -313,8 +318,9 @@ class AccessMiddleware:
                 "client": access.client,
                 **access.log_fields(),
             }
-            if access.owner is not None and access.owner.is_closed:
-                fields["owner"] = access.owner.name
+            if owner is not None and owner.is_closed:
+                fields["owner"] = owner.name
+                fields["key"] = owner.key_id
             record = logging.LogRecord(log.name, level, "", 0, "request ended", (), None)
             record.fields = fields  # without looking for the caller, which takes long
             log.handle(record)

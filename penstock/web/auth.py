@@ -60,6 +60,8 @@ class KeyCheck:
                 "This server needs a valid API key. Send the header Authorization: Bearer KEY.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        if problem := self._keys.problem_of(owner):
+            return problem
         if needs_admin_key(path) and not owner.is_admin:
             return Problem("admin_only", "This address needs an admin key.")
         return owner

@@ -21,7 +21,8 @@ import trustme
 import penstock
 from penstock.errors import StartError
 from penstock.settings import load_settings
-from penstock.web.keys import hash_of, new_key, read_keys
+from penstock.web.key_file import read_keys
+from penstock.web.keys import hash_of, new_key
 from tests.docs.pages import ROOT, SERVE, Block, Placeholders, console_commands, matches
 from tests.page.conftest import MISSING, find_chromium
 from tests.support.servers import RunningServer, serve

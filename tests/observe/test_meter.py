@@ -65,3 +65,16 @@ def test_a_label_has_a_bounded_number_of_values() -> None:
         assert len(counts) == MAX_LABEL_VALUES + 1
         assert sum(counts.values()) == 1000
     assert meter.num_ended["error", "other"] == 1000 - MAX_LABEL_VALUES
+
+
+def test_the_usage_of_keys_is_bounded_and_names_beyond_are_other() -> None:
+    meter = Meter()
+    for number in range(MAX_LABEL_VALUES + 10):
+        meter.usage_of(f"key{number}").num_requests += 1
+    assert len(meter.usage_by_key) == MAX_LABEL_VALUES + 1
+    assert meter.usage_by_key[OTHER].num_requests == 10
+    meter.usage_of("key0").add(Usage(3, 4))
+    now = meter.usage_now([("key0", Usage(10, 20)), ("late", Usage(1, 2))])
+    assert (now["key0"].prompt_tokens, now["key0"].completion_tokens) == (13, 24)
+    assert (now[OTHER].prompt_tokens, now[OTHER].completion_tokens) == (1, 2)
+    assert meter.usage_by_key["key0"].prompt_tokens == 3

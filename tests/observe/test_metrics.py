@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from penstock.observe.meter import Meter
+from penstock.observe.meter import KeyUsage, Meter
 from penstock.observe.metrics import METRICS, Counter, Levels, Metrics
 from tools.reference import metrics_page
 
@@ -24,6 +24,7 @@ LEVELS = Levels(
     waiting=2,
     prompt_tokens=3,
     completion_tokens=4,
+    usage_by_key={"alice": KeyUsage(1, 2, 3, 4)},
     kept=5,
     kept_bytes=6,
     readers=7,
@@ -50,10 +51,10 @@ def test_names_follow_the_conventions_and_none_comes_twice() -> None:
 
 def test_no_label_can_hold_what_a_client_chose() -> None:
     labels = {label for metric in METRICS for label in metric.labels}
-    # Our own code sets the first labels, the operator sets the last three.
+    # Our own code sets the first labels, the operator sets the last four.
     assert labels == {
         *("cause", "code", "phase", "reason", "route", "method", "status"),
-        *("version", "engine", "model"),
+        *("version", "engine", "model", "key"),
     }
 
 

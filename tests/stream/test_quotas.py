@@ -14,9 +14,7 @@ from tests.support.problems import raises_problem
 from tests.support.scripted import ScriptedEngine, ask, end, one_slot, opened, speak, submitted
 
 
-def refusal(
-    streams: Streams, owner: Owner, *, resumable: bool = False, max_tokens: int = 5
-) -> str:
+def refusal(streams: Streams, owner: Owner, *, resumable: bool = False, max_tokens: int = 5) -> str:
     with pytest.raises(Problem) as refused:
         opened(streams, ask("refused", max_tokens), owner=owner, resumable=resumable)
     assert refused.value.status == 429

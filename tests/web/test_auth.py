@@ -8,7 +8,8 @@ import pytest
 
 from penstock.errors import StartError
 from penstock.web.auth import KeyCheck, owner_of
-from penstock.web.keys import KeyRing, hash_of, key_ring, key_table, new_key, read_keys
+from penstock.web.key_file import key_ring, read_keys
+from penstock.web.keys import KeyRing, hash_of, key_table, new_key
 
 KEY = "psk_0123456789abcdefghijklmnopqrstuv"
 
@@ -111,13 +112,17 @@ def test_keys_are_read_again_and_stay_where_the_file_is_broken(tmp_path: Path) -
     assert ring.owner_of(KEY[::-1].encode()) is not None
 
 
-def test_a_file_without_keys_lets_nobody_in(tmp_path: Path) -> None:
+def test_a_file_without_keys_is_refused_and_lets_nobody_in(tmp_path: Path) -> None:
     path = write(tmp_path / "keys.toml", "")
     with pytest.raises(StartError):
         key_ring([], [], str(path))
     write(path, key_table("alice", KEY, is_admin=False))
     ring = key_ring([], [], str(path))
     write(path, "")
+    with pytest.raises(StartError, match="is empty"):
+        ring.reload()
+    assert ring.owner_of(KEY.encode()) is not None
+    write(path, "[keys.alice]\nhash = []")
     ring.reload()
     assert ring.owner_of(KEY.encode()) is None
     assert not ring.is_open
