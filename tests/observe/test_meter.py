@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.observe.meter import GAP_S, MAX_LABEL_VALUES, Delivery, Meter, Tally
+from penstock.events import Usage
+from penstock.observe.meter import GAP_S, MAX_LABEL_VALUES, OTHER, Delivery, Meter, Tally
 
 values = st.floats(0, 100)
 
