@@ -12,10 +12,10 @@ PATIENCE_S = 20.0
 
 
 class Scrape:
-    """The samples of one scrape of /metrics."""
+    """The samples of one scrape of /metrics, with these further headers."""
 
-    def __init__(self, server: RunningServer) -> None:
-        answer = ask(server.port, request("GET", "/metrics"))
+    def __init__(self, server: RunningServer, *headers: str) -> None:
+        answer = ask(server.port, request("GET", "/metrics", *headers))
         assert answer.status == 200
         self.text = answer.body.decode()
         self._samples = [
