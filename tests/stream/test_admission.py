@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.stream.admission import Admission, Ticket
+from penstock.stream.admission import (
+    TOKENS_OF_NOTHING,
+    TOKENS_PER_SECOND,
+    Admission,
+    Ticket,
+)
 
 
 class Scene:
@@ -337,3 +342,114 @@ def test_a_flood_cannot_raise_a_newcomer_s_wait_beyond_its_share(
             running += now
             began += now
         assert len(began) - 1 <= num_floods
+
+
+# Work: what requests cost that end without a token.
+
+
+def test_time_in_a_slot_is_work_also_without_a_token() -> None:
+    scene = Scene(num_slots=1)
+    for n in range(20):
+        scene.enter(f"slow {n}", "slow")
+        scene.enter(f"quick {n}", "quick")
+    for _ in range(20):
+        name = scene.started[-1]
+        scene.now += 1.0 if name.startswith("slow") else 0.0
+        scene.leave(name, tokens=0 if name.startswith("slow") else TOKENS_PER_SECOND)
+    num_slow = sum(name.startswith("slow") for name in scene.started)
+    # A second without a token costs what a second's tokens cost, and 16 more.
+    assert 8 <= num_slow <= 10
+
+
+def test_a_request_without_a_token_and_without_time_costs_something() -> None:
+    scene = Scene(num_slots=1)
+    for n in range(100):
+        scene.enter(f"nothing {n}", "nothing")
+        scene.enter(f"some {n}", "some")
+    for _ in range(50):
+        name = scene.started[-1]
+        scene.leave(name, tokens=0 if name.startswith("nothing") else TOKENS_OF_NOTHING)
+    assert 24 <= sum(name.startswith("some") for name in scene.started) <= 26
+
+
+def test_leaving_the_queue_again_and_again_costs_something() -> None:
+    scene = Scene(num_slots=1)
+    scene.enter("running", "other")
+    for n in range(100):
+        scene.enter(f"waits {n}", "storm")
+        scene.leave(f"waits {n}")
+    scene.enter("storm", "storm")
+    scene.enter("other", "other")
+    assert scene.leave("running", tokens=100) == ["other"]
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60), st.integers(0, 20)), max_size=60),
+    st.integers(1, 3),
+)
+def test_newcomers_get_the_next_slots_in_the_order_of_their_arrival(
+    num_slots: int, history: list[tuple[int, int, int]], num_newcomers: int
+) -> None:
+    """Whatever others had before: requests without tokens, slow ones, many owners."""
+    scene = Scene(num_slots)
+    running: list[str] = []
+    here: list[str] = []
+    firsts: set[str] = set()
+    """The tickets of owners that had nothing running and nothing waiting."""
+
+    def enter(name: str) -> None:
+        owner = name.split()[0]
+        if not any(each.split()[0] == owner for each in here):
+            firsts.add(name)
+        here.append(name)
+        if scene.enter(name, owner):
+            running.append(name)
+
+    def leave(tokens: int) -> list[str]:
+        name = running.pop(0)
+        here.remove(name)
+        begun = scene.leave(name, tokens=tokens)
+        running.extend(begun)
+        return begun
+
+    for number, (owner, tokens, tenths) in enumerate(history):
+        enter(f"{owner} {number} a")
+        enter(f"{owner} {number} b")
+        scene.now += tenths / 10
+        leave(tokens)
+    names = [f"new{number}" for number in range(num_newcomers)]
+    for name in names:
+        enter(name)
+    waiting = [name for name in names if name not in running]
+    began: list[str] = []
+    while not set(waiting) <= set(began):
+        began += leave(1)
+    assert [name for name in began if name in waiting] == waiting
+    # Only newcomers who came before them can start before them.
+    assert set(began) <= firsts
+
+
+def test_an_owner_that_comes_back_far_ahead_of_the_others_is_no_newcomer() -> None:
+    """Otherwise it could send one huge request after the other, each before all others."""
+    scene = Scene(num_slots=1)
+    scene.enter("small 0", "small")
+    for n in range(1, 100):
+        scene.enter(f"small {n}", "small")
+    scene.enter("huge 0", "huge")
+    assert scene.leave("small 0", tokens=10) == ["huge 0"]
+    assert scene.leave("huge 0", tokens=1000) == ["small 1"]
+    scene.enter("huge 1", "huge")
+    assert scene.leave("small 1", tokens=10) == ["small 2"]
+    for n in range(2, 10):
+        assert scene.leave(f"small {n}", tokens=10) == [f"small {n + 1}"]
+
+
+def test_an_owner_that_comes_back_like_all_others_is_a_newcomer_again() -> None:
+    scene = Scene(num_slots=1)
+    for n in range(20):
+        scene.enter(f"flood {n}", "flood")
+    for n in range(5):
+        scene.enter(f"quiet {n}", "quiet")
+        assert scene.leave(f"flood {n}", tokens=10) == [f"quiet {n}"]
+        assert scene.leave(f"quiet {n}", tokens=10) == [f"flood {n + 1}"]
