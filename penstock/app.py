@@ -14,6 +14,7 @@ from penstock.api.page import page_routes
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
+from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.stream.registry import Streams
 from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
@@ -36,6 +37,7 @@ EXPOSED_HEADERS = [
     "X-Should-Retry",
     HEADER,
     LIMIT_HEADER,
+    *TOKEN_HEADERS,
 ]
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.errors import PROBLEMS
+from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.web.problems import RouteGroup
 
 JSON = "application/json"
@@ -97,7 +98,12 @@ GENERATION = PROBLEMS.keys() - _NOT_GENERATION
 """The error codes of a request for a generation, on any API."""
 
 
-_GENERATION_HEADERS = ["X-Stream-ID", "X-Penstock-Ignored", "X-Penstock-Max-Tokens"]
+_GENERATION_HEADERS = [
+    "X-Stream-ID",
+    "X-Penstock-Ignored",
+    "X-Penstock-Max-Tokens",
+    *TOKEN_HEADERS,
+]
 
 
 def generation(whole: type[BaseModel], event: type[BaseModel]) -> Mapping[int, Answer]:

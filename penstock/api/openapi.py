@@ -26,6 +26,7 @@ from starlette.routing import Route
 from penstock import __version__
 from penstock.api.description import JSON, SSE, Answer, Api, Description
 from penstock.errors import PROBLEMS, Problem
+from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.web.auth import needs_admin_key, needs_key
 
 _SCHEMAS = "#/components/schemas/"
@@ -62,7 +63,11 @@ _STATUSES = {
     504: "The request's time was up.",
 }
 _WAIT = ("Retry-After", "Retry-After-Ms")
-_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 429: _WAIT, 503: _WAIT}
+_PROBLEM_HEADERS = {
+    401: ("WWW-Authenticate",),
+    429: (*_WAIT, *TOKEN_HEADERS),
+    503: _WAIT,
+}
 _HEADERS: Mapping[str, Any] = {
     "X-Request-ID": {
         "description": "The request's id: yours if it is well-formed, otherwise a new one.",
@@ -97,8 +102,22 @@ _HEADERS: Mapping[str, Any] = {
     },
     "X-Penstock-Max-Tokens": {
         "description": "The token limit that holds, if the request's limit does not fit into the"
-        " context. A stream that waits in the queue begins without this header.",
+        " context or into the key's tokens per minute. A stream that waits in the queue may begin"
+        " without this header.",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    "X-RateLimit-Limit-Tokens": {
+        "description": "The tokens per minute of the key, if it has such a limit.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "X-RateLimit-Remaining-Tokens": {
+        "description": "The tokens that the key can use now, without those that its open requests"
+        " have reserved.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "X-RateLimit-Reset-Tokens": {
+        "description": "The time until all tokens are there again, such as `12.500s`.",
+        "schema": {"type": "string", "pattern": "^[0-9]+\\.[0-9]{3}s$"},
     },
     "WWW-Authenticate": {
         "description": "The scheme that the server accepts: `Bearer`.",

@@ -54,6 +54,12 @@ class Owner:
 
 
 ANYBODY = Owner()
+TOKEN_HEADERS = (
+    "X-RateLimit-Limit-Tokens",
+    "X-RateLimit-Remaining-Tokens",
+    "X-RateLimit-Reset-Tokens",
+)
+"""The headers in which OpenAI's API says how many tokens are left, and until when."""
 
 
 class Quotas:
@@ -205,9 +211,6 @@ def _too_large(per_minute: int, num_tokens: int) -> Problem:
 
 
 def _headers(budget: Budget, now: float) -> dict[str, str]:
-    """Return the headers that OpenAI's API has for this purpose."""
-    return {
-        "X-RateLimit-Limit-Tokens": str(budget.per_minute),
-        "X-RateLimit-Remaining-Tokens": str(budget.left(now)),
-        "X-RateLimit-Reset-Tokens": f"{budget.wait(budget.per_minute, now):.3f}s",
-    }
+    wait = f"{budget.wait(budget.per_minute, now):.3f}s"
+    values = (str(budget.per_minute), str(budget.left(now)), wait)
+    return dict(zip(TOKEN_HEADERS, values, strict=True))
