@@ -120,7 +120,9 @@ def commands_of(page: Path) -> Iterator[tuple[int, str, list[str]]]:
     """Yield the line, the command and the flags of each `penstock COMMAND --flag` on a page."""
     text = page.read_text(encoding="utf-8").replace("\\\n", "  ")
     for found in re.finditer(
-        r"\bpenstock (serve|generate|chat|bench|key)\b([^`#|;&\n]*)(?:#.*)?", text
+        r"\bpenstock (serve|generate|chat|bench|key(?: (?:add|rotate|revoke|list))?)\b"
+        r"([^`#|;&\n]*)(?:#.*)?",
+        text,
     ):
         flags = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", found[2])
         yield text.count("\n", 0, found.start()) + 1, found[1], flags
