@@ -49,7 +49,7 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined] # a group
 
 
 def named(command: str) -> Any:
-    """Return a command by its name, such as "serve", "key add", or "key" for `penstock key NAME`."""
+    """Return a command by its name: "serve", "key add", or "key" for `penstock key NAME`."""
     name, _, subcommand = command.partition(" ")
     found = COMMANDS[name]
     return found.commands[subcommand or "print"] if hasattr(found, "commands") else found
