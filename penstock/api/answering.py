@@ -163,8 +163,11 @@ class Answering:
 
     def _headers(self, notes: Notes, call: Call, opened: Sequence[Stream]) -> dict[str, str]:
         """Return the headers of an answer that say what differs from the request."""
-        tokens_left = self.streams.token_headers(opened[0].record.owner)
-        return self._named(notes, opened) | self._cut_limit(call, opened) | tokens_left
+        headers = self._named(notes, opened) | self._cut_limit(call, opened)
+        owner = opened[0].record.owner
+        if owner.limits.tokens_per_minute is not None:
+            headers |= self.streams.token_headers(owner)
+        return headers
 
     def _named(self, notes: Notes, opened: Sequence[Stream]) -> dict[str, str]:
         """Return the header with the names of ignored fields and of what the engine changed."""
@@ -181,9 +184,12 @@ class Answering:
         was full before the limit.
         """
         asked = call.max_tokens
-        granted = min(stream.record.request.max_tokens for stream in opened)
-        if granted < call.requests[0].max_tokens:
-            asked = asked or call.requests[0].max_tokens
+        granted = wanted = call.requests[0].max_tokens
+        for stream in opened:
+            if stream.record.request.max_tokens < granted:
+                granted = stream.record.request.max_tokens
+        if granted < wanted:
+            asked = asked or wanted
         context = self.streams.context_length
         if asked is None or context is None:
             return {}

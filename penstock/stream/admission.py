@@ -142,7 +142,7 @@ class Admission:
         if owner is None:
             own, lowest = self._levels.pop(ticket.owner, 0.0), self._lowest_level()
             owner = self._owners[ticket.owner] = _Owner(max(own, lowest))
-            ticket.is_newcomer = own <= lowest + self._expected_cost()
+            ticket.is_newcomer = own <= lowest or own <= lowest + self._expected_cost()
         self._num_entered += 1
         ticket.number = self._num_entered
         self._owner_of[ticket.id] = ticket.owner

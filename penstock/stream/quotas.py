@@ -155,13 +155,11 @@ class Quotas:
 
     def settle(self, owner: Owner, stream_id: str, now: float, *, has_begun: bool) -> None:
         """Give back what an ended stream did not use; `has_begun` is True if it had a slot."""
-        if budget := self._budgets.get(owner.name):
-            budget.settle(stream_id, now, has_begun=has_begun)
+        self._budgets[owner.name].settle(stream_id, now, has_begun=has_begun)
 
     def release(self, owner: Owner, stream_id: str, now: float) -> None:
         """Give back all tokens of a stream that was not admitted."""
-        if budget := self._budgets.get(owner.name):
-            budget.release(stream_id, now)
+        self._budgets[owner.name].release(stream_id, now)
 
     def token_headers(self, owner: Owner, now: float) -> dict[str, str]:
         """Return the headers that tell an owner with a limit how many tokens are left."""

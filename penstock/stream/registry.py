@@ -182,9 +182,7 @@ class Streams:
         return stream
 
     def token_headers(self, owner: Owner) -> dict[str, str]:
-        """Return the headers that say how many tokens the owner has left, if it has a limit."""
-        if owner.limits.tokens_per_minute is None:
-            return {}
+        """Return the headers that say how many tokens an owner with a limit of them has left."""
         return self._quotas.token_headers(owner, time.monotonic())
 
     def find(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
@@ -269,9 +267,11 @@ class Streams:
         self._deadlines.discard(stream.id)
         now = time.monotonic()
         self._meter_end(stream, stream.ended)
+        owner = stream.record.owner
         had_slot = self.admission.leave(stream.id, now)
-        self._quotas.settle(stream.record.owner, stream.id, now, has_begun=had_slot)
-        self._quotas.ended(stream.record.owner)
+        if owner.limits.tokens_per_minute is not None:
+            self._quotas.settle(owner, stream.id, now, has_begun=had_slot)
+        self._quotas.ended(owner)
         self.kept.stream_ended(stream)
         self._fill_slots()
 
@@ -316,7 +316,8 @@ class Streams:
         now = time.monotonic()
         owner = stream.record.owner
         self.admission.leave(stream.id, now)
-        self._quotas.release(owner, stream.id, now)
+        if owner.limits.tokens_per_minute is not None:
+            self._quotas.release(owner, stream.id, now)
         self._quotas.ended(owner)
         if stream.resumable:
             self._quotas.dropped(owner, 0)

@@ -85,7 +85,6 @@ async def test_a_refusal_says_in_how_many_seconds_there_are_enough_tokens() -> N
     assert refused.value.headers["X-RateLimit-Remaining-Tokens"] == "0"
     reset = streams.token_headers(owner)["X-RateLimit-Reset-Tokens"]
     assert 59 < float(reset.removesuffix("s")) <= 60
-    assert streams.token_headers(BOB) == {}
 
 
 @pytest.mark.parametrize(("max_tokens", "has_limit"), [(5000, True), (90, False)])
@@ -107,8 +106,9 @@ async def test_a_prompt_larger_than_its_estimate_is_refused_before_the_engine_re
     owner = limited(tokens_per_minute=100)
     stream = opened(streams, ask("a", max_tokens=50), owner=owner)
     stream.accepted(tuple(range(60)))
-    assert stream.was_accepted.result() is not None
-    assert not stream.was_accepted.result().retry_safe  # it never fits
+    never = stream.was_accepted.result()
+    assert never is not None
+    assert not never.retry_safe  # it does not fit into any minute
     assert engine.cancelled == ["a"]
     fitting = opened(streams, ask("b", max_tokens=30), owner=owner)
     fitting.accepted(tuple(range(40)))
