@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from penstock.observe.metrics import METRICS
+from tests.support.keyed import Keys
 from tests.support.prometheus import DEPLOY, Prometheus, scraping
-from tests.support.raw import ask, generate, open_stream, request
+from tests.support.raw import ask, open_stream, request
 from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer, serve
 
@@ -87,22 +88,33 @@ def test_alerts_fire_when_they_should_and_only_then(promtool: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=1000", "slots=4"]) as server:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys(tmp_path_factory.mktemp("keys") / "keys.toml", "admin")
+
+
+@pytest.fixture(scope="module")
+def server(keys: Keys) -> Iterator[RunningServer]:
+    options = ["length=1000", "slots=4"]
+    with serve(engine="mock", mock_interval=0.02, engine_arg=options, keys=keys.path) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def loaded(
-    server: RunningServer, prometheus: str, tmp_path_factory: pytest.TempPathFactory
+    server: RunningServer,
+    keys: Keys,
+    prometheus: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
     """Run a Prometheus that has scraped the server before, during and after some streams."""
-    with scraping(prometheus, server.port, tmp_path_factory.mktemp("prometheus")) as running:
+    folder = tmp_path_factory.mktemp("prometheus")
+    with scraping(prometheus, server.port, keys.keys["admin"], folder) as running:
         running.wait_for("a scrape", lambda: ("up", 1.0) in values(running, "up"))
         held = [
-            open_stream(server.port, generate(max_tokens=NUM_TOKENS)) for _ in range(NUM_STREAMS)
+            open_stream(server.port, keys.generate("admin", max_tokens=NUM_TOKENS))
+            for _ in range(NUM_STREAMS)
         ]
-        ask(server.port, generate(max_tokens=0))
+        ask(server.port, keys.generate("admin", max_tokens=0))
         for connection, _ in held:
             assert list(connection.events())[-1]["finish_reason"] == "length"
             connection.close()
@@ -155,12 +167,14 @@ def test_each_query_of_the_dashboard_has_an_answer(loaded: Prometheus, query: st
         assert loaded.query(query)
 
 
-def test_promtool_finds_nothing_to_complain_of(server: RunningServer, promtool: str) -> None:
-    ask(server.port, generate(max_tokens=5))
-    ask(server.port, request("GET", "/nope"))
+def test_promtool_finds_nothing_to_complain_of(
+    server: RunningServer, keys: Keys, promtool: str
+) -> None:
+    ask(server.port, keys.generate("admin", max_tokens=5))
+    ask(server.port, request("GET", "/nope", keys.header("admin")))
     checked = subprocess.run(
         [promtool, "check", "metrics"],
-        input=Scrape(server).text,
+        input=Scrape(server, keys.header("admin")).text,
         capture_output=True,
         text=True,
         check=False,

@@ -48,13 +48,14 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def scraping(program: str, port: int, folder: Path) -> Iterator[Prometheus]:
-    """Run `program` with the configuration in deploy/, scraping the server at `port`."""
+def scraping(program: str, port: int, key: str, folder: Path) -> Iterator[Prometheus]:
+    """Run `program` with the configuration in deploy/, scraping the server at `port` with a key."""
     config = (DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
     assert config.count("127.0.0.1:8000") == 1
     assert config.count("scrape_interval: 5s") == 1
     config = config.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
     config = config.replace("scrape_interval: 5s", "scrape_interval: 1s")
+    config += f"    authorization: {{credentials: {key}}}\n"
     (folder / "prometheus.yml").write_text(config, encoding="utf-8")
     shutil.copy(DEPLOY / "prometheus" / "alerts.yml", folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
