@@ -34,7 +34,7 @@ from penstock.web.keys import KeyRing, watch_expiries
 from penstock.web.listener import open_listener, url_of
 from penstock.web.liveness import Liveness
 from penstock.web.proxies import TrustedProxies
-from penstock.web.tls import tls_of
+from penstock.web.tls import first_pair, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class Server:
         check_exposure(settings, keys)
         proxies = TrustedProxies(settings.trusted_proxy)
         tls = tls_of(settings.tls_cert, settings.tls_key)
+        pair = await first_pair(tls) if tls else None
         listener = open_listener(
             settings.host, settings.port, settings.max_connections, settings.stall_timeout
         )
@@ -132,13 +133,16 @@ class Server:
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
         app = create_app(settings, engine, streams, liveness, bodies, keys, proxies)
+        timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
         http: Http1Server | GranianServers
         if tls is not None or settings.http2:
             http = GranianServers(
-                app, listener, settings.max_connections, http2=settings.http2, tls=tls
+                *(app, listener, settings.max_connections, timeouts, proxies.trusts),
+                http2=settings.http2,
+                tls=tls,
+                pair=pair,
             )
         else:
-            timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
             http = Http1Server(app, listener, settings.max_connections, timeouts, proxies.trusts)
         closing = asyncio.Event()
         serving = asyncio.create_task(http.serve_until(closing))

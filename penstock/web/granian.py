@@ -1,14 +1,15 @@
 """The HTTP server: Granian, embedded on a socket that we opened.
 
 Only this file uses Granian's private parts, so pyproject.toml bounds its version: Granian's server
-insists on making its own socket, and an event stops it.
+insists on making its own socket and on opening TLS's files itself, and an event stops it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from granian._granian import SocketHolder
@@ -17,8 +18,10 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Send
 
+from penstock.web.granian_watch import GranianWatch
+from penstock.web.http1.server import Timeouts
 from penstock.web.peer import Listener
-from penstock.web.tls import Tls, reason_of
+from penstock.web.tls import Pair, Tls, UnservableError
 
 log = logging.getLogger(__name__)
 logging.getLogger("_granian").setLevel(logging.WARNING)
@@ -31,6 +34,8 @@ MAX_HEAD_BYTES = 64 * 1024
 HTTP2_PING_S = 20
 # How often the certificate's files are checked for changes.
 CERTIFICATE_CHECK_S = 2.0
+# More files than Granian opens to begin: it ends the whole process if it cannot open one.
+FILES_TO_BEGIN = 32
 
 
 class _MustWait(dict[type, bool]):
@@ -116,7 +121,11 @@ class GranianPeer:
 
 
 class GranianServer(Server):
-    """Serves `app` on `listener` until `stop`; the listener stays open."""
+    """Serves `app` on `listener` until `stop`; the listener stays open.
+
+    `tls` are the paths of a certificate and its key, which must stay there while it serves. If
+    Granian cannot use them, it ends the whole process (see `Pair.check`).
+    """
 
     def __init__(
         self,
@@ -125,12 +134,12 @@ class GranianServer(Server):
         max_connections: int,
         *,
         http2: bool,
-        tls: Tls | None = None,
+        tls: tuple[str, str] | None = None,
     ) -> None:
+        self._tls_files = tls
         super().__init__(
             app,
             interface=Interfaces.ASGINL,
-            # In mode `auto`, a silent connection outlives the timeout for headers.
             http=HTTPModes.auto if http2 else HTTPModes.http1,
             http1_settings=HTTP1Settings(
                 header_read_timeout=HEADER_TIMEOUT_S * 1000, max_buffer_size=MAX_HEAD_BYTES
@@ -141,11 +150,15 @@ class GranianServer(Server):
             websockets=False,
             backpressure=max_connections,
             log_enabled=False,
-            ssl_cert=tls.certificate if tls else None,
-            ssl_key=tls.key if tls else None,
             ssl_protocol_min=SSLProtocols.tls12,
         )
         self._listener = listener
+
+    def build_ssl_context(self, *arguments: Any) -> None:
+        """Note the files of TLS. Granian's own method would first load them with OpenSSL."""
+        certificate, key = self._tls_files or (None, None)
+        minimum = str(arguments[3])
+        self.ssl_ctx: Any = (bool(key), certificate, key, None, minimum, None, [], False)
 
     def _init_shared_socket(self) -> None:
         descriptor = os.dup(self._listener.fileno())  # Granian closes it when it stops
@@ -156,7 +169,9 @@ class GranianServer(Server):
 class GranianServers:
     """Serves an application on `listener`; with TLS, always with the current certificate.
 
-    TLS offers HTTP/1.1 and HTTP/2; the client chooses (ALPN).
+    `pair` is what the files of `tls` hold at the beginning: it can be served. TLS offers HTTP/1.1
+    and HTTP/2; the client chooses (ALPN). Connections of clients for whose address `trusts` returns
+    True are not counted towards its share.
     """
 
     def __init__(
@@ -164,44 +179,79 @@ class GranianServers:
         app: ASGIApp,
         listener: socket.socket,
         max_connections: int,
+        timeouts: Timeouts,
+        trusts: Callable[[str], bool],
         *,
         http2: bool = False,
         tls: Tls | None = None,
+        pair: Pair | None = None,
     ) -> None:
-        self._app = app
+        self._watch = GranianWatch(app, listener, max_connections, timeouts, trusts)
         self._listener = listener
         self._max_connections = max_connections
         self._http2 = http2 or tls is not None
         self._tls = tls
+        self._pair = pair
 
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and every open response has ended."""
-        version = self._tls.version() if self._tls else ()
+        watching = asyncio.create_task(self._watch.run())
         servers = [self._begin()]
-        while not await _is_set_within(stop, CERTIFICATE_CHECK_S if self._tls else None):
-            assert self._tls is not None
-            if (now := self._tls.version()) == version:
+        try:
+            # Two servers share the socket for a moment, so that no connection is refused.
+            async for pair in self._new_pairs(stop):
+                self._pair = pair
+                servers.append(self._begin())
+                servers[-2][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
+                servers = [each for each in servers if not each[1].done()]
+                log.info("serving with a new certificate")
+            self._listener.close()
+            servers[-1][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
+            await asyncio.gather(*(running for _, running in servers))
+        finally:
+            watching.cancel()
+
+    async def _new_pairs(self, stop: asyncio.Event) -> AsyncIterator[Pair]:
+        """Yield a new certificate and its key when their files change and they can be served."""
+        tls = self._tls
+        version = tls.version() if tls else ()
+        while not await _is_set_within(stop, CERTIFICATE_CHECK_S if tls else None):
+            assert tls is not None
+            if (now := tls.version()) == version:
                 continue
             version = now
             try:
-                self._tls.check()
-            except OSError as error:  # perhaps only one of the two files is new yet
-                log.error("keeping the old certificate: %s", reason_of(error))
-                continue
-            # On the same socket, so that no connection is refused between the two servers.
-            servers.append(self._begin())
-            servers[-2][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
-            servers = [each for each in servers if not each[1].done()]
-            log.info("serving with a new certificate")
-        self._listener.close()
-        servers[-1][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
-        await asyncio.gather(*(running for _, running in servers))
+                pair = tls.read()
+                await pair.check()
+                _check_room_for_files()
+            except UnservableError as error:  # perhaps only one of the two files is new yet
+                log.error("keeping the old certificate: %s", error, extra=_hint(error))
+            except OSError as error:  # not the certificate's fault, so try it again
+                log.error("the new certificate cannot be tried: %s", error.strerror or "too slow")
+                version = ()
+            else:
+                yield pair
 
     def _begin(self) -> tuple[GranianServer, asyncio.Task[None]]:
+        files = contextlib.ExitStack()
+        paths = files.enter_context(self._pair.files()) if self._pair else None
         server = GranianServer(
-            self._app, self._listener, self._max_connections, http2=self._http2, tls=self._tls
+            self._watch, self._listener, self._max_connections, http2=self._http2, tls=paths
         )
-        return server, asyncio.create_task(server.serve())
+        running = asyncio.create_task(server.serve())
+        running.add_done_callback(lambda _: files.close())
+        return server, running
+
+
+def _hint(error: UnservableError) -> dict[str, Any]:
+    return {"fields": {"hint": error.hint}}
+
+
+def _check_room_for_files() -> None:
+    """Raise OSError if this process cannot open some more files."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(FILES_TO_BEGIN):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 async def _is_set_within(event: asyncio.Event, timeout: float | None) -> bool:

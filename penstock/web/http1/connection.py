@@ -19,6 +19,7 @@ from penstock.errors import Problem
 from penstock.web.http1 import half_closed, head, proxy_protocol
 from penstock.web.http1.exchange import MAX_BODY_AHEAD, Exchange
 from penstock.web.peer import PEER
+from penstock.web.shares import network_of
 
 if TYPE_CHECKING:
     from penstock.web.http1.server import Http1Server
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         "exchange",
         "is_closing",
         "is_lingering",
+        "network",
     )
 
     def __init__(self, server: "Http1Server") -> None:
@@ -76,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpRequestParser | None = None
         """None between most messages: a parser takes a kilobyte."""
         self._client: tuple[str, int] | None = None
+        self.network = ""
+        """The client's network, or "" if it has no share of the connections (see `shares`)."""
         self._may_be_proxied = False
         """True until it is clear whether a trusted proxy names its client in its first bytes."""
         self._descriptor = -1
@@ -123,6 +127,8 @@ class Connection(asyncio.Protocol):
         self._client = name[:2] if name else None  # an IPv6 address has four parts
         self._descriptor = self.descriptor = transport.get_extra_info("socket").fileno()
         self._may_be_proxied = self._client is not None and self._server.trusts(self._client[0])
+        if self._client is not None and not self._may_be_proxied:
+            self.network = network_of(self._client[0])
         self._server.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -474,9 +480,14 @@ class Connection(asyncio.Protocol):
         elif self._reading is None:
             self.deadline = time.monotonic() + self._server.timeouts.keep_alive
 
+    @property
+    def is_idle(self) -> bool:
+        """Return True if no exchange is under way, and the connection does not end by itself."""
+        return self.exchange is None and not self.is_lingering
+
     def close_if_idle(self) -> None:
         """Close the connection unless an exchange is under way; after that one, it closes."""
-        if self.exchange is None and not self.is_lingering:
+        if self.is_idle:
             self._close(is_complete=True)
 
     def _close(self, *, is_complete: bool) -> None:

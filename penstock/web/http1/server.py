@@ -5,6 +5,7 @@ One timer looks at the deadlines of all connections, so that a request costs no 
 
 import asyncio
 import collections
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
+from penstock.web import shares
 from penstock.web.http1 import response
 from penstock.web.http1.connection import Connection
+
+log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 10.0
 TICK_S = 1.0
@@ -36,8 +40,9 @@ class Timeouts:
 class Http1Server:
     """Serves `app` on `listener`. At most `max_connections` connections are served at once.
 
-    A client for whose address `trusts` returns True may use the PROXY protocol.
-    Further connections wait: the first few of them unread, the rest in the kernel's queue.
+    A client for whose address `trusts` returns True may use the PROXY protocol, and its connections
+    are not counted towards its address's share (see `shares`). As many connections again may wait,
+    unread; beyond these, the address that has the most of them waiting loses its newest.
     """
 
     def __init__(
@@ -56,43 +61,42 @@ class Http1Server:
         """True once connections end with their response."""
         self._listener = listener
         self._max_connections = max_connections
+        self._share = shares.share_of(max_connections)
         self._connections: set[Connection] = set()
-        self._waiting: collections.deque[Connection] = collections.deque()
-        self._accepting: asyncio.Server | None = None
-        self._changing: asyncio.Task[None] | None = None
+        self._num_served: collections.Counter[str] = collections.Counter()
+        # For each network its waiting connections, in the order in which they came.
+        self._waiting: dict[str, dict[Connection, None]] = {}
+        self._num_waiting = 0
+        self._is_making_room = False
+        """True if idle connections are about to be looked for, or none was found in this tick."""
+        self._num_dropped = 0
         self._all_closed = asyncio.Event()
 
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and every response has ended."""
-        await self._accept()
+        # The server closes its socket when it stops accepting; the listener stays open.
+        accepting = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self), sock=self._listener.dup(), backlog=self._max_connections
+        )
         ticking = asyncio.create_task(self._tick())
         try:
             await stop.wait()
             self.is_closing = True
-            self._stop_accepting()
+            accepting.close()
             self._listener.close()
-            for connection in [*self._connections, *self._waiting]:
+            for connection in self._all():
                 connection.close_if_idle()
-            while self._connections or self._waiting:
+            while self._connections or self._num_waiting:
                 self._all_closed.clear()
                 await self._all_closed.wait()
         finally:
             ticking.cancel()
-            self._stop_accepting()
-            for connection in [*self._connections, *self._waiting]:
+            accepting.close()
+            for connection in self._all():
                 connection.abort()
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        # The server closes its socket when it stops accepting; the listener stays open.
-        self._accepting = await loop.create_server(
-            lambda: Connection(self), sock=self._listener.dup(), backlog=self._max_connections
-        )
-
-    def _stop_accepting(self) -> None:
-        if self._accepting is not None:
-            self._accepting.close()
-            self._accepting = None
+    def _all(self) -> list[Connection]:
+        return [*self._connections, *(each for queue in self._waiting.values() for each in queue)]
 
     async def _tick(self) -> None:
         """Close the connections whose deadlines have passed, for ever."""
@@ -104,43 +108,90 @@ class Http1Server:
             now = time.monotonic()
             for connection in [each for each in self._connections if each.deadline < now]:
                 connection.time_out()
+            self._is_making_room = False
+            if self._num_waiting:
+                self._plan_room()
+            if self._num_dropped:
+                log.warning("cut %d connections: too many were waiting", self._num_dropped)
+                self._num_dropped = 0
 
     # Reports of connections.
 
     def opened(self, connection: Connection) -> None:
-        """Serve a new connection, or let it wait if there are too many."""
-        if len(self._connections) < self._max_connections:
-            self._connections.add(connection)
-            connection.begin_reading()
+        """Serve a new connection, or let it wait until there is room for it."""
+        network = connection.network
+        if self._has_room(network):
+            self._serve(connection)
             return
         connection.wait_for_room()
-        self._waiting.append(connection)
-        # Not at once: the event loop is still accepting the connections of this turn.
-        asyncio.get_running_loop().call_soon(self._stop_accepting)
+        self._waiting.setdefault(network, {})[connection] = None
+        self._num_waiting += 1
+        if self._num_waiting > self._max_connections:
+            self._drop_newest()
+        self._plan_room()
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection, and serve one that waits."""
+        network = connection.network
         if connection in self._connections:
             self._connections.remove(connection)
-        elif connection in self._waiting:
-            self._waiting.remove(connection)
+            self._num_served[network] -= 1
+            if not self._num_served[network]:
+                del self._num_served[network]
+        else:
+            self._forget_waiting(connection)
         if self.is_closing:
             self._all_closed.set()
             return
-        if len(self._connections) >= self._max_connections:
-            return
-        if self._waiting:
-            following = self._waiting.popleft()
-            self._connections.add(following)
-            following.begin_reading()
-        elif self._accepting is None and self._changing is None:
-            self._changing = asyncio.get_running_loop().create_task(self._accept_again())
+        following = next((each for each in self._waiting if self._has_room(each)), None)
+        if following is not None:
+            first = next(iter(self._waiting[following]))
+            self._forget_waiting(first)
+            self._serve(first)
 
-    async def _accept_again(self) -> None:
-        try:
-            if not self.is_closing:
-                await self._accept()
-        finally:
-            self._changing = None
-            if self.is_closing:
-                self._stop_accepting()
+    def _has_room(self, network: str) -> bool:
+        """Return True if another connection of this network can be served."""
+        if len(self._connections) >= self._max_connections:
+            return False
+        return not network or self._num_served[network] < self._share
+
+    def _serve(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._num_served[connection.network] += 1
+        connection.begin_reading()
+
+    def _forget_waiting(self, connection: Connection) -> None:
+        network = connection.network
+        if connection not in self._waiting.get(network, ()):
+            return
+        queue = self._waiting.pop(network)
+        del queue[connection]
+        self._num_waiting -= 1
+        if queue:
+            self._waiting[network] = queue  # behind the other networks
+
+    def _drop_newest(self) -> None:
+        """Cut the newest waiting connection of the network that has the most of them."""
+        network = max(self._waiting, key=lambda each: len(self._waiting[each]))
+        newest = next(reversed(self._waiting[network]))
+        self._forget_waiting(newest)
+        self._num_dropped += 1
+        newest.abort()
+
+    def _plan_room(self) -> None:
+        if not self._is_making_room:
+            self._is_making_room = True
+            # Not at once: the event loop is still accepting the connections of this turn.
+            asyncio.get_running_loop().call_soon(self._make_room)
+
+    def _make_room(self) -> None:
+        """Close idle connections for those that wait."""
+        number = min(self._num_waiting, shares.freed_at_once(self._max_connections))
+        places = self._connections
+        if all(each and self._num_served[each] >= self._share for each in self._waiting):
+            # A place of another network would be of no use to those that wait.
+            places = {each for each in places if each.network in self._waiting}
+        found = shares.to_close(places, number)
+        self._is_making_room = not found  # until the next tick
+        for connection in found:
+            connection.close_if_idle()
