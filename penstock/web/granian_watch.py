@@ -56,8 +56,8 @@ class GranianWatch:
     """Passes Granian's requests on to `app`, and closes connections on `listener`'s port.
 
     A connection is closed if its first request has not begun within twice `timeouts.head`, once for
-    TLS's handshake and once for the head, or if it has been idle for `timeouts.keep_alive`. Each network has its share (see `shares`), except for the
-    addresses for which `trusts` returns True.
+    TLS's handshake and once for the head, or if it has been idle for `timeouts.keep_alive`. Each
+    network has its share (see `shares`), except for addresses for which `trusts` returns True.
     """
 
     def __init__(

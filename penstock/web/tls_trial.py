@@ -14,7 +14,6 @@ import ssl
 import sys
 from typing import Any
 
-from penstock.web.granian import GranianServer
 from penstock.web.tls import Pair
 
 HANDSHAKE_TIMEOUT_S = 30.0
@@ -49,6 +48,8 @@ def _reason_of_openssl(pair: Pair) -> str:
 
 
 async def _reason_of_granian(pair: Pair) -> str:
+    from penstock.web.granian import GranianServer  # takes long: only if OpenSSL takes the pair
+
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     with pair.files() as files:

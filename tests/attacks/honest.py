@@ -6,6 +6,7 @@ that the stream went on during the attack, in order, and never paused for long.
 
 import contextlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -64,16 +65,19 @@ class HonestClient:
 
 @contextlib.contextmanager
 def honest_client(
-    server: RunningServer, *headers: str, longest_pause: float = LONGEST_PAUSE_S
+    server: RunningServer,
+    *headers: str,
+    longest_pause: float = LONGEST_PAUSE_S,
+    context: ssl.SSLContext | None = None,
 ) -> Iterator[HonestClient]:
     """Stream from `server` while the context is open; check the stream when the context ends.
 
     The stream must go on after the attack, its events must be in order, and no two of them may be
-    more than `longest_pause` seconds apart.
+    more than `longest_pause` seconds apart. With a `context`, the client uses TLS.
     """
     fields = {"prompt": "Hello", "max_tokens": NUM_TOKENS}
     sent = post(json.dumps(fields).encode(), *headers)
-    client = HonestClient(open_stream(server.port, sent)[0])
+    client = HonestClient(open_stream(server.port, sent, context)[0])
     assert eventually(lambda: client.num_tokens > 0)
     try:
         yield client

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,12 +39,25 @@ def reset_on_close(connection: socket.socket) -> None:
 class Connection:
     """A TCP connection. Reads raise EOFError after a FIN, and ConnectionError after an RST."""
 
-    def __init__(self, port: int, *, receive_buffer: int = 0, patience: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        receive_buffer: int = 0,
+        patience: float = PATIENCE_S,
+        source: str = "",
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """Connect, from the address `source` if it is given, and over TLS if there is `context`."""
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(patience)
+        if source:
+            self.socket.bind((source, 0))
         self.socket.connect(("127.0.0.1", port))
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket)
         self._buffer = b""
         self._is_chunked = False
         self._length = 0
@@ -188,9 +202,11 @@ def ask(port: int, data: bytes) -> Response:
         return connection.send(data).response()
 
 
-def open_stream(port: int, data: bytes) -> tuple[Connection, str]:
+def open_stream(
+    port: int, data: bytes, context: ssl.SSLContext | None = None
+) -> tuple[Connection, str]:
     """Open a stream and read its head. Returns the connection and the stream's id."""
-    connection = Connection(port).send(data)
+    connection = Connection(port, context=context).send(data)
     head = connection.head()
     assert head.status == 200, connection._exactly(connection._length)
     return connection, head.headers["x-stream-id"]

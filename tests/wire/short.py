@@ -1,5 +1,7 @@
 """A server that gives up an unfinished head after a second instead of ten.
 
+It looks at its certificate five times a second.
+
 python -m tests.wire.short serve --engine mock ...
 """
 
@@ -16,5 +18,6 @@ HEAD_TIMEOUT_S = 1
 if __name__ == "__main__":
     vars(server)["Timeouts"] = functools.partial(Timeouts, head=HEAD_TIMEOUT_S)
     granian.HEADER_TIMEOUT_S = HEAD_TIMEOUT_S
+    granian.CERTIFICATE_CHECK_S = 0.2
     sys.argv[0] = "penstock"
     main()
