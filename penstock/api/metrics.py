@@ -1,9 +1,10 @@
 """`GET /metrics` for Prometheus, and the values that are read only when it asks."""
 
+import re
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, ProcessCollector, exposition
+from prometheus_client.openmetrics import exposition as openmetrics
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,16 +16,42 @@ from penstock.settings import Settings
 from penstock.stream.registry import Streams
 from penstock.web.liveness import Liveness
 
+OPENMETRICS = openmetrics.CONTENT_TYPE_LATEST
+PLAIN = exposition.CONTENT_TYPE_PLAIN_0_0_4
+# A weight above zero (RFC 9110, section 12.4.2).
+_WEIGHT = re.compile(r"1(\.0*)?|0\.0*[1-9][0-9]*")
+
 
 def metrics_routes(registry: CollectorRegistry) -> list[Route]:
     """Return the route `/metrics`: Prometheus' text format, or OpenMetrics on request."""
 
     async def metrics(http: Request) -> Response:
         """Return the server's metrics for Prometheus."""
-        encode, content_type = choose_encoder(http.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type, "Vary": "Accept"})
+        if _takes_openmetrics(http.headers.get("accept", "")):
+            content, content_type = _openmetrics(registry), OPENMETRICS
+        else:
+            content, content_type = exposition.generate_latest(registry), PLAIN
+        return Response(content, headers={"Content-Type": content_type, "Vary": "Accept"})
 
     return [Route("/metrics", metrics, name="get_metrics")]
+
+
+def _openmetrics(registry: CollectorRegistry) -> bytes:
+    content: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call] # it has no annotations
+    return content
+
+
+def _takes_openmetrics(accept: str) -> bool:
+    """Return True if the client asks for OpenMetrics 1.0.0. Anything else gets the plain format.
+
+    prometheus-client's own choice raises exceptions at malformed versions, and repeats others.
+    """
+    for media_range in accept.lower().replace(" ", "").split(","):
+        kind, *parameters = media_range.split(";")
+        given = dict(each.partition("=")[::2] for each in parameters)
+        if kind == "application/openmetrics-text" and given.get("version", "1.0.0") == "1.0.0":
+            return _WEIGHT.fullmatch(given.get("q", "1")) is not None
+    return False
 
 
 def metrics_registry(

@@ -47,9 +47,12 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # text that has no alternative with the tokens that a tokenizer makes of it. Some of them may be
 # control tokens, which have no text in the answer.
 FREELY = '%llguidance {"no_forcing": true}\n'
-_QUOTED = re.compile(r"""(["'`]).*?\1""")
-# After the colon these errors contain only words and numbers of the JSON schema language.
-_WITHOUT_INPUT = frozenset({"Unimplemented keys", "Unsatisfiable schema"})
+# From the first quotation mark of a kind to the last: the input may contain such marks, too.
+_QUOTED = re.compile(r"""(["'`/]).*\1""")
+# This error contains only words of the JSON schema language.
+_WITHOUT_INPUT = "Unimplemented keys"
+# After the colon this one contains also names, but in quotes.
+_QUOTING = "Unsatisfiable schema"
 # Whether llguidance understands a schema does not depend on the tokens, so bytes will do.
 _BYTES = LLTokenizer("byte")
 
@@ -252,10 +255,13 @@ def _check_properties(schema: object) -> None:
 def _reason(error: str) -> str:
     """Return llguidance's reason without the client's input (in quotes or after a colon)."""
     first_line = error.partition("\n")[0]
-    head, _, tail = first_line.partition(": ")
-    if head in _WITHOUT_INPUT:
-        return f"{head}: {tail}"[:MAX_REASON_CHARACTERS]
-    return _QUOTED.sub("...", first_line).partition(":")[0][:MAX_REASON_CHARACTERS]
+    head = first_line.partition(": ")[0]
+    if head == _WITHOUT_INPUT:
+        return first_line[:MAX_REASON_CHARACTERS]
+    without = _QUOTED.sub("...", first_line)
+    if head != _QUOTING:
+        without = without.partition(":")[0].partition(", got ")[0]
+    return without[:MAX_REASON_CHARACTERS]
 
 
 def is_json(text: str) -> bool:

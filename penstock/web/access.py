@@ -21,6 +21,7 @@ from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.quotas import Owner
 from penstock.stream.stream import Stream
+from penstock.web.http1.head import number_in
 from penstock.web.peer import PEER, Peer
 from penstock.web.proxies import TrustedProxies
 
@@ -355,8 +356,7 @@ async def discard_body(scope: Scope, receive: Receive) -> None:
     response.
     """
     headers = dict(scope["headers"])
-    length = headers.get(b"content-length", b"")
-    is_small = length.isdigit() and 0 < int(length) <= MAX_DISCARDED_BYTES
+    is_small = 0 < number_in(headers.get(b"content-length", b"")) <= MAX_DISCARDED_BYTES
     # A client that sent `Expect` waits for permission to send the body.
     if access_of(scope).has_begun_body or not is_small or b"expect" in headers:
         return

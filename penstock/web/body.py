@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from penstock.errors import Problem
 from penstock.web.access import access_of
+from penstock.web.http1.head import number_in
 
 MAX_DEPTH = 64
 GZIP = 31  # zlib's window size for gzip data
@@ -62,7 +63,7 @@ class BodyReader:
 
     async def _read(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        if number_in(declared.encode("latin-1")) > self._max_bytes:
             raise self._too_large()
         body = bytearray()
         limit = asyncio.timeout(0 if self._refusal else self._timeout)

@@ -26,11 +26,20 @@ REFUSAL = "penstock.refusal"
 """The key of the problem in the scope of a request that must be refused."""
 
 
+MAX_DIGITS = 20
+"""The digits of the greatest length, 2^64 - 1. A number with more of them is greater."""
+
+
+def number_in(digits: bytes) -> int:
+    """Return the number, -1 if there is none. Python refuses to read thousands of zeros."""
+    return int(digits.lstrip(b"0")[:MAX_DIGITS] or b"0") if digits.isdigit() else -1
+
+
 def length_of(headers: list[Header]) -> int:
     """Return the length of the body in bytes, -1 if it has chunks. The headers were checked."""
     for name, value in headers:
         if name == b"content-length":
-            return int(value)
+            return number_in(value)
         if name == b"transfer-encoding":
             return -1
     return 0
