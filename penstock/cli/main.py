@@ -18,6 +18,7 @@ from penstock import __version__
 from penstock.cli import bench, chat, key
 from penstock.cli.loading import LoadingDisplay
 from penstock.cli.screen import console, fail
+from penstock.cli.standard_files import open_standard_files, stderr_to
 from penstock.engine.catalog import DEFAULT_ENGINE, ENGINES
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
@@ -65,7 +66,9 @@ def _serve(**flags: Any) -> None:
         settings = load_settings(**given)
     except StartError as error:
         fail(str(error), error.hint)
-    with logging_to(unbuffered(sys.stderr.fileno()), settings.log_format):
+    to_stderr = logging_to(unbuffered(sys.stderr.fileno()), settings.log_format)
+    # What the server says goes the way of its log, so a full pipe or disk cannot stop it.
+    with to_stderr as writer, stderr_to(writer.write_text):
         try:
             _run_server(settings)
         except StartError as error:
@@ -155,4 +158,5 @@ for commands in (chat.commands, key.commands, bench.commands):
 
 def main() -> None:
     """Run the command line: the entry point of `penstock` and `python -m penstock`."""
+    open_standard_files()
     app()

@@ -128,7 +128,8 @@ class LineWriter(logging.Handler):
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()
         self._stream = stream
-        self._records: collections.deque[logging.LogRecord] = collections.deque()
+        # Text stands for itself.
+        self._records: collections.deque[logging.LogRecord | str] = collections.deque()
         self._has_records = threading.Event()
         self._stopping = threading.Event()
         # Each counter has one writer, so no count is lost: loggers add to the first (under the
@@ -141,6 +142,14 @@ class LineWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record. Never waits and never raises."""
+        self._queue(record)
+
+    def write_text(self, text: str) -> None:
+        """Queue text that is written as it is. Never waits and never raises."""
+        with self.lock or contextlib.nullcontext():
+            self._queue(text)
+
+    def _queue(self, record: logging.LogRecord | str) -> None:
         if len(self._records) >= MAX_LINES_WAITING:
             self._num_refused += 1
             return
@@ -166,12 +175,16 @@ class LineWriter(logging.Handler):
     def _write_all(self) -> None:
         records = self._records
         while records:
+            record = records.popleft()
+            if isinstance(record, str):
+                self._write(record)
+                continue
             try:
-                line = self.format(records.popleft())
+                line = self.format(record)
             except Exception:  # a record that cannot be shown costs only itself
                 self._num_unwritten += 1
             else:
-                self._write(line)
+                self._write(line + "\n")
         self._report_losses()
 
     def _report_losses(self) -> None:
@@ -181,10 +194,10 @@ class LineWriter(logging.Handler):
             record = logging.LogRecord(
                 __name__, logging.WARNING, "", 0, "%d log lines were lost", (lost,), None
             )
-            self._write(self.format(record))
+            self._write(self.format(record) + "\n")
 
-    def _write(self, line: str) -> None:
-        data = line.encode("utf-8", "backslashreplace") + b"\n"
+    def _write(self, text: str) -> None:
+        data = text.encode("utf-8", "backslashreplace")
         try:
             while data:
                 data = data[self._stream.write(data) :]
@@ -193,8 +206,11 @@ class LineWriter(logging.Handler):
 
 
 @contextlib.contextmanager
-def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterator[None]:
-    """Write every record at INFO and above to `stream`, which must be `unbuffered`."""
+def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterator[LineWriter]:
+    """Write every record at INFO and above to `stream`, which must be `unbuffered`.
+
+    The context yields the writer.
+    """
     writer = LineWriter(stream)
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     # No line shows these, and finding them out for each record takes long.
@@ -205,7 +221,7 @@ def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterato
     logging.captureWarnings(True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        yield
+        yield writer
     finally:
         root.removeHandler(writer)
         writer.stop()
