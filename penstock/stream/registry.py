@@ -13,11 +13,13 @@ Ended streams are kept and remembered in `kept`. HTTP and concrete engines are n
 
 import asyncio
 import functools
+import logging
 import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -36,6 +38,8 @@ from penstock.stream.quotas import ANYBODY, Owner, Quotas
 from penstock.stream.record import StreamRecord
 from penstock.stream.recovery import NOT_BACK
 from penstock.stream.stream import Stream
+
+log = logging.getLogger("penstock.stream")
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,8 @@ class Streams:
         if owner.limits.tokens_per_minute is not None:
             self._quotas.settle(owner, stream.id, now, has_begun=had_slot)
         self._quotas.ended(owner)
+        if stream.resumable and not stream.num_readers:
+            _log_unread(stream, stream.ended)
         self.kept.stream_ended(stream)
         self._fill_slots()
 
@@ -421,6 +427,23 @@ def _with_limit(record: StreamRecord, max_tokens: int) -> StreamRecord:
     min_tokens = min(request.min_tokens, max_tokens)
     request = msgspec.structs.replace(request, max_tokens=max_tokens, min_tokens=min_tokens)
     return msgspec.structs.replace(record, request=request)
+
+
+def _log_unread(stream: Stream, end: TerminalEvent) -> None:
+    """Log how a stream ended that no response carries to its end."""
+    fields: dict[str, Any] = {
+        "stream_id": stream.id,
+        "readers": stream.num_readers_ever,
+        "prompt_tokens": stream.usage.prompt_tokens,
+        "completion_tokens": stream.usage.completion_tokens,
+        "finish_reason": finish_reason_of(end),
+        "total_s": end.timings.total_time,
+    }
+    if isinstance(end, Failure):
+        fields["error_code"] = end.code
+    if stream.record.owner.is_closed:
+        fields["owner"] = stream.record.owner.name
+    log.info("stream ended unread", extra={"fields": fields})
 
 
 def draining() -> Problem:

@@ -53,8 +53,12 @@ class RefusedError(Exception):
 class Reader:
     """A logical reader of one stream. `cursor` is the id of its last event, or -1 for none."""
 
-    def __init__(self, address: Address, history: History, *, source: str = "") -> None:
+    def __init__(
+        self, address: Address, history: History, *, source: str = "", headers: tuple[str, ...] = ()
+    ) -> None:
         self.address = address
+        self.headers = headers
+        """The headers of every request."""
         self.name = f"r{next(_numbers)}"
         self.stream = ""
         self.cursor = -1
@@ -80,7 +84,7 @@ class Reader:
         if resumable:
             asked["resumable"] = True
         body = json.dumps(asked).encode()
-        head = await self._ask(request_bytes("POST", "/generate", body=body))
+        head = await self._ask(request_bytes("POST", "/generate", *self.headers, body=body))
         self.stream = head.headers["x-stream-id"]
         self._history.open(self.stream, truth)
         self._attached()
@@ -88,7 +92,7 @@ class Reader:
     async def attach(self, stream: str = "", *, by: Literal["header", "query"] = "header") -> None:
         """Read the stream after the cursor. Raises OSError or RefusedError."""
         self.stream = stream or self.stream
-        path, headers = f"/streams/{self.stream}", []
+        path, headers = f"/streams/{self.stream}", [*self.headers]
         if self.cursor >= 0 and by == "query":
             path += f"?after={self.cursor}"
         elif self.cursor >= 0:
