@@ -43,6 +43,11 @@ class HonestClient:
         """The number of tokens so far."""
         return len(self.indices)
 
+    @property
+    def is_reading(self) -> bool:
+        """True while the stream goes on."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """Close the connection."""
         self._is_done = True
