@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.attacks import test_headers
-from tests.attacks.certificates import BAD, TlsFiles, good
+from tests.attacks.certificates import BAD, TlsFiles, good, trusting
+from tests.attacks.fuzz import all_of, http1, http2, json_bodies
 from tests.faults.processes import signal_engine, until_readiness
 from tests.support.answers import Answer
 from tests.support.raw import post, request
@@ -41,8 +42,8 @@ class Target:
     tls_files: TlsFiles | None = None
     statuses: dict[int, int] = field(default_factory=dict)
     """How many answers had each status."""
-    internal_errors: list[str] = field(default_factory=list)
-    """The kinds of attacks that got an internal error."""
+    wrong: list[str] = field(default_factory=list)
+    """What an attacker got that nobody may get, such as an internal error."""
 
     def post(self, fields: object, path: str = "/generate", *headers: str) -> bytes:
         """Return a request with the attacker's key. `fields` is a value, or the body itself."""
@@ -66,7 +67,7 @@ class Target:
             return None
         self.note(answer.status)
         if answer.status == 500:
-            self.internal_errors.append(sent[:200].decode("latin-1"))
+            self.wrong.append(f"internal error: {sent[:200].decode('latin-1')}")
         return answer
 
     def note(self, status: int) -> None:
@@ -210,6 +211,24 @@ async def mutants(target: Target, chance: random.Random) -> None:
                 await wire.send(mutant(chance.randrange(10**9))).until_closed()
 
 
+async def fuzz(target: Target, chance: random.Random) -> None:
+    """Run the fuzzers with seeds of this run."""
+    seeds = [chance.randrange(10**9) for _ in range(20)]
+    context = target.context
+    target.wrong += await all_of(http1(target.server, seed, context) for seed in seeds)
+    if context is not None:
+        of_http2 = trusting()
+        of_http2.set_alpn_protocols(["h2"])
+        target.wrong += await all_of(http2(target.server, seed, of_http2) for seed in seeds)
+        return
+    try:
+        await asyncio.to_thread(
+            json_bodies, target.server, len(seeds), derandomize=False, key=target.key
+        )
+    except AssertionError as error:
+        target.wrong.append(f"a fuzzed body: {error}")
+
+
 async def odd_headers(target: Target, chance: random.Random) -> None:
     """Send headers with odd values."""
     for _ in range(20):
@@ -251,7 +270,7 @@ async def broken_certificates(target: Target, chance: random.Random) -> None:
 
 ATTACKS: tuple[Attack, ...] = (
     *(hostile_bodies, resets, cancel_storm, long_prompts, schema_bombs, silent_connections),
-    *(slow_bodies, slow_readers, flood, mutants, odd_headers, wrong_keys),
+    *(slow_bodies, slow_readers, flood, mutants, fuzz, odd_headers, wrong_keys),
 )
 """The attacks of a client. Any number of them may run at once."""
 FAULTS: tuple[Attack, ...] = (broken_keys, broken_certificates)

@@ -46,6 +46,7 @@ STREAM_WITHIN_S = 300.0
 ATTACK_WITHIN_S = 120.0
 ENGINE_TIMEOUT_S = 10.0
 LAST_STREAMS_S = 120.0
+RETRY_S = 0.2
 PROMPTS = ("Once upon a time", "The river", "In the morning", "Water", "A small boat", "Hello")
 MAX_TOKENS = 60
 
@@ -86,6 +87,7 @@ class Honest:
                 self._found.wrong.append(f"no whole answer within {STREAM_WITHIN_S:.0f} s")
             except RefusedError as refused:
                 self._found.wrong.append(f"an honest client was refused: {refused}")
+                await asyncio.sleep(RETRY_S)
             self._found.stream_s.append(time.monotonic() - began)
 
     async def _stream(self, prompt: str) -> None:
@@ -103,7 +105,7 @@ class Honest:
                     raise
                 self._found.did[f"honest: put off with {refused.status}"] += 1
             reader.forget()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(RETRY_S)
         await reader.read_through(STREAM_WITHIN_S)
         self._found.verdict.add(judge_stream(self._history.take(reader.stream), Rules()))
 
@@ -158,7 +160,7 @@ async def check_health(target: Target, stop: asyncio.Event, found: Found) -> Non
             found.wrong.append(f"a health check got no answer ({type(error).__name__})")
         else:
             found.health_s.append(time.monotonic() - began)
-            if status != 200:
+            if status not in (200, 503):  # 503 while the engine is away
                 found.wrong.append(f"a health check got {status}")
 
 
@@ -214,7 +216,7 @@ async def run(minutes: float, seed: int) -> bool:
                     found.wrong.append(f"{type(error).__name__}: {error}")
             judge_steady(steady, found)
             for target in (plain, tls):
-                found.wrong += [f"internal error: {sent}" for sent in target.internal_errors[:5]]
+                found.wrong += target.wrong
                 if target.server.process.poll() is not None:
                     found.wrong.append("a server has ended")
             summary(found, plain, tls)
