@@ -114,10 +114,11 @@ class Settings(BaseSettings):
     body_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """The number of seconds within which the body of a request must arrive."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
-    """The number of connections that may be open at once."""
+    """The number of connections that may be open at once. One address may have seven of eight of
+    them."""
     keepalive_timeout: Annotated[float, Field(gt=0, le=86_400)] = 75.0
-    """The number of seconds that an idle connection of plain HTTP/1.1 stays open for its client's
-    next request."""
+    """The number of seconds that an idle connection stays open for its client's next request. (Over
+    TLS, HTTP/1.1 has at most 10 seconds.)"""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """The number of seconds that running streams have to end when the server stops."""
     linger: Annotated[float, Field(ge=0, le=86_400)] = 60.0
