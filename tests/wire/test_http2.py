@@ -18,7 +18,8 @@ def end(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("tls")
     arguments = ["--http2"] if request.param == "h2c" else []
     name = "own" if request.param == "h2c" else "granian"
-    with serve_end(name, folder, *arguments, protocol="h2") as end:
+    # All cases run at once, which may take longer than a head may take in `short`.
+    with serve_end(name, folder, *arguments, protocol="h2", module="penstock") as end:
         yield end
         assert "Traceback" not in "".join(end.server.output)
 
