@@ -98,7 +98,7 @@ def test_an_odd_value_of_any_header_is_no_internal_error(
     server: RunningServer = request.getfixturevalue(name)
     context = trusting() if server.url.startswith("https") else None
     routes = itertools.cycle(ROUTES)
-    cases = [(next(routes), *each) for each in itertools.product(HEADERS, VALUES)]
+    cases = [(next(routes), *each) for each in itertools.product(HEADERS, VALUES)][::2]
     cases += [(b"POST /generate", *each) for each in itertools.product(OF_BODIES, VALUES)]
     with honest_client(server, context=context):
         for route, name, value in cases[:: EVERY_NTH_OVER_TLS if context else 1]:
