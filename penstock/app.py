@@ -8,6 +8,7 @@ from penstock.api.health import health_routes
 from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native.errors import problem_details
 from penstock.api.native.routes import native_api
+from penstock.api.openai.responses.stored import StoredResponses
 from penstock.api.openai.routes import openai_api
 from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
@@ -65,10 +66,11 @@ def create_app(
         return names if settings.allow_host or (is_local and not keys) else None
 
     answering = Answering(streams, liveness, bodies, strict=settings.strict)
+    stored = StoredResponses(settings.retain_responses, settings.retain_responses_bytes)
     # To add an API, add its line here.
     apis = [
         native_api(answering),
-        openai_api(answering, settings.served_name, lambda: engine.info),
+        openai_api(answering, settings.served_name, lambda: engine.info, stored),
     ]
     others = [
         *health_routes(unready),

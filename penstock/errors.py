@@ -108,8 +108,12 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "no_such_file": ProblemKind(404, "The page has no file of this name."),
     "model_not_found": ProblemKind(404, "This server does not serve the requested model."),
     "stream_not_found": ProblemKind(404, "There is no such stream, or it belongs to another key."),
+    "response_not_found": ProblemKind(
+        404, "There is no such response, it is no longer kept, or it belongs to another key."
+    ),
     "method_not_allowed": ProblemKind(405, "This address does not accept the HTTP method."),
     "not_resumable": ProblemKind(409, "The stream was not opened as resumable."),
+    "not_in_background": ProblemKind(400, "The response does not run in the background."),
     "history_lost": ProblemKind(410, "The stream ended, and its events are no longer kept."),
     # Try again later.
     "queue_full": ProblemKind(429, "The queue is full.", retry_safe=True),

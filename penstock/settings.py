@@ -128,6 +128,11 @@ class Settings(BaseSettings):
     retain_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     """The memory for all ended streams that stay readable, in bytes; the oldest stream is dropped
     first."""
+    retain_responses: Annotated[float, Field(ge=0, le=2_592_000)] = 86_400.0
+    """The number of seconds that a response of `/v1/responses` is stored after its end."""
+    retain_responses_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """The memory for all stored responses, in bytes. The owner with the most bytes loses its oldest
+    response first."""
     heartbeat: Annotated[float, Field(gt=0, le=3600)] = 15.0
     """The number of seconds of silence after which a stream sends a comment, so that no proxy
     closes the connection as idle."""

@@ -74,12 +74,16 @@ class Answering:
         call = dialect.parse(await self._bodies.read_object(http), http, notes)
         opened = self._open(call, owner)
         access_of(http.scope).carries(opened, call.num_per_prompt)
+        if call.on_opened is not None:
+            call.on_opened(opened)
         connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
         is_streaming = False
         try:
             for stream in opened:
                 if problem := await asyncio.shield(stream.was_accepted):
                     raise problem
+            if call.at_once:
+                return JSONResponse(call.form.so_far(opened), headers=self._named(notes, opened))
             if not call.streamed:
                 return await self._whole(call, opened, connected, notes)
             is_streaming = True
@@ -94,12 +98,16 @@ class Answering:
             tell_place=queue_event if call.queue_events else None,
         )
 
-    async def resume(self, http: HttpRequest, stream_id: str) -> Response:
-        """Send the events of a resumable stream after the last one that the client has seen."""
+    async def resume(self, http: HttpRequest, stream_id: str, first: int | None = None) -> Response:
+        """Send the events of a resumable stream from number `first` on.
+
+        By default that is the one after the last event that the client has seen. Raises Problem.
+        """
         stream = self.streams.find(stream_id, owner_of(http.scope))
         saved = stream.record.form
         form = self._forms[saved.dialect].load(saved)
-        first = first_event_of(http)
+        if first is None:
+            first = first_event_of(http)
         num_events = form.num_events(stream)
         if first > num_events:
             raise _bad_event_id("is beyond the last event of this stream")

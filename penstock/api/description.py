@@ -91,7 +91,9 @@ _NOT_GENERATION = {
     "model_not_found",
     "no_such_file",
     "no_such_route",
+    "not_in_background",
     "not_resumable",
+    "response_not_found",
     "stream_not_found",
 }
 GENERATION = PROBLEMS.keys() - _NOT_GENERATION

@@ -6,7 +6,7 @@ and add one line to the list of APIs in `app`.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -62,6 +62,10 @@ class Form(msgspec.Struct, frozen=True):
         """Return the whole answer of these streams, which have all finished, as JSON values."""
         raise NotImplementedError
 
+    def so_far(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """Return what there is of the whole answer, for calls with `at_once`."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Call:
@@ -70,6 +74,8 @@ class Call:
     `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
     of them. `timeout` is in seconds and `max_tokens` in tokens, None if the client set none.
     `queue_events` asks for events instead of comments while the stream waits in the queue.
+    `on_opened` is told the streams when they are open. With `at_once`, the client gets the answer
+    as it is when the request is accepted, and asks for the rest later.
     """
 
     requests: Sequence[Request]
@@ -80,6 +86,8 @@ class Call:
     max_tokens: int | None = None
     num_per_prompt: int = 1
     queue_events: bool = False
+    on_opened: Callable[[Sequence[Stream]], None] | None = None
+    at_once: bool = False
 
 
 class Parse(Protocol):

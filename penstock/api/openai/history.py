@@ -54,14 +54,17 @@ def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCust
 
 def refuse_part(place: str, kind: object) -> NoReturn:
     """Refuse a part that is not text. Raises PydanticCustomError."""
+    raise misplaced(f"{place}.type", refusal_of_part(kind), "literal_error")
+
+
+def refusal_of_part(kind: object) -> str:
+    """Return the sentence that refuses a part of this kind."""
     media = _MEDIA.get(kind) if isinstance(kind, str) else None
     if media is None:
-        raise misplaced(f"{place}.type", "Give only parts of the type text.", "literal_error")
-    raise misplaced(
-        f"{place}.type",
+        return "Give only parts of the type text."
+    return (
         f"This server cannot show {media} to the model; it takes text only. Describe the content in"
-        f" a part of the type text, or ask a server whose engine takes {media}.",
-        "literal_error",
+        f" a part of the type text, or ask a server whose engine takes {media}."
     )
 
 

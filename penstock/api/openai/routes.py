@@ -1,6 +1,5 @@
 """OpenAI's API under `/v1`: models, completions and chats, as OpenAI's own clients speak it."""
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +16,13 @@ from penstock.api.openai.completion import CompletionRequest, parse_completion
 from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import Common
 from penstock.api.openai.frames import ChatForm, CompletionForm
+from penstock.api.openai.headers import asks_to_resume, invalid, timeout_of
+from penstock.api.openai.responses.routes import ResponseRoutes
+from penstock.api.openai.responses.stored import StoredResponses
 from penstock.api.tolerance import Notes
 from penstock.engine.protocol import ModelInfo
-from penstock.errors import FieldError, InvalidFields, Problem
-from penstock.request import MAX_TIMEOUT_S, Request
-
-RESUMABLE = "x-penstock-resumable"
-TIMEOUT = "x-penstock-timeout"
+from penstock.errors import Problem
+from penstock.request import Request
 
 
 class _Calls:
@@ -57,8 +56,8 @@ class _Calls:
                 f"This server does not serve that model. It serves {self._served_name}.",
             )
 
-    def _prepare(self, asked: Common, prefix: str) -> tuple[list[Request], dict[str, Any]]:
-        """Return the requests, and the fields that both forms share."""
+    def check(self, asked: Common) -> ModelInfo:
+        """Return the model's information. Raises Problem if the model cannot do what is asked."""
         self.check_model(asked.model)
         info = self._info()
         if info is None:
@@ -68,7 +67,11 @@ class _Calls:
                 headers={"Retry-After": "1"},
             )
         asked.check(info)
-        requests = asked.requests(info)
+        return info
+
+    def _prepare(self, asked: Common, prefix: str) -> tuple[list[Request], dict[str, Any]]:
+        """Return the requests, and the fields that both forms share."""
+        requests = asked.requests(self.check(asked))
         options = asked.stream_options
         shown = {
             "id": prefix + requests[0].id,
@@ -95,13 +98,18 @@ class _Calls:
             form=form,
             streamed=bool(asked.stream),
             resumable=_is_resumable(http, asked, len(requests)),
-            timeout=_timeout_of(http),
+            timeout=timeout_of(http),
             max_tokens=asked.max_tokens_asked,
             num_per_prompt=asked.num_choices,
         )
 
 
-def openai_api(answering: Answering, served_name: str, info: Callable[[], ModelInfo | None]) -> Api:
+def openai_api(
+    answering: Answering,
+    served_name: str,
+    info: Callable[[], ModelInfo | None],
+    stored: StoredResponses,
+) -> Api:
     """Return the routes under `/v1`. `info` describes the model once it is loaded."""
     created = int(time.time())
     calls = _Calls(served_name, info)
@@ -145,38 +153,15 @@ def openai_api(answering: Answering, served_name: str, info: Callable[[], ModelI
         Route("/v1/models/{model:path}", model, name="get_model"),
         answering.route("/v1/chat/completions", chat),
         answering.route("/v1/completions", completion),
+        *ResponseRoutes(answering, served_name, calls.check, stored).routes(),
     ]
     return Api(routes, error_response, prefix="/v1/", description="penstock.api.openai.description")
 
 
 def _is_resumable(http: HttpRequest, asked: Common, num_choices: int) -> bool:
     """Return True if the client asks for a stream that it can resume. Raises Problem."""
-    given = http.headers.getlist(RESUMABLE)
-    if not given or given == ["false"]:
-        return False
-    if given != ["true"]:
-        raise Problem("invalid_value", "X-Penstock-Resumable is true or false.")
-    if not asked.stream:
-        raise _invalid("stream", "Only a streamed answer can be resumable.")
-    if num_choices > 1:
+    is_resumable = asks_to_resume(http, streamed=bool(asked.stream))
+    if is_resumable and num_choices > 1:
         field = "n" if asked.num_choices > 1 else "prompt"
-        raise _invalid(field, "Only an answer with one choice can be resumable.")
-    return True
-
-
-def _timeout_of(http: HttpRequest) -> float | None:
-    """Return the request's timeout in seconds, None if the client set none. Raises Problem."""
-    given = http.headers.getlist(TIMEOUT)
-    if not given:
-        return None
-    digits = given[0]
-    is_number = len(given) == 1 and re.fullmatch(r"\d{1,6}(\.\d{1,6})?", digits, re.ASCII)
-    if not is_number or not 0 < float(digits) <= MAX_TIMEOUT_S:
-        raise Problem(
-            "invalid_value", f"X-Penstock-Timeout is a number of seconds up to {MAX_TIMEOUT_S}."
-        )
-    return float(digits)
-
-
-def _invalid(field: str, message: str) -> InvalidFields:
-    return InvalidFields([FieldError(field, "invalid_value", f"{field}: {message}")])
+        raise invalid(field, "Only an answer with one choice can be resumable.")
+    return is_resumable

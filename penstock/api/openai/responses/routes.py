@@ -1,0 +1,209 @@
+"""The routes of OpenAI's Responses API: create, read, follow, cancel and delete responses."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from penstock.api.answering import MAX_EVENT_ID_DIGITS, Answering
+from penstock.api.dialect import Call, Dialect
+from penstock.api.openai.fields import Common
+from penstock.api.openai.headers import asks_to_resume, invalid, timeout_of
+from penstock.api.openai.responses.fields import ResponseRequest, parse_response
+from penstock.api.openai.responses.frames import ResponseForm, stream_id_of
+from penstock.api.openai.responses.stored import StoredResponse, StoredResponses
+from penstock.api.openai.responses.tools import ToolSet
+from penstock.api.tolerance import Notes
+from penstock.engine.protocol import ModelInfo
+from penstock.errors import Problem
+from penstock.request import Message, Request
+from penstock.stream.quotas import Owner
+from penstock.stream.stream import Stream
+from penstock.web.auth import owner_of
+
+MAX_ITEMS = 100
+DEFAULT_ITEMS = 20
+
+
+class ResponseRoutes:
+    """The routes. `check` returns the model's information, or raises a Problem."""
+
+    def __init__(
+        self,
+        answering: Answering,
+        served_name: str,
+        check: Callable[[Common], ModelInfo],
+        stored: StoredResponses,
+    ) -> None:
+        self._answering = answering
+        self._served_name = served_name
+        self._check = check
+        self._stored = stored
+
+    def routes(self) -> list[Route]:
+        """Return the routes under `/v1/responses`."""
+        create = Dialect(
+            "create_response",
+            "Respond to an input, streamed or whole.",
+            ResponseRequest,
+            self._call,
+            ResponseForm,
+        )
+        one = "/v1/responses/{response}"
+        return [
+            self._answering.route("/v1/responses", create),
+            Route(one, self._get, name="get_response"),
+            Route(one, self._delete, methods=["DELETE"], name="delete_response"),
+            Route(f"{one}/cancel", self._cancel, methods=["POST"], name="cancel_response"),
+            Route(f"{one}/input_items", self._input_items, name="list_input_items"),
+        ]
+
+    def _call(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
+        """Return the call for `/v1/responses`. Raises Problem."""
+        asked = parse_response(body, notes)
+        info = self._check(asked)
+        owner = owner_of(http.scope)
+        earlier: Sequence[Message] = ()
+        if asked.previous_response_id is not None:
+            earlier = self._previous(asked.previous_response_id, owner)
+        conversation = asked.converse(earlier, lambda each: self._stored.item(each, owner))
+        (request,) = asked.requests(info)
+        form = self._form(asked, request, body)
+        is_background = bool(asked.background)
+
+        def store(opened: Sequence[Stream]) -> None:
+            response = StoredResponse(owner, opened[0], form, conversation, asked.input)
+            self._stored.add(response, is_background=is_background)
+
+        return Call(
+            requests=[request],
+            form=form,
+            streamed=bool(asked.stream),
+            resumable=is_background or asks_to_resume(http, streamed=bool(asked.stream)),
+            timeout=timeout_of(http),
+            max_tokens=asked.max_tokens_asked,
+            on_opened=store if asked.is_stored else None,
+            at_once=is_background and not asked.stream,
+        )
+
+    def _previous(self, response_id: str, owner: Owner) -> list[Message]:
+        previous = self._stored.find(response_id, owner)
+        if previous.final is None:
+            raise invalid("previous_response_id", "This response has not ended yet.")
+        return previous.messages()
+
+    def _form(self, asked: ResponseRequest, request: Request, body: dict[str, Any]) -> ResponseForm:
+        tools = asked.tools or ToolSet()
+        renamed = {
+            name: tool for name, tool in tools.shown.items() if tool.is_custom or tool.name != name
+        }
+        reasoning, text = asked.reasoning, asked.text
+        form = text.format if text is not None else None
+        shown = {
+            "background": bool(asked.background),
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
+            "metadata": asked.metadata or {},
+            "model": self._served_name,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": asked.previous_response_id,
+            "reasoning": {"effort": reasoning and reasoning.effort, "summary": None},
+            "store": asked.is_stored,
+            "temperature": request.sampling.temperature,
+            "text": {
+                "format": {"type": "text"}
+                if form is None
+                else form.model_dump(by_alias=True, exclude_none=True)
+            },
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": [_shown_tool(tool) for tool in body.get("tools") or () if _is_used(tool)],
+            "top_logprobs": asked.top_logprobs or 0,
+            "top_p": request.sampling.top_p,
+            "truncation": "disabled",
+        }
+        return ResponseForm(
+            stream_id=request.id,
+            created_at=int(time.time()),
+            shown=shown,
+            tools=renamed,
+            encrypts=asked.encrypts_reasoning,
+            has_logprobs=asked.top_logprobs_asked is not None,
+        )
+
+    def _find(self, http: HttpRequest) -> StoredResponse:
+        return self._stored.find(http.path_params["response"], owner_of(http.scope))
+
+    async def _get(self, http: HttpRequest) -> Response:
+        """Return a stored response, or follow its events.
+
+        With `stream=true`, the events come from the one after `starting_after`.
+        """
+        response = self._find(http)
+        if http.query_params.get("stream") != "true":
+            return JSONResponse(response.shown())
+        after = http.query_params.get("starting_after")
+        if after is None:
+            first = 0
+        elif after.isascii() and after.isdigit() and len(after) <= MAX_EVENT_ID_DIGITS:
+            first = int(after) + 1
+        else:
+            raise invalid("starting_after", "Give the sequence number of the last event you have.")
+        return await self._answering.resume(http, stream_id_of(response.id), first)
+
+    async def _delete(self, http: HttpRequest) -> Response:
+        """Forget a stored response. If it is still running, cancel it."""
+        response = self._find(http)
+        self._stored.remove(response)
+        return JSONResponse({"id": response.id, "object": "response", "deleted": True})
+
+    async def _cancel(self, http: HttpRequest) -> Response:
+        """Cancel a response that runs in the background, and return it."""
+        response = self._find(http)
+        if not response.form.shown["background"]:
+            raise Problem("not_in_background", "Only a response in the background is cancelled so.")
+        if response.final is None:
+            response.stream.cancel()
+        return JSONResponse(response.shown())
+
+    async def _input_items(self, http: HttpRequest) -> Response:
+        """List the items that a stored response was given, the newest first."""
+        response = self._find(http)
+        query = http.query_params
+        items = [
+            {"id": f"in_{response.form.stream_id}_{number}", **item}
+            for number, item in enumerate(response.input)
+        ]
+        if query.get("order", "desc") == "desc":
+            items.reverse()
+        ids = [item["id"] for item in items]
+        if (after := query.get("after")) is not None:
+            if after not in ids:
+                raise invalid("after", "There is no such item.")
+            items = items[ids.index(after) + 1 :]
+        limit = query.get("limit", str(DEFAULT_ITEMS))
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= MAX_ITEMS):
+            raise invalid("limit", f"Give a number from 1 to {MAX_ITEMS}.")
+        page = items[: int(limit)]
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+                "has_more": len(page) < len(items),
+            }
+        )
+
+
+def _is_used(tool: Any) -> bool:
+    return tool.get("type") in ("function", "custom", "namespace")
+
+
+def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as OpenAI shows it, with every field of a function."""
+    if tool["type"] != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": False, **tool}
