@@ -9,7 +9,7 @@ from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.native.errors import problem_details
 from penstock.api.native.routes import native_api
 from penstock.api.openai.responses.stored import StoredResponses
-from penstock.api.openai.routes import openai_api
+from penstock.api.openai.routes import openai_apis
 from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
 from penstock.api.tolerance import HEADER
@@ -70,7 +70,7 @@ def create_app(
     # To add an API, add its line here.
     apis = [
         native_api(answering),
-        openai_api(answering, settings.served_name, lambda: engine.info, stored),
+        *openai_apis(answering, settings.served_name, lambda: engine.info, stored),
     ]
     others = [
         *health_routes(unready),

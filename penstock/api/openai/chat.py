@@ -34,7 +34,7 @@ REFUSED_CHAT = {
 }
 
 
-def service_tier(value: object, validate: Callable[[object], Any], info: ValidationInfo) -> Any:
+def known_tier(value: object, validate: Callable[[object], Any], info: ValidationInfo) -> Any:
     notes = notes_of(info.context)
     if notes.strict:
         return validate(value)
@@ -74,7 +74,7 @@ class ChatRequest(ChatExtras, Common):
     reasoning_effort: ReasoningEffort | None = None
     modalities: Annotated[list[str], AfterValidator(_only_text)] | None = None
     store: Annotated[bool, AfterValidator(_not_stored)] | None = None
-    service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(service_tier)] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(known_tier)] = None
     prediction: Annotated[Any, HINT] = None
     verbosity: Annotated[Any, HINT] = None
     metadata: Annotated[dict[str, str] | None, LEFT_OUT] = None

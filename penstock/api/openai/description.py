@@ -342,7 +342,7 @@ class ModelList(ResponseModel):
     data: list[Model]
 
 
-_PARAMETERS: list[dict[str, Any]] = [
+PARAMETERS: list[dict[str, Any]] = [
     {
         "name": "X-Penstock-Resumable",
         "in": "header",
@@ -366,13 +366,13 @@ DESCRIPTION = Description(
     operations={
         "create_chat_completion": Operation(
             answers=generation(Chat, ChatEvent),
-            parameters=_PARAMETERS,
+            parameters=PARAMETERS,
             example={"messages": [{"role": "user", "content": "Tell me a story."}]},
             problems=GENERATION | {"model_not_found"},
         ),
         "create_completion": Operation(
             answers=generation(Completion, CompletionEvent),
-            parameters=_PARAMETERS,
+            parameters=PARAMETERS,
             example={"prompt": "Once upon a time", "max_tokens": 20},
             problems=GENERATION
             - {"invalid_schema", "invalid_tools", "no_chat_template", "schema_lost"}

@@ -104,12 +104,12 @@ class _Calls:
         )
 
 
-def openai_api(
+def openai_apis(
     answering: Answering,
     served_name: str,
     info: Callable[[], ModelInfo | None],
     stored: StoredResponses,
-) -> Api:
+) -> list[Api]:
     """Return the routes under `/v1`. `info` describes the model once it is loaded."""
     created = int(time.time())
     calls = _Calls(served_name, info)
@@ -153,9 +153,17 @@ def openai_api(
         Route("/v1/models/{model:path}", model, name="get_model"),
         answering.route("/v1/chat/completions", chat),
         answering.route("/v1/completions", completion),
-        *ResponseRoutes(answering, served_name, calls.check, stored).routes(),
     ]
-    return Api(routes, error_response, prefix="/v1/", description="penstock.api.openai.description")
+    responses = ResponseRoutes(answering, served_name, calls.check, stored).routes()
+    return [
+        Api(routes, error_response, prefix="/v1/", description="penstock.api.openai.description"),
+        Api(
+            responses,
+            error_response,
+            prefix="/v1/responses",
+            description="penstock.api.openai.responses.description",
+        ),
+    ]
 
 
 def _is_resumable(http: HttpRequest, asked: Common, num_choices: int) -> bool:

@@ -21,8 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, Strict
-from penstock.api.openai.chat import ReasoningEffort, service_tier
-from penstock.api.openai.extras import ANY_OBJECT, Bond
+from penstock.api.openai.chat import ReasoningEffort, known_tier
+from penstock.api.openai.extras import ANY_OBJECT, Bond, ChatExtras
 from penstock.api.openai.fields import Common, Refusal, TokenLimit, parse_fields
 from penstock.api.openai.responses.items import Resolve, read_items
 from penstock.api.openai.responses.tools import ToolSet, read_choice, read_tools
@@ -43,6 +43,11 @@ REFUSED_RESPONSE = {
     "max_tokens": Refusal("Use max_output_tokens."),
     "moderation": Refusal("This server cannot moderate. Leave out moderation."),
     "response_format": Refusal("Use text.format."),
+    "include_reasoning": Refusal(
+        "Reasoning is an item of the output, which you can skip. Leave out include_reasoning.",
+        neutral=(True,),
+        meaningful=(False,),
+    ),
 }
 
 
@@ -111,7 +116,7 @@ Metadata = Annotated[
 ]
 
 
-class ResponseRequest(Common):
+class ResponseRequest(ChatExtras, Common):
     """What to respond to, and how to generate the response."""
 
     input: Input = Field(default_factory=list)
@@ -129,7 +134,7 @@ class ResponseRequest(Common):
     background: bool | None = None
     metadata: Metadata | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(service_tier)] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(known_tier)] = None
     max_tool_calls: Annotated[Any, HINT] = None
     context_management: Annotated[Any, HINT] = None
     client_metadata: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
@@ -139,6 +144,12 @@ class ResponseRequest(Common):
     safety_identifier: Annotated[str | None, LEFT_OUT] = None
     _messages: tuple[Message, ...] = PrivateAttr(default=())
     _choice: ToolChoice | None = PrivateAttr(default=None)
+
+    @property
+    def effort(self) -> str | None:
+        """Return how much the model should reason; "none" means not at all."""
+        asked = None if self.reasoning is None else self.reasoning.effort
+        return asked or ("none" if self.has_thinking_off else None)
 
     @property
     def is_stored(self) -> bool:
@@ -198,7 +209,7 @@ class ResponseRequest(Common):
             {
                 "messages": self._messages,
                 "separate_reasoning": bond is None,
-                "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
+                "reasoning_effort": self.effort,
                 **tool_fields(
                     self.tools.functions if self.tools else None,
                     self._choice,
@@ -219,14 +230,13 @@ class ResponseRequest(Common):
 
     def needs(self) -> list[tuple[str, object, Feature]]:
         """Return the fields that need an optional feature: name, whether it is used, feature."""
-        effort = None if self.reasoning is None else self.reasoning.effort
         return [
             *super().needs(),
             ("text", any(name == "text" for name, _ in self.bonds), "json_schema"),
             ("tools", self.may_call, "tools"),
             *((name, self.may_call, "tools_with_schema") for name, _ in self.bonds),
-            ("reasoning", effort == "none", "reasoning_switch"),
-            ("reasoning", effort not in (None, "none"), "reasoning_effort"),
+            ("reasoning", self.effort == "none", "reasoning_switch"),
+            ("reasoning", self.effort not in (None, "none"), "reasoning_effort"),
         ]
 
     @model_validator(mode="after")
