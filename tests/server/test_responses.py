@@ -93,6 +93,14 @@ def test_an_answer_that_ends_by_itself_is_completed(client: openai.OpenAI) -> No
     assert answer.output_text
 
 
+def test_what_the_request_says_comes_back(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"instructions": "Be nice.", "metadata": {"a": "b"}, "top_p": 0.5}
+    answer = client.responses.create(model="rill", input="Hi", max_output_tokens=3, **asked)
+    shown = answer.model_dump()
+    assert {name: shown[name] for name in asked} == asked
+    assert (answer.max_output_tokens, answer.background, answer.model) == (3, False, "rill")
+
+
 def test_every_number_gives_the_rest_byte_for_byte(server: RunningServer) -> None:
     first = post(json.dumps({**STORY, "stream": True}).encode(), RESUMABLE, path=PATH)
     answer = ask(server.port, first)

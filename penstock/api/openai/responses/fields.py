@@ -137,6 +137,9 @@ class ResponseRequest(ChatExtras, Common):
     service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(known_tier)] = None
     max_tool_calls: Annotated[Any, HINT] = None
     context_management: Annotated[Any, HINT] = None
+    access_programs: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
+    background_options: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
+    image: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
     client_metadata: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
     prompt_cache_key: Annotated[str | None, LEFT_OUT] = None
     prompt_cache_options: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
