@@ -27,16 +27,17 @@ from tests.support.raw import post
 from tests.support.waiting import eventually
 
 NATIVE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 
 # Upper bounds. Calls: of Python and C functions, in the main thread. Objects: what a token or a
 # request has left behind (a token its event and its text; a request the name of its stream, for
 # some time). System calls: of all threads of the server's process, without `TIMED`.
-CALLS_PER_TOKEN = {NATIVE: 13.5, COMPLETIONS: 13.5, CHAT: 13.5}
-OBJECTS_PER_TOKEN = {NATIVE: 2.1, COMPLETIONS: 2.1, CHAT: 3.1}
-SYSTEM_CALLS_PER_TOKEN = {NATIVE: 1.2, COMPLETIONS: 1.2, CHAT: 1.2}
-CALLS_PER_REQUEST = {NATIVE: 785.0, COMPLETIONS: 970.0, CHAT: 1045.0}
-OBJECTS_PER_REQUEST = {NATIVE: 12.0, COMPLETIONS: 12.0, CHAT: 12.0}
-SYSTEM_CALLS_PER_REQUEST = {NATIVE: 25.0, COMPLETIONS: 25.0, CHAT: 25.0}
+CALLS_PER_TOKEN = {NATIVE: 13.5, COMPLETIONS: 13.5, CHAT: 13.5, RESPONSES: 14.5}
+OBJECTS_PER_TOKEN = {NATIVE: 2.1, COMPLETIONS: 2.1, CHAT: 3.1, RESPONSES: 3.1}
+SYSTEM_CALLS_PER_TOKEN = {NATIVE: 1.2, COMPLETIONS: 1.2, CHAT: 1.2, RESPONSES: 1.2}
+CALLS_PER_REQUEST = {NATIVE: 785.0, COMPLETIONS: 970.0, CHAT: 1045.0, RESPONSES: 1160.0}
+OBJECTS_PER_REQUEST = {NATIVE: 12.0, COMPLETIONS: 12.0, CHAT: 12.0, RESPONSES: 12.0}
+SYSTEM_CALLS_PER_REQUEST = {NATIVE: 25.0, COMPLETIONS: 25.0, CHAT: 25.0, RESPONSES: 25.0}
 
 # Waits: how often a thread finds nothing to do is a matter of time.
 TIMED = {"futex", "sched_yield", "epoll_wait", "epoll_pwait"}
@@ -48,12 +49,13 @@ PROMPTS: dict[str, dict[str, object]] = {
     NATIVE: {"prompt": "x"},
     COMPLETIONS: {"prompt": "x"},
     CHAT: {"messages": [{"role": "user", "content": "x"}]},
+    RESPONSES: {"input": "x", "store": False},
 }
 
 Window = Callable[[Callable[[], object]], dict[str, float]]
 """Runs what it is given, and returns what the server did meanwhile."""
 
-routes = pytest.mark.parametrize("route", [NATIVE, COMPLETIONS, CHAT])
+routes = pytest.mark.parametrize("route", [NATIVE, COMPLETIONS, CHAT, RESPONSES])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,8 @@ def test_a_request_takes_no_more_system_calls_than_it_did(
 
 
 def ask(route: str, max_tokens: int) -> bytes:
-    fields = {**PROMPTS[route], "stream": True, "max_tokens": max_tokens}
+    limit = "max_output_tokens" if route == RESPONSES else "max_tokens"
+    fields = {**PROMPTS[route], "stream": True, limit: max_tokens}
     return post(json.dumps(fields).encode(), path=route)
 
 
