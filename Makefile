@@ -25,7 +25,7 @@ test: $(DEV_READY) ## run the tests
 test-quick: $(DEV_READY) ## run the tests that take seconds and need no other program
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not browser" \
 	    --ignore tests/faults --ignore tests/training --ignore tests/deploy --ignore tests/docs \
-	    --ignore tests/real --ignore tests/test_wheel.py $(ARGS)
+	    --ignore tests/foreign --ignore tests/real --ignore tests/test_wheel.py $(ARGS)
 
 soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -35,11 +35,11 @@ attack: $(DEV_READY) ## attack a server in every way at once (ARGS="--minutes 10
 
 # In an environment of its own, kept in ~/.cache/penstock: vLLM pins much.
 test-vllm: ## run vLLM's tests (the first time downloads 1 GB)
-	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
+	@vllm=$$($(PYTHON) -m tests.vllm.environment) && \
 	    TEST_VLLM=1 PYTHONPATH=$(CURDIR) $$vllm/bin/python -m pytest tests/vllm $(ARGS)
 
 bench-vllm: ## compare vLLM behind Penstock with vLLM's own server
-	@vllm=$$($(PYTHON) tests/vllm/environment.py) && \
+	@vllm=$$($(PYTHON) -m tests.vllm.environment) && \
 	    PYTHONPATH=$(CURDIR) $$vllm/bin/python -m benchmarks.vllm_server $(ARGS)
 
 check: $(DEV_READY) ## formatter, linter, strict types

@@ -109,6 +109,8 @@ class ResponseForm(Form, frozen=True):
         """Return the response object of a stream that ended so."""
         usage = _usage(stream.usage, num_reasoning_tokens(stream.log.after(0)))
         status, fields = _ending(end)
+        if status == "completed":
+            fields = {"completed_at": self.created_at + int(end.timings.total_time)}
         return self.response(status, output.items) | fields | {"usage": usage}
 
     def response(self, status: str, output: list[Any]) -> dict[str, Any]:

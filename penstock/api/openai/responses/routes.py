@@ -55,6 +55,10 @@ class ResponseRoutes:
         one = "/v1/responses/{response}"
         return [
             self._answering.route("/v1/responses", create),
+            # An address of OpenAI's that this server does not have; it is no response's id.
+            Route(
+                "/v1/responses/compact", _no_such_route, methods=["POST"], include_in_schema=False
+            ),
             Route(one, self._get, name="get_response"),
             Route(one, self._delete, methods=["DELETE"], name="delete_response"),
             Route(f"{one}/cancel", self._cancel, methods=["POST"], name="cancel_response"),
@@ -104,13 +108,20 @@ class ResponseRoutes:
         form = text.format if text is not None else None
         shown = {
             "background": bool(asked.background),
+            "completed_at": None,
+            "frequency_penalty": request.sampling.frequency_penalty,
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
+            "max_tool_calls": None,
             "metadata": asked.metadata or {},
             "model": self._served_name,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "presence_penalty": request.sampling.presence_penalty,
             "previous_response_id": asked.previous_response_id,
             "reasoning": {"effort": reasoning and reasoning.effort, "summary": None},
+            "safety_identifier": None,
+            "prompt_cache_key": None,
+            "service_tier": "default",
             "store": asked.is_stored,
             "temperature": request.sampling.temperature,
             "text": {
@@ -196,6 +207,10 @@ class ResponseRoutes:
                 "has_more": len(page) < len(items),
             }
         )
+
+
+async def _no_such_route(_: HttpRequest) -> Response:
+    raise Problem("no_such_route", "This server does not compact conversations.")
 
 
 def _is_used(tool: Any) -> bool:

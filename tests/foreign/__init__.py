@@ -1,0 +1,1 @@
+"""Test suites of others, which run in an environment of their own."""
