@@ -25,8 +25,9 @@ from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
 
+from penstock.engine.compiled import InvalidSchemaError
 from penstock.engine.control import ControlTokens
-from penstock.engine.grammar import MAX_SCHEMA_INTEGER, InvalidSchemaError, check_integers
+from penstock.engine.grammar import MAX_SCHEMA_INTEGER, check_integers
 from penstock.engine.protocol import Feature, Sink
 from penstock.engine.reasoning import (
     SplitSink,

@@ -23,11 +23,11 @@ from typing import Any
 
 import msgspec
 
+from penstock.engine.compiled import InvalidSchemaError
 from penstock.engine.grammar import (
     CANNOT_CONTINUE,
     RELAXED_SCHEMA,
     RELAXED_TOOLS,
-    InvalidSchemaError,
     bound_tools,
     opened_tools,
     relaxed_schema,
