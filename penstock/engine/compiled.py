@@ -26,7 +26,7 @@ class TooComplexError(InvalidSchemaError):
     """Compiling the grammar takes too much time or memory."""
 
     def __init__(self) -> None:
-        super().__init__("compiling it takes too much time or memory")
+        super().__init__("compiling takes too much time or memory")
 
 
 class Vocabulary:

@@ -13,6 +13,7 @@ from penstock.engine.schemas import Object, is_number, objects_in
 
 MAX_ALTERNATIVES = 256
 """How many alternatives may come next at one place of an answer."""
+TOO_WIDE = MAX_ALTERNATIVES + 1
 MAX_RULES = 65_536
 """How many rules llama.cpp may make for optional properties: the square of their number."""
 # A range of numbers has alternatives for each number of digits.
@@ -36,19 +37,22 @@ def is_narrow(parameters: list[Any]) -> bool:
 
 
 class _Widths:
-    """The number of alternatives with which a value of each schema in `whole` may begin."""
+    """The number of alternatives with which a value of each schema in `whole` may begin.
+
+    A value that may begin with itself has no bound: llama.cpp refuses such a grammar.
+    """
 
     def __init__(self, whole: Any) -> None:
         self._whole = whole
         self._known: dict[int, int] = {}
 
     def of(self, schema: Any) -> int:
-        """Return the number for a part of the whole schema. A reference to itself counts as 1."""
+        """Return the number for a part of the whole schema, not counted far beyond the bound."""
         if not isinstance(schema, dict):
             return 1
         if id(schema) not in self._known:
-            self._known[id(schema)] = 1  # while it is counted
-            self._known[id(schema)] = min(self._count(schema), MAX_ALTERNATIVES + 1)
+            self._known[id(schema)] = TOO_WIDE  # if it is reached again while it is counted
+            self._known[id(schema)] = min(self._count(schema), TOO_WIDE)
         return self._known[id(schema)]
 
     def _count(self, schema: Object) -> int:
@@ -56,7 +60,7 @@ class _Widths:
         if isinstance(reference := schema.get("$ref"), str):
             parts.append(self._target(reference))
         width = sum(map(self.of, parts)) + len(_list(schema.get("enum")))
-        width += _num_optional(schema) + self.of(schema.get("items"))
+        width += _num_optional(schema)
         for pattern in (schema.get("pattern"), *_dict(schema.get("patternProperties"))):
             width += len(pattern) if isinstance(pattern, str) else 0
         if any(is_number(schema.get(name)) for name in _BOUNDS):

@@ -160,11 +160,15 @@ def bound_tools(
     return json.dumps(bound, ensure_ascii=False), is_relaxed
 
 
-def opened_tools(tools: str) -> str:
-    """Return the tools with any object as the parameters of functions that are not `strict`."""
-    opened = json.loads(tools)
-    for tool in opened:
-        if not tool["function"].pop("strict", False):
+def opened_tools(tools: str, bound: str | None = None) -> str:
+    """Return the tools with any object as the parameters of functions that are not `strict`.
+
+    The parameters of the others are those in `bound`, the same tools in a bound form.
+    """
+    opened = json.loads(bound or tools)
+    for given, tool in zip(json.loads(tools), opened, strict=True):
+        tool["function"].pop("strict", None)
+        if not given["function"].get("strict", False):
             tool["function"]["parameters"] = ANY_OBJECT
     return json.dumps(opened, ensure_ascii=False)
 

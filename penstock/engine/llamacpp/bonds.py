@@ -19,6 +19,7 @@ from penstock.engine.grammar import (
     compact_schema,
     freely_spelled,
     is_json,
+    opened_tools,
     parameters_in,
     try_out_schema,
 )
@@ -193,17 +194,26 @@ def _with_tools(bond: Bond) -> Tools | Refused:
         notes += (RELAXED_SCHEMA,) * is_relaxed
     form = CallForm(tools, bond.tool_call_required, bond.parallel_calls, schema)
     try:
-        lark = checked(form.lark())
-        if bond.spells:
-            checked(with_free_spelling(lark))
-    except TooComplexError as error:
-        return Refused.because("tools", error)
+        _check_form(form, bond.spells)
     except InvalidSchemaError:
-        return Refused("tools", "their parameters are too large together")
+        form = msgspec.structs.replace(form, tools=opened_tools(bond.tools, form.tools))
+        notes = tuple(dict.fromkeys((*notes, RELAXED_TOOLS)))
+        try:
+            _check_form(form, bond.spells)
+        except TooComplexError as error:
+            return Refused.because("tools", error)
+        except InvalidSchemaError:
+            return Refused("tools", "their parameters are too large together")
     if not bond.shows_tools:
         return Tools(None, form, notes, bond.spells)
     shown, _ = bound_tools(bond.tools, is_gbnf=True, lax=True)
     return Tools(shown, form, notes, bond.spells)
+
+
+def _check_form(form: CallForm, spells: bool) -> None:
+    lark = checked(form.lark())
+    if spells:
+        checked(with_free_spelling(lark))
 
 
 def refusal_of_fields(request: Request, tools: Tools | None) -> tuple[str, str] | None:
