@@ -74,6 +74,14 @@ def try_out(grammar: str) -> None:
     Raises InvalidSchemaError if that fails, and TooComplexError if it takes too long.
     """
     begin = time.process_time()
+    if generate_some(grammar).is_error():
+        raise InvalidSchemaError("it is not valid, or it is too large")
+    if time.process_time() - begin > MAX_COMPILE_S:
+        raise TooComplexError
+
+
+def generate_some(grammar: str) -> LLMatcher:
+    """Compile a grammar and generate some tokens. Return the matcher, perhaps with an error."""
     matcher = compiled(grammar)
     generator = random.Random(0)  # noqa: S311 - no secret
     for _ in range(NUM_TRIED):
@@ -82,10 +90,7 @@ def try_out(grammar: str) -> None:
         token = _any_of(matcher.compute_bitmask(), generator)
         if token is None or not matcher.consume_token(token):
             break
-    if matcher.is_error():
-        raise InvalidSchemaError("it is not valid, or it is too large")
-    if time.process_time() - begin > MAX_COMPILE_S:
-        raise TooComplexError
+    return matcher
 
 
 def _any_of(mask: bytes, generator: random.Random) -> int | None:

@@ -34,6 +34,7 @@ CANNOT_CONTINUE = (
     "The engine stopped. This answer with tools cannot continue from its middle. Send the request"
     " again."
 )
+NOT_COMPILED = "The schema, grammar or tools were not compiled. Send the request again."
 MAX_REASON_CHARACTERS = 200
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
 MAX_PROPERTIES = 400

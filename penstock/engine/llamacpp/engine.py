@@ -24,6 +24,7 @@ from penstock.engine.compiled import TooComplexError
 from penstock.engine.control import ControlTokens, broken_tools
 from penstock.engine.grammar import (
     CANNOT_CONTINUE,
+    NOT_COMPILED,
     bound_text,
     has_pattern,
 )
@@ -49,6 +50,7 @@ from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, s
 from penstock.engine.llamacpp.props import Models, Props
 from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
+from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.reasoning import (
     SplitSink,
@@ -66,7 +68,7 @@ from penstock.request import Message, Request, UnnamedTokens
 SPARE_HTTP_THREADS = 4
 # Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
 LOG_ERRORS = 1
-NOT_COMPILED = "The schema, grammar or tools were not compiled. Send the request again."
+COMPILE_LIMITS = Limits(cpu_s=1.0, memory_bytes=192 * 2**20, wall_s=10.0)
 # Separates texts in a request to `/tokenize`; it is no token's id.
 NO_TOKEN = -1
 CONTROL_TOKENS = "messages (control tokens)"
@@ -115,7 +117,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self._shows_tools = False
         self._dir = ""
         self._server: Any = None
-        self._binder = BoundedFunction("penstock.engine.llamacpp.bonds:make", model=model)
+        self._binder = BoundedFunction(
+            "penstock.engine.llamacpp.bonds:make", COMPILE_LIMITS, model=model
+        )
 
     @property
     def _socket(self) -> str:

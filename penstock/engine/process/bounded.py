@@ -14,12 +14,15 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Any
 
-from penstock.engine.process.forks import CRASHED, DONE, FAILED, LENGTH, TOO_SLOW
+from penstock.engine.process.forks import CRASHED, DONE, FAILED, LENGTH, TOO_SLOW, Limits
 
 MAX_AT_ONCE = 4
 """How many jobs run at once; the others wait in order."""
+# Threads would make forking unsafe, and would count towards a job's memory.
+FEW_THREADS = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 MAX_KEPT = 512
 MAX_KEPT_BYTES = 16 * 2**20
 # Somebody else ended the process, not its limits.
@@ -37,12 +40,12 @@ class JobLostError(Exception):
 class BoundedFunction:
     """The function that `target` ("module:name") makes when it is called with `options`.
 
-    The function's process starts with the first call. The caller must be the process's main
+    The function's process starts with the first call, or with `start`. Both belong to the main
     thread, because Linux kills the process with the thread that started it.
     """
 
-    def __init__(self, target: str, **options: Any) -> None:
-        self._arguments = target, json.dumps(options)
+    def __init__(self, target: str, limits: Limits, **options: Any) -> None:
+        self._arguments = json.dumps(asdict(limits)), target, json.dumps(options)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._turn = asyncio.Semaphore(MAX_AT_ONCE)
@@ -63,6 +66,10 @@ class BoundedFunction:
         if how != DONE:
             raise BeyondBoundsError
         return result
+
+    def start(self) -> None:
+        """Start the function's process, so that the first call need not wait for that."""
+        self._started()
 
     def stop(self) -> None:
         """End the function's process, and with it every job."""
@@ -120,6 +127,7 @@ class BoundedFunction:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(descriptor,),
+                env={**os.environ, **FEW_THREADS},
             )
         return self._control
 

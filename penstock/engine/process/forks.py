@@ -30,17 +30,19 @@ from setproctitle import setproctitle
 
 from penstock.engine.process.parent import die_with_parent, leave_signals_to_server
 
-CPU_LIMIT_S = 1.0
-"""How much processor time a job may use."""
-WALL_LIMIT_S = 10.0
-"""How long a job may take on a busy machine."""
-MEMORY_LIMIT_BYTES = 192 * 2**20
-"""How much memory a job may take, beside what the function has loaded."""
-
 LENGTH = struct.Struct("<I")
 # How a job ended, if no signal ended it.
 DONE, FAILED, CRASHED, TOO_SLOW = 0, 253, 254, 255
 Function = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may use: processor time, memory beside what the function has loaded, and time."""
+
+    cpu_s: float
+    memory_bytes: int
+    wall_s: float
 
 
 @dataclass
@@ -53,9 +55,10 @@ class _Job:
 class Forks:
     """The jobs under way; `control` brings the sockets of new jobs."""
 
-    def __init__(self, control: socket.socket, function: Function) -> None:
+    def __init__(self, control: socket.socket, function: Function, limits: Limits) -> None:
         self._control = control
         self._function = function
+        self._limits = limits
         self._jobs: dict[int, _Job] = {}
         self._stderr = os.dup(2)
         # The kernel writes to this pipe when a child ends, which wakes `poll`.
@@ -99,7 +102,7 @@ class Forks:
         parent = os.getpid()
         if not (pid := os.fork()):
             self._be_child(job, parent)
-        self._jobs[pid] = _Job(job, time.monotonic() + WALL_LIMIT_S)
+        self._jobs[pid] = _Job(job, time.monotonic() + self._limits.wall_s)
         return True
 
     def _be_child(self, job: socket.socket, parent: int) -> None:
@@ -110,7 +113,7 @@ class Forks:
             for other in self._jobs.values():
                 other.socket.close()
             data = receive(job)
-            limit()
+            limit(self._limits)
             job.sendall(self._function(data))
             status = DONE
         except (MemoryError, RecursionError):
@@ -135,18 +138,18 @@ class Forks:
                 job.socket.sendall(bytes((how,)))
 
 
-def limit() -> None:
+def limit(limits: Limits) -> None:
     """Bound this process's processor time and memory. The kernel ends it beyond them."""
     for number in (signal.SIGPROF, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)  # an end for lack of memory writes there
-    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # macOS does not enforce it
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no import here
-            most = int(file.read().split()[0]) * resource.getpagesize() + MEMORY_LIMIT_BYTES
+            most = int(file.read().split()[0]) * resource.getpagesize() + limits.memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
@@ -162,11 +165,12 @@ def receive(job: socket.socket) -> bytes:
 
 
 def main() -> None:
-    """Run `python -m penstock.engine.process.forks FD PARENT_PID MODULE:NAME OPTIONS`.
+    """Run `python -m penstock.engine.process.forks FD PARENT_PID LIMITS MODULE:NAME OPTIONS`.
 
-    `OPTIONS` are the arguments, as JSON, with which the name is called to make the function.
+    `LIMITS` and `OPTIONS` are JSON. `OPTIONS` are the arguments with which the name is called to
+    make the function.
     """
-    descriptor, parent_pid, target, options = sys.argv[1:]
+    descriptor, parent_pid, limits, target, options = sys.argv[1:]
     die_with_parent(int(parent_pid))
     setproctitle("penstock: compiler")
     leave_signals_to_server()
@@ -174,7 +178,8 @@ def main() -> None:
     function = getattr(importlib.import_module(module), name)(**json.loads(options))
     gc.collect()
     gc.freeze()  # otherwise a collection in a child copies the pages
-    Forks(socket.socket(fileno=int(descriptor)), function).run()
+    control = socket.socket(fileno=int(descriptor))
+    Forks(control, function, Limits(**json.loads(limits))).run()
     os._exit(0)  # the kernel kills the children
 
 
