@@ -88,7 +88,7 @@ log = logging.getLogger(__name__)
 NUM_SEEDS = 2**63
 # For a large vocabulary xgrammar takes a second for a schema that is no bomb. It does not stop the
 # other streams meanwhile.
-COMPILE_LIMITS = Limits(cpu_s=5.0, memory_bytes=2**30, wall_s=60.0)
+COMPILE_LIMITS = Limits(cpu_s=3.0, memory_bytes=2**30, wall_s=60.0)
 UNSUPPORTED = "no grammar backend supports it"
 # Measured on 2 cores: with 1, tokens still arrive in lumps every half second; with 5, one by one.
 NICENESS = 5
