@@ -65,7 +65,7 @@ class _Widths:
             width += len(pattern) if isinstance(pattern, str) else 0
         if any(is_number(schema.get(name)) for name in _BOUNDS):
             width += NUM_OF_RANGE
-        return width + len(_list(schema.get("type")))
+        return max(1, width + len(_list(schema.get("type"))))
 
     def _target(self, reference: str) -> Any:
         target = self._whole
