@@ -92,6 +92,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "template_refused": ProblemKind(422, "The model's chat template cannot show the conversation."),
     "invalid_schema": ProblemKind(422, "The engine cannot enforce the JSON schema."),
     "invalid_grammar": ProblemKind(422, "The engine cannot enforce the grammar."),
+    "schema_too_complex": ProblemKind(
+        422, "Compiling the schema, the grammar or the tools takes too much time or memory."
+    ),
     "schema_lost": ProblemKind(
         422, "The engine stopped enforcing the schema or grammar in mid-answer."
     ),

@@ -2,8 +2,8 @@
 
 In: schemas and tools, as JSON. Out: the schema in the form for llama.cpp, or InvalidSchemaError.
 llama.cpp uses llguidance to enforce a schema. If llguidance does not understand the schema,
-llama.cpp generates free text without an error. So this module checks the schema with the same
-library, in the engine's process, before the request has a slot.
+llama.cpp generates free text without an error. So this module compiles the schema with the same
+library before the request has a slot, in a process with limits (see `compiled`).
 """
 
 import json
@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
+from penstock.engine.compiled import InvalidSchemaError, compiled, try_out
 from penstock.engine.schemas import (
     LIMITS,
     RANGES,
@@ -33,6 +34,7 @@ CANNOT_CONTINUE = (
     "The engine stopped. This answer with tools cannot continue from its middle. Send the request"
     " again."
 )
+NOT_COMPILED = "The schema, grammar or tools were not compiled. Send the request again."
 MAX_REASON_CHARACTERS = 200
 # Per object. With twice as many, llama.cpp needs seconds for the grammar or drops it.
 MAX_PROPERTIES = 400
@@ -53,12 +55,6 @@ _QUOTED = re.compile(r"""(["'`/]).*\1""")
 _WITHOUT_INPUT = "Unimplemented keys"
 # After the colon this one contains also names, but in quotes.
 _QUOTING = "Unsatisfiable schema"
-# Whether llguidance understands a schema does not depend on the tokens, so bytes will do.
-_BYTES = LLTokenizer("byte")
-
-
-class InvalidSchemaError(Exception):
-    """The schema cannot be enforced; the message says why."""
 
 
 def compact_schema(schema: str, *, lax: bool = False) -> tuple[str, bool]:
@@ -89,12 +85,15 @@ def _compact(schema: Any, max_integer: int = MAX_SCHEMA_INTEGER) -> str:
     if isinstance(schema, dict):
         schema = {**schema, "x-guidance": {"whitespace_flexible": False}}
     compact = json.dumps(schema)
-    matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_json_schema(compact), log_level=0)
-    if not matcher.is_error():
-        matcher.compute_bitmask()  # some errors appear only at the first token
+    matcher = compiled(LLMatcher.grammar_from_json_schema(compact))
     if matcher.is_error():
         raise InvalidSchemaError(_reason(matcher.get_error()))
     return compact
+
+
+def try_out_schema(schema: str) -> None:
+    """Generate some tokens that follow a compact schema. Raises InvalidSchemaError."""
+    try_out(LLMatcher.grammar_from_json_schema(schema))
 
 
 def freely_spelled(schema: str) -> str:
@@ -162,13 +161,22 @@ def bound_tools(
     return json.dumps(bound, ensure_ascii=False), is_relaxed
 
 
-def opened_tools(tools: str) -> str:
-    """Return the tools with any object as the parameters of functions that are not `strict`."""
-    opened = json.loads(tools)
-    for tool in opened:
-        if not tool["function"].pop("strict", False):
+def opened_tools(tools: str, bound: str | None = None) -> str:
+    """Return the tools with any object as the parameters of functions that are not `strict`.
+
+    The parameters of the others are those in `bound`, the same tools in a bound form.
+    """
+    opened = json.loads(bound or tools)
+    for given, tool in zip(json.loads(tools), opened, strict=True):
+        tool["function"].pop("strict", None)
+        if not given["function"].get("strict", False):
             tool["function"]["parameters"] = ANY_OBJECT
     return json.dumps(opened, ensure_ascii=False)
+
+
+def parameters_in(tools: str) -> list[Any]:
+    """Return the parameters of each of the tools."""
+    return [tool["function"]["parameters"] for tool in json.loads(tools)]
 
 
 def bound_text(request: Request) -> str:
@@ -235,10 +243,7 @@ def _check_spelling(schema: Any) -> None:
 def _binds_pattern(pattern: str) -> bool:
     """Return whether llguidance binds this regular expression."""
     grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
-    matcher = LLMatcher(_BYTES, grammar, log_level=0)
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-    return not matcher.is_error()
+    return not compiled(grammar).is_error()
 
 
 def _gbnf_binds(pattern: str) -> bool:

@@ -8,15 +8,14 @@ which engine enforces it.
 import json
 from collections.abc import Callable
 
-from llguidance import LLMatcher, LLTokenizer, regex_to_lark
+from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
-from penstock.engine.grammar import FREELY, InvalidSchemaError
+from penstock.engine.compiled import InvalidSchemaError, compiled_for_bytes, try_out
+from penstock.engine.grammar import FREELY
 from penstock.request import Grammar
 
 HEADER = "%llguidance {}\n"
-# Whether llguidance understands a grammar does not depend on the tokens, so bytes will do.
-_BYTES = LLTokenizer("byte")
 
 
 def lark_of(grammar: Grammar) -> str:
@@ -26,12 +25,7 @@ def lark_of(grammar: Grammar) -> str:
 
 def checked(lark: str) -> str:
     """Return a grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
-    matcher = _matcher(lark)
-    if not matcher.is_error():
-        matcher.compute_bitmask()  # some errors appear only at the first token
-    if matcher.is_error():
-        # Its error quotes the grammar, which is the client's.
-        raise InvalidSchemaError("it is not valid, or it is too large")
+    try_out(LLMatcher.grammar_from_lark(lark))
     return lark
 
 
@@ -46,18 +40,15 @@ def has_regex(grammar: Grammar) -> bool:
 
 
 def recogniser_of(lark: str) -> Callable[[str], bool]:
-    """Return a function that tells whether a text is a whole answer of this grammar."""
+    """Compile a grammar. Return a function that tells whether a text is a whole answer of it."""
+    compiled = compiled_for_bytes(LLMatcher.grammar_from_lark(lark))
 
     def recognise(text: str) -> bool:
-        matcher = _matcher(lark)
+        matcher = compiled.deep_copy()
         data = list(text.encode())
         return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
     return recognise
-
-
-def _matcher(lark: str) -> LLMatcher:
-    return LLMatcher(_BYTES, LLMatcher.grammar_from_lark(lark), log_level=0)
 
 
 def _rules_of(grammar: Grammar) -> str:

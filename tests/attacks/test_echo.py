@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from penstock.engine.grammar import InvalidSchemaError, compact_schema
+from penstock.engine.compiled import InvalidSchemaError
+from penstock.engine.grammar import compact_schema
 
 WORD = "oDdVaLuE"
 SCHEMAS = [

@@ -6,7 +6,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from penstock.engine.grammar import InvalidSchemaError, bound_tools, compact_schema
+from penstock.engine.compiled import InvalidSchemaError
+from penstock.engine.grammar import bound_tools, compact_schema
 from penstock.engine.schemas import closed
 
 JOKE = {

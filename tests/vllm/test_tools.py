@@ -36,7 +36,7 @@ from tests.support.calling import (
 )
 from tests.support.mcp import LISTS
 from tests.support.openai_wire import CHAT, begin, chunks_of
-from tests.support.raw import ask, post
+from tests.support.raw import Connection, ask, post
 from tests.support.servers import RunningServer, serve
 from tests.vllm.engines import CONCLUDED_TOKENS, RESTART_LIMIT_S, SLOTS, core_of, engine_args
 from tests.vllm.models import END_OF_THOUGHT_ID
@@ -201,6 +201,27 @@ def test_odd_parameters_harm_nobody(thinker: RunningServer, schema: dict[str, An
     fields = {**CALLS_AT_ONCE, "tools": tools, "tool_choice": "required", "max_tokens": 30}
     with contextlib.suppress(openai.BadRequestError):  # a refusal is fine, a failure is not
         assert create(thinker, **fields).usage.completion_tokens > 0
+    assert create(thinker, messages=HELLO, max_tokens=1).usage.completion_tokens == 1
+    assert core_of(thinker.engine_pid()).pid == engine
+
+
+TOO_COMPLEX = {"type": "integer", "multipleOf": 10_000_019}
+PATIENCE_S = 60.0  # three seconds of the processor, beside a core that never sleeps
+
+
+def test_a_bomb_is_refused_and_harms_nobody(thinker: RunningServer) -> None:
+    engine = core_of(thinker.engine_pid()).pid
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": TOO_COMPLEX}}
+    parameters = {"type": "object", "properties": {"a": TOO_COMPLEX}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    bombs: list[dict[str, Any]] = [{"response_format": schema}, {"tools": [tool]}]
+    for bomb in bombs:
+        body = {"messages": HELLO, "max_tokens": 1, **bomb}
+        with Connection(thinker.port, patience=PATIENCE_S) as connection:
+            answer = connection.send(post(json.dumps(body).encode(), path=CHAT)).response()
+        assert answer.status == 400, answer.body
+        error = answer.json()["error"]
+        assert (error["code"], error["retry_safe"]) == ("schema_too_complex", False)
     assert create(thinker, messages=HELLO, max_tokens=1).usage.completion_tokens == 1
     assert core_of(thinker.engine_pid()).pid == engine
 

@@ -176,6 +176,7 @@ DESCRIPTION = Description(
                 "invalid_schema",
                 "invalid_tools",
                 "schema_lost",
+                "schema_too_complex",
                 "too_many_choices",
                 "unsupported_field",
             },

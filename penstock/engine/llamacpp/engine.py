@@ -12,6 +12,7 @@ import asyncio
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -19,24 +20,28 @@ from typing import Any
 import httptools
 import msgspec
 
+from penstock.engine.compiled import TooComplexError
 from penstock.engine.control import ControlTokens, broken_tools
 from penstock.engine.grammar import (
     CANNOT_CONTINUE,
-    RELAXED_SCHEMA,
-    RELAXED_TOOLS,
-    InvalidSchemaError,
+    NOT_COMPILED,
     bound_text,
-    bound_tools,
-    compact_schema,
     has_pattern,
 )
-from penstock.engine.lark import checked, has_regex, with_free_spelling
+from penstock.engine.lark import has_regex, with_free_spelling
 from penstock.engine.llamacpp.answers import (
     ChatReader,
     CompletionReader,
     RefusedByEngineError,
 )
-from penstock.engine.llamacpp.bonds import Bound, Tools, bound_of, refusal_of_fields
+from penstock.engine.llamacpp.bonds import (
+    Bond,
+    Bound,
+    Outcome,
+    Refused,
+    Tools,
+    refusal_of_fields,
+)
 from penstock.engine.llamacpp.gguf import context_length, marked_tokens
 from penstock.engine.llamacpp.http import LlamaClient, Prompt
 from penstock.engine.llamacpp.hub import size_of
@@ -44,6 +49,8 @@ from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
 from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, set_param
 from penstock.engine.llamacpp.props import Models, Props
 from penstock.engine.llamacpp.steps import Steps, needs_steps
+from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
+from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.reasoning import (
     SplitSink,
@@ -53,7 +60,7 @@ from penstock.engine.reasoning import (
     num_last_tokens,
 )
 from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
-from penstock.engine.tools import CallForm, CallSink, with_instructions
+from penstock.engine.tools import CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, UnnamedTokens
@@ -61,12 +68,16 @@ from penstock.request import Message, Request, UnnamedTokens
 SPARE_HTTP_THREADS = 4
 # Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
 LOG_ERRORS = 1
+COMPILE_LIMITS = Limits(cpu_s=1.0, memory_bytes=192 * 2**20, wall_s=10.0)
 # Separates texts in a request to `/tokenize`; it is no token's id.
 NO_TOKEN = -1
 CONTROL_TOKENS = "messages (control tokens)"
 """The note on a conversation with tools whose texts of control tokens were broken."""
 # A conversation that every template shows.
 PROBE = (Message("user", "Hello"),)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 
 
 class _Prompt(msgspec.Struct):
@@ -106,6 +117,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self._shows_tools = False
         self._dir = ""
         self._server: Any = None
+        self._binder = BoundedFunction(
+            "penstock.engine.llamacpp.bonds:make", COMPILE_LIMITS, model=model
+        )
 
     @property
     def _socket(self) -> str:
@@ -209,12 +223,13 @@ class LlamaCpp(LlamaClient, TaskEngine):
     async def stop(self) -> None:
         """Drop every request and remove the socket. The process ends right afterwards."""
         await super().stop()
+        self._binder.stop()
         shutil.rmtree(self._dir, ignore_errors=True)
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             spells = self._spells_control_tokens(request)
-            tools = await asyncio.to_thread(self._tools_of, request, spells)
+            tools = await self._tools_of(request, spells)
             refused = refusal_of_fields(request, tools)
             if refused := refused or too_many_turns(request, self._context_length):
                 sink.fail(*refused)
@@ -227,7 +242,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 return
             bound = Bound()
             if tools is None:
-                bound = await asyncio.to_thread(bound_of, request, spells)
+                bound = await self._bound_of(request, spells)
             else:
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
@@ -246,15 +261,12 @@ class LlamaCpp(LlamaClient, TaskEngine):
                     await self._generate_in_steps(request, token_ids, bound, steps)
                 else:
                     await self._generate(request, token_ids, bound, sink)
-        except InvalidSchemaError as error:
-            if request.grammar is None:
-                sink.fail("invalid_schema", f"llama.cpp cannot enforce this schema: {error}.")
-            else:
-                sink.fail("invalid_grammar", f"llama.cpp cannot enforce this grammar: {error}.")
+        except _UnboundError as error:
+            sink.fail(error.code, str(error))
+        except JobLostError:
+            sink.fail("engine_error", NOT_COMPILED)
         except TemplateRefusedError:
             sink.fail("template_refused", REFUSED)
-        except _ToolsRefusedError as error:
-            sink.fail("invalid_tools", f"llama.cpp cannot use these tools: {error}.")
         except RefusedByEngineError as error:
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
@@ -289,37 +301,34 @@ class LlamaCpp(LlamaClient, TaskEngine):
         tools = msgspec.structs.replace(tools, shown=shown, notes=notes)
         return msgspec.structs.replace(request, messages=messages), tools
 
-    def _tools_of(self, request: Request, spells: bool) -> "Tools | None":
-        """Return how the request's tools are shown and called, None without tools.
-
-        The template's own form of calls is used if llama.cpp can bind the answer to it: llama.cpp
-        cannot force a call, knows no answer that is either a call or follows a schema, and takes
-        the text of control tokens for the tokens (`spells`). Raises _ToolsRefusedError and
-        InvalidSchemaError.
-        """
+    async def _tools_of(self, request: Request, spells: bool) -> Tools | None:
+        """Return how the request's tools are shown and called, None without tools."""
         if request.tools is None:
             return None
-        must_bind = request.tool_call_required or request.json_schema is not None or spells
+        outcome = await self._bind(request, spells)
+        assert isinstance(outcome, Tools)
+        return outcome
+
+    async def _bound_of(self, request: Request, spells: bool) -> Bound:
+        """Return what binds the answer to a request without tools."""
+        if request.json_schema is None and request.grammar is None:
+            return Bound()
+        outcome = await self._bind(request, spells)
+        assert isinstance(outcome, Bound)
+        return outcome
+
+    async def _bind(self, request: Request, spells: bool) -> Bound | Tools:
+        """Compile what binds the answer, in a process with limits. Raises _UnboundError."""
+        bond = Bond.of(request, spells=spells, shows_tools=self._shows_tools)
         try:
-            if self._shows_tools and not must_bind:
-                shown, is_relaxed = bound_tools(request.tools, is_gbnf=True)
-                return Tools(shown, None, (RELAXED_TOOLS,) * is_relaxed)
-            bound, is_relaxed = bound_tools(request.tools, is_gbnf=False)
-        except InvalidSchemaError as error:
-            raise _ToolsRefusedError(str(error)) from None
-        schema: str | None = None
-        notes = (RELAXED_TOOLS,) * is_relaxed
-        if request.json_schema is not None:
-            schema, is_relaxed = compact_schema(request.json_schema, lax=request.lax_schema)
-            notes += (RELAXED_SCHEMA,) * is_relaxed
-        form = CallForm(bound, request.tool_call_required, request.parallel_calls, schema)
-        try:
-            checked(form.lark())
-        except InvalidSchemaError:
-            raise _ToolsRefusedError("their parameters are too large together") from None
-        if not self._shows_tools:
-            return Tools(None, form, notes, spells)
-        return Tools(bound_tools(request.tools, is_gbnf=True, lax=True)[0], form, notes, spells)
+            result = await self._binder(_encode(bond))
+        except BeyondBoundsError:
+            refused = Refused.because(bond.is_about, TooComplexError())
+            raise _UnboundError(refused) from None
+        outcome: Outcome = _decode_outcome(result)
+        if isinstance(outcome, Refused):
+            raise _UnboundError(outcome)
+        return outcome
 
     async def _shown(
         self, request: Request, tools: "Tools | None"
@@ -345,7 +354,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 await render(PROBE)
             except TemplateRefusedError:
                 why = "the model's chat template does not support them"
-                raise _ToolsRefusedError(why) from None
+                raise _UnboundError(Refused("tools", why)) from None
             raise
         return msgspec.structs.replace(request, messages=messages), prompt, notes
 
@@ -378,9 +387,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
         if room <= 0:  # the engine died between the last token and the end
             sink.finish("length", 0)
             return
-        reader = CompletionReader(
-            sink, request.top_logprobs or 0, bound.recognise, self._token_names
-        )
+        recognise = await _recogniser_of(bound)
+        reader = CompletionReader(sink, request.top_logprobs or 0, recognise, self._token_names)
         body = self._completion_body(request, token_ids, bound)
         body["n_predict"] = min(request.max_tokens, room)
         http = await self._open("/completion", msgspec.json.encode(body), reader.feed)
@@ -412,9 +420,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self, request: Request, token_ids: list[int], bound: "Bound", room: int, steps: Steps
     ) -> None:
         """Generate one step of an answer, `room` tokens at most."""
-        reader = CompletionReader(
-            steps, request.top_logprobs or 0, bound.recognise, self._token_names
-        )
+        recognise = await _recogniser_of(bound)
+        reader = CompletionReader(steps, request.top_logprobs or 0, recognise, self._token_names)
         body = self._completion_body(request, token_ids, bound)
         body["n_predict"] = room
         num_unstoppable = steps.num_unstoppable
@@ -525,7 +532,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         if tools.spells:
             lark = with_free_spelling(lark)
         sink, _ = await self._split_sink(request, prompt_ids, calls)
-        await self._generate(request, token_ids, Bound({"grammar": lark}), sink)
+        await self._generate(request, token_ids, Bound(grammar=lark), sink)
 
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
         """Have the model answer or call tools in the form of its chat template.
@@ -577,8 +584,26 @@ def chat_body(request: Request) -> dict[str, Any]:
     return body
 
 
-class _ToolsRefusedError(Exception):
-    """llama.cpp cannot use these tools; the message says why."""
+async def _recogniser_of(bound: Bound) -> Callable[[str], bool] | None:
+    """Return a function that recognises a whole answer, None if any text is whole."""
+    return (
+        await asyncio.to_thread(bound.recogniser)
+        if bound.language == "lark"
+        else bound.recogniser()
+    )
+
+
+class _UnboundError(Exception):
+    """llama.cpp cannot bind an answer as the request asks; the message says why."""
+
+    def __init__(self, refused: Refused) -> None:
+        cannot = {"tools": "use these tools"}.get(
+            refused.is_about, f"enforce this {refused.is_about}"
+        )
+        super().__init__(f"llama.cpp cannot {cannot}: {refused.why}.")
+        self.code = (
+            "schema_too_complex" if refused.is_too_complex else f"invalid_{refused.is_about}"
+        )
 
 
 def _split(ids: list[int]) -> list[list[int]]:

@@ -16,9 +16,11 @@ STRING, ARRAY = 8, 9
 # The numbers' types in the file → the format of `struct`.
 NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
-NORMAL, BYTE = 1, 6
+MODEL, END = "tokenizer.ggml.model", "tokenizer.ggml.eos_token_id"
+NORMAL, USER_DEFINED, BYTE = 1, 4, 6
 # llama.cpp treats some tokens as control tokens whatever their type. All of them look so.
 _LOOKS_LIKE_CONTROL = re.compile(r"[_▁]?(?:<.+>|\[.+\])", re.DOTALL)
+_LOOKS_LIKE_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def context_length(path: str) -> int:
@@ -44,6 +46,46 @@ def marked_tokens(path: str) -> dict[int, str]:
         for token_id, (text, kind) in enumerate(zip(tokens, types, strict=True))
         if kind not in (NORMAL, BYTE) or (kind == NORMAL and _LOOKS_LIKE_CONTROL.fullmatch(text))
     }
+
+
+def vocabulary(path: str) -> tuple[list[bytes], int]:
+    """Return the bytes of every token, and the id of the token that ends an answer.
+
+    Control tokens begin with the byte 0xFF. Raises OSError or ValueError if the file cannot be
+    read.
+    """
+    values = values_of(path, TOKENS, TYPES, MODEL, END)
+    tokens = values.get(TOKENS, [])
+    types = values.get(TYPES) or [NORMAL] * len(tokens)
+    decode = _from_letters if values.get(MODEL) == "gpt2" else _from_pieces
+    return [
+        decode(text) if kind in (NORMAL, BYTE, USER_DEFINED) else b"\xff" + text.encode()
+        for text, kind in zip(tokens, types, strict=True)
+    ], values.get(END, 0)
+
+
+def _letters() -> dict[str, int]:
+    """Return GPT-2's letter for each byte: bytes that show nothing have letters above 255."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = [each for each in range(256) if each not in shown]
+    letters = {chr(each): each for each in shown}
+    return letters | {chr(256 + number): each for number, each in enumerate(hidden)}
+
+
+_BYTE_OF_LETTER = _letters()
+
+
+def _from_letters(text: str) -> bytes:
+    if not all(letter in _BYTE_OF_LETTER for letter in text):
+        return text.encode()
+    return bytes(map(_BYTE_OF_LETTER.__getitem__, text))
+
+
+def _from_pieces(text: str) -> bytes:
+    """Return a piece of SentencePiece's: the sign U+2581 is a space, <0x0A> a byte."""
+    if found := _LOOKS_LIKE_BYTE.fullmatch(text):
+        return bytes((int(found[1], 16),))
+    return text.replace("\u2581", " ").encode()
 
 
 def values_of(path: str, *endings: str) -> dict[str, Any]:

@@ -7,12 +7,10 @@ which engine runs.
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import importlib
 import inspect
 import os
-import signal
 import socket
 import sys
 from typing import cast, get_type_hints
@@ -22,12 +20,11 @@ import uvloop
 from setproctitle import setproctitle
 
 from penstock.engine.process import messages
+from penstock.engine.process.parent import die_with_parent, leave_signals_to_server
 from penstock.engine.protocol import Engine, EngineFinish
 from penstock.errors import StartError
 from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request
-
-PR_SET_PDEATHSIG = 1
 
 
 class Outbox(asyncio.Protocol):
@@ -186,23 +183,6 @@ async def relay(outbox: Outbox) -> None:
                 outbox.push(messages.Cancelled(message.request_id))
     finally:
         await engine.stop()
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the server's process ends for any reason.
-
-    Linux only. On other systems this process ends when it notices that the socket is closed.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # the server died before the call above
-        os._exit(1)
-
-
-def leave_signals_to_server() -> None:
-    """Ignore Ctrl-C and SIGTERM: the server decides when this process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 async def _main(server_socket: socket.socket) -> None:

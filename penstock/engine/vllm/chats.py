@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import xgrammar
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
 from vllm.reasoning import ReasoningParserManager
@@ -24,9 +25,11 @@ from vllm.renderers.params import ChatParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
+from vllm.utils.mistral import is_mistral_tokenizer
 
+from penstock.engine.compiled import InvalidSchemaError
 from penstock.engine.control import ControlTokens
-from penstock.engine.grammar import MAX_SCHEMA_INTEGER, InvalidSchemaError, check_integers
+from penstock.engine.grammar import MAX_SCHEMA_INTEGER, check_integers
 from penstock.engine.protocol import Feature, Sink
 from penstock.engine.reasoning import (
     SplitSink,
@@ -37,6 +40,7 @@ from penstock.engine.reasoning import (
 )
 from penstock.engine.turns import turn
 from penstock.engine.vllm.answers import Parsed, ParsingSink
+from penstock.engine.vllm.structures import Structure
 from penstock.errors import StartError
 from penstock.request import Grammar, Message, Request
 
@@ -296,6 +300,33 @@ def structure_of(grammar: Grammar) -> StructuredOutputsParams:
     if grammar.kind == "choice":
         return StructuredOutputsParams(choice=json.loads(grammar.text))
     return StructuredOutputsParams(**{grammar.kind: grammar.text})
+
+
+def structure_in(answer_format: AnswerFormat) -> Structure | None:
+    """Return the structure that an answer must have, in the form in which it is compiled."""
+    if (params := answer_format.structure) is None:
+        return None
+    for kind in ("json", "regex", "choice", "grammar", "structural_tag"):
+        if (value := getattr(params, kind)) is not None:
+            text = value if isinstance(value, str | list) else json.dumps(value)
+            return Structure(kind, text, not params.disable_any_whitespace)
+    return Structure("json", '{"type": "object"}')
+
+
+def vocabulary_of(config: Any, tokenizer: Any) -> str:
+    """Return the tokenizer's vocabulary in xgrammar's form, as vLLM's core makes it."""
+    if is_mistral_tokenizer(tokenizer):
+        info = xgrammar.TokenizerInfo(
+            tokenizer.vocab,
+            xgrammar.VocabType.RAW if tokenizer.is_tekken else xgrammar.VocabType.BYTE_FALLBACK,
+            vocab_size=len(tokenizer.vocab),
+            stop_token_ids=[tokenizer.eos_token_id],
+            add_prefix_space=True,
+        )
+    else:
+        size = config.model_config.get_vocab_size()
+        info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
+    return str(info.serialize_json())
 
 
 def with_little_space(tag: Any) -> Any:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import dataclasses
 import difflib
-import json
 import logging
 import os
 import secrets
@@ -23,16 +22,17 @@ from typing import Any
 
 import msgspec
 
+from penstock.engine.compiled import InvalidSchemaError, TooComplexError
 from penstock.engine.grammar import (
     CANNOT_CONTINUE,
+    NOT_COMPILED,
     RELAXED_SCHEMA,
     RELAXED_TOOLS,
-    InvalidSchemaError,
-    bound_tools,
     opened_tools,
-    relaxed_schema,
 )
 from penstock.engine.process import reaper
+from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
+from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import begun_answer
 from penstock.engine.slots import Slots
@@ -62,7 +62,18 @@ try:
         AnswerFormat,
         Chats,
         check_names,
+        structure_in,
         text_of,
+        vocabulary_of,
+    )
+    from penstock.engine.vllm.structures import (
+        BindTools,
+        BoundTools,
+        Job,
+        Outcome,
+        Refused,
+        RelaxedSchema,
+        RelaxSchema,
     )
 except ImportError as error:
     is_installed = error.name != "vllm"
@@ -75,6 +86,10 @@ except ImportError as error:
 log = logging.getLogger(__name__)
 
 NUM_SEEDS = 2**63
+# For a large vocabulary xgrammar takes a second for a schema that is no bomb. It does not stop the
+# other streams meanwhile.
+COMPILE_LIMITS = Limits(cpu_s=3.0, memory_bytes=2**30, wall_s=60.0)
+UNSUPPORTED = "no grammar backend supports it"
 # Measured on 2 cores: with 1, tokens still arrive in lumps every half second; with 5, one by one.
 NICENESS = 5
 
@@ -102,6 +117,10 @@ BUDGET_ADVICE = (
     "Start the server with --engine-arg reasoning_parser=NAME, or with vLLM's reasoning_config, to"
     " enable a thinking budget."
 )
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 
 
 class Vllm(TaskEngine):
@@ -140,6 +159,7 @@ class Vllm(TaskEngine):
         self._context_length = 0
         self._llm: Any = None
         self._chats: Chats  # set by `start`
+        self._compiler: BoundedFunction  # set by `start`
         self._template = Template()
         self._stopping = False
 
@@ -150,6 +170,13 @@ class Vllm(TaskEngine):
         reaper.kill_group_at_exit(folder)
         args, config = configure(self._engine_args, self._tool_call_parser)
         self._chats = Chats(config, self._tool_call_parser)
+        vocabulary = Path(folder, "vocabulary.json")
+        text = await asyncio.to_thread(vocabulary_of, config, self._chats.tokenizer)
+        await asyncio.to_thread(vocabulary.write_text, text, encoding="utf-8")
+        self._compiler = BoundedFunction(
+            "penstock.engine.vllm.structures:make", COMPILE_LIMITS, vocabulary=str(vocabulary)
+        )
+        self._compiler.start()  # its libraries load while vLLM loads the model
         if current_platform.is_cpu():
             lower_priority()
         try:
@@ -212,6 +239,7 @@ class Vllm(TaskEngine):
         """Drop every request and end vLLM's processes."""
         self._stopping = True
         await super().stop()
+        self._compiler.stop()
         self._llm.shutdown(timeout=0)  # without a timeout its core takes ten seconds
 
     async def _run(self, request: Request, sink: Sink) -> None:
@@ -231,8 +259,8 @@ class Vllm(TaskEngine):
                 return
             try:
                 answer_format = await self._answer_format(request)
-            except InvalidSchemaError:
-                if given_tools is None:
+            except InvalidSchemaError as error:
+                if given_tools is None or isinstance(error, TooComplexError):
                     raise
                 request = msgspec.structs.replace(request, tools=opened_tools(given_tools))
                 answer_format = await self._answer_format(request)
@@ -246,6 +274,10 @@ class Vllm(TaskEngine):
             await self._generate(request, prompt_ids, prompt, answer_format, sink)
         except SecondCallError as error:
             sink.finish("stop", error.completion_tokens)
+        except TooComplexError as error:
+            sink.fail("schema_too_complex", f"vLLM cannot bind this answer: {error}.")
+        except JobLostError:
+            sink.fail("engine_error", NOT_COMPILED)
         except InvalidSchemaError as error:
             if request.tools is not None:
                 sink.fail("invalid_tools", f"vLLM cannot use these tools: {error}.")
@@ -339,30 +371,54 @@ class Vllm(TaskEngine):
         """Return the request with tools that can be bound, and a note if they were relaxed."""
         if request.tools is None:
             return request, ()
-        tools, is_relaxed = await asyncio.to_thread(
-            bound_tools, request.tools, is_gbnf=True, max_integer=MAX_TOOLS_INTEGER
-        )
-        return msgspec.structs.replace(request, tools=tools), (RELAXED_TOOLS,) * is_relaxed
+        bound = await self._compile(BindTools(request.tools, MAX_TOOLS_INTEGER))
+        assert isinstance(bound, BoundTools)
+        request = msgspec.structs.replace(request, tools=bound.tools)
+        return request, (RELAXED_TOOLS,) * bound.is_relaxed
 
     async def _answer_format(self, request: Request) -> AnswerFormat:
         """Return the format of the answer. Raises InvalidSchemaError if vLLM cannot enforce it."""
         if (request.json_schema or request.grammar or request.tools) is None:
             return self._chats.answer_format(request)
         try:
-            return await asyncio.to_thread(self._checked_format, request)
+            return await self._checked_format(request)
+        except TooComplexError:
+            raise
         except InvalidSchemaError:
             if request.json_schema is None or not request.lax_schema:
                 raise
-        schema = json.dumps(relaxed_schema(json.loads(request.json_schema)))
-        request = msgspec.structs.replace(request, json_schema=schema)
-        answer_format = await asyncio.to_thread(self._checked_format, request)
+        relaxed = await self._compile(RelaxSchema(request.json_schema))
+        assert isinstance(relaxed, RelaxedSchema)
+        request = msgspec.structs.replace(request, json_schema=relaxed.schema)
+        answer_format = await self._checked_format(request)
         return dataclasses.replace(answer_format, is_relaxed=True)
 
-    def _checked_format(self, request: Request) -> AnswerFormat:
-        """Return the format of an answer with a structure, after vLLM has verified it."""
+    async def _checked_format(self, request: Request) -> AnswerFormat:
+        """Return the format of an answer with a structure, after vLLM has verified it.
+
+        The structure is compiled in a process with limits before vLLM sees it.
+        """
+        try:
+            answer_format = await asyncio.to_thread(self._chats.answer_format, request)
+        except (VLLMClientError, ValueError, TypeError):
+            raise InvalidSchemaError(UNSUPPORTED) from None
+        if (structure := structure_in(answer_format)) is not None:
+            await self._compile(structure)
+        return await asyncio.to_thread(self._verified, answer_format)
+
+    async def _compile(self, job: Job) -> Outcome:
+        """Run a job in a process with limits. Raises InvalidSchemaError and JobLostError."""
+        try:
+            outcome: Outcome = _decode_outcome(await self._compiler(_encode(job)))
+        except BeyondBoundsError:
+            raise TooComplexError from None
+        if isinstance(outcome, Refused):
+            raise InvalidSchemaError(outcome.why)
+        return outcome
+
+    def _verified(self, answer_format: AnswerFormat) -> AnswerFormat:
         processor = self._llm.input_processor
         try:
-            answer_format = self._chats.answer_format(request)
             sampling_params(Request("", 1), 1, answer_format).verify(
                 processor.model_config,
                 processor.speculative_config,
@@ -370,7 +426,7 @@ class Vllm(TaskEngine):
                 processor.tokenizer,
             )
         except (VLLMClientError, ValueError, TypeError):  # it depends on the grammar backend
-            raise InvalidSchemaError("no grammar backend supports it") from None
+            raise InvalidSchemaError(UNSUPPORTED) from None
         return answer_format
 
     async def _generate(

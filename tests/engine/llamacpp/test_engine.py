@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from penstock.engine.grammar import InvalidSchemaError, compact_schema, is_json
+from penstock.engine.compiled import InvalidSchemaError
+from penstock.engine.grammar import compact_schema, is_json
 from penstock.engine.llamacpp.answers import CompletionReader
 from penstock.engine.llamacpp.engine import LlamaCpp
 from penstock.engine.llamacpp.hub import find_model
