@@ -22,22 +22,30 @@ def refusal(
     if not prompt_tokens and not takes_empty:
         return "empty_prompt", "This model cannot answer an empty prompt. Send at least one word."
     room = context_length - prompt_tokens
-    # Programs recognise an overflow by this sentence of OpenAI's.
-    limit = f"This model's maximum context length is {context_length} tokens."
     if room <= 0:
-        return (
-            "prompt_too_long",
-            f"{limit} However, your prompt has {prompt_tokens} tokens, which leaves no room for an"
-            " answer. Shorten the prompt.",
-        )
+        return too_long(context_length, str(prompt_tokens))
     if request.must_fit and request.max_tokens > room:
         return (
             "answer_too_long",
-            f"{limit} However, you requested {prompt_tokens + request.max_tokens} tokens"
-            f" ({prompt_tokens} in the prompt, {request.max_tokens} in the answer). Shorten the"
-            f" prompt, or ask for {room} tokens at most.",
+            f"{_limit(context_length)} However, you requested {prompt_tokens + request.max_tokens}"
+            f" tokens ({prompt_tokens} in the prompt, {request.max_tokens} in the answer). Shorten"
+            f" the prompt, or ask for {room} tokens at most.",
         )
     return None
+
+
+def too_long(context_length: int, prompt_tokens: str) -> tuple[str, str]:
+    """Return the code and the sentence that refuse a prompt that cannot fit."""
+    return (
+        "prompt_too_long",
+        f"{_limit(context_length)} However, your prompt has {prompt_tokens} tokens, which leaves no"
+        " room for an answer. Shorten the prompt.",
+    )
+
+
+def _limit(context_length: int) -> str:
+    # Programs recognise an overflow by this sentence of OpenAI's.
+    return f"This model's maximum context length is {context_length} tokens."
 
 
 def too_many_turns(request: Request, context_length: int) -> tuple[str, str] | None:
@@ -50,8 +58,8 @@ def too_many_turns(request: Request, context_length: int) -> tuple[str, str] | N
         return None
     return (
         "prompt_too_long",
-        f"This model's maximum context length is {context_length} tokens. However, your prompt has"
-        f" {num_turns} messages, and each has at least one token. Shorten the prompt.",
+        f"{_limit(context_length)} However, your prompt has {num_turns} messages, and each has at"
+        " least one token. Shorten the prompt.",
     )
 
 
