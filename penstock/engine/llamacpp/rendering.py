@@ -127,7 +127,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which counts the steps of each thread."""
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[loopcontrols],
+            undefined=jinja2.ChainableUndefined,  # as in llama.cpp
+        )
         self._thread = threading.local()
         self.filters["tojson"] = _as_json
         self.globals |= {"raise_exception": _refuse, "strftime_now": _now}
