@@ -95,14 +95,17 @@ class Prompts:
         self, request: Request, messages: Messages
     ) -> tuple[Request, Messages, dict[str, str]]:
         """Return the request and the messages with placeholders for control tokens' texts."""
-        tools = None if request.tools is None else json.loads(request.tools)
-        sent = [msgspec.to_builtins(messages), tools]
+        tools = json.loads(request.tools or "null")
+        kwargs = json.loads(request.template_kwargs or "null")
+        sent = [msgspec.to_builtins(messages), tools, kwargs]
         if not self._control.found_in(sent):
             return request, messages, {}
-        (shown, tools), hidden = self._control.hide_in(sent)
-        if tools is not None:
-            tools_text = json.dumps(tools, ensure_ascii=False)
-            request = msgspec.structs.replace(request, tools=tools_text)
+        (shown, tools, kwargs), hidden = self._control.hide_in(sent)
+        request = msgspec.structs.replace(
+            request,
+            tools=None if tools is None else json.dumps(tools, ensure_ascii=False),
+            template_kwargs=None if kwargs is None else json.dumps(kwargs, ensure_ascii=False),
+        )
         return request, msgspec.convert(shown, Messages), hidden
 
     async def _text_of(self, request: Request, messages: Messages) -> str:
