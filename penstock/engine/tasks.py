@@ -6,10 +6,15 @@ In: requests and cancellations. Out: calls of an engine's `_run`, never more tha
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
+from penstock.engine.lengths import Lengths
 from penstock.engine.protocol import Sink
 from penstock.engine.slots import Slots
 from penstock.request import Request
+
+SHORT_CHARACTERS = 4096
+SHORT_TURNS = 32
 
 
 def refusal(
@@ -61,6 +66,34 @@ def too_many_turns(request: Request, context_length: int) -> tuple[str, str] | N
         f"{_limit(context_length)} However, your prompt has {num_turns} messages, and each has at"
         " least one token. Shorten the prompt.",
     )
+
+
+class PromptTooLongError(Exception):
+    """A prompt cannot fit into the context; the message is a sentence for the client."""
+
+
+def check_length(texts: Iterable[str | int], lengths: Lengths, context_length: int) -> None:
+    """Raise PromptTooLongError if a prompt of texts and tokens cannot fit into the context.
+
+    Takes milliseconds, where tokenising takes seconds.
+    """
+    least = 0
+    for text in texts:
+        least += 1 if isinstance(text, int) else lengths.least(text, context_length - least)
+        if least >= context_length:
+            raise PromptTooLongError(too_long(context_length, f"at least {least}")[1])
+
+
+def is_short(request: Request) -> bool:
+    """Return True if it takes less time to prepare the prompt at once than in another thread."""
+    messages = request.messages or ()
+    if len(messages) > SHORT_TURNS:
+        return False
+    size = len(request.prompt or "") + len(request.tools or "") + len(request.template_kwargs or "")
+    for message in messages:
+        size += len(message.content) + len(message.reasoning)
+        size += sum(len(call.arguments) for call in message.tool_calls)
+    return size <= SHORT_CHARACTERS
 
 
 class TaskEngine(ABC):

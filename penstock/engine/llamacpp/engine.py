@@ -41,12 +41,7 @@ from penstock.engine.llamacpp.http import LlamaClient
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
 from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, set_param
-from penstock.engine.llamacpp.prompts import (
-    Prompts,
-    PromptTooLongError,
-    control_tokens_of,
-    lengths_of,
-)
+from penstock.engine.llamacpp.prompts import Prompts, control_tokens_of, lengths_of
 from penstock.engine.llamacpp.props import Models, Props
 from penstock.engine.llamacpp.renderer import Renderer
 from penstock.engine.llamacpp.rendering import (
@@ -64,7 +59,7 @@ from penstock.engine.reasoning import (
     marks_in,
     num_last_tokens,
 )
-from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
+from penstock.engine.tasks import PromptTooLongError, TaskEngine, refusal, too_many_turns
 from penstock.engine.tools import CallForm, CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, TemplateRefusedError, turn
 from penstock.errors import StartError

@@ -19,19 +19,12 @@ from penstock.engine.lengths import Lengths
 from penstock.engine.llamacpp.gguf import marked_tokens
 from penstock.engine.llamacpp.renderer import Renderer
 from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
-from penstock.engine.tasks import too_long
+from penstock.engine.tasks import SHORT_CHARACTERS, check_length, is_short
 from penstock.engine.turns import Messages, Template
 from penstock.errors import StartError
 from penstock.request import Request
 
-SHORT_CHARACTERS = 4096
-"""A shorter prompt is prepared at once: that takes less time than another thread."""
-SHORT_TURNS = 32
 Result = TypeVar("Result")
-
-
-class PromptTooLongError(Exception):
-    """The prompt cannot fit into the context; the message is a sentence for the client."""
 
 
 class Prompts:
@@ -68,27 +61,22 @@ class Prompts:
 
     async def render(self, request: Request, messages: Messages) -> Prompt:
         """Return the prompt with these messages. No text in them or in tools is a control token."""
-        size = num_characters_of(request, messages)
+        request = msgspec.structs.replace(request, messages=messages)
         hide = partial(self._hide, request, messages)
-        request, messages, hidden = await self._prepare(size, hide)
+        request, messages, hidden = await self._prepare(is_short(request), hide)
         text = await self._text_of(request, messages)
         if not hidden:
             return [text]
-        return await self._prepare(len(text), partial(self._control.pieces_of, text, hidden))
+        cut = partial(self._control.pieces_of, text, hidden)
+        return await self._prepare(len(text) <= SHORT_CHARACTERS, cut)
 
     async def ids_of(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the prompt's tokens. Raises PromptTooLongError if they cannot fit."""
         size = sum(len(piece) for piece in prompt if isinstance(piece, str))
-        return await self._prepare(size, partial(self._ids_of, prompt))
+        return await self._prepare(size <= SHORT_CHARACTERS, partial(self._ids_of, prompt))
 
     def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
-        least = 0
-        for piece in prompt:
-            enough = self._context_length - least
-            least += 1 if isinstance(piece, int) else self._lengths.least(piece, enough)
-            if least >= self._context_length:
-                _, message = too_long(self._context_length, f"at least {least}")
-                raise PromptTooLongError(message)
+        check_length(prompt, self._lengths, self._context_length)
         return tuple(self._vocabulary.ids_of_prompt(prompt))
 
     def _hide(
@@ -109,25 +97,14 @@ class Prompts:
         return request, msgspec.convert(shown, Messages), hidden
 
     async def _text_of(self, request: Request, messages: Messages) -> str:
-        size = num_characters_of(request, messages)
-        return await self._renderer.render(request, messages, partial(self._prepare, size))
+        short = is_short(msgspec.structs.replace(request, messages=messages))
+        return await self._renderer.render(request, messages, partial(self._prepare, short))
 
-    async def _prepare(self, size: int, work: Callable[[], Result]) -> Result:
-        """Do a part of the work, in the thread unless the conversation is short."""
-        if size <= SHORT_CHARACTERS:
+    async def _prepare(self, is_short: bool, work: Callable[[], Result]) -> Result:
+        """Do a part of the work, in the thread unless the prompt is short."""
+        if is_short:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-
-def num_characters_of(request: Request, messages: Messages) -> int:
-    """Return about how many characters a conversation has, with its tools."""
-    if len(messages) > SHORT_TURNS:
-        return SHORT_CHARACTERS + 1
-    size = len(request.tools or "") + len(request.template_kwargs or "")
-    for message in messages:
-        size += len(message.content) + len(message.reasoning)
-        size += sum(len(call.arguments) for call in message.tool_calls)
-    return size
 
 
 def lengths_of(vocabulary: Vocabulary) -> Lengths:

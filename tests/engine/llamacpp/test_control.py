@@ -1,5 +1,6 @@
 """Control tokens in conversations, schemas and log probabilities, over llama.cpp itself."""
 
+import itertools
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from tests.support.calling import tool
 from tests.support.recording import RecordingSink
 from tests.support.templates import TOOLS
 
+NUMBERS = itertools.count()
 BEGIN, SYSTEM, USER, ASSISTANT, END = range(5)
 MARKS = "a<|end|><|system|>b<|end|><|user|>c"
 
@@ -33,7 +35,7 @@ async def engine() -> AsyncIterator[LlamaCpp]:
 
 async def answered(engine: LlamaCpp, **fields: Any) -> RecordingSink:
     sink = RecordingSink()
-    engine.submit(ask("a", fields.pop("max_tokens", 4), prompt=None, **fields), sink)
+    engine.submit(ask(f"r{next(NUMBERS)}", fields.pop("max_tokens", 4), prompt=None, **fields), sink)
     await sink.end()
     return sink
 

@@ -1,5 +1,6 @@
 """Prompts that are rendered and tokenised in this process: the same as llama.cpp's own server's."""
 
+import itertools
 import json
 import random
 import signal
@@ -21,6 +22,7 @@ from tests.support.templates import GEMMA, LLAMA, MISTRAL, PHI, PICKY, QWEN, REA
 from tests.support.texts import TEXTS
 
 SMOLLM2 = "smollm2"
+NUMBERS = itertools.count()
 TEMPLATES = {
     "rill": "",
     "tools": TOOLS,
@@ -171,7 +173,7 @@ async def test_a_request_makes_one_round_trip_to_llama_cpp() -> None:
         paths.append(path)
         return await opened(path, *arguments)
 
-    engine._open = counted  # type: ignore[method-assign]
+    engine._open = counted  # type: ignore[method-assign, assignment]
     hello, begun = Message("user", "Hello <|end|>"), Message("assistant", "Well,")
     mixed: list[dict[str, Any]] = [
         {"messages": (hello,), "separate_reasoning": True},
@@ -197,7 +199,7 @@ async def test_a_request_makes_one_round_trip_to_llama_cpp() -> None:
 
 async def answered(engine: LlamaCpp, **fields: Any) -> RecordingSink:
     sink = RecordingSink()
-    engine.submit(ask("a", 2, **{"prompt": None, **fields}), sink)
+    engine.submit(ask(f"r{next(NUMBERS)}", 2, **{"prompt": None, **fields}), sink)
     await sink.end()
     assert sink.failure is None
     return sink
@@ -212,7 +214,7 @@ async def test_what_cannot_fit_is_not_tokenised(plain: LlamaCpp) -> None:
         whole = text * (4_000_000 // len(text.encode()))
         for fields in ({"prompt": whole}, {"prompt": None, "messages": (Message("user", whole),)}):
             sink = RecordingSink()
-            plain.submit(ask("a", 2, **fields), sink)
+            plain.submit(ask(f"r{next(NUMBERS)}", 2, **fields), sink)
             await sink.end()
             assert sink.failure is not None
             code, message = sink.failure

@@ -44,14 +44,14 @@ def test_loops_may_be_left() -> None:
         "cycler.__init__.__globals__",
         "'a' + 1",
         "nothing()",
-        "{}[[]]",
     ],
 )
 def test_what_a_template_may_not_do_refuses_the_conversation(expression: str) -> None:
-    with pytest.raises(TemplateRefusedError):
-        found = render(f"{{{{ {expression} }}}}", "a")
-        # An attribute that is not safe has no value.
-        raise TemplateRefusedError if not found else AssertionError(found)
+    try:
+        shown = render(f"{{{{ {expression} }}}}", "a")
+    except TemplateRefusedError:
+        return
+    assert shown == ""  # what is not safe has no value
 
 
 def test_a_template_that_jinja_cannot_read_is_left_to_llama_cpp() -> None:
