@@ -35,7 +35,9 @@ async def engine() -> AsyncIterator[LlamaCpp]:
 
 async def answered(engine: LlamaCpp, **fields: Any) -> RecordingSink:
     sink = RecordingSink()
-    engine.submit(ask(f"r{next(NUMBERS)}", fields.pop("max_tokens", 4), prompt=None, **fields), sink)
+    engine.submit(
+        ask(f"r{next(NUMBERS)}", fields.pop("max_tokens", 4), prompt=None, **fields), sink
+    )
     await sink.end()
     return sink
 
