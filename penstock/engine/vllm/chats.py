@@ -176,6 +176,8 @@ class Chats:
             "tools": tools,
             **template_kwargs(request),
         }
+        if is_fast(self.tokenizer):
+            kwargs["tokenize"] = False  # the text's length is checked first
         return ChatParams(
             chat_template_kwargs=kwargs, tool_choice=None if tools is None else choice_of(request)
         )
@@ -185,14 +187,12 @@ class Chats:
     ) -> tuple[list[dict[str, Any]], ChatParams, dict[str, str]]:
         """Return the conversation and parameters with placeholders for control tokens' texts.
 
-        If there are any, the template is then rendered to text. Also returns the text of each
-        placeholder.
+        Also returns the text of each placeholder.
         """
         kwargs = params.chat_template_kwargs
         if not self.control.found_in([turns, kwargs]):
             return turns, params, {}
         (turns, kwargs), hidden = self.control.hide_in([turns, kwargs])
-        kwargs = {**kwargs, "tokenize": False}
         return turns, replace(params, chat_template_kwargs=kwargs), hidden
 
     def ids_of(self, pieces: list[str | int]) -> list[int]:
