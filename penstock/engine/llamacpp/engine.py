@@ -210,7 +210,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
             spells = self._spells_control_tokens(request)
-            tools = await asyncio.to_thread(self._tools_of, request, spells)
+            tools = None
+            if request.tools is not None:
+                tools = await asyncio.to_thread(self._tools_of, request, request.tools, spells)
             refused = refusal_of_fields(request, tools)
             if refused := refused or too_many_turns(request, self._context_length):
                 sink.fail(*refused)
@@ -223,7 +225,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 return
             bound = Bound()
             if tools is None:
-                bound = await asyncio.to_thread(bound_of, request, spells)
+                if request.json_schema is not None or request.grammar is not None:
+                    bound = await asyncio.to_thread(bound_of, request, spells)
             else:
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
@@ -289,22 +292,20 @@ class LlamaCpp(LlamaClient, TaskEngine):
         tools = msgspec.structs.replace(tools, shown=shown, notes=notes)
         return msgspec.structs.replace(request, messages=messages), tools
 
-    def _tools_of(self, request: Request, spells: bool) -> "Tools | None":
-        """Return how the request's tools are shown and called, None without tools.
+    def _tools_of(self, request: Request, sent: str, spells: bool) -> "Tools":
+        """Return how the request's tools, `sent` as JSON, are shown and called.
 
         The template's own form of calls is used if llama.cpp can bind the answer to it: llama.cpp
         cannot force a call, knows no answer that is either a call or follows a schema, and takes
         the text of control tokens for the tokens (`spells`). Raises _ToolsRefusedError and
         InvalidSchemaError.
         """
-        if request.tools is None:
-            return None
         must_bind = request.tool_call_required or request.json_schema is not None or spells
         try:
             if self._shows_tools and not must_bind:
-                shown, is_relaxed = bound_tools(request.tools, is_gbnf=True)
+                shown, is_relaxed = bound_tools(sent, is_gbnf=True)
                 return Tools(shown, None, (RELAXED_TOOLS,) * is_relaxed)
-            bound, is_relaxed = bound_tools(request.tools, is_gbnf=False)
+            bound, is_relaxed = bound_tools(sent, is_gbnf=False)
         except InvalidSchemaError as error:
             raise _ToolsRefusedError(str(error)) from None
         schema: str | None = None
@@ -319,7 +320,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
             raise _ToolsRefusedError("their parameters are too large together") from None
         if not self._shows_tools:
             return Tools(None, form, notes, spells)
-        return Tools(bound_tools(request.tools, is_gbnf=True, lax=True)[0], form, notes, spells)
+        return Tools(bound_tools(sent, is_gbnf=True, lax=True)[0], form, notes, spells)
 
     async def _shown(
         self, request: Request, tools: "Tools | None"
