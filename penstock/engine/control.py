@@ -22,8 +22,7 @@ class ControlTokens:
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         self._ids = dict(ids)
-        longest_first = sorted(self._ids, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._pattern = re.compile(_pattern_of(self._ids) or r"(?!)")
 
     def found_in(self, value: Any) -> bool:
         """Return True if a text or a name in this JSON value contains a control token's text."""
@@ -75,6 +74,24 @@ class ControlTokens:
             return text
 
         return _with_texts(value, broken) if self.found_in(value) else value
+
+
+def _pattern_of(texts: Iterable[str]) -> str:
+    """Return a pattern for the longest of these texts, as a tree of their common beginnings.
+
+    A model may have a thousand control tokens. Tried one by one at every place of a long text that
+    looks like one, they would take seconds.
+    """
+    rests: dict[str, list[str]] = {}
+    for text in texts:
+        rests.setdefault(text[:1], []).append(text[1:])
+    can_end = rests.pop("", None) is not None
+    branches = [re.escape(first) + _pattern_of(rest) for first, rest in rests.items()]
+    if not branches:
+        return ""
+    if len(branches) == 1 and not can_end:
+        return branches[0]
+    return f"(?:{'|'.join(branches)})" + "?" * can_end
 
 
 # The names of JSON schema that only describe a value.

@@ -6,10 +6,15 @@ In: requests and cancellations. Out: calls of an engine's `_run`, never more tha
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
+from penstock.engine.lengths import Lengths
 from penstock.engine.protocol import Sink
 from penstock.engine.slots import Slots
 from penstock.request import Request
+
+SHORT_CHARACTERS = 4096
+SHORT_TURNS = 32
 
 
 def refusal(
@@ -22,22 +27,30 @@ def refusal(
     if not prompt_tokens and not takes_empty:
         return "empty_prompt", "This model cannot answer an empty prompt. Send at least one word."
     room = context_length - prompt_tokens
-    # Programs recognise an overflow by this sentence of OpenAI's.
-    limit = f"This model's maximum context length is {context_length} tokens."
     if room <= 0:
-        return (
-            "prompt_too_long",
-            f"{limit} However, your prompt has {prompt_tokens} tokens, which leaves no room for an"
-            " answer. Shorten the prompt.",
-        )
+        return too_long(context_length, str(prompt_tokens))
     if request.must_fit and request.max_tokens > room:
         return (
             "answer_too_long",
-            f"{limit} However, you requested {prompt_tokens + request.max_tokens} tokens"
-            f" ({prompt_tokens} in the prompt, {request.max_tokens} in the answer). Shorten the"
-            f" prompt, or ask for {room} tokens at most.",
+            f"{_limit(context_length)} However, you requested {prompt_tokens + request.max_tokens}"
+            f" tokens ({prompt_tokens} in the prompt, {request.max_tokens} in the answer). Shorten"
+            f" the prompt, or ask for {room} tokens at most.",
         )
     return None
+
+
+def too_long(context_length: int, prompt_tokens: str) -> tuple[str, str]:
+    """Return the code and the sentence that refuse a prompt that cannot fit."""
+    return (
+        "prompt_too_long",
+        f"{_limit(context_length)} However, your prompt has {prompt_tokens} tokens, which leaves no"
+        " room for an answer. Shorten the prompt.",
+    )
+
+
+def _limit(context_length: int) -> str:
+    # Programs recognise an overflow by this sentence of OpenAI's.
+    return f"This model's maximum context length is {context_length} tokens."
 
 
 def too_many_turns(request: Request, context_length: int) -> tuple[str, str] | None:
@@ -50,9 +63,37 @@ def too_many_turns(request: Request, context_length: int) -> tuple[str, str] | N
         return None
     return (
         "prompt_too_long",
-        f"This model's maximum context length is {context_length} tokens. However, your prompt has"
-        f" {num_turns} messages, and each has at least one token. Shorten the prompt.",
+        f"{_limit(context_length)} However, your prompt has {num_turns} messages, and each has at"
+        " least one token. Shorten the prompt.",
     )
+
+
+class PromptTooLongError(Exception):
+    """A prompt cannot fit into the context; the message is a sentence for the client."""
+
+
+def check_length(texts: Iterable[str | int], lengths: Lengths, context_length: int) -> None:
+    """Raise PromptTooLongError if a prompt of texts and tokens cannot fit into the context.
+
+    Takes milliseconds, where tokenising takes seconds.
+    """
+    least = 0
+    for text in texts:
+        least += 1 if isinstance(text, int) else lengths.least(text, context_length - least)
+        if least >= context_length:
+            raise PromptTooLongError(too_long(context_length, f"at least {least}")[1])
+
+
+def is_short(request: Request) -> bool:
+    """Return True if it takes less time to prepare the prompt at once than in another thread."""
+    messages = request.messages or ()
+    if len(messages) > SHORT_TURNS:
+        return False
+    size = len(request.prompt or "") + len(request.tools or "") + len(request.template_kwargs or "")
+    for message in messages:
+        size += len(message.content) + len(message.reasoning)
+        size += sum(len(call.arguments) for call in message.tool_calls)
+    return size <= SHORT_CHARACTERS
 
 
 class TaskEngine(ABC):

@@ -93,6 +93,24 @@ def test_a_prompt_that_is_too_long_is_a_422(server: RunningServer) -> None:
     assert answer.json()["code"] == "prompt_too_long"
 
 
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(server: RunningServer) -> None:
+    answer = requests.post(f"{server.url}/generate", json={"prompt": "a " * 1_900_000}, timeout=60)
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "prompt_too_long"
+    assert "at least" in answer.json()["detail"]  # the exact number takes seconds
+
+
+@only_rill
+def test_a_conversation_that_cannot_fit_is_refused_before_it_is_tokenised(
+    server: RunningServer,
+) -> None:
+    for text in ("a ", "<|end|>"):
+        messages = [{"role": "user", "content": text * (3_900_000 // len(text))}]
+        answer = requests.post(f"{server.url}/generate", json={"messages": messages}, timeout=60)
+        assert answer.status_code == 422
+        assert "at least" in answer.json()["detail"]
+
+
 @only_opt
 def test_messages_to_a_model_without_a_chat_template_are_a_422(server: RunningServer) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}]}

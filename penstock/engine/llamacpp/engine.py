@@ -13,7 +13,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -42,13 +41,21 @@ from penstock.engine.llamacpp.bonds import (
     Tools,
     refusal_of_fields,
 )
-from penstock.engine.llamacpp.gguf import context_length, marked_tokens
-from penstock.engine.llamacpp.http import LlamaClient, Prompt
+from penstock.engine.llamacpp.gguf import context_length
+from penstock.engine.llamacpp.http import LlamaClient
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
 from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, set_param
+from penstock.engine.llamacpp.prompts import Prompts, control_tokens_of, lengths_of
 from penstock.engine.llamacpp.props import Models, Props
+from penstock.engine.llamacpp.renderer import Renderer
+from penstock.engine.llamacpp.rendering import (
+    TOO_COSTLY,
+    ChatTemplate,
+    TemplateTooCostlyError,
+)
 from penstock.engine.llamacpp.steps import Steps, needs_steps
+from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import ModelInfo, Sink
@@ -59,9 +66,9 @@ from penstock.engine.reasoning import (
     marks_in,
     num_last_tokens,
 )
-from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
+from penstock.engine.tasks import PromptTooLongError, TaskEngine, refusal, too_many_turns
 from penstock.engine.tools import CallSink, with_instructions
-from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError, turn
+from penstock.engine.turns import REFUSED, Messages, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, UnnamedTokens
 
@@ -69,8 +76,6 @@ SPARE_HTTP_THREADS = 4
 # Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
 LOG_ERRORS = 1
 COMPILE_LIMITS = Limits(cpu_s=1.0, memory_bytes=192 * 2**20, wall_s=10.0)
-# Separates texts in a request to `/tokenize`; it is no token's id.
-NO_TOKEN = -1
 CONTROL_TOKENS = "messages (control tokens)"
 """The note on a conversation with tools whose texts of control tokens were broken."""
 # A conversation that every template shows.
@@ -110,8 +115,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self._params = params
         self._context_length = 0
         self._marks: tuple[str, str] | None = None
-        self._template = Template()
-        self._control = ControlTokens({})
+        self._vocabulary: Vocabulary  # these are set by `start`
+        self._control: ControlTokens
+        self._prompts: Prompts
         self._token_names: dict[int, str] = {}
         """The texts of tokens that llama.cpp reports without text."""
         self._shows_tools = False
@@ -130,12 +136,15 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self._dir = tempfile.mkdtemp(prefix="penstock-")
         self._server = await asyncio.to_thread(self._load)
         props = msgspec.json.decode(await self._ask("/props"), type=Props)
+        (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=Models).data
         self._context_length = props.default_generation_settings.n_ctx
         self._marks = marks_in(props.chat_template)
-        await self._learn_control_tokens()
         self._shows_tools = props.shows_tools
-        self._template = await Template.probe(partial(self._render, Request("", 1)))
-        (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=Models).data
+        self._vocabulary = await asyncio.to_thread(Vocabulary, self._model)
+        self._control, self._token_names = await asyncio.to_thread(
+            control_tokens_of, self._model, self._vocabulary
+        )
+        await self._start_prompts(props)
         return ModelInfo(
             self._name,
             "llamacpp",
@@ -146,28 +155,15 @@ class LlamaCpp(LlamaClient, TaskEngine):
             sampling=props.sampling(),
         )
 
-    async def _learn_control_tokens(self) -> None:
-        """Find the tokens that llama.cpp makes of a text only if it looks for control tokens."""
-        try:
-            self._token_names = await asyncio.to_thread(marked_tokens, self._model)
-        except (OSError, ValueError) as error:
-            raise StartError(
-                f"The model's vocabulary cannot be read: {error}.", "Is the GGUF file complete?"
-            ) from None
-        content: list[str | int] = []
-        for text in self._token_names.values():
-            content += (text, NO_TOKEN)
-        found = _split(await self._ids_of_pieces(content, parse_special=True))
-        plain = _split(await self._ids_of_pieces(content, parse_special=False))
-        self._control = ControlTokens(
-            {
-                text: token_id
-                for (token_id, text), special, other in zip(
-                    self._token_names.items(), found, plain, strict=True
-                )
-                if special == [token_id] != other
-            }
+    async def _start_prompts(self, props: Props) -> None:
+        """Prepare the rendering and tokenising of prompts."""
+        renderer = Renderer(template_of(props, self._vocabulary), self._render)
+        await renderer.compare()
+        lengths = await asyncio.to_thread(lengths_of, self._vocabulary)
+        self._prompts = Prompts(
+            self._vocabulary, self._control, renderer, lengths, self._context_length
         )
+        await self._prompts.probe()
 
     def _load(self) -> object:
         import xllamacpp
@@ -236,7 +232,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 return
             request, tools = self._without_control_texts(request, tools)
             request, prompt, notes = await self._shown(request, tools)
-            prompt_ids = request.prompt_ids or tuple(await self._ids_of_prompt(prompt))
+            prompt_ids = request.prompt_ids or await self._prompts.ids_of(prompt)
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
@@ -246,7 +242,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
             else:
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
-            token_ids = [*prompt_ids, *await self._ids_of(request.generated)]
+            token_ids = [*prompt_ids, *self._vocabulary.ids_of_generated(request.generated)]
             if not await self._start(request.id, sink):
                 return
             if tools is not None and tools.form is not None:
@@ -254,9 +250,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
             elif tools is not None:
                 await self._converse(request, len(token_ids), sink)
             else:
-                sink, splitter = await self._split_sink(request, prompt_ids, sink)
+                sink, splitter = self._split_sink(request, prompt_ids, sink)
                 if needs_steps(request):
-                    num_thoughts = await self._num_thoughts(request, prompt_ids, splitter)
+                    num_thoughts = self._num_thoughts(request, prompt_ids, splitter)
                     steps = Steps(sink, request, splitter, num_thoughts)
                     await self._generate_in_steps(request, token_ids, bound, steps)
                 else:
@@ -265,8 +261,12 @@ class LlamaCpp(LlamaClient, TaskEngine):
             sink.fail(error.code, str(error))
         except JobLostError:
             sink.fail("engine_error", NOT_COMPILED)
+        except PromptTooLongError as error:
+            sink.fail("prompt_too_long", str(error))
         except TemplateRefusedError:
             sink.fail("template_refused", REFUSED)
+        except TemplateTooCostlyError:
+            sink.fail("template_refused", TOO_COSTLY)
         except RefusedByEngineError as error:
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
@@ -344,35 +344,21 @@ class LlamaCpp(LlamaClient, TaskEngine):
                     messages, request.tools, must_call=request.tool_call_required
                 )
             request = msgspec.structs.replace(request, tools=tools.shown)
-        render = partial(self._render_safely, request)
         try:
-            messages, prompt, notes = await self._template.show(messages, render)
+            messages, prompt, notes = await self._prompts.show(request, messages)
         except TemplateRefusedError:
             if request.tools is None:
                 raise
             try:
-                await render(PROBE)
+                await self._prompts.render(request, PROBE)
             except TemplateRefusedError:
                 why = "the model's chat template does not support them"
                 raise _UnboundError(Refused("tools", why)) from None
             raise
         return msgspec.structs.replace(request, messages=messages), prompt, notes
 
-    async def _render_safely(self, request: Request, messages: Messages) -> Prompt:
-        """Return the prompt with these messages. No text in them or in tools is a control token."""
-        tools = None if request.tools is None else json.loads(request.tools)
-        sent = [msgspec.to_builtins(messages), tools]
-        if not self._control.found_in(sent):
-            return [await self._render(request, messages)]
-        (shown, tools), hidden = self._control.hide_in(sent)
-        if tools is not None:
-            tools_text = json.dumps(tools, ensure_ascii=False)
-            request = msgspec.structs.replace(request, tools=tools_text)
-        prompt = await self._render(request, msgspec.convert(shown, Messages))
-        return self._control.pieces_of(prompt, hidden)
-
     async def _render(self, request: Request, messages: Messages) -> str:
-        """Return the prompt that the request has with these messages."""
+        """Have llama.cpp render the prompt that the request has with these messages."""
         body = chat_body(msgspec.structs.replace(request, messages=messages))
         try:
             answer = await self._ask("/apply-template", msgspec.json.encode(body))
@@ -410,11 +396,11 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 return
             if steps.must_end_thoughts:
                 assert self._marks is not None
-                ids = await self._ids_of_text(self._marks[1], add_special=False)
+                ids = self._vocabulary.ids_of(self._marks[1])
                 steps.push(self._marks[1], len(ids), tuple(ids))
             else:
                 await self._step(request, token_ids, bound, room, steps)
-            token_ids += await self._ids_of(steps.take())
+            token_ids += self._vocabulary.ids_of_generated(steps.take())
 
     async def _step(
         self, request: Request, token_ids: list[int], bound: "Bound", room: int, steps: Steps
@@ -460,27 +446,27 @@ class LlamaCpp(LlamaClient, TaskEngine):
             body["preserved_tokens"] = self._marks  # they may be tokens that have no text otherwise
         return body
 
-    async def _split_sink(
+    def _split_sink(
         self, request: Request, prompt_ids: tuple[int, ...], sink: Sink
     ) -> tuple[Sink, Splitter | None]:
         """Return a sink that separates the reasoning, if the request asks and the model reasons."""
         if self._marks is None or not request.separate_reasoning:
             return sink, None
-        text = await self._generated_text(request)
-        splitter = await self._splitter(self._marks, request, prompt_ids, text)
+        text = self._generated_text(request)
+        splitter = self._splitter(self._marks, request, prompt_ids, text)
         return SplitSink(sink, splitter), splitter
 
-    async def _generated_text(self, request: Request) -> str:
+    def _generated_text(self, request: Request) -> str:
         """Return the text of a continued answer so far."""
         text = ""
         for is_text, run in groupby(request.generated, lambda each: not isinstance(each, int)):
             if is_text:
                 text += "".join(each.text for each in run if isinstance(each, UnnamedTokens))
             else:
-                text += await self._text_of([each for each in run if isinstance(each, int)])
+                text += self._vocabulary.text_of(each for each in run if isinstance(each, int))
         return text
 
-    async def _splitter(
+    def _splitter(
         self,
         marks: tuple[str, str],
         request: Request,
@@ -489,10 +475,10 @@ class LlamaCpp(LlamaClient, TaskEngine):
     ) -> Splitter:
         """Return the splitter for what follows the prompt and the text `generated` so far."""
         begun = begun_answer(request.messages)
-        end = await self._text_of(list(prompt_ids[-num_last_tokens(begun) :]))
+        end = self._vocabulary.text_of(prompt_ids[-num_last_tokens(begun) :])
         return Splitter.after(marks, end, generated, begun)
 
-    async def _num_thoughts(
+    def _num_thoughts(
         self, request: Request, prompt_ids: tuple[int, ...], splitter: Splitter | None
     ) -> int:
         """Return how many tokens of reasoning a continued answer already has, if it still reasons.
@@ -505,8 +491,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
         num_tokens = sum(
             each.num_tokens if isinstance(each, UnnamedTokens) else 1 for each in request.generated
         )
-        if not (await self._splitter(self._marks, request, prompt_ids)).is_thinking:
-            num_tokens -= len(await self._ids_of_text(self._marks[0], add_special=False))
+        if not self._splitter(self._marks, request, prompt_ids).is_thinking:
+            num_tokens -= len(self._vocabulary.ids_of(self._marks[0]))
         return max(0, num_tokens)
 
     async def _call(
@@ -518,10 +504,10 @@ class LlamaCpp(LlamaClient, TaskEngine):
         sink: Sink,
     ) -> None:
         """Have the model answer or call tools in Penstock's own form."""
-        answer = await self._generated_text(request)
+        answer = self._generated_text(request)
         ends_thought = ""
         if self._marks is not None and request.separate_reasoning:
-            _, splitter = await self._split_sink(request, prompt_ids, sink)
+            _, splitter = self._split_sink(request, prompt_ids, sink)
             if splitter is not None and splitter.is_thinking:
                 answer, ends_thought = "", self._marks[1]
             else:
@@ -531,7 +517,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         lark = tools.form.lark(ends_thought=ends_thought, is_open=calls.parser.is_open)
         if tools.spells:
             lark = with_free_spelling(lark)
-        sink, _ = await self._split_sink(request, prompt_ids, calls)
+        sink, _ = self._split_sink(request, prompt_ids, calls)
         await self._generate(request, token_ids, Bound(grammar=lark), sink)
 
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
@@ -564,6 +550,20 @@ class LlamaCpp(LlamaClient, TaskEngine):
             reader.end(200 if reader.is_over.done() else http.done.result())
         finally:
             http.abort()
+
+
+def template_of(props: Props, vocabulary: Vocabulary) -> ChatTemplate | None:
+    """Return the model's chat template, None if only llama.cpp can read it."""
+    try:
+        return ChatTemplate(
+            props.chat_template,
+            props.chat_template_caps,
+            begin=props.bos_token,
+            end=props.eos_token,
+            drops_begin=vocabulary.adds_begin,
+        )
+    except TemplateRefusedError:
+        return None
 
 
 def chat_body(request: Request) -> dict[str, Any]:
@@ -604,14 +604,3 @@ class _UnboundError(Exception):
         self.code = (
             "schema_too_complex" if refused.is_too_complex else f"invalid_{refused.is_about}"
         )
-
-
-def _split(ids: list[int]) -> list[list[int]]:
-    """Return the ids before each `NO_TOKEN`."""
-    runs: list[list[int]] = [[]]
-    for each in ids:
-        if each == NO_TOKEN:
-            runs.append([])
-        else:
-            runs[-1].append(each)
-    return runs[:-1]

@@ -5,23 +5,10 @@ from collections.abc import Callable
 from typing import cast
 
 import httptools
-import msgspec
 
 from penstock.engine.llamacpp.answers import RefusedByEngineError, refusal_in
-from penstock.request import UnnamedTokens
 
 BACKLOG_PAUSE_S = 0.01
-
-Prompt = list[str | int]
-"""A prompt as texts and ids of control tokens."""
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
-
-
-class _Content(msgspec.Struct):
-    content: str
 
 
 class HttpRequest(asyncio.Protocol):
@@ -66,44 +53,12 @@ class HttpRequest(asyncio.Protocol):
 
 
 class LlamaClient:
-    """Sends requests to llama.cpp's server, and turns texts into tokens and back."""
+    """Sends requests to llama.cpp's server."""
 
     @property
     def _socket(self) -> str:
         """Return the path of the server's Unix socket."""
         raise NotImplementedError
-
-    async def _ids_of_prompt(self, prompt: Prompt) -> list[int]:
-        """Return the prompt's tokens. Only a prompt in one piece is searched for control tokens."""
-        if len(prompt) == 1 and isinstance(prompt[0], str):
-            return await self._ids_of_text(prompt[0], add_special=True)
-        return await self._ids_of_pieces(prompt, parse_special=False, add_special=True)
-
-    async def _ids_of_pieces(
-        self, pieces: Prompt, *, parse_special: bool, add_special: bool = False
-    ) -> list[int]:
-        fields = {"parse_special": parse_special, "add_special": add_special}
-        body = msgspec.json.encode({"content": pieces, **fields})
-        return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
-
-    async def _ids_of_text(self, text: str, *, add_special: bool) -> list[int]:
-        body = msgspec.json.encode({"content": text, "add_special": add_special})
-        return msgspec.json.decode(await self._ask("/tokenize", body), type=_Tokens).tokens
-
-    async def _text_of(self, ids: list[int]) -> str:
-        body = msgspec.json.encode({"tokens": ids})
-        return msgspec.json.decode(await self._ask("/detokenize", body), type=_Content).content
-
-    async def _ids_of(self, generated: tuple[int | UnnamedTokens, ...]) -> list[int]:
-        ids: list[int] = []
-        for each in generated:
-            if isinstance(each, int):
-                ids.append(each)
-            else:
-                # Some tokenizers put a space before any text; only the last tokens are the text's.
-                found = await self._ids_of_text(each.text, add_special=False)
-                ids += found[-each.num_tokens :]
-        return ids
 
     async def _ask(self, path: str, body: bytes | None = None) -> bytes:
         answer = bytearray()

@@ -47,10 +47,16 @@ class Props(msgspec.Struct):
         supports_tools: bool = False
         supports_tool_calls: bool = False
         supports_reasoning_effort: bool = False
+        supports_system_role: bool = True
+        supports_object_arguments: bool = False
+        supports_string_content: bool = True
+        supports_typed_content: bool = False
 
     default_generation_settings: Generation
     total_slots: int
     chat_template: str = ""
+    bos_token: str = ""
+    eos_token: str = ""
     chat_template_caps: Caps = msgspec.field(default_factory=Caps)
 
     def sampling(self) -> Sampling:

@@ -40,6 +40,7 @@ from penstock.engine.reasoning import (
 )
 from penstock.engine.turns import turn
 from penstock.engine.vllm.answers import Parsed, ParsingSink
+from penstock.engine.vllm.lengths import lengths_of
 from penstock.engine.vllm.structures import Structure
 from penstock.errors import StartError
 from penstock.request import Grammar, Message, Request
@@ -141,6 +142,7 @@ class Chats:
         self._has_tool_parser = tool_parser is not None
         self.tokenizer: Any = cached_tokenizer_from_config(config.model_config)
         self.control = control_tokens(self.tokenizer)
+        self.lengths = lengths_of(self.tokenizer)
         self._parser = parser_class(config, tool_parser, self._reasoning_parser, self.tokenizer)
         self._template = template_of(config.model_config, self.tokenizer)
         self._marks = marks_in(self._template)
@@ -178,6 +180,8 @@ class Chats:
             "tools": tools,
             **template_kwargs(request),
         }
+        if is_fast(self.tokenizer):
+            kwargs["tokenize"] = False  # the text's length is checked first
         return ChatParams(
             chat_template_kwargs=kwargs, tool_choice=None if tools is None else choice_of(request)
         )
@@ -187,17 +191,18 @@ class Chats:
     ) -> tuple[list[dict[str, Any]], ChatParams, dict[str, str]]:
         """Return the conversation and parameters with placeholders for control tokens' texts.
 
-        The template is then rendered to text. Also returns the text of each placeholder.
+        Also returns the text of each placeholder.
         """
         kwargs = params.chat_template_kwargs
-        (turns, tools), hidden = self.control.hide_in([turns, kwargs["tools"]])
-        kwargs = {**kwargs, "tools": tools, "tokenize": False}
+        if not self.control.found_in([turns, kwargs]):
+            return turns, params, {}
+        (turns, kwargs), hidden = self.control.hide_in([turns, kwargs])
         return turns, replace(params, chat_template_kwargs=kwargs), hidden
 
-    def ids_of(self, prompt: str, hidden: dict[str, str]) -> list[int]:
+    def ids_of(self, pieces: list[str | int]) -> list[int]:
         """Return the tokens of a rendered prompt; only the template's control tokens are such."""
         ids: list[int] = []
-        for piece in self.control.pieces_of(prompt, hidden):
+        for piece in pieces:
             if isinstance(piece, int):
                 ids.append(piece)
             else:

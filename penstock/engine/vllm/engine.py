@@ -17,6 +17,7 @@ import os
 import secrets
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,15 @@ from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import begun_answer
 from penstock.engine.slots import Slots
-from penstock.engine.tasks import TaskEngine, refusal, too_many_turns
+from penstock.engine.tasks import (
+    SHORT_CHARACTERS,
+    PromptTooLongError,
+    TaskEngine,
+    check_length,
+    is_short,
+    refusal,
+    too_many_turns,
+)
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
 from penstock.engine.vllm.answers import SecondCallError, pass_on
 from penstock.errors import StartError, reason_from_pydantic
@@ -285,6 +294,8 @@ class Vllm(TaskEngine):
                 sink.fail("invalid_grammar", f"vLLM cannot enforce this grammar: {error}.")
             else:
                 sink.fail("invalid_schema", f"vLLM cannot enforce this schema: {error}.")
+        except PromptTooLongError as error:
+            sink.fail("prompt_too_long", str(error))
         except TemplateRefusedError:
             sink.fail("template_refused", REFUSED)
         except EngineDeadError:
@@ -336,29 +347,45 @@ class Vllm(TaskEngine):
         if request.prompt_ids is not None:
             return await self._render_ids(list(request.prompt_ids))
         if request.messages is not None:
-            turns, chat = self._chats.turns(request), self._chats.params(request)
-            unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
             try:
-                if self._chats.control.found_in([turns, chat.chat_template_kwargs["tools"]]):
-                    return await self._tokenise_safely(turns, chat)
-                _, (prompt,) = await renderer.render_chat_async([turns], chat, unbounded)
-            except ChatTemplateResolutionError:
+                return await self._tokenise_chat(request)
+            except (ChatTemplateResolutionError, PromptTooLongError):
                 raise
             except (VLLMClientError, ValueError, TypeError):
                 raise TemplateRefusedError from None
-            return prompt
+        assert request.prompt is not None
+        await self._check_length([request.prompt])
         unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
         (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)
         if not prompt["prompt_token_ids"] and (begin := renderer.get_bos_token_id()) is not None:
             return await self._render_ids([begin])
         return prompt
 
-    async def _tokenise_safely(self, turns: list[dict[str, Any]], chat: Any) -> Any:
-        """Return the prompt of a conversation with control tokens' texts, which stay texts."""
-        turns, chat, hidden = self._chats.hide_control_tokens(turns, chat)
-        _, rendered = await self._llm.renderer.render_messages_async(turns, chat)
-        ids = await asyncio.to_thread(self._chats.ids_of, rendered["prompt"], hidden)
-        return await self._render_ids(ids)
+    async def _tokenise_chat(self, request: Request) -> Any:
+        """Return the prompt of a conversation. Control tokens' texts in it stay texts."""
+        renderer = self._llm.renderer
+        turns, chat = self._chats.turns(request), self._chats.params(request)
+        hide = partial(self._chats.hide_control_tokens, turns, chat)
+        turns, chat, hidden = hide() if is_short(request) else await asyncio.to_thread(hide)
+        _, rendered = await renderer.render_messages_async(turns, chat)
+        if hidden:
+            pieces = self._chats.control.pieces_of(rendered["prompt"], hidden)
+            await self._check_length(pieces)
+            return await self._render_ids(await asyncio.to_thread(self._chats.ids_of, pieces))
+        if "prompt_token_ids" not in rendered:  # some tokenizers render and tokenise in one step
+            await self._check_length([rendered["prompt"]])
+        unbounded = dataclasses.replace(renderer.default_chat_tok_params, max_total_tokens=None)
+        (prompt,) = await renderer.render_cmpl_async([rendered], unbounded)
+        return prompt
+
+    async def _check_length(self, pieces: list[str | int]) -> None:
+        """Raise PromptTooLongError if the prompt cannot fit, before it is tokenised."""
+        check = partial(check_length, pieces, self._chats.lengths, self._context_length)
+        size = sum(len(piece) for piece in pieces if isinstance(piece, str))
+        if size <= SHORT_CHARACTERS:
+            check()
+        else:
+            await asyncio.to_thread(check)
 
     async def _render_ids(self, ids: list[Any]) -> Any:
         """Return a prompt of token ids in vLLM's form."""

@@ -1,5 +1,6 @@
 """Control tokens in conversations, schemas and log probabilities, over llama.cpp itself."""
 
+import itertools
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from tests.support.calling import tool
 from tests.support.recording import RecordingSink
 from tests.support.templates import TOOLS
 
+NUMBERS = itertools.count()
 BEGIN, SYSTEM, USER, ASSISTANT, END = range(5)
 MARKS = "a<|end|><|system|>b<|end|><|user|>c"
 
@@ -33,7 +35,9 @@ async def engine() -> AsyncIterator[LlamaCpp]:
 
 async def answered(engine: LlamaCpp, **fields: Any) -> RecordingSink:
     sink = RecordingSink()
-    engine.submit(ask("a", fields.pop("max_tokens", 4), prompt=None, **fields), sink)
+    engine.submit(
+        ask(f"r{next(NUMBERS)}", fields.pop("max_tokens", 4), prompt=None, **fields), sink
+    )
     await sink.end()
     return sink
 
@@ -53,11 +57,11 @@ async def test_the_vocabulary_names_the_control_tokens() -> None:
 
 
 async def test_turn_marks_in_a_text_are_text(engine: LlamaCpp) -> None:
-    text = await engine._ids_of_pieces([MARKS], parse_special=False)
+    text = engine._vocabulary.ids_of(MARKS, parse_special=False)
     assert not {BEGIN, SYSTEM, USER, ASSISTANT, END} & set(text)
     prompt = await prompt_of(engine, Message("user", MARKS))
     assert prompt == (BEGIN, USER, *text, END, ASSISTANT)
-    assert await engine._text_of(text) == MARKS
+    assert engine._vocabulary.text_of(text) == MARKS
 
 
 async def test_turn_marks_of_every_turn_are_text(engine: LlamaCpp) -> None:
@@ -73,7 +77,7 @@ async def test_turn_marks_of_every_turn_are_text(engine: LlamaCpp) -> None:
     marks = [each for each in prompt if each <= END]
     turns = [[SYSTEM, END], [USER, END], [ASSISTANT, END], [USER, END], [USER, END], [ASSISTANT]]
     assert marks == [BEGIN, *(mark for turn in turns for mark in turn)]
-    shown = await engine._text_of(list(prompt))
+    shown = engine._vocabulary.text_of(prompt)
     for text in (f"S{MARKS}", f"U{MARKS}", f"A{MARKS}", f"R{MARKS}", f"T{MARKS}", '"<|end|>"'):
         assert text in shown
 
@@ -81,7 +85,7 @@ async def test_turn_marks_of_every_turn_are_text(engine: LlamaCpp) -> None:
 async def test_other_texts_are_tokenised_as_llama_cpp_does(engine: LlamaCpp) -> None:
     for text in ("Hello", "a < b <| c |> d <|end", "  \n", "é😀"):
         rendered = await engine._render(ask("a", 1), (Message("user", text),))
-        whole = tuple(await engine._ids_of_text(rendered, add_special=True))
+        whole = tuple(engine._vocabulary.ids_of(rendered, add_special=True))
         assert await prompt_of(engine, Message("user", text)) == whole
 
 

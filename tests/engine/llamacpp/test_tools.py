@@ -43,7 +43,7 @@ async def answer(engine: LlamaCpp, name: str, max_tokens: int = 60, **more: Any)
 async def test_an_answer_that_called_nothing_yet_continues_with_a_call(engine: LlamaCpp) -> None:
     whole = await answer(engine, "a", 1)
     for name, text in (("b", "Let me see."), ("c", "Let me see.<tool_call>"), ("d", "")):
-        ids = await engine._ids_of_text(text, add_special=False)
+        ids = engine._vocabulary.ids_of(text)
         rest = await answer(
             engine,
             name,

@@ -1,0 +1,135 @@
+"""Makes the prompt of a request: rendered, tokenised, and refused if it cannot fit.
+
+In: requests, and how llama.cpp renders a conversation. Out: the ids of the prompt's tokens, the
+same as llama.cpp's own. Both steps run in this process; a long prompt is prepared in a thread, one
+at a time, while tokens are delivered. Not known here: how an answer is bound and generated.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+
+from penstock.engine.control import ControlTokens
+from penstock.engine.lengths import Lengths
+from penstock.engine.llamacpp.gguf import marked_tokens
+from penstock.engine.llamacpp.renderer import Renderer
+from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
+from penstock.engine.tasks import SHORT_CHARACTERS, check_length, is_short
+from penstock.engine.turns import Messages, Template
+from penstock.errors import StartError
+from penstock.request import Request
+
+Result = TypeVar("Result")
+
+
+class Prompts:
+    """Makes the prompts for a model with a context of `context_length` tokens."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        control: ControlTokens,
+        renderer: Renderer,
+        lengths: Lengths,
+        context_length: int,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._control = control
+        self._renderer = renderer
+        self._context_length = context_length
+        self._lengths = lengths
+        self._template = Template()
+        self._thread = ThreadPoolExecutor(1, "prompts")
+
+    async def probe(self) -> None:
+        """Find out which conversations the model's template shows."""
+        self._template = await Template.probe(partial(self._text_of, Request("", 1)))
+
+    async def show(
+        self, request: Request, messages: Messages
+    ) -> tuple[Messages, Prompt, tuple[str, ...]]:
+        """Return the messages as the template shows them, the prompt, and notes on changes.
+
+        Raises TemplateRefusedError and TemplateTooCostlyError.
+        """
+        return await self._template.show(messages, partial(self.render, request))
+
+    async def render(self, request: Request, messages: Messages) -> Prompt:
+        """Return the prompt with these messages. No text in them or in tools is a control token."""
+        request = msgspec.structs.replace(request, messages=messages)
+        hide = partial(self._hide, request, messages)
+        request, messages, hidden = await self._prepare(is_short(request), hide)
+        text = await self._text_of(request, messages)
+        if not hidden:
+            return [text]
+        cut = partial(self._control.pieces_of, text, hidden)
+        return await self._prepare(len(text) <= SHORT_CHARACTERS, cut)
+
+    async def ids_of(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the prompt's tokens. Raises PromptTooLongError if they cannot fit."""
+        size = sum(len(piece) for piece in prompt if isinstance(piece, str))
+        return await self._prepare(size <= SHORT_CHARACTERS, partial(self._ids_of, prompt))
+
+    def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
+        check_length(prompt, self._lengths, self._context_length)
+        return tuple(self._vocabulary.ids_of_prompt(prompt))
+
+    def _hide(
+        self, request: Request, messages: Messages
+    ) -> tuple[Request, Messages, dict[str, str]]:
+        """Return the request and the messages with placeholders for control tokens' texts."""
+        tools = json.loads(request.tools or "null")
+        kwargs = json.loads(request.template_kwargs or "null")
+        sent = [msgspec.to_builtins(messages), tools, kwargs]
+        if not self._control.found_in(sent):
+            return request, messages, {}
+        (shown, tools, kwargs), hidden = self._control.hide_in(sent)
+        request = msgspec.structs.replace(
+            request,
+            tools=None if tools is None else json.dumps(tools, ensure_ascii=False),
+            template_kwargs=None if kwargs is None else json.dumps(kwargs, ensure_ascii=False),
+        )
+        return request, msgspec.convert(shown, Messages), hidden
+
+    async def _text_of(self, request: Request, messages: Messages) -> str:
+        short = is_short(msgspec.structs.replace(request, messages=messages))
+        return await self._renderer.render(request, messages, partial(self._prepare, short))
+
+    async def _prepare(self, is_short: bool, work: Callable[[], Result]) -> Result:
+        """Do a part of the work, in the thread unless the prompt is short."""
+        if is_short:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def lengths_of(vocabulary: Vocabulary) -> Lengths:
+    """Return the least lengths of texts in this vocabulary's tokens."""
+    tokens = map(vocabulary.bytes_of, range(vocabulary.size))
+    if not vocabulary.keeps_every_byte():
+        return Lengths(())
+    return Lengths(tokens, strips=vocabulary.strips())
+
+
+def control_tokens_of(path: str, vocabulary: Vocabulary) -> tuple[ControlTokens, dict[int, str]]:
+    """Return the tokens that llama.cpp makes of a text only if it looks for control tokens.
+
+    Also returns the texts of all tokens that llama.cpp reports without text, by id. Raises
+    StartError if the file cannot be read.
+    """
+    try:
+        names = marked_tokens(path)
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"The model's vocabulary cannot be read: {error}.", "Is the GGUF file complete?"
+        ) from None
+    found = {
+        text: token_id
+        for token_id, text in names.items()
+        if vocabulary.ids_of(text) == [token_id] != vocabulary.ids_of(text, parse_special=False)
+    }
+    return ControlTokens(found), names

@@ -1,0 +1,25 @@
+"""Texts that tokenizers and templates treat differently, for comparing two of them."""
+
+TEXTS = (
+    "Hello",
+    "Hello there, reader.",
+    " Leading and trailing ",
+    "a  b   c    d     e\t\tf\n\n\ng \r\n h",
+    "\n",
+    " \n\n ",
+    "caf\u00e9 cafe\u0301 \u0130\u0131\u00df \ufb01 \u1e9b\u0323",
+    "é😀👩‍👩‍👧‍👦🏳️‍🌈🇩🇪 \u200b\u2060\ufeff",
+    "日本語とかな、中文和標點。한국어 ไทย हिन्दी العربية עברית",
+    "١٢٣ 12345678901234567890 3.14159 1e-7 0x1F",
+    "<|im_start|>user\nHi<|im_end|> <|end|><|user|> <s> </s> [INST] <think> <|endoftext|>",
+    "a < b <| c |> d <|end |> <|im_end",
+    "def f(x: int) -> str:\n    return f'{x!r}'  # \"quoted\" \\n\n\n\tif x:\n\t\tpass\n",
+    '{"a": [1, 2.50, null, true], "b": "\\u00e9 <&> \'"}',
+    "don't I'll WE'RE it's o'clock 's 'S",
+    "<b>&amp;</b> {{ messages }} {% if x %} {# no #}",
+    "\x00\x01\x7f\x80 \ue000 \uffff \U0010ffff",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 8,
+    " " * 300,
+    "=" * 200 + "-" * 90,
+    "",
+)
