@@ -15,6 +15,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from penstock.engine.compiled import InvalidSchemaError, compiled, try_out
+from penstock.engine.patterns import is_bound_wrongly
 from penstock.engine.schemas import (
     LIMITS,
     RANGES,
@@ -81,6 +82,7 @@ def relaxed_schema(schema: Any) -> Any:
 def _compact(schema: Any, max_integer: int = MAX_SCHEMA_INTEGER) -> str:
     check_integers(schema, max_integer)
     _check_properties(schema)
+    _check_patterns(schema)
     schema = closed(schema)
     if isinstance(schema, dict):
         schema = {**schema, "x-guidance": {"whitespace_flexible": False}}
@@ -242,6 +244,8 @@ def _check_spelling(schema: Any) -> None:
 
 def _binds_pattern(pattern: str) -> bool:
     """Return whether llguidance binds this regular expression."""
+    if is_bound_wrongly(pattern):
+        return False
     grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
     return not compiled(grammar).is_error()
 
@@ -255,6 +259,14 @@ def _check_properties(schema: object) -> None:
         properties = each.get("properties")
         if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
             raise InvalidSchemaError(f"an object has more than {MAX_PROPERTIES} properties")
+
+
+def _check_patterns(schema: object) -> None:
+    for each in objects_in(schema):
+        named = each.get("patternProperties")
+        patterns = [each.get("pattern"), *(named if isinstance(named, dict) else ())]
+        if any(isinstance(pattern, str) and is_bound_wrongly(pattern) for pattern in patterns):
+            raise InvalidSchemaError("a pattern demands a character that JSON escapes")
 
 
 def _reason(error: str) -> str:

@@ -81,6 +81,37 @@ def test_a_schema_with_an_integer_that_would_change_is_refused(
         assert str(GREATEST) in refused.message
 
 
+def strictly(server: RunningServer, schema: dict[str, Any]) -> str:
+    """Return an answer that must satisfy this strict schema."""
+    named = {"name": "it", "schema": schema, "strict": True}
+    asked = {"type": "json_schema", "json_schema": named}
+    fields: Any = {"messages": HELLO, "max_tokens": 60, "temperature": 0}
+    return str(create(server, response_format=asked, **fields).choices[0].message.content)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r'^[^"]{2}x[0-9]{2}$', r"""^["'][a-z]["']$""", r'^[^"\\]{3}$', r"^[a-z]+ \d$"],
+)
+def test_an_answer_matches_its_pattern(rill: RunningServer, pattern: str) -> None:
+    text = json.loads(strictly(rill, {"type": "string", "pattern": pattern, "maxLength": 9}))
+    assert re.search(pattern, text)
+
+
+@pytest.mark.parametrize("pattern", ['^a"[0-9]$', r"^C:\\[a-z]+$", r"^a\n[0-9]$"])
+def test_a_pattern_that_llama_cpp_binds_to_other_texts_is_refused(
+    rill: RunningServer, pattern: str
+) -> None:
+    """llama.cpp gave a quotation mark too early for the first one, and nothing after it."""
+    schemas: list[dict[str, Any]] = [
+        {"type": "string", "pattern": pattern},
+        {"type": "object", "patternProperties": {pattern: {}}},
+    ]
+    for schema in schemas:
+        refused = refusal_of(lambda schema=schema: strictly(rill, schema))
+        assert refused.code == "invalid_schema"
+
+
 def test_a_bound_beyond_2_53_is_refused_also_as_a_float(rill: RunningServer) -> None:
     """llama.cpp gave 9223372036854775807 for 1e20."""
     schema = {"type": "integer", "minimum": 1e20, "maximum": 1e20}
