@@ -15,6 +15,7 @@ from penstock.api.page import page_routes
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
+from penstock.stream.memory import MemoryGuard
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.stream.registry import Streams
 from penstock.web.access import AccessMiddleware
@@ -51,12 +52,15 @@ def create_app(
     bodies: BodyReader,
     keys: KeyRing,
     proxies: TrustedProxies,
+    memory: MemoryGuard,
 ) -> AccessMiddleware:
     """Return the application that serves `streams` to the owners of `keys`."""
 
     def unready() -> str | None:
         if streams.draining:
             return "draining"
+        if streams.memory_is_full:
+            return "memory full"
         return "engine down" if streams.is_recovering else _REASONS.get(engine.state)
 
     names = {settings.host.lower(), *(name.lower() for name in settings.allow_host)}
@@ -74,7 +78,7 @@ def create_app(
     ]
     others = [
         *health_routes(unready),
-        *metrics_routes(metrics_registry(settings, engine, streams, liveness)),
+        *metrics_routes(metrics_registry(settings, engine, streams, liveness, memory)),
         *page_routes(settings.served_name),
     ]
     apis.append(

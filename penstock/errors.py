@@ -70,6 +70,10 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "not_an_object": ProblemKind(400, "The body is valid JSON but not an object."),
     "too_deep": ProblemKind(400, "The JSON is nested more than 64 levels deep."),
     "duplicate_name": ProblemKind(400, "A JSON object has the same name twice."),
+    "too_many_values": ProblemKind(
+        400, "The JSON has more than 524,288 values, or more than 65,536 objects and lists."
+    ),
+    "too_many_names": ProblemKind(400, "A JSON object has more than 1,024 names."),
     "number_too_long": ProblemKind(400, "A number has more than 1,000 digits."),
     "invalid_unicode": ProblemKind(422, "A string contains half of a surrogate pair."),
     # A field is not acceptable.
@@ -120,6 +124,12 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "history_lost": ProblemKind(410, "The stream ended, and its events are no longer kept."),
     # Try again later.
     "queue_full": ProblemKind(429, "The queue is full.", retry_safe=True),
+    "bodies_full": ProblemKind(
+        429, "The bodies of requests under way take all the memory they may take.", retry_safe=True
+    ),
+    "memory_full": ProblemKind(
+        503, "The server's memory is nearly full (`--memory-limit`).", retry_safe=True
+    ),
     "too_many_streams": ProblemKind(
         429, "The key has as many open or resumable streams as it may have.", retry_safe=True
     ),

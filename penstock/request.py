@@ -140,21 +140,3 @@ class Request(msgspec.Struct, frozen=True):
     prompt_logprobs: int | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()
-
-
-# Roughly what a Python object takes in memory, in bytes, without its characters.
-OBJECT_BYTES = 100
-
-
-def num_bytes_of(request: Request) -> int:
-    """Estimate how much memory a request takes, in bytes."""
-    texts = [request.prompt or "", request.json_schema or "", request.tools or "", *request.stop]
-    for message in request.messages or ():
-        texts += (message.role, message.content, message.reasoning)
-        for call in message.tool_calls:
-            texts += (call.name, call.arguments)
-    texts += [request.template_kwargs or "", request.grammar.text if request.grammar else ""]
-    num_ids = len(request.prompt_ids or ()) + len(request.sampling.logit_bias)
-    # A single character outside ASCII can make every character of a string take four bytes.
-    sizes = (len(text) * (1 if text.isascii() else 4) + OBJECT_BYTES for text in texts)
-    return sum(sizes) + num_ids * OBJECT_BYTES

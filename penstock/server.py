@@ -20,9 +20,11 @@ from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
+from penstock.observe.memory import available_bytes, resident_bytes, return_freed_memory
 from penstock.observe.meter import Meter
 from penstock.settings import Settings
 from penstock.stream.admission import Admission
+from penstock.stream.memory import MemoryGuard
 from penstock.stream.registry import Limits, Streams, draining
 from penstock.stream.straight import StraightPath
 from penstock.web.body import BodyReader
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 CLOSE_GRACE_S = 1.0
 # How long a slow client has for data that is already in the HTTP server's hands.
 IDLE_GRACE_S = 4.0
+# Without --memory-limit: the rest is for the engine and for everything else on the machine.
+DEFAULT_MEMORY_PART = 4
 WANTED_OPEN_FILES = 65_536
 # Python's own numbers (700, 10, 10) would search for cycles after every few requests. Requests
 # leave none behind; their objects are freed at once.
@@ -132,7 +136,14 @@ class Server:
         streams = self._streams = Streams([engine], limits, meter, admission, keys.problem_of)
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
-        app = create_app(settings, engine, streams, liveness, bodies, keys, proxies)
+        memory = MemoryGuard(
+            settings.memory_limit_bytes or available_bytes() // DEFAULT_MEMORY_PART,
+            streams,
+            lambda: bodies.intake.shares.held,
+            resident_bytes,
+            return_freed_memory,
+        )
+        app = create_app(settings, engine, streams, liveness, bodies, keys, proxies, memory)
         timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
         http: Http1Server | GranianServers
         if tls is not None or settings.http2:
@@ -147,6 +158,7 @@ class Server:
         closing = asyncio.Event()
         serving = asyncio.create_task(http.serve_until(closing))
         watching = asyncio.create_task(liveness.run())
+        guarding = asyncio.create_task(memory.run())
         measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
         expiring = asyncio.create_task(watch_expiries(keys, streams.end_unowned))
         try:
@@ -167,6 +179,7 @@ class Server:
             closing.set()
             await self._close(serving, app.idle)
             watching.cancel()
+            guarding.cancel()
             measuring.cancel()
             expiring.cancel()
             await engine.stop()

@@ -7,6 +7,7 @@ docstring of each setting is also its `--help` text and its reference documentat
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,9 @@ from penstock.errors import StartError, reason_from_pydantic
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
 
+MIN_MEMORY_LIMIT = 256 * 1024 * 1024
+"""The least `memory_limit`, in bytes: an idle server takes about 100 MiB."""
+
 LogFormat = Literal["text", "json"]
 # The form that browsers send: no path, not even a slash.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
@@ -35,6 +39,20 @@ def _known_engine(name: str) -> str:
         return name
     known = ", ".join(repr(each) for each in ENGINES)
     raise ValueError(f"use {known}, or your own engine as 'package.module:Class'")
+
+
+def _checked_size(text: str) -> str:
+    if text and _bytes_of(text) < MIN_MEMORY_LIMIT:
+        raise ValueError(f"use at least {MIN_MEMORY_LIMIT >> 20}M")
+    return text
+
+
+def _bytes_of(text: str) -> int:
+    """Return a size in bytes. Raises ValueError if it is none."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError("use a number of bytes, or a number with K, M or G: 512M, 2G")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
 class Settings(BaseSettings):
@@ -126,13 +144,18 @@ class Settings(BaseSettings):
     retain: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     """The number of seconds that a resumable stream stays readable after its end."""
     retain_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
-    """The memory for all ended streams that stay readable, in bytes; the oldest stream is dropped
-    first."""
+    """The memory for all ended streams that stay readable, in bytes. The key (without keys: the
+    address) that keeps most loses its oldest stream first."""
     retain_responses: Annotated[float, Field(ge=0, le=2_592_000)] = 86_400.0
     """The number of seconds that a response of `/v1/responses` is stored after its end."""
     retain_responses_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
     """The memory for all stored responses, in bytes. The owner with the most bytes loses its oldest
     response first."""
+    memory_limit: Annotated[str, AfterValidator(_checked_size)] = ""
+    """The memory that the server's process may use, in bytes, or with a unit: 512M, 2G (K, M and G
+    are powers of 1024). Near it, the server refuses new requests, then drops what is cheapest to
+    lose (docs/operations.md). The engine's own process does not count. [default: a quarter of the
+    memory of the machine or of its cgroup]"""
     heartbeat: Annotated[float, Field(gt=0, le=3600)] = 15.0
     """The number of seconds of silence after which a stream sends a comment, so that no proxy
     closes the connection as idle."""
@@ -167,6 +190,11 @@ class Settings(BaseSettings):
             return entry.name
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """The memory limit in bytes; 0 if none is set."""
+        return _bytes_of(self.memory_limit) if self.memory_limit else 0
 
     @property
     def engine_settings(self) -> dict[str, Any]:

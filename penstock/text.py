@@ -16,14 +16,16 @@ The rules:
   end the answer yet, because a "d" would move the end before the "a".
 
 All stop strings form one Aho-Corasick automaton, so the work is linear in the text, for any number
-of stop strings. If no stop string can begin in a piece, the piece is returned without a look at
-each character.
+of stop strings. It is made when it is first needed. If no stop string can begin in a piece, the
+piece is returned without a look at each character.
 """
 
 import codecs
 from collections.abc import Sequence
+from sys import getsizeof
 
 _NOWHERE = 1 << 62
+_NODE_BYTES = 250  # a dict with one entry, and places in four lists
 
 
 class Text:
@@ -33,17 +35,20 @@ class Text:
     `stop` is a string itself.
     """
 
-    __slots__ = ("_joiner", "_match", "_node", "_starts", "_stops", "held", "stopped")
+    __slots__ = ("_joiner", "_match", "_node", "_starts", "_stop", "_stops", "held", "stopped")
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         if isinstance(stop, str):
             raise TypeError("stop is a sequence of strings, not one string")
+        if not all(stop):
+            raise ValueError("a stop string cannot be empty")
         self.stopped = False
         """True if a stop string ended the answer; `push` and `flush` then return no text."""
         self.held = ""
         """The text that is held back because it may begin a stop string."""
         self._joiner: codecs.IncrementalDecoder | None = None
-        self._stops = _Stops(stop) if stop else None
+        self._stop = tuple(stop)
+        self._stops: _Stops | None = None
         self._starts = frozenset(each[0] for each in stop)
         self._node = 0
         self._match = _NOWHERE  # the place in `held` where the first complete stop string begins
@@ -53,21 +58,29 @@ class Text:
         """The bytes that are held back because they begin a character."""
         return b"" if self._joiner is None else self._joiner.getstate()[0]
 
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the automaton and of the text that is held back, in bytes."""
+        num_nodes = 0 if self._stops is None else len(self._stops.tables[0])
+        return num_nodes * _NODE_BYTES + getsizeof(self.held)
+
     def push(self, piece: str | bytes) -> str:
         """Add the next piece and return the text that is now certain."""
         if self._joiner is not None or not isinstance(piece, str):
             piece = self._join(piece)
-        if self._stops is None:
+        if not self._stop:
             return piece
         if self._node == 0 and not self.stopped and self._starts.isdisjoint(piece):
             return piece
+        if self._stops is None:  # it takes much more memory than the stop strings
+            self._stops = _Stops(self._stop)
         return self._hold_back(piece, self._stops)
 
     def push_unstopped(self, piece: str | bytes) -> str:
         """Add the next piece and return its text; stop strings in it do not end the answer."""
-        stops, self._stops = self._stops, None
+        stop, self._stop = self._stop, ()
         text = self.push(piece)
-        self._stops = stops
+        self._stop = stop
         return text
 
     def flush(self) -> str:
@@ -133,8 +146,6 @@ class _Stops:
         depth = [0]
         longest = [0]
         for each in stop:
-            if not each:
-                raise ValueError("a stop string cannot be empty")
             node = 0
             for char in each:
                 if char not in following[node]:

@@ -172,6 +172,9 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "bytes",
             {
                 "server process": level("process_resident_memory_bytes"),
+                "in use": level("penstock_memory_used_bytes"),
+                "limit": level("penstock_memory_limit_bytes"),
+                "held, {{kind}}": f"sum by (kind) (penstock_memory_held_bytes{{{WHERE}}})",
                 "logs of ended streams": level("penstock_streams_kept_bytes"),
             },
         ),

@@ -23,7 +23,7 @@ from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup, StreamRecord
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
-from penstock.web.access import access_of
+from penstock.web.access import CLIENT_CLOSED_REQUEST, access_of
 from penstock.web.auth import owner_of
 from penstock.web.body import BodyReader
 from penstock.web.delivery import ConnectedReader, StreamResponse, queue_event
@@ -32,8 +32,6 @@ from penstock.web.liveness import Liveness
 MAX_EVENT_ID_DIGITS = 15
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
 RETRY_MS = (500, 1500)
-# nginx's status for a client that left before its response; nobody receives it.
-CLIENT_CLOSED_REQUEST = 499
 LIMIT_HEADER = "X-Penstock-Max-Tokens"
 
 
@@ -71,7 +69,7 @@ class Answering:
         owner = owner_of(http.scope)
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
-        call = dialect.parse(await self._bodies.read_object(http), http, notes)
+        call = await self._bodies.read(http, owner, lambda body: dialect.parse(body, http, notes))
         opened = self._open(call, owner)
         access_of(http.scope).carries(opened, call.num_per_prompt)
         if call.on_opened is not None:

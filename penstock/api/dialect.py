@@ -91,7 +91,7 @@ class Call:
 
 
 class Parse(Protocol):
-    """Turns a request's JSON body into a call."""
+    """Turns a request's JSON body into a call. It may run in a thread."""
 
     def __call__(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return the call, and note what is left out of it. Raises Problem."""

@@ -95,7 +95,7 @@ WHOLE = BeforeValidator(_whole)
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
     list[StopString],
-    Field(max_length=MAX_STOPS),
+    Field(max_length=MAX_STOPS, fail_fast=True),
     BeforeValidator(
         lambda value: [value] if isinstance(value, str) else value,
         json_schema_input_type=StopString

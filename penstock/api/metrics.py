@@ -13,6 +13,7 @@ from penstock import __version__
 from penstock.engine.protocol import EngineHandle
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
+from penstock.stream.memory import MemoryGuard
 from penstock.stream.registry import Streams
 from penstock.web.liveness import Liveness
 
@@ -55,17 +56,27 @@ def _takes_openmetrics(accept: str) -> bool:
 
 
 def metrics_registry(
-    settings: Settings, engine: EngineHandle, streams: Streams, liveness: Liveness
+    settings: Settings,
+    engine: EngineHandle,
+    streams: Streams,
+    liveness: Liveness,
+    memory: MemoryGuard,
 ) -> CollectorRegistry:
     """Return the metrics of the server and of its process (memory, processor, files)."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(Metrics(streams.meter, levels_of(settings, engine, streams, liveness)))
+    registry.register(
+        Metrics(streams.meter, levels_of(settings, engine, streams, liveness, memory))
+    )
     return registry
 
 
 def levels_of(
-    settings: Settings, engine: EngineHandle, streams: Streams, liveness: Liveness
+    settings: Settings,
+    engine: EngineHandle,
+    streams: Streams,
+    liveness: Liveness,
+    memory: MemoryGuard,
 ) -> Callable[[], Levels]:
     """Return a function that reads the values that nobody has to count."""
 
@@ -92,6 +103,9 @@ def levels_of(
             usage_by_key=streams.meter.usage_now(of_keys),
             kept=len(streams.kept),
             kept_bytes=streams.kept.num_bytes,
+            held_bytes=memory.held_bytes(),
+            used_bytes=memory.used(),
+            memory_limit=memory.limit,
             readers=len(lags),
             lag=sum(lags),
             greatest_lag=max(lags, default=0),

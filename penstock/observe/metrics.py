@@ -40,6 +40,9 @@ class Levels:
     usage_by_key: Mapping[str, KeyUsage]
     kept: int
     kept_bytes: int
+    held_bytes: Mapping[str, int]
+    used_bytes: int
+    memory_limit: int
     readers: int
     lag: int
     greatest_lag: int
@@ -225,6 +228,22 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_streams_kept_bytes",
         "Approximate memory of the ended streams that clients can still read, in bytes.",
         lambda levels: levels.kept_bytes,
+    ),
+    Gauge(
+        "penstock_memory_held_bytes",
+        "Memory of the streams that run, wait or are kept, and of the bodies under way, in bytes.",
+        lambda levels: {(kind,): number for kind, number in levels.held_bytes.items()},
+        ("kind",),
+    ),
+    Gauge(
+        "penstock_memory_used_bytes",
+        "Memory in use, in bytes, as it is compared with the limit.",
+        lambda levels: levels.used_bytes,
+    ),
+    Gauge(
+        "penstock_memory_limit_bytes",
+        "The limit of the server's memory in bytes (--memory-limit).",
+        lambda levels: levels.memory_limit,
     ),
     Counter(
         "penstock_resumes_total",

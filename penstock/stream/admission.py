@@ -117,6 +117,11 @@ class Admission:
         """Return how many tickets are in the queue."""
         return self._num_waiting
 
+    @property
+    def would_start(self) -> bool:
+        """Return True if a new ticket would get a slot at once, if an engine can start it."""
+        return not self._num_waiting and self._has_free_slot()
+
     def has_room(self, owner: str, num_bytes: int = 0) -> bool:
         """Return True if a ticket of this owner would get a slot or a place in the queue."""
         if self._has_free_slot():

@@ -1,8 +1,10 @@
 """Streams that have ended: kept for later readers for a while, then remembered by their ending.
 
-A kept stream can still be read. It is dropped after `retain` seconds, or earlier when its owner's
-or all kept streams take too much memory: the oldest goes first. After that only its ending is
-known, so that a late `cancel` or `find` gets the right answer.
+A kept stream can still be read. It is dropped after `retain` seconds. It is dropped earlier if its
+owner's kept streams take more than the owner may keep, or if all kept streams take too much: then
+the owner whose streams take most loses its oldest one. So an owner that keeps no more than an equal
+share loses nothing to others. After that only a stream's ending is known, so that a late `cancel`
+or `find` gets the right answer.
 """
 
 import asyncio
@@ -42,6 +44,10 @@ class KeptStreams:
         self._retain = retain
         self._max_bytes = max_bytes
         self._kept: dict[str, _Kept] = {}
+        # The ids of each owner's kept streams, the oldest first, and their memory. By name: an
+        # owner's limits can change while its streams are kept.
+        self._ids_of: dict[str, dict[str, None]] = {}
+        self._bytes_of: dict[str, int] = {}
         self._endings: collections.OrderedDict[str, Ending] = collections.OrderedDict()
         self.num_bytes = 0
         """Estimated memory of all kept streams, in bytes."""
@@ -78,22 +84,37 @@ class KeptStreams:
             self._quotas.dropped(record.owner, 0)
 
     def _keep(self, stream: Stream, ending: Ending) -> None:
-        stream.release()
-        num_bytes = stream.log.num_bytes()
+        num_bytes = stream.num_bytes()
         expiry = asyncio.get_running_loop().call_later(self._retain, self._drop, stream.id)
         self._kept[stream.id] = _Kept(stream, ending, num_bytes, expiry)
         self.num_bytes += num_bytes
         owner = ending.owner
+        self._ids_of.setdefault(owner.name, {})[stream.id] = None
+        self._bytes_of[owner.name] = self._bytes_of.get(owner.name, 0) + num_bytes
         self._quotas.kept(owner, num_bytes)
         while self._quotas.keeps_too_much(owner):
-            # By name: an owner's limits can change while its streams are kept.
-            oldest = next(i for i, k in self._kept.items() if k.ending.owner.name == owner.name)
-            self._drop(oldest)
+            self._drop(next(iter(self._ids_of[owner.name])))
         while self.num_bytes > self._max_bytes:
-            self._drop(next(iter(self._kept)))
+            self.drop_oldest()
 
-    def _drop(self, stream_id: str) -> None:
+    def drop_oldest(self) -> int:
+        """Drop the oldest stream of the owner whose kept streams take most memory.
+
+        Returns the memory of the stream in bytes, or 0 if no stream is kept.
+        """
+        if not self._kept:
+            return 0
+        greatest = max(self._bytes_of, key=self._bytes_of.__getitem__)
+        return self._drop(next(iter(self._ids_of[greatest])))
+
+    def _drop(self, stream_id: str) -> int:
         kept = self._kept.pop(stream_id)
         kept.expiry.cancel()
+        owner = kept.ending.owner
         self.num_bytes -= kept.num_bytes
-        self._quotas.dropped(kept.ending.owner, kept.num_bytes)
+        self._bytes_of[owner.name] -= kept.num_bytes
+        del self._ids_of[owner.name][stream_id]
+        if not self._ids_of[owner.name]:
+            del self._ids_of[owner.name], self._bytes_of[owner.name]
+        self._quotas.dropped(owner, kept.num_bytes)
+        return kept.num_bytes

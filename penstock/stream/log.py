@@ -8,21 +8,19 @@ its readers.
 from collections.abc import Callable
 from typing import NoReturn
 
-from penstock.events import Delta, Event, TerminalEvent, TokenLogprob
-
-# What an event takes besides its characters, in bytes: two objects and a place in the list.
-EVENT_BYTES = 160
-# What one log probability takes, and each of its alternatives, in bytes.
-LOGPROB_BYTES = 160
+from penstock.events import Delta, Event, TerminalEvent
+from penstock.stream.footprint import events_bytes
 
 
 class Log:
     """Deltas followed by one `Finish` or `Failure`. Events are never changed or removed."""
 
-    __slots__ = ("_events", "append", "terminal")
+    __slots__ = ("_events", "_num_bytes", "_num_counted", "append", "terminal")
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._num_counted = 0
+        self._num_bytes = 0
         self.terminal: TerminalEvent | None = None
         # The list's own method: it is called for every token.
         self.append: Callable[[Delta], None] = self._events.append
@@ -53,20 +51,12 @@ class Log:
         return "".join([event.text for event in self._events if type(event) is Delta])
 
     def num_bytes(self) -> int:
-        """Estimate how much memory the log takes, in bytes."""
-        return sum(
-            EVENT_BYTES + (_delta_bytes(event) if isinstance(event, Delta) else 0)
-            for event in self._events
-        )
+        """Return how much memory the log takes, in bytes. It looks at each event once."""
+        new = self._events[self._num_counted :]
+        self._num_bytes += events_bytes(new)
+        self._num_counted += len(new)
+        return self._num_bytes
 
 
 def _refuse(event: Event) -> NoReturn:
     raise RuntimeError("this log already has its terminal event")
-
-
-def _delta_bytes(delta: Delta) -> int:
-    return len(delta.text.encode()) + sum(map(_logprob_bytes, delta.logprobs))
-
-
-def _logprob_bytes(logprob: TokenLogprob) -> int:
-    return LOGPROB_BYTES * (1 + len(logprob.top))

@@ -27,12 +27,12 @@ from penstock.engine.protocol import EngineHandle
 from penstock.errors import EngineUnavailable, Problem, kind_of
 from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.observe.meter import Meter
-from penstock.request import num_bytes_of
 from penstock.stream.admission import Admission, Ticket
 from penstock.stream.budget import Claim, claim_of
 from penstock.stream.deadlines import Deadlines
 from penstock.stream.dispatch import Dispatcher
 from penstock.stream.kept import KeptStreams
+from penstock.stream.memory import FULL
 from penstock.stream.queue import QueueNotices
 from penstock.stream.quotas import ANYBODY, Owner, Quotas
 from penstock.stream.record import StreamRecord
@@ -40,6 +40,7 @@ from penstock.stream.recovery import NOT_BACK
 from penstock.stream.stream import Stream
 
 log = logging.getLogger("penstock.stream")
+MEMORY_RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Streams:
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
+        self.memory_is_full = False
+        """True while new requests are refused for want of memory (see `memory`)."""
         self._is_shut_down = False
 
     def __len__(self) -> int:
@@ -115,6 +118,8 @@ class Streams:
         """
         if self.draining:
             raise draining()
+        if self.memory_is_full:
+            raise _memory_full()
         if owner.key_id and (problem := self._problem_of(owner)):
             raise problem
         if problem := self._dispatcher.refusal():
@@ -152,10 +157,13 @@ class Streams:
             record = _with_limit(record, claim.answer)
             self._check_tokens(owner, [claim])
         request = record.request
-        num_bytes = num_bytes_of(request)
-        self._check_room(owner, num_bytes)
         timeout = self._timeout_of(record)
         stream = Stream(record, self, self.meter)
+        can_start = self._dispatcher.has_free_slot
+        num_bytes = 0
+        if not (can_start and self.admission.would_start):
+            num_bytes = stream.num_bytes()
+            self._check_room(owner, num_bytes)
         ticket = Ticket(
             stream.id,
             owner.name,
@@ -169,7 +177,6 @@ class Streams:
         if claim is not None:
             now, used = time.monotonic(), stream.num_counted_tokens
             self._quotas.reserve(owner, stream.id, claim, used, now)
-        can_start = self._dispatcher.has_free_slot
         if self.admission.enter(ticket, time.monotonic(), can_start=can_start):
             try:
                 self._dispatcher.submit(request, stream)
@@ -251,6 +258,30 @@ class Streams:
                 "The server is shutting down before the stream could end. Send the request again.",
             )
 
+    # What streams hold (see memory.Holders).
+
+    def bytes_by_state(self) -> dict[str, int]:
+        """Return the memory of the open streams that have a slot, that wait, and of the kept."""
+        held = {"running": 0, "waiting": 0, "kept": self.kept.num_bytes}
+        for stream in self._open.values():
+            held["waiting" if stream.phase == "queued" else "running"] += stream.num_bytes()
+        return held
+
+    def drop_kept(self) -> int:
+        """Drop one kept stream; return its memory in bytes, 0 if there is none."""
+        return self.kept.drop_oldest()
+
+    def cheapest_first(self) -> list[Stream]:
+        """Return the open streams in the order in which to end them if the memory is full.
+
+        First those that wait, then those that nobody reads, then the others; the largest first.
+        """
+
+        def rank(stream: Stream) -> tuple[bool, bool, int]:
+            return (stream.phase != "queued", bool(stream.num_readers), -stream.num_bytes())
+
+        return sorted(self._open.values(), key=rank)
+
     # What streams report (see stream.StreamObserver).
 
     def stream_accepted(self, stream: Stream) -> None:
@@ -278,6 +309,7 @@ class Streams:
         self._quotas.ended(owner)
         if stream.resumable and not stream.num_readers:
             _log_unread(stream, stream.ended)
+        stream.release()
         self.kept.stream_ended(stream)
         self._fill_slots()
 
@@ -453,6 +485,10 @@ def draining() -> Problem:
         "The server is shutting down and takes no new requests.",
         headers={"Retry-After": "5"},
     )
+
+
+def _memory_full() -> Problem:
+    return Problem("memory_full", FULL, headers={"Retry-After": str(MEMORY_RETRY_AFTER_S)})
 
 
 def new_stream_id() -> str:

@@ -8,6 +8,7 @@ continues it on another one. It knows nothing about HTTP or about which engine r
 
 import asyncio
 import time
+from array import array
 from typing import Literal, Protocol
 
 import msgspec
@@ -29,6 +30,13 @@ from penstock.events import (
 from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.admission import Place
+from penstock.stream.footprint import (
+    PACKED_TOKEN_BYTES,
+    READER_BYTES,
+    STREAM_BYTES,
+    prompt_logprobs_bytes,
+    record_bytes,
+)
 from penstock.stream.lane import Lane
 from penstock.stream.log import Log
 from penstock.stream.record import StreamRecord
@@ -86,6 +94,8 @@ class Stream:
         "_observer",
         "_progress_waiter",
         "_readers",
+        "_record_bytes",
+        "_shown_prompt_ids",
         "_text",
         "_timer",
         "_transcript",
@@ -97,7 +107,6 @@ class Stream:
         "num_readers_ever",
         "phase",
         "place",
-        "prompt_ids",
         "prompt_logprobs_found",
         "record",
         "was_accepted",
@@ -113,8 +122,6 @@ class Stream:
         self.place: Place | None = None
         """The place in the queue that readers were last told."""
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
-        self.prompt_ids: tuple[int, ...] | None = None
-        """The prompt's token ids, if the request asks for ids and the engine has accepted it."""
         self.prompt_logprobs_found: PromptLogprobs | None = None
         """The log probabilities of the prompt's tokens, if the request asks for them."""
         self.notes: tuple[str, ...] = ()
@@ -130,6 +137,8 @@ class Stream:
         self._timer = StreamTimer(self.meter)
         # The bytes of the text held back whose tokens' log probabilities are in the log already.
         self._num_reported = 0
+        self._shown_prompt_ids: array[int] | None = None
+        self._record_bytes = -1  # not counted yet
         # None as long as every piece is plain text: no stop strings, no bytes, no ids in deltas.
         request = record.request
         self._text = Text(request.stop) if request.stop or request.return_token_ids else None
@@ -163,6 +172,26 @@ class Stream:
         if self.lane is not None:
             self.lane.count()
         return self._transcript.usage if self.log.terminal is None else self.log.terminal.usage
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...] | None:
+        """Return the prompt's token ids, if the request asks for ids and the engine has them."""
+        return None if self._shown_prompt_ids is None else tuple(self._shown_prompt_ids)
+
+    def num_bytes(self) -> int:
+        """Return how much memory the stream takes, with its readers, in bytes."""
+        if self._record_bytes < 0:
+            self._record_bytes = record_bytes(self.record)
+        return (
+            STREAM_BYTES
+            + self._record_bytes
+            + self.log.num_bytes()
+            + self._transcript.num_bytes()
+            + (0 if self._text is None else self._text.num_bytes)
+            + len(self._shown_prompt_ids or ()) * PACKED_TOKEN_BYTES
+            + prompt_logprobs_bytes(self.prompt_logprobs_found)
+            + len(self._readers) * READER_BYTES
+        )
 
     @property
     def counted_usage(self) -> Usage:
@@ -277,11 +306,12 @@ class Stream:
 
     def release(self) -> None:
         """Free what only a running stream needs; from now on the stream is only read."""
-        request = msgspec.structs.replace(
-            self.record.request, prompt=None, messages=None, tools=None
-        )
-        self.record = msgspec.structs.replace(self.record, request=request)
+        request = self.record.request
+        kept = Request(request.id, request.max_tokens)
+        self.record = msgspec.structs.replace(self.record, request=kept)
+        self._record_bytes = -1
         self._transcript.release()
+        self._text = None
 
     def continuation(self) -> Request:
         """Return the request that continues the generation, which must be submitted now."""
@@ -301,7 +331,7 @@ class Stream:
         self.notes = self.notes or notes  # a continuation has none
         self._transcript.accept(prompt_ids)
         if self.record.request.return_token_ids:
-            self.prompt_ids = prompt_ids
+            self._shown_prompt_ids = self._transcript.prompt_ids
         self._observer.stream_accepted(self)
         self._accept(None)
 

@@ -10,6 +10,7 @@ import msgspec
 
 from penstock.events import TokenLogprob, Usage
 from penstock.request import Request, UnnamedTokens
+from penstock.stream.footprint import PACKED_TOKEN_BYTES, TOKEN_BYTES
 
 
 class Transcript:
@@ -144,6 +145,13 @@ class Transcript:
     def release(self) -> None:
         """Forget the tokens of a generation that has ended; the counts stay."""
         self.prompt_ids, self.generated = None, []
+        self._textless_ids = self.pending_ids = ()
+        self.pending_logprobs = []
+
+    def num_bytes(self) -> int:
+        """Return how much memory the tokens take, in bytes."""
+        num_prompt_ids = 0 if self.prompt_ids is None else len(self.prompt_ids)
+        return num_prompt_ids * PACKED_TOKEN_BYTES + len(self.generated) * TOKEN_BYTES
 
     def _drop_textless(self) -> None:
         self.completion_tokens -= self.num_textless

@@ -35,6 +35,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Twice the default limit of a body: the client of a body that is somewhat too large sees why.
 MAX_DISCARDED_BYTES = 8 * 1024 * 1024
 DISCARD_TIMEOUT_S = 1.0
+# nginx's status for a client that left before its response; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _WORST_FIRST = ("error", "cancelled", "deadline", "length", "stop")
 # Machines ask these every few seconds; a success is not worth a log line.
@@ -285,6 +287,9 @@ class AccessMiddleware:
                     await _until_end(rest, access.end)
                 else:
                     rest.begin(access.end)
+        except asyncio.CancelledError:
+            access.status = access.status or CLIENT_CLOSED_REQUEST
+            raise
         except Exception as error:
             fields = {"request_id": access.id, "route": route_of(scope)}
             log.error("a request failed", exc_info=error, extra={"fields": fields})

@@ -1,26 +1,29 @@
-"""Reads a request's body as strict JSON.
+"""Reads a request's body, within its bounds of time and memory, and has it parsed.
 
-The result is a dict of JSON values, checked beyond RFC 8259: UTF-8 without a byte order mark,
-finite numbers, no repeated names, no lone surrogates, bounded size and depth. The meaning of the
-fields is not known here. No problem ever contains a piece of the input.
+In: a request, and a function that turns its JSON object into what it asks for. Out: the function's
+result, or a Problem. A body takes memory from its owner's share before it is read (see `intake`);
+a large one is parsed apart from the event loop (see `parsing`). The form of JSON is checked in
+`strict_json`; the meaning of the fields is not known here.
 """
 
 import asyncio
-import json
-import math
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from penstock.errors import Problem
+from penstock.stream.quotas import Owner
 from penstock.web.access import access_of
 from penstock.web.http1.head import number_in
+from penstock.web.intake import Entry, Intake
+from penstock.web.parsing import MAX_BYTES_AT_ONCE, ParsingThread
+from penstock.web.strict_json import parse_object
 
-MAX_DEPTH = 64
 GZIP = 31  # zlib's window size for gzip data
-MAX_NUMBER_DIGITS = 1000
+
+Parsed = TypeVar("Parsed")
 
 
 class BodyReader:
@@ -30,8 +33,10 @@ class BodyReader:
     """
 
     def __init__(self, *, max_bytes: int, timeout: float) -> None:
+        self.intake = Intake(max_bytes)
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._thread = ParsingThread()
         self._under_way: set[asyncio.Timeout] = set()
         self._refusal: Callable[[], Problem] | None = None
 
@@ -42,29 +47,47 @@ class BodyReader:
             if not limit.expired():
                 limit.reschedule(0)
 
-    async def read_object(self, request: Request) -> dict[str, Any]:
-        """Return the JSON object in the request's body. Raises Problem."""
+    async def read(
+        self, request: Request, owner: Owner, parse: Callable[[dict[str, Any]], Parsed]
+    ) -> Parsed:
+        """Return what `parse` makes of the JSON object in the request's body. Raises Problem.
+
+        `parse` may run in a thread.
+        """
         check_content_type(request.headers.get("content-type"))
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("identity", "gzip", "x-gzip"):
-            raise Problem(
-                "unsupported_media_type",
-                "The body may be compressed with gzip only: send Content-Encoding: gzip, or none.",
-                headers={"Accept-Encoding": "gzip"},
-            )
+        is_gzip = is_compressed(request.headers.get("content-encoding"))
         access = access_of(request.scope)
         access.has_begun_body = True
         body = None if self._refusal else access.peer.take_whole_body()
-        if body is None:
-            body = await self._read(request)
-        elif len(body) > self._max_bytes:
+        if body is not None and len(body) <= MAX_BYTES_AT_ONCE and not is_gzip:
+            if len(body) > self._max_bytes:
+                raise self._too_large()
+            return parse(parse_object(body))
+        known = self._length_of(request) if body is None else len(body)
+        if known > self._max_bytes:
             raise self._too_large()
-        return parse_object(body if coding == "identity" else self._inflate(body))
+        with self._enter(request, owner, known) as entry:
+            if body is None:
+                body = await self._read(request, entry)
+            if len(body) <= MAX_BYTES_AT_ONCE and not is_gzip:
+                return parse(parse_object(body))
+            return await self._thread.run(
+                owner.name, lambda: parse(parse_object(self._inflate(body) if is_gzip else body))
+            )
 
-    async def _read(self, request: Request) -> bytes:
+    def _enter(self, request: Request, owner: Owner, num_bytes: int) -> Entry:
+        try:
+            return self.intake.enter(owner, num_bytes)
+        except Problem:
+            access_of(request.scope).has_begun_body = False  # a small body is still dropped
+            raise
+
+    def _length_of(self, request: Request) -> int:
+        """Return the declared length of the body; 0 if there is none."""
         declared = request.headers.get("content-length", "")
-        if number_in(declared.encode("latin-1")) > self._max_bytes:
-            raise self._too_large()
+        return max(0, number_in(declared.encode("latin-1")))
+
+    async def _read(self, request: Request, entry: Entry) -> bytes:
         body = bytearray()
         limit = asyncio.timeout(0 if self._refusal else self._timeout)
         try:
@@ -74,10 +97,14 @@ class BodyReader:
                     body += chunk
                     if len(body) > self._max_bytes:
                         raise self._too_large()
+                    entry.grow_to(len(body))
         except TimeoutError:
             problem = self._refusal() if self._refusal else self._too_slow()
             problem.headers["Connection"] = "close"  # the rest of the body is not a request
             raise problem from None
+        except Problem as refusal:
+            refusal.headers["Connection"] = "close"
+            raise
         except ClientDisconnect:
             raise Problem(
                 "client_gone",
@@ -114,6 +141,19 @@ class BodyReader:
         )
 
 
+def is_compressed(coding: str | None) -> bool:
+    """Return True if this `Content-Encoding` is gzip. Raises Problem (415) if it is another one."""
+    if coding is None or (named := coding.strip().lower()) == "identity":
+        return False
+    if named not in ("gzip", "x-gzip"):
+        raise Problem(
+            "unsupported_media_type",
+            "The body may be compressed with gzip only: send Content-Encoding: gzip, or none.",
+            headers={"Accept-Encoding": "gzip"},
+        )
+    return True
+
+
 def check_content_type(value: str | None) -> None:
     """Raise Problem (415) unless the header declares JSON in UTF-8."""
     media_type, *parameters = (value or "").lower().split(";")
@@ -124,84 +164,3 @@ def check_content_type(value: str | None) -> None:
             "unsupported_media_type",
             "The body must be JSON in UTF-8: send the header Content-Type: application/json.",
         )
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object. Raises Problem."""
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        raise Problem("invalid_utf8", "The body is not UTF-8.") from None
-    try:
-        value = (_decoder if len(text) > MAX_NUMBER_DIGITS else _short_decoder).decode(text)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError:
-        raise Problem("invalid_json", "The body is not valid JSON.") from None
-    if not isinstance(value, dict):
-        raise Problem("not_an_object", "The body must be a JSON object, like {...}.")
-    if text.count("{") + text.count("[") > MAX_DEPTH:
-        _check_depth(value)
-    if "\\u" in text:
-        _check_unicode(value)
-    return value
-
-
-def _too_deep() -> Problem:
-    return Problem("too_deep", f"The JSON is nested deeper than {MAX_DEPTH} levels.")
-
-
-def _check_depth(value: object) -> None:
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[object] = []
-        for container in level:
-            children = container.values() if isinstance(container, dict) else container
-            inner += [child for child in children if isinstance(child, dict | list)]  # type: ignore[attr-defined] # only dicts and lists get here
-        if not inner:
-            return
-        level = inner
-    raise _too_deep()
-
-
-def _check_unicode(value: object) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise Problem("invalid_unicode", "A string contains half of a surrogate pair.") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise Problem("duplicate_name", "An object has the same name twice.")
-    return result
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise Problem("invalid_json", "A number is too large for a 64-bit float.")
-    return value
-
-
-def _bounded_int(digits: str) -> int:
-    if len(digits) > MAX_NUMBER_DIGITS:
-        raise Problem("number_too_long", f"A number has more than {MAX_NUMBER_DIGITS} digits.")
-    return int(digits)
-
-
-def _refuse_constant(_: str) -> None:
-    raise Problem("invalid_json", "NaN and Infinity are not JSON.")
-
-
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_float=_finite,
-    parse_int=_bounded_int,
-    parse_constant=_refuse_constant,
-)
-# The numbers of a short text cannot have too many digits.
-_short_decoder = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant
-)

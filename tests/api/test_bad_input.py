@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import Problem
-from penstock.web.body import MAX_DEPTH, check_content_type, parse_object
+from penstock.web.body import check_content_type
+from penstock.web.strict_json import MAX_DEPTH, parse_object
 from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
 
@@ -130,7 +131,15 @@ ROWS = [
     body("a surrogate in UTF-8", b'{"prompt":"zqxj\xed\xa0\x80"}', 400, "invalid_utf8"),
     body("byte order mark", b'\xef\xbb\xbf{"prompt":"zqxj"}', 400, "invalid_json"),
     body("NUL in a string", b'{"prompt":"zqxj\0"}', 400, "invalid_json"),
-    body("nested 100,000 deep", b"[" * 100_000, 400, "too_deep"),
+    body("nested 60,000 deep", b"[" * 60_000, 400, "too_deep"),
+    body("nested 100,000 deep", b"[" * 100_000, 400, "too_many_values"),
+    body("300,000 lists", b'{"a":[' + b"[]," * 300_000 + b"0]}", 400, "too_many_values"),
+    body(
+        "2,000 names",
+        json.dumps({MARK + str(n): 1 for n in range(2000)}).encode(),
+        400,
+        "too_many_names",
+    ),
     body("objects nested 50,000 deep", b'{"zqxj":' * 50_000, 400, "too_deep"),
     body("nested 900 deep", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", 400, "too_deep"),
     body("one too deep", b'{"a":' + b"[" * 64 + b"]" * 64 + b"}", 400, "too_deep"),

@@ -27,6 +27,9 @@ LEVELS = Levels(
     usage_by_key={"alice": KeyUsage(1, 2, 3, 4)},
     kept=5,
     kept_bytes=6,
+    held_bytes={"running": 14, "kept": 15},
+    used_bytes=16,
+    memory_limit=17,
     readers=7,
     lag=8,
     greatest_lag=9,
@@ -53,7 +56,7 @@ def test_no_label_can_hold_what_a_client_chose() -> None:
     labels = {label for metric in METRICS for label in metric.labels}
     # Our own code sets the first labels, the operator sets the last four.
     assert labels == {
-        *("cause", "code", "phase", "reason", "route", "method", "status"),
+        *("cause", "code", "kind", "phase", "reason", "route", "method", "status"),
         *("version", "engine", "model", "key"),
     }
 

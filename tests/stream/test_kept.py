@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from penstock.request import Request
 from penstock.stream.registry import Limits, Streams
-from tests.support.owners import BOB, limited
+from tests.support.owners import ALICE, BOB, limited
 from tests.support.problems import raises_problem
 from tests.support.scripted import ScriptedEngine, ask, opened, speak
 
@@ -29,7 +30,7 @@ async def test_an_ended_resumable_stream_is_kept_and_forgotten_in_time() -> None
 
 async def test_kept_streams_are_bounded_in_bytes_and_the_oldest_goes_first() -> None:
     engine = ScriptedEngine()
-    streams = Streams([engine], Limits(retain_bytes=10_000))
+    streams = Streams([engine], Limits(retain_bytes=20_000))
     for n in range(5):
         stream = opened(streams, ask(f"{n}"), resumable=True)
         stream.accepted((1,))
@@ -77,7 +78,7 @@ async def test_a_kept_stream_is_found_however_many_streams_have_ended_since(
 
 async def test_an_owner_s_kept_streams_are_bounded_and_other_owners_keep_theirs() -> None:
     streams = Streams([ScriptedEngine()])
-    owner = limited(max_retained_bytes=10_000)
+    owner = limited(max_retained_bytes=15_000)
     speak(opened(streams, ask("bob"), owner=BOB, resumable=True), "x" * 9000)
     for name in "abcd":
         speak(opened(streams, ask(name), owner=owner, resumable=True), "x" * 4000)
@@ -94,3 +95,27 @@ async def test_an_owner_whose_limits_were_lowered_keeps_streams_within_the_new_l
     speak(opened(streams, ask("c"), owner=limited(max_retained_bytes=100), resumable=True), "x")
     assert len(streams.kept) == 0
     assert len(streams) == 0
+
+
+async def test_the_owner_that_keeps_most_loses_its_oldest_stream() -> None:
+    streams = Streams([ScriptedEngine()], Limits(retain_bytes=50_000))
+    for owner, name in ((ALICE, "a"), (ALICE, "b"), *((BOB, f"{n}") for n in range(20))):
+        stream = opened(streams, ask(name), resumable=True, owner=owner)
+        speak(stream, "x" * 5000)
+    assert streams.find("a", ALICE).log.text() == "x" * 5000
+    assert streams.find("b", ALICE).id == "b"
+    assert streams.find("19", BOB).id == "19"
+    with raises_problem("history_lost"):
+        streams.find("0", BOB)
+    assert streams.kept.num_bytes <= 50_000
+
+
+async def test_an_ended_stream_holds_no_more_than_its_readers_need() -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    stream = opened(streams, Request("a", 5, prompt="x" * 100_000, stop=("abc",)), resumable=True)
+    stream.accepted(tuple(range(10_000)))
+    stream.delta("text", 1, (1,))
+    assert stream.num_bytes() > 140_000
+    stream.finish("stop", 1)
+    assert streams.kept.num_bytes == stream.num_bytes() < 10_000

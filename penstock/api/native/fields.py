@@ -21,7 +21,9 @@ class GenerateRequest(Strict):
     """A prompt to continue or a conversation to answer, and how to generate the answer."""
 
     prompt: str | None = Field(default=None, description="Text to continue.")
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES)] | None = Field(
+    messages: (
+        Annotated[list[Turn], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None
+    ) = Field(
         default=None,
         description="A conversation to answer, instead of `prompt`. The model's own chat template"
         " renders it.",

@@ -72,7 +72,9 @@ class ChatRequest(ChatExtras, Common):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
-    modalities: Annotated[list[str], AfterValidator(_only_text)] | None = None
+    modalities: Annotated[list[str], Field(fail_fast=True), AfterValidator(_only_text)] | None = (
+        None
+    )
     store: Annotated[bool, AfterValidator(_not_stored)] | None = None
     service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(known_tier)] = None
     prediction: Annotated[Any, HINT] = None

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 from pydantic_core import PydanticCustomError
 
 from penstock.api.fields import Strict
-from penstock.api.openai.tools import MAX_SCHEMA_CHARACTERS, Schema, bounded_schema
+from penstock.api.openai.tools import MAX_SCHEMA_CHARACTERS, Schema, bounded_schema, schema_too_long
 from penstock.api.openai.turns import misplaced
 from penstock.engine.protocol import Feature
 from penstock.request import Grammar, Sampling
@@ -30,6 +30,8 @@ def _parsed_schema(value: object) -> object:
     """Return a schema that is given as text as an object."""
     if not isinstance(value, str):
         return value
+    if len(value) > MAX_SCHEMA_CHARACTERS:
+        raise schema_too_long()
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
@@ -40,7 +42,7 @@ SchemaOrText = Annotated[Schema, BeforeValidator(_parsed_schema)]
 Rules = Annotated[str, Field(min_length=1, max_length=MAX_SCHEMA_CHARACTERS)]
 Choices = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_CHOICE_CHARACTERS)]],
-    Field(min_length=1, max_length=MAX_CHOICES),
+    Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),
 ]
 
 
@@ -115,6 +117,7 @@ class ResponseFormat(Strict):
         tag = {"format": self.format, "structures": self.structures, "triggers": self.triggers}
         if self.type != "structural_tag" and any(each is not None for each in tag.values()):
             raise PydanticCustomError("value_error", "Only a structural_tag has these fields.")
+        bounded_schema(tag)
         return self
 
     def bond(self) -> str | Grammar | None:
@@ -130,7 +133,8 @@ class ResponseFormat(Strict):
 
 
 TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=MAX_STOP_TOKENS)
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
+    Field(max_length=MAX_STOP_TOKENS, fail_fast=True),
 ]
 Penalty = Annotated[float, Field(gt=0, le=100)]
 Budget = Annotated[int, Field(ge=-1, le=2**31 - 1)]

@@ -29,6 +29,7 @@ from penstock.api.openai.objects import (
 from penstock.events import Delta, Failure, Finish, Reasoning, TerminalEvent, ToolCall, Usage
 from penstock.stream.lane import Frames
 from penstock.stream.reader import Batch
+from penstock.stream.record import SavedForm
 from penstock.stream.stream import Stream
 
 DONE = b"[DONE]"
@@ -222,6 +223,14 @@ class CompletionForm(ChunkForm, frozen=True):
     dialect = "openai.completions"
     chunk_object = "text_completion"
     whole_object = "text_completion"
+
+    def save(self) -> SavedForm:
+        """Return the form as a value for the stream's record, which shares the echoed prompts."""
+        if not any(self.echoes):
+            return super().save()
+        saved = msgspec.structs.replace(self, echoes=()).save()
+        saved.options["echoes"] = list(self.echoes)
+        return saved
 
     def place_in_prompt(self, response: dict[str, Any], name: str, values: list[Any]) -> None:
         """Put a field of the prompt into each choice."""

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from penstock.api.tolerance import Notes
 from penstock.request import Message, ToolUse
+from penstock.web.strict_json import has_few_values
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _READ_FROM_ALL = ("role", "content")
@@ -248,6 +249,8 @@ def _read_arguments(arguments: object, notes: Notes) -> str:
 def is_json_object(text: str) -> bool:
     """Return True if `text` is a JSON object that every engine can read."""
     try:
+        if not has_few_values(text.encode()):
+            return False
         value = json.loads(text, parse_constant=_refuse_constant)
         if "\\u" in text:  # perhaps half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()

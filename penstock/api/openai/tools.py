@@ -21,10 +21,15 @@ MAX_SCHEMA_CHARACTERS = 65_536
 def bounded_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the schema. Raises PydanticCustomError if it is too long."""
     if len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
-        raise PydanticCustomError(
-            "invalid_schema", f"Give a schema of at most {MAX_SCHEMA_CHARACTERS} characters."
-        )
+        raise schema_too_long()
     return schema
+
+
+def schema_too_long() -> PydanticCustomError:
+    """Return the error for a schema with too many characters."""
+    return PydanticCustomError(
+        "invalid_schema", f"Give a schema of at most {MAX_SCHEMA_CHARACTERS} characters."
+    )
 
 
 Schema = Annotated[dict[str, JsonValue], AfterValidator(bounded_schema)]
@@ -81,7 +86,7 @@ class AllowedToolList(Strict):
     """The tools that the model may call, and whether it must call one."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class AllowedTools(Strict):
@@ -91,7 +96,7 @@ class AllowedTools(Strict):
     allowed_tools: AllowedToolList
 
 
-Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]
+Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 
 

@@ -84,11 +84,12 @@ class ChatTurn(Strict):
     content: (
         Annotated[
             list[TextPart],
+            Field(fail_fast=True),
             BeforeValidator(_text_as_part, json_schema_input_type=str | list[TextPart]),
         ]
         | None
     ) = None
-    tool_calls: Annotated[list[CalledTool], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: CallId | None = None
     reasoning_content: str | None = None
     # vLLM's name for `reasoning_content`.
@@ -96,7 +97,7 @@ class ChatTurn(Strict):
     refusal: None = None
     audio: None = None
     function_call: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _fields_fit_the_role(self) -> "ChatTurn":
@@ -157,7 +158,9 @@ class _FromTurns:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        turns = handler.generate_schema(Annotated[list[ChatTurn], Field(min_length=1)])
+        turns = handler.generate_schema(
+            Annotated[list[ChatTurn], Field(min_length=1, fail_fast=True)]
+        )
         return core_schema.with_info_wrap_validator_function(_read_messages, turns)
 
 

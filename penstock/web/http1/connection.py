@@ -59,7 +59,6 @@ class Connection(asyncio.Protocol):
         "_may_be_proxied",
         "_parser",
         "_reading",
-        "_server",
         "_tail",
         "_target",
         "_transport",
@@ -70,10 +69,11 @@ class Connection(asyncio.Protocol):
         "is_closing",
         "is_lingering",
         "network",
+        "server",
     )
 
     def __init__(self, server: "Http1Server") -> None:
-        self._server = server
+        self.server = server
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpRequestParser | None = None
         """None between most messages: a parser takes a kilobyte."""
@@ -126,10 +126,10 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self._client = name[:2] if name else None  # an IPv6 address has four parts
         self._descriptor = self.descriptor = transport.get_extra_info("socket").fileno()
-        self._may_be_proxied = self._client is not None and self._server.trusts(self._client[0])
+        self._may_be_proxied = self._client is not None and self.server.trusts(self._client[0])
         if self._client is not None and not self._may_be_proxied:
             self.network = network_of(self._client[0])
-        self._server.opened(self)
+        self.server.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sends, unless an answer is under way."""
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
         """End the exchange: nobody is there any more."""
         self._transport = None
         self._descriptor = self.descriptor = -1
-        self._server.closed(self)
+        self.server.closed(self)
         exchange, self.exchange = self.exchange, None
         reading, self._reading = self._reading, None
         for each in (exchange, reading):
@@ -277,7 +277,7 @@ class Connection(asyncio.Protocol):
     def _split_head(self, data: bytes) -> tuple[bytes, bytes]:
         """Split data at the end of the head, and count the bytes of the head."""
         if not self._head_bytes:
-            self.deadline = time.monotonic() + self._server.timeouts.head
+            self.deadline = time.monotonic() + self.server.timeouts.head
         tail = self._tail
         end = (tail + data).find(HEAD_END) if tail else data.find(HEAD_END)
         if end >= 0:
@@ -389,7 +389,7 @@ class Connection(asyncio.Protocol):
             return
         self.deadline = math.inf
         self.exchange = exchange
-        exchange.begin(self._server.app, scope)
+        exchange.begin(self.server.app, scope)
 
     def _parse_unread(self) -> None:
         """Go on with what the client sent ahead."""
@@ -406,7 +406,7 @@ class Connection(asyncio.Protocol):
 
     def begin_reading(self) -> None:
         """Begin: the server has room for this connection."""
-        self.deadline = time.monotonic() + self._server.timeouts.head
+        self.deadline = time.monotonic() + self.server.timeouts.head
         if self._is_waiting:
             self._is_waiting = False
             self._resume()
@@ -433,7 +433,7 @@ class Connection(asyncio.Protocol):
     @property
     def date(self) -> bytes:
         """The `Date` header, of this second."""
-        return self._server.date
+        return self.server.date
 
     def write(self, data: bytes) -> bool:
         """Write data; return True if the kernel took all of it at once."""
@@ -461,14 +461,14 @@ class Connection(asyncio.Protocol):
 
     def limit_write(self) -> None:
         """Close the connection if its client takes nothing for a while."""
-        self.deadline = time.monotonic() + self._server.timeouts.stall
+        self.deadline = time.monotonic() + self.server.timeouts.stall
 
     def answered(self, exchange: Exchange) -> None:
         """Go on after a response: with the next request, or with the end of the connection."""
         self.exchange = None
         if not self._unread:
             self._resume()  # nobody may have taken the request's body
-        if not exchange.keep_alive or self.is_closing or self._server.is_closing:
+        if not exchange.keep_alive or self.is_closing or self.server.is_closing:
             self._close(is_complete=exchange.has_whole_body and not self.is_closing)
         elif self._ahead:
             following, scope = self._ahead.pop(0)
@@ -478,7 +478,7 @@ class Connection(asyncio.Protocol):
         elif self._has_eof:
             self._close(is_complete=True)
         elif self._reading is None:
-            self.deadline = time.monotonic() + self._server.timeouts.keep_alive
+            self.deadline = time.monotonic() + self.server.timeouts.keep_alive
 
     @property
     def is_idle(self) -> bool:
@@ -519,7 +519,7 @@ class Connection(asyncio.Protocol):
         if self.exchange is not None or self.is_lingering:
             self.abort()
         elif self._head_bytes:
-            self._refuse(head.too_slow(self._server.timeouts.head))
+            self._refuse(head.too_slow(self.server.timeouts.head))
         elif self._transport is not None:
             self._close(is_complete=True)
 

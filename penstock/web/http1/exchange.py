@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Scope
 
-from penstock.web.http1 import response
+from penstock.web.http1 import half_closed, response
 from penstock.web.peer import Listener
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # More of a body than this waits in the kernel until the application takes what it has.
 MAX_BODY_AHEAD = 64 * 1024
+# At most this many requests start in a turn of the event loop, so that a burst of requests does not
+# stop the streams.
+MAX_STARTING = 32
 
 
 class Exchange:
@@ -91,10 +94,23 @@ class Exchange:
         self._listener: Listener | None = None
 
     def begin(self, app: ASGIApp, scope: Scope) -> None:
-        """Answer the request in a task."""
+        """Answer the request in a task: now, or after requests that came before it."""
+        server = self._connection.server
+        if server.num_starting >= MAX_STARTING:
+            server.to_start.append((self, scope))
+            return
+        server.num_starting += 1
         self._task = asyncio.get_running_loop().create_task(self._run(app, scope))
 
     async def _run(self, app: ASGIApp, scope: Scope) -> None:
+        server = self._connection.server
+        server.num_starting -= 1
+        if server.to_start:  # the server is behind: clients may have left meanwhile
+            server.start_next()
+            if self._connection.state == half_closed.CLOSED:
+                self.abort()
+        if self.is_gone:
+            return
         try:
             await app(scope, self.receive, self.send)
         except Exception:  # the application has logged it
@@ -282,6 +298,8 @@ class Exchange:
             self._go_on()
         if self._listener is not None:
             self._listener.client_gone()
+        elif self._task is not None and self._has_told_body and not self._has_begun:
+            self._task.cancel()  # it waits for something that nobody needs any more
 
     def _end(self) -> None:
         self.is_over = True

@@ -20,7 +20,7 @@ PATIENCE_S = 0.02
 
 # The first byte of the kernel's description of a connection is its state.
 _INFO = getattr(socket, "TCP_INFO", None) or (0x106 if sys.platform == "darwin" else None)
-_CLOSED = 7 if sys.platform == "linux" else 0
+CLOSED = 7 if sys.platform == "linux" else 0
 _CLOSE_WAIT = 8 if sys.platform == "linux" else 5
 
 
@@ -56,14 +56,14 @@ def state_of(transport: asyncio.BaseTransport | None) -> int:
     Where the system does not tell, a client that has left is noticed by the second write to it.
     """
     if transport is None:
-        return _CLOSED
+        return CLOSED
     sock = transport.get_extra_info("socket")
     if _INFO is None or sock is None:
         return _CLOSE_WAIT
     try:
         return int(sock.getsockopt(socket.IPPROTO_TCP, _INFO, 1)[0])
     except OSError:
-        return _CLOSED
+        return CLOSED
 
 
 def watch(connection: MaybeGone) -> None:
@@ -83,7 +83,7 @@ def _look(connection: MaybeGone, exchange: Answered, waited: float, *, has_probe
     if not has_probed and may_probe and connection.state == _CLOSE_WAIT:
         connection.probe()
         waited, has_probed = 0.0, True
-    if connection.state == _CLOSED:
+    if connection.state == CLOSED:
         connection.abort()
         return
     wait = min(max(2 * waited, FIRST_LOOK_S), LAST_LOOK_S)

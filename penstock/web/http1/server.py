@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from penstock.web import shares
 from penstock.web.http1 import response
 from penstock.web.http1.connection import Connection
+from penstock.web.http1.exchange import Exchange
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ class Http1Server:
         self.trusts = trusts
         self.timeouts = timeouts or Timeouts()
         self.date = response.date_line(time.time())
+        self.num_starting = 0
+        """The requests whose tasks were made and have not started yet."""
+        self.to_start: collections.deque[tuple[Exchange, Scope]] = collections.deque()
+        """The requests that wait for their tasks, because many others start."""
         self.is_closing = False
         """True once connections end with their response."""
         self._listener = listener
@@ -114,6 +119,14 @@ class Http1Server:
             if self._num_dropped:
                 log.warning("cut %d connections: too many were waiting", self._num_dropped)
                 self._num_dropped = 0
+
+    def start_next(self) -> None:
+        """Start the next request whose client is still there."""
+        while self.to_start:
+            exchange, scope = self.to_start.popleft()
+            if not exchange.is_gone:
+                exchange.begin(self.app, scope)
+                return
 
     # Reports of connections.
 

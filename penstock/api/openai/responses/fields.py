@@ -108,7 +108,9 @@ def _bounded_metadata(sent: object) -> object:
 
 Item = dict[str, JsonValue]
 Input = Annotated[
-    list[Item], BeforeValidator(_text_as_list, json_schema_input_type=str | list[Item])
+    list[Item],
+    Field(fail_fast=True),
+    BeforeValidator(_text_as_list, json_schema_input_type=str | list[Item]),
 ]
 ResponseTools = Annotated[ToolSet, PlainValidator(_tools, json_schema_input_type=list[Item])]
 Metadata = Annotated[
@@ -128,7 +130,7 @@ class ResponseRequest(ChatExtras, Common):
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
     text: TextConfig | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(fail_fast=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     store: bool | None = None
     background: bool | None = None
