@@ -33,13 +33,24 @@ class Text:
     `stop` is a string itself.
     """
 
-    __slots__ = ("_joiner", "_match", "_node", "_starts", "_stops", "held", "stopped")
+    __slots__ = (
+        "_joiner",
+        "_match",
+        "_node",
+        "_starts",
+        "_stops",
+        "held",
+        "stopped",
+        "stopped_by",
+    )
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         if isinstance(stop, str):
             raise TypeError("stop is a sequence of strings, not one string")
         self.stopped = False
         """True if a stop string ended the answer; `push` and `flush` then return no text."""
+        self.stopped_by: str | None = None
+        """The stop string that ended the answer."""
         self.held = ""
         """The text that is held back because it may begin a stop string."""
         self._joiner: codecs.IncrementalDecoder | None = None
@@ -74,7 +85,7 @@ class Text:
         """End the answer and return the text that was held back."""
         text = self.push(self._joiner.decode(b"", True)) if self._joiner is not None else ""
         if self._match != _NOWHERE:
-            self.stopped = True
+            self._stop(self.held, self._match)
             text += self.held[: self._match]
         else:
             text += self.held
@@ -103,7 +114,7 @@ class Text:
             if longest[node]:
                 match = min(match, end - longest[node])
             if match <= end - depth[node]:  # no stop string that begins earlier can still match
-                self.stopped = True
+                self._stop(text, match)
                 self._forget()
                 return text[:match]
         certain = end - depth[node]
@@ -111,6 +122,13 @@ class Text:
         self._match = match if match == _NOWHERE else match - certain
         self.held = text[certain:]
         return text[:certain]
+
+    def _stop(self, text: str, place: int) -> None:
+        """Note that a stop string ended the answer at this place of `text`."""
+        assert self._stops is not None
+        self.stopped = True
+        found = (each for each in self._stops.strings if text.startswith(each, place))
+        self.stopped_by = min(found, key=len)
 
     def _forget(self) -> None:
         self.held = ""
@@ -126,9 +144,10 @@ class _Stops:
     the length of the longest stop string that n ends with, or 0.
     """
 
-    __slots__ = ("tables",)
+    __slots__ = ("strings", "tables")
 
     def __init__(self, stop: Sequence[str]) -> None:
+        self.strings = tuple(stop)
         following: list[dict[str, int]] = [{}]
         depth = [0]
         longest = [0]
