@@ -22,7 +22,7 @@ StopReason = Literal[
 FinishReason = Literal["cancelled", "deadline"]
 
 
-class OutputTokensDetails(ResponseModel):
+class MessageTokensDetails(ResponseModel):
     """Parts of the answer's tokens."""
 
     thinking_tokens: int
@@ -39,7 +39,7 @@ class MessageUsage(ResponseModel):
     """Tokens of the prompt that the engine had in its cache."""
     output_tokens: int
     """Tokens of the answer; 0 when a stream begins."""
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: MessageTokensDetails
 
 
 class TextAnswerBlock(ResponseModel):
