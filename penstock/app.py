@@ -3,15 +3,18 @@
 from starlette.types import ASGIApp
 
 from penstock.api.answering import LIMIT_HEADER, Answering
+from penstock.api.anthropic.routes import anthropic_api
 from penstock.api.description import Api
 from penstock.api.health import health_routes
 from penstock.api.metrics import metrics_registry, metrics_routes
+from penstock.api.models.routes import models_api
 from penstock.api.native.errors import problem_details
 from penstock.api.native.routes import native_api
 from penstock.api.openai.responses.stored import StoredResponses
 from penstock.api.openai.routes import openai_apis
 from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
+from penstock.api.serving import ServedModel
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
@@ -70,11 +73,14 @@ def create_app(
         return names if settings.allow_host or (is_local and not keys) else None
 
     answering = Answering(streams, liveness, bodies, strict=settings.strict)
+    model = ServedModel(settings.served_names, lambda: engine.info)
     stored = StoredResponses(settings.retain_responses, settings.retain_responses_bytes)
     # To add an API, add its line here.
     apis = [
         native_api(answering),
-        *openai_apis(answering, settings.served_name, lambda: engine.info, stored),
+        *openai_apis(answering, model, stored),
+        anthropic_api(answering, model),
+        models_api(model),
     ]
     others = [
         *health_routes(unready),

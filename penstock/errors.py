@@ -25,8 +25,9 @@ _TITLES = {
 class ProblemKind:
     """A row of the table: a status, whether a retry is safe, and when the failure happens.
 
-    `status` is the HTTP status in the native API; OpenAI's API answers 400 instead of 422.
-    `retry_safe` is True if the client may send the same request again, perhaps later.
+    `status` is the HTTP status in the native API. OpenAI's and Anthropic's APIs answer 400 instead
+    of 422, and Anthropic's answers 529 if the server has too much to do. `retry_safe` is True if
+    the client may send the same request again, perhaps later.
     """
 
     status: int

@@ -7,6 +7,7 @@ The events hold only plain values, so they cannot be part of a reference cycle. 
 the garbage collector to skip them, however many a server keeps.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -110,6 +111,8 @@ class ToolCall(Delta, frozen=True, gc=False):
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The terminal event of a stream that finished or was ended on purpose.
 
+    `stop_string` is the stop string that ended the answer, if one did.
+
     `reproducible` is False if the stream was sampled with a seed and the engine died meanwhile:
     the seed alone does not give this text again. `token_ids` are the ids of the last tokens, which
     have no text, if the request asked for ids.
@@ -120,6 +123,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     timings: Timings
     reproducible: bool = True
     token_ids: tuple[int, ...] = ()
+    stop_string: str | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
@@ -134,6 +138,11 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     retry_safe: bool
     usage: Usage
     timings: Timings
+
+
+def num_reasoning_tokens(events: Iterable["Event"]) -> int:
+    """Return the tokens of the model's reasoning; a mark counts with the text after it."""
+    return sum(event.num_tokens for event in events if isinstance(event, Reasoning))
 
 
 TerminalEvent = Finish | Failure

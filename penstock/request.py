@@ -77,7 +77,8 @@ class Grammar(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """One generation. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
 
-    `id` names the stream; it is unguessable. `max_tokens` limits the answer, in tokens. With
+    `id` names the stream; it is unguessable. `max_tokens` limits the answer, in tokens; a request
+    for 0 tokens is accepted, which counts its prompt, and ends without a slot. With
     `must_fit`, the engine refuses a prompt that leaves less room than `max_tokens`; otherwise the
     answer ends when the context is full. Engines ignore `stop`: the stream's text layer finds stop
     strings (see `text`).
@@ -95,7 +96,8 @@ class Request(msgspec.Struct, frozen=True):
     Until the answer has `min_tokens` tokens, nothing ends it. `ignore_eos` lets it go on after the
     model has ended it. A token of `stop_token_ids` ends the answer and does not show its text.
     `grammar` binds the answer like `json_schema`; a request has one of them at most. After
-    `thinking_budget` tokens the engine ends the model's reasoning. `show_special_tokens` shows the
+    `thinking_budget` tokens the engine ends the model's reasoning; with `lax_budget` the engine may
+    leave the budget out. `show_special_tokens` shows the
     text of the model's control tokens. `use_cache` False computes the whole prompt anew.
 
     `template_kwargs` is a JSON object of variables for the chat template. With
@@ -131,6 +133,7 @@ class Request(msgspec.Struct, frozen=True):
     stop_token_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
     thinking_budget: int | None = None
+    lax_budget: bool = False
     show_special_tokens: bool = False
     use_cache: bool = True
     template_kwargs: str | None = None

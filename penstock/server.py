@@ -239,7 +239,8 @@ def with_local_model(settings: Settings) -> Settings:
     Raises StartError if there is no such model.
     """
     model = entry_of(settings.engine).find_model(settings.model)
-    return settings.model_copy(update={"model": model, "model_name": settings.served_name})
+    names = ",".join(settings.served_names)
+    return settings.model_copy(update={"model": model, "model_name": names})
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     (owner/repo, or owner/repo:Q4_K_M for one of its files), or rill, the built-in model.
     For vllm: a folder with a Hugging Face checkpoint, or owner/repo."""
     model_name: str = ""
-    """The name under which the model is served. [default: derived from the model]"""
+    """The name under which the model is served. More names, after commas, are aliases
+    (rill,claude-sonnet-4-5): requests may use them, and answers repeat the name that the request
+    used. [default: derived from the model]"""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -179,9 +181,17 @@ class Settings(BaseSettings):
 
     @property
     def served_name(self) -> str:
-        """The name under which the model is served, derived from the model if not set."""
-        if self.model_name:
-            return self.model_name
+        """The name under which the model is served."""
+        return self.served_names[0]
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names under which the model is served: its own, then its aliases."""
+        given = dict.fromkeys(each.strip() for each in self.model_name.split(","))
+        return tuple(filter(None, given)) or (self._derived_name(),)
+
+    def _derived_name(self) -> str:
+        """Return the name that tells which model is served."""
         entry = entry_of(self.engine)
         has_model = entry.uses_model == "always" or (
             entry.uses_model == "optional" and "model" in self.model_fields_set

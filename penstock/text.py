@@ -35,7 +35,17 @@ class Text:
     `stop` is a string itself.
     """
 
-    __slots__ = ("_joiner", "_match", "_node", "_starts", "_stop", "_stops", "held", "stopped")
+    __slots__ = (
+        "_joiner",
+        "_match",
+        "_node",
+        "_starts",
+        "_stop",
+        "_stops",
+        "held",
+        "stopped",
+        "stopped_by",
+    )
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         if isinstance(stop, str):
@@ -44,6 +54,8 @@ class Text:
             raise ValueError("a stop string cannot be empty")
         self.stopped = False
         """True if a stop string ended the answer; `push` and `flush` then return no text."""
+        self.stopped_by: str | None = None
+        """The stop string that ended the answer."""
         self.held = ""
         """The text that is held back because it may begin a stop string."""
         self._joiner: codecs.IncrementalDecoder | None = None
@@ -87,7 +99,7 @@ class Text:
         """End the answer and return the text that was held back."""
         text = self.push(self._joiner.decode(b"", True)) if self._joiner is not None else ""
         if self._match != _NOWHERE:
-            self.stopped = True
+            self._note_stop(self.held, self._match)
             text += self.held[: self._match]
         else:
             text += self.held
@@ -116,7 +128,7 @@ class Text:
             if longest[node]:
                 match = min(match, end - longest[node])
             if match <= end - depth[node]:  # no stop string that begins earlier can still match
-                self.stopped = True
+                self._note_stop(text, match)
                 self._forget()
                 return text[:match]
         certain = end - depth[node]
@@ -124,6 +136,12 @@ class Text:
         self._match = match if match == _NOWHERE else match - certain
         self.held = text[certain:]
         return text[:certain]
+
+    def _note_stop(self, text: str, place: int) -> None:
+        """Note that a stop string ended the answer at this place of `text`."""
+        self.stopped = True
+        found = (each for each in self._stop if text.startswith(each, place))
+        self.stopped_by = min(found, key=len)
 
     def _forget(self) -> None:
         self.held = ""

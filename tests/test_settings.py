@@ -6,6 +6,7 @@ import pytest
 
 from penstock.engine.catalog import ENGINES
 from penstock.errors import StartError
+from penstock.server import with_local_model
 from penstock.settings import Settings, load_settings
 
 
@@ -101,6 +102,8 @@ def test_the_engine_may_be_named_beside_its_tables_or_alone() -> None:
         ({"model": "unsloth/Qwen3-0.6B-GGUF:Q4_K_M"}, "Qwen3-0.6B-GGUF"),
         ({"engine": "mock"}, "mock"),
         ({"model": "a/b", "model_name": "mine"}, "mine"),
+        ({"model": "a/b", "model_name": "mine, claude-x,mine,"}, "mine"),
+        ({"model": "a/b", "model_name": " , "}, "b"),
     ],
     ids=str,
 )
@@ -108,6 +111,12 @@ def test_model_is_served_under_a_name_that_tells_what_it_is(
     settings: dict[str, str], name: str
 ) -> None:
     assert load_settings(**settings).served_name == name
+
+
+def test_names_after_the_first_are_aliases() -> None:
+    settings = load_settings(model="a/b", model_name="mine, claude-x,mine,gpt-y")
+    assert settings.served_names == ("mine", "claude-x", "gpt-y")
+    assert with_local_model(load_settings(model_name="a,b")).served_names == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -299,3 +299,13 @@ def test_work_grows_linearly_with_an_answer_made_to_hurt(char: str, stop: list[s
             text.push(char)
 
     assert seconds(lambda: run(20_000)) < 10 * seconds(lambda: run(5_000)) + 0.02
+
+
+@given(cut(answers), stops)
+def test_the_stop_string_that_ended_the_answer_is_known(pieces: list[str], stop: list[str]) -> None:
+    text = Text(stop)
+    said = "".join([*map(text.push, pieces), text.flush()])
+    assert (text.stopped_by is not None) == text.stopped
+    if text.stopped_by is not None:
+        rest = "".join(pieces)[len(said) :]
+        assert text.stopped_by == min((each for each in stop if rest.startswith(each)), key=len)

@@ -7,7 +7,8 @@ differs between APIs is in their dialects.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
@@ -18,6 +19,7 @@ from penstock.api.dialect import Call, Dialect, Form
 from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
+from penstock.request import Request
 from penstock.stream.quotas import Owner
 from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup, StreamRecord
@@ -96,6 +98,21 @@ class Answering:
             tell_place=queue_event if call.queue_events else None,
         )
 
+    async def count(
+        self, http: HttpRequest, read: Callable[[dict[str, Any], Notes], Request]
+    ) -> tuple[int, dict[str, str]]:
+        """Count the tokens of a prompt. Returns the number and the response's headers.
+
+        `read` turns the body into a request. Raises Problem.
+        """
+        owner = owner_of(http.scope)
+        self.streams.check(owner, num_streams=0)
+        notes = Notes(strict=self._strict)
+        request = await self._bodies.read(http, owner, lambda body: read(body, notes))
+        counted = await self.streams.count_tokens(request, owner)
+        notes.changed(counted.notes)
+        return counted.num_tokens, self._logged(notes, owner)
+
     async def resume(self, http: HttpRequest, stream_id: str, first: int | None = None) -> Response:
         """Send the events of a resumable stream from number `first` on.
 
@@ -169,7 +186,7 @@ class Answering:
 
     def _headers(self, notes: Notes, call: Call, opened: Sequence[Stream]) -> dict[str, str]:
         """Return the headers of an answer that say what differs from the request."""
-        headers = self._named(notes, opened) | self._cut_limit(call, opened)
+        headers = {**call.headers, **self._named(notes, opened), **self._cut_limit(call, opened)}
         owner = opened[0].record.owner
         if owner.limits.tokens_per_minute is not None:
             headers |= self.streams.token_headers(owner)
@@ -179,7 +196,11 @@ class Answering:
         """Return the header with the names of ignored fields and of what the engine changed."""
         for stream in opened:
             notes.changed(stream.notes)
-        self._ignored.add(opened[0].record.owner, notes)
+        return self._logged(notes, opened[0].record.owner)
+
+    def _logged(self, notes: Notes, owner: Owner) -> dict[str, str]:
+        """Log the names of ignored fields; return the header with them."""
+        self._ignored.add(owner, notes)
         return {HEADER: notes.header()} if notes.names else {}
 
     def _cut_limit(self, call: Call, opened: Sequence[Stream]) -> dict[str, str]:

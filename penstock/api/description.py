@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from penstock.errors import PROBLEMS
+from penstock.request import MAX_TIMEOUT_S
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.web.problems import RouteGroup
 
@@ -112,3 +113,22 @@ def generation(whole: type[BaseModel], event: type[BaseModel]) -> Mapping[int, A
     """Return the answers of a route that generates: the whole answer, or a stream of events."""
     meaning = "The whole answer, or a stream of events if the request asks for one."
     return {200: Answer(meaning, {JSON: whole, SSE: event}, headers=_GENERATION_HEADERS)}
+
+
+OUR_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "X-Penstock-Resumable",
+        "in": "header",
+        "schema": {"type": "boolean", "default": False},
+        "description": "With `true`, the stream outlives its connection, and `GET"
+        " /streams/{stream_id}` returns the rest. Only for streams with one choice.",
+    },
+    {
+        "name": "X-Penstock-Timeout",
+        "in": "header",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+        "description": "Seconds, including the wait in the queue, after which the answer ends with"
+        " the stop reason `deadline`. Up to six decimals.",
+    },
+]
+"""The headers in which APIs of others carry Penstock's own options (see `headers`)."""

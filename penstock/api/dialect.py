@@ -6,8 +6,8 @@ and add one line to the list of APIs in `app`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 import msgspec
@@ -76,6 +76,7 @@ class Call:
     `queue_events` asks for events instead of comments while the stream waits in the queue.
     `on_opened` is told the streams when they are open. With `at_once`, the client gets the answer
     as it is when the request is accepted, and asks for the rest later.
+    `headers` are added to the response's own.
     """
 
     requests: Sequence[Request]
@@ -88,6 +89,7 @@ class Call:
     queue_events: bool = False
     on_opened: Callable[[Sequence[Stream]], None] | None = None
     at_once: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Parse(Protocol):

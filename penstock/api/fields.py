@@ -107,6 +107,11 @@ StopStrings = Annotated[
 Model = TypeVar("Model", bound=Strict)
 
 
+def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCustomError:
+    """Return an error about `field`, for rules that involve several fields."""
+    return PydanticCustomError(kind, message, {"field": field})
+
+
 def parse(model: type[Model], body: dict[str, Any], notes: Notes) -> Model:
     """Return the body as this model. Raises InvalidFields.
 
@@ -193,6 +198,8 @@ def _field_error(error: ErrorDetails) -> FieldError:
     kind = error["type"]
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
     message = reason_from_pydantic(error["msg"])
+    if kind == "union_tag_invalid":  # pydantic's own message repeats the value
+        message = f"Give one of the types {error['ctx']['expected_tags']}."
     if kind == "extra_forbidden":
         message = "There is no such field."
     return FieldError(field or "body", code, f"{field}: {message}" if field else message)

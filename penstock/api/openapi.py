@@ -61,12 +61,14 @@ _STATUSES = {
     500: "The server or the engine failed.",
     503: "The server cannot serve requests now.",
     504: "The request's time was up.",
+    529: "The server has too much to do now, or its engine is away.",
 }
 _WAIT = ("Retry-After", "Retry-After-Ms")
 _PROBLEM_HEADERS = {
     401: ("WWW-Authenticate",),
     429: (*_WAIT, *TOKEN_HEADERS),
     503: _WAIT,
+    529: _WAIT,
 }
 _HEADERS: Mapping[str, Any] = {
     "X-Request-ID": {

@@ -96,7 +96,7 @@ class Mock(TaskEngine):
         if self._numbered:
             name = prompt[0].strip() if prompt else ""
             words = (f"{name}:{index} " for index in count())
-        if await self._start(request.id, sink):
+        if await self._start(request, sink):
             await self._speak(request, words, end, sink)
 
     async def _speak(self, request: Request, words: Iterator[str], end: int, sink: Sink) -> None:

@@ -127,13 +127,17 @@ class TaskEngine(ABC):
     async def _run(self, request: Request, sink: Sink) -> None:
         """Serve one request to its end, with `_start` between `accepted` and the first delta."""
 
-    async def _start(self, request_id: str, sink: Sink) -> bool:
+    async def _start(self, request: Request, sink: Sink) -> bool:
         """Wait for a slot and tell `sink` that the request has started.
 
-        Return False if the queue is full: then `sink` was told that the request failed.
+        Return False if the request has ended: `sink` was told that it asks for no token, or that
+        the queue is full.
         """
+        if not request.max_tokens:
+            sink.finish("length", 0)
+            return False
         has_slot = asyncio.Event()
-        if not self._slots.acquire(request_id, has_slot.set):
+        if not self._slots.acquire(request.id, has_slot.set):
             sink.fail("queue_full", "Too many requests are waiting. Try again later.")
             return False
         await has_slot.wait()

@@ -6,7 +6,7 @@ that engine before it takes new requests; the other engines go on.
 
 from collections.abc import Callable, Sequence
 
-from penstock.engine.protocol import EngineHandle
+from penstock.engine.protocol import EngineHandle, LosableSink
 from penstock.errors import EngineUnavailable, Problem
 from penstock.request import Request
 from penstock.stream.recovery import Recovery
@@ -116,6 +116,10 @@ class Dispatcher:
             lane.engine.submit(request, stream)
         except EngineUnavailable:
             lane.recovery.take(stream)
+
+    def submit_aside(self, request: Request, sink: LosableSink) -> None:
+        """Hand a request that takes no slot to an engine. Raises EngineUnavailable."""
+        self._pick().engine.submit(request, sink)
 
     def watch_engines(self) -> None:
         """Notice the return of engines that are down without having lost a stream."""

@@ -27,8 +27,10 @@ from penstock.engine.protocol import EngineHandle
 from penstock.errors import EngineUnavailable, Problem, kind_of
 from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.observe.meter import Meter
+from penstock.request import Request
 from penstock.stream.admission import Admission, Ticket
 from penstock.stream.budget import Claim, claim_of
+from penstock.stream.counting import PromptCount, PromptCounts
 from penstock.stream.deadlines import Deadlines
 from penstock.stream.dispatch import Dispatcher
 from penstock.stream.kept import KeptStreams
@@ -78,6 +80,7 @@ class Streams:
         self._dispatcher = Dispatcher(
             engines, self._limits.restart_timeout, self._give_up_queued, self._fill_slots
         )
+        self._counts = PromptCounts(self._dispatcher)
         self._quotas = Quotas()
         self._problem_of = problem_of
         self.kept = KeptStreams(self._quotas, self._limits.retain, self._limits.retain_bytes)
@@ -195,6 +198,11 @@ class Streams:
     def token_headers(self, owner: Owner) -> dict[str, str]:
         """Return the headers that say how many tokens an owner with a limit of them has left."""
         return self._quotas.token_headers(owner, time.monotonic())
+
+    async def count_tokens(self, request: Request, owner: Owner = ANYBODY) -> PromptCount:
+        """Count the tokens of a prompt without generating anything. Raises Problem."""
+        self.check(owner, num_streams=0)
+        return await self._counts.count(msgspec.structs.replace(request, max_tokens=0))
 
     def find(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
         """Return a resumable stream, running or kept, that `owner` may see. Raises Problem."""

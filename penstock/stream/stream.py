@@ -494,7 +494,8 @@ class Stream:
             usage = self._transcript.usage
             timings = self._timer.timings(usage.completion_tokens)
             reproducible = self._transcript.reproducible
-            end = Finish(reason, usage, timings, reproducible, self._take_ids())
+            stop_string = None if self._text is None else self._text.stopped_by
+            end = Finish(reason, usage, timings, reproducible, self._take_ids(), stop_string)
             self._end(end, engine_done, None)
 
     def _fail(self, problem: Problem, *, engine_done: bool) -> None:

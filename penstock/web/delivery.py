@@ -42,7 +42,10 @@ MAX_WRITE_BYTES = 32 * 1024
 
 
 class Framer(Protocol):
-    """Turns a reader's events into the bytes of a response."""
+    """Turns a reader's events into the bytes of a response.
+
+    A framer may have its own `heartbeat`, the bytes that are sent while there is nothing else.
+    """
 
     def frame(self, batches: list[Batch]) -> bytes:
         """Return the frames of these events, in one piece."""
@@ -322,7 +325,9 @@ class BodyWriter:
         place = self._reader.stream.place
         if place is not None:
             return self._tell_place(place)
-        return HEARTBEAT if self._preface is None else b""  # the first write is a sign by itself
+        if self._preface is not None:
+            return b""  # the first write is a sign by itself
+        return getattr(self._framer, "heartbeat", HEARTBEAT)
 
 
 def queue_comment(place: Place) -> bytes:

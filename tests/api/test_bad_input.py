@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from penstock.errors import Problem
 from penstock.web.body import check_content_type
 from penstock.web.strict_json import MAX_DEPTH, parse_object
+from tests.support.anthropic_wire import COUNT_TOKENS, MESSAGES
 from tests.support.raw import Connection, ask, generate, post, request
 from tests.support.servers import RunningServer, serve
 
@@ -598,10 +599,10 @@ def test_no_content_type_makes_its_check_raise_anything_but_a_bad_request(text: 
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(fields)
+@given(fields, st.sampled_from(["/generate", MESSAGES, COUNT_TOKENS]))
 def test_no_json_object_gets_an_internal_error(
-    server: RunningServer, value: dict[str, object]
+    server: RunningServer, value: dict[str, object], path: str
 ) -> None:
     sent = json.dumps({"stream": False, "max_tokens": 3, **value}).encode()
-    answer = ask(server.port, post(sent))
+    answer = ask(server.port, post(sent, path=path))
     assert answer.status in (200, 400, 422)

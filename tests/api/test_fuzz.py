@@ -28,6 +28,7 @@ CHECKS = (
 )
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("strict", [True, False])
 def test_no_request_generated_from_the_schema_gets_an_internal_error(
     tmp_path: Path, strict: bool

@@ -26,6 +26,7 @@ from penstock.api.description import Description as ApiDescription
 from penstock.api.openapi import openapi_route
 from penstock.errors import PROBLEMS, Problem
 from penstock.web.keys import key_table, new_key
+from tests.support.anthropic_wire import COUNT_TOKENS, MESSAGES, TIME, asks
 from tests.support.calling import CALLS, HELLO, NAMED
 from tests.support.openai_wire import CHAT, COMPLETIONS, RESUMABLE
 from tests.support.raw import (
@@ -133,6 +134,7 @@ USAGE = {
     "stream": True,
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
 }
+THINKING = {"type": "enabled", "budget_tokens": 8}
 CALLED = {**CALLS, "max_tokens": 200, "tool_choice": NAMED, "reasoning_effort": "none"}
 RIGHT = {
     ("POST", "/generate"): [
@@ -157,8 +159,24 @@ RIGHT = {
         openai(COMPLETIONS, prompt="One", logprobs=2),
         openai(COMPLETIONS, prompt="One", logprobs=2, stream=True),
     ],
-    ("GET", "/v1/models"): [request("GET", "/v1/models")],
-    ("GET", "/v1/models/{model}"): [request("GET", "/v1/models/rill")],
+    ("POST", MESSAGES): [
+        asks(),
+        asks(RESUMABLE, stream=True),
+        asks(thinking=THINKING, max_tokens=100),
+        asks(thinking=THINKING, max_tokens=100, stream=True),
+        asks(tools=[TIME], tool_choice={"type": "any"}, max_tokens=200),
+        asks(tools=[TIME], tool_choice={"type": "any"}, max_tokens=200, stream=True),
+        asks("X-Penstock-Timeout: 0.000001", stream=True),
+    ],
+    ("POST", COUNT_TOKENS): [asks(path=COUNT_TOKENS), asks(path=COUNT_TOKENS, tools=[TIME])],
+    ("GET", "/v1/models"): [
+        request("GET", "/v1/models"),
+        request("GET", "/v1/models", "anthropic-version: 2023-06-01"),
+    ],
+    ("GET", "/v1/models/{model}"): [
+        request("GET", "/v1/models/rill"),
+        request("GET", "/v1/models/rill", "anthropic-version: 2023-06-01"),
+    ],
     ("GET", "/"): [request("GET", "/"), request("GET", "/", "Accept: text/html")],
     ("GET", "/health"): [request("GET", "/health")],
     ("GET", "/health/ready"): [request("GET", "/health/ready")],
@@ -187,6 +205,18 @@ WRONG = {
         (504, openai(CHAT, "X-Penstock-Timeout: 0.000001", messages=HELLO)),
     ],
     ("POST", COMPLETIONS): [(400, openai(COMPLETIONS, prompt="One", suffix="end"))],
+    ("POST", MESSAGES): [
+        (400, asks(messages=[])),
+        (400, asks(messages=[{"role": "user", "content": "Hello " * 5000}])),
+        (400, asks("X-Penstock-Timeout: soon")),
+        (404, asks(model="another")),
+        (413, request("POST", MESSAGES, "Content-Type: application/json",
+                      "Content-Length: 99999999")),
+    ],
+    ("POST", COUNT_TOKENS): [
+        (400, asks(path=COUNT_TOKENS, messages=[])),
+        (404, asks(path=COUNT_TOKENS, model="another")),
+    ],
     ("GET", "/v1/models/{model}"): [(404, request("GET", "/v1/models/another"))],
     ("GET", STREAM): [(404, request("GET", f"/streams/{UNKNOWN}"))],
     ("DELETE", STREAM): [(404, request("DELETE", f"/streams/{UNKNOWN}"))],
@@ -214,9 +244,11 @@ def test_errors_are_as_described(
 
 
 def test_the_checked_answers_hold_every_described_kind_of_event(rill: RunningServer) -> None:
-    answers = [ask(rill.port, data).body for data in RIGHT["POST", CHAT]]
+    answers = [ask(rill.port, data).body for data in RIGHT["POST", CHAT] + RIGHT["POST", MESSAGES]]
     for part in (b'"reasoning_content"', b'"tool_calls":[{"index"', b'"top_logprobs"', b'"usage"',
-                 b'"stop_reason":"deadline"'):  # fmt: skip
+                 b'"stop_reason":"deadline"', b'"text_delta"', b'"thinking_delta"',
+                 b'"signature_delta"', b'"input_json_delta"', b'"finish_reason":"deadline"',
+                 b'"tool_use"', b'"type":"ping"'):  # fmt: skip
         assert any(part in body for body in answers), part
 
 
@@ -262,6 +294,9 @@ def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
         full = ask(server.port, openai(CHAT, messages=HELLO))
         assert full.status == 429
         description.check("POST", CHAT, full)
+        full = ask(server.port, asks())
+        assert full.status == 529
+        description.check("POST", MESSAGES, full)
         for connection in (first, second):
             with connection:
                 body = connection.rest()
@@ -282,6 +317,8 @@ def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
             (CHAT, openai(CHAT, messages=HELLO)),
             (CHAT, openai(CHAT, messages=HELLO, stream=True)),
             (COMPLETIONS, openai(COMPLETIONS, prompt="One", stream=True)),
+            (MESSAGES, asks(model=None)),
+            (MESSAGES, asks(model=None, stream=True)),
         ):
             answer = ask(server.port, data)
             assert answer.status == (200 if b'"stream": true' in data else 500)
@@ -333,7 +370,7 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
         return {each["name"] for each in description.operation(method, path)["parameters"]}
 
     assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "X-Request-ID"}
-    for path in (CHAT, COMPLETIONS):
+    for path in (CHAT, COMPLETIONS, MESSAGES):
         ours = {"X-Penstock-Resumable", "X-Penstock-Timeout", "X-Request-ID"}
         assert names("POST", path) == ours
     assert names("GET", "/v1/models/{model}") == {"model", "X-Request-ID"}
@@ -398,6 +435,8 @@ def test_a_python_client_is_generated_and_works(
 import sys
 from penstock_api import Client
 from penstock_api.api.native import generate, read_stream
+from penstock_api.api.anthropic import count_message_tokens, create_message
+from penstock_api.api.models import get_model
 from penstock_api.api.openai import create_chat_completion
 from penstock_api.api.server import get_health
 from penstock_api.models import *
@@ -416,6 +455,12 @@ chat = create_chat_completion.sync(
     x_penstock_timeout=30.0,
 )
 assert chat.choices[0].message.content and chat.usage.completion_tokens == 3
+turn = MessageTurn(role=MessageTurnRole.USER, content="Hi there")
+message = create_message.sync(client=client, body=MessagesRequest(messages=[turn], max_tokens=3))
+assert message.content[0].text and message.stop_reason == "max_tokens"
+counted = count_message_tokens.sync(client=client, body=CountTokensRequest(messages=[turn]))
+assert counted.input_tokens == message.usage.input_tokens == 2
+assert get_model.sync("mock", client=client).context_length == 8192
 stream = read_stream.sync(sys.argv[2], client=client)
 assert stream.count("data: ") == 4
 """

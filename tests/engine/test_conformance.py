@@ -123,6 +123,14 @@ async def test_the_prompt_is_counted(case: Case) -> None:
     assert 0 < short.prompt_tokens < long.prompt_tokens
 
 
+async def test_a_request_for_no_tokens_counts_its_prompt_without_a_slot(case: Case) -> None:
+    async with case.running() as engine:
+        whole = await submit(engine, ask("a", 1, prompt="One two three")).end()
+        counted = await submit(engine, ask("b", 0, prompt="One two three")).end()
+    assert counted.calls == ["accepted", "finish"]
+    assert (counted.prompt_tokens, counted.completion_tokens) == (whole.prompt_tokens, 0)
+
+
 async def test_messages_are_rendered_and_answered(case: Case) -> None:
     messages = (Message("user", "Hello!"),)
     async with case.running() as engine:

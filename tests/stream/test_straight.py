@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.api.anthropic.frames import PING, MessageForm
 from penstock.api.dialect import Form
 from penstock.api.native.frames import NativeForm
 from penstock.api.openai.frames import ChatForm, CompletionForm
@@ -41,7 +42,10 @@ FORMS: tuple[tuple[Form, bool, dict[str, Any]], ...] = (
     (CompletionForm("cmpl-x", 1, "rill", include_usage=True), True, {}),
     (ChatForm("chatcmpl-x", 1, "rill", continuous_usage=True, include_usage=True), False, {}),
     (NativeForm(), False, {"stop": ("qq",)}),
+    (MessageForm("msg_x", "rill"), False, {}),
+    (MessageForm("msg_x", "rill"), True, {}),
 )
+HEARTBEATS = (HEARTBEAT, PING)
 
 
 class SocketPeer:
@@ -218,7 +222,7 @@ class World:
         return {
             # A sign of life is left out while a client is behind, and the two ways differ in when
             # that is.
-            "bodies": [timeless(each.body()).replace(HEARTBEAT, b"") for each in self.responses],
+            "bodies": [without_heartbeats(timeless(each.body())) for each in self.responses],
             "ends": [each.ends for each in self.responses],
             "logs": [[repr(event) for event in each.log.after(0)][:-1] for each in self.opened],
             "usage after each step": self.usages,
@@ -241,6 +245,12 @@ def unchunked(data: bytes) -> bytes:
         size, _, data = data.partition(b"\r\n")
         length = int(size, 16)
         body, data = body + data[:length], data[length + 2 :]
+    return body
+
+
+def without_heartbeats(body: bytes) -> bytes:
+    for each in HEARTBEATS:
+        body = re.sub(rb"(?m)^(id: \d+\n)?" + re.escape(each), b"", body)
     return body
 
 
@@ -320,9 +330,9 @@ def test_both_paths_have_the_same_results(steps: list[tuple[Any, ...]]) -> None:
 def test_plain_text_takes_the_straight_path_and_comes_back_to_it() -> None:
     words = ("batch", [addition(number, "text", 5) for number in range(len(FORMS))])
     _, _, num_lanes = results_of([words] * 3)
-    assert num_lanes == 8  # four of the six streams, in the two steps after the first
+    assert num_lanes == 12  # six of the eight streams, in the two steps after the first
     _, _, num_lanes = results_of([words, ("die", 0), words, words, ("sign of life", 0), words])
-    assert num_lanes == 7  # four, then three: the stream with the sign of life takes a detour
+    assert num_lanes == 11  # six, then five: the stream with the sign of life takes a detour
 
 
 def test_a_client_that_falls_behind_takes_the_general_path_until_it_has_caught_up() -> None:

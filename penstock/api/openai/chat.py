@@ -13,11 +13,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET
+from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, misplaced
 from penstock.api.openai.extras import ChatExtras
 from penstock.api.openai.fields import Common, Refusal, TokenLimit, parse_fields
 from penstock.api.openai.tools import ToolChoice, Tools, check_tools, tool_fields
-from penstock.api.openai.turns import Messages, misplaced
+from penstock.api.openai.turns import Messages
 from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature
 from penstock.request import Grammar

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import WHOLE
+from penstock.api.fields import WHOLE, misplaced
 from penstock.api.openai.fields import (
     MAX_TOKEN_ID,
     Common,
@@ -13,7 +13,6 @@ from penstock.api.openai.fields import (
     check_token_ids,
     parse_fields,
 )
-from penstock.api.openai.turns import misplaced
 from penstock.api.tolerance import Notes, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
 

@@ -1,20 +1,18 @@
 """The description of OpenAI's API for `/openapi.json`."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import RootModel
 
 from penstock.api.description import (
     GENERATION,
-    JSON,
-    Answer,
+    OUR_HEADERS,
     Description,
     Operation,
     ResponseModel,
     generation,
     optional,
 )
-from penstock.request import MAX_TIMEOUT_S
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 StopReason = Literal["cancelled", "deadline"]
@@ -322,43 +320,6 @@ class CompletionEvent(RootModel[CompletionChunk | ErrorResponse | Literal["[DONE
     model_config = {"defer_build": True}
 
 
-class Model(ResponseModel):
-    """The model that this server serves."""
-
-    id: str
-    """The model's name in requests."""
-    object: Literal["model"]
-    created: int
-    """When the server started, in seconds since 1970."""
-    owned_by: str
-    context_length: int | None
-    """Tokens that a prompt and its answer may have together; null while the model is loading."""
-
-
-class ModelList(ResponseModel):
-    """The list of models, which has one entry."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-PARAMETERS: list[dict[str, Any]] = [
-    {
-        "name": "X-Penstock-Resumable",
-        "in": "header",
-        "schema": {"type": "boolean", "default": False},
-        "description": "With `true`, the stream outlives its connection, and `GET"
-        " /streams/{stream_id}` returns the rest. Only for streams with one choice.",
-    },
-    {
-        "name": "X-Penstock-Timeout",
-        "in": "header",
-        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
-        "description": "Seconds, including the wait in the queue, after which the answer ends with"
-        " the stop reason `deadline`. Up to six decimals.",
-    },
-]
-
 DESCRIPTION = Description(
     tag="openai",
     about="OpenAI's API, for OpenAI's own clients.",
@@ -366,33 +327,17 @@ DESCRIPTION = Description(
     operations={
         "create_chat_completion": Operation(
             answers=generation(Chat, ChatEvent),
-            parameters=PARAMETERS,
+            parameters=OUR_HEADERS,
             example={"messages": [{"role": "user", "content": "Tell me a story."}]},
             problems=GENERATION | {"model_not_found"},
         ),
         "create_completion": Operation(
             answers=generation(Completion, CompletionEvent),
-            parameters=PARAMETERS,
+            parameters=OUR_HEADERS,
             example={"prompt": "Once upon a time", "max_tokens": 20},
             problems=GENERATION
             - {"invalid_schema", "invalid_tools", "no_chat_template", "schema_lost"}
             | {"model_not_found"},
-        ),
-        "list_models": Operation(
-            answers={200: Answer("The list of models.", {JSON: ModelList})},
-        ),
-        "get_model": Operation(
-            answers={200: Answer("The model.", {JSON: Model})},
-            parameters=[
-                {
-                    "name": "model",
-                    "in": "path",
-                    "required": True,
-                    "schema": {"type": "string"},
-                    "description": "The model's name.",
-                }
-            ],
-            problems=["model_not_found"],
         ),
     },
 )

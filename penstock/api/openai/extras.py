@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import Strict
-from penstock.api.openai.tools import MAX_SCHEMA_CHARACTERS, Schema, bounded_schema, schema_too_long
-from penstock.api.openai.turns import misplaced
+from penstock.api.fields import Strict, misplaced
+from penstock.api.tools import MAX_SCHEMA_CHARACTERS, Schema, bounded_schema, schema_too_long
 from penstock.engine.protocol import Feature
 from penstock.request import Grammar, Sampling
 

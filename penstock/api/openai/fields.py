@@ -26,10 +26,11 @@ from penstock.api.fields import (
     ZERO_IS_UNSET,
     StopStrings,
     Strict,
+    misplaced,
     parse,
 )
 from penstock.api.openai.extras import Extras
-from penstock.api.openai.turns import misplaced
+from penstock.api.serving import left_out
 from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import FieldError, InvalidFields
@@ -139,19 +140,8 @@ class Common(Extras):
 
         A field that only hints at a feature is left out and noted.
         """
-        unknown = f"The {info.engine} engine does not support this field with this model."
-        lacking = []
-        for name, feature in self.features().items():
-            if feature in info.supports:
-                continue
-            if feature in HINTS and not self._notes.strict:
-                setattr(self, name, None)
-                self._notes.ignore(name)
-                continue
-            message = f"{name}: {info.advice.get(feature, unknown)}"
-            lacking.append(FieldError(name, "unsupported_field", message))
-        if lacking:
-            raise InvalidFields(lacking)
+        for name in left_out(self.features(), info, self._notes):
+            setattr(self, name, None)
         check_token_ids("logit_bias", self.logit_bias or (), info)
         check_token_ids("stop_token_ids", self.stop_token_ids or (), info)
 
@@ -212,9 +202,6 @@ class Common(Extras):
             )
         return self
 
-
-# A model that lacks these features still answers the request as far as it can.
-HINTS: frozenset[Feature] = frozenset({"reasoning_effort"})
 
 Asked = TypeVar("Asked", bound=Common)
 

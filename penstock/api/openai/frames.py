@@ -21,12 +21,20 @@ from penstock.api.openai.objects import (
     echoed_logprobs,
     ending_fields,
     message_fields,
-    num_reasoning_tokens,
     num_token_characters,
     prompt_logprobs,
     usage_fields,
 )
-from penstock.events import Delta, Failure, Finish, Reasoning, TerminalEvent, ToolCall, Usage
+from penstock.events import (
+    Delta,
+    Failure,
+    Finish,
+    Reasoning,
+    TerminalEvent,
+    ToolCall,
+    Usage,
+    num_reasoning_tokens,
+)
 from penstock.stream.lane import Frames
 from penstock.stream.reader import Batch
 from penstock.stream.record import SavedForm

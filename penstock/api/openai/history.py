@@ -7,12 +7,12 @@ unknown kinds of parts, or a missing role.
 """
 
 import json
-from collections import deque
 from typing import Any, NoReturn
 
-import msgspec
 from pydantic_core import PydanticCustomError
 
+from penstock.api.conversation import MEDIA, Pairing, refuse_part
+from penstock.api.fields import misplaced
 from penstock.api.tolerance import Notes
 from penstock.request import Message, ToolUse
 from penstock.web.strict_json import has_few_values
@@ -33,40 +33,6 @@ _TEXT_OF = {
     "refusal": "refusal",
 }
 _THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
-_MEDIA = {
-    "image_url": "images",
-    "image": "images",
-    "input_image": "images",
-    "audio": "audio",
-    "audio_url": "audio",
-    "input_audio": "audio",
-    "video_url": "videos",
-    "video": "videos",
-    "file": "files",
-    "input_file": "files",
-    "document": "files",
-}
-
-
-def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCustomError:
-    """Return an error about `field`, for rules that involve several fields."""
-    return PydanticCustomError(kind, message, {"field": field})
-
-
-def refuse_part(place: str, kind: object) -> NoReturn:
-    """Refuse a part that is not text. Raises PydanticCustomError."""
-    raise misplaced(f"{place}.type", refusal_of_part(kind), "literal_error")
-
-
-def refusal_of_part(kind: object) -> str:
-    """Return the sentence that refuses a part of this kind."""
-    media = _MEDIA.get(kind) if isinstance(kind, str) else None
-    if media is None:
-        return "Give only parts of the type text."
-    return (
-        f"This server cannot show {media} to the model; it takes text only. Describe the content in"
-        f" a part of the type text, or ask a server whose engine takes {media}."
-    )
 
 
 def read_turns(sent: list[Any], notes: Notes) -> tuple[Message, ...]:
@@ -76,8 +42,7 @@ def read_turns(sent: list[Any], notes: Notes) -> tuple[Message, ...]:
     """
     if not sent:
         raise PydanticCustomError("too_short", "Give at least one message.")
-    waiting: deque[str] = deque()
-    answered: set[str] = set()
+    pairing = Pairing()
     messages = []
     for number, turn in enumerate(sent):
         if not isinstance(turn, dict):
@@ -87,15 +52,7 @@ def read_turns(sent: list[Any], notes: Notes) -> tuple[Message, ...]:
         except PydanticCustomError as error:
             field = (error.context or {})["field"]
             raise misplaced(f"{number}.{field}", error.message_template, error.type) from None
-        waiting += (call.id for call in message.tool_calls)
-        if message.role == "tool":
-            while waiting and waiting[0] in answered:
-                waiting.popleft()
-            if not message.tool_call_id:
-                call_id = waiting.popleft() if waiting else f"call_{number}"
-                message = msgspec.structs.replace(message, tool_call_id=call_id)
-            answered.add(message.tool_call_id)
-        messages.append(message)
+        messages.append(pairing.paired(message, number))
     return tuple(messages)
 
 
@@ -156,7 +113,7 @@ def _is_text(content: object) -> bool:
             or (
                 isinstance(part, dict)
                 and isinstance(kind := part.get("type"), str)
-                and (kind in _TEXT_OF or kind in _MEDIA)
+                and (kind in _TEXT_OF or kind in MEDIA)
             )
             for part in content
         )

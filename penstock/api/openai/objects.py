@@ -11,7 +11,6 @@ from typing import Any
 
 from penstock.events import (
     Delta,
-    Event,
     Finish,
     PromptLogprobs,
     Reasoning,
@@ -38,11 +37,6 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-
-
-def num_reasoning_tokens(events: Iterable[Event]) -> int:
-    """Return the tokens of the model's reasoning; a mark counts with the text after it."""
-    return sum(event.num_tokens for event in events if isinstance(event, Reasoning))
 
 
 def delta_fields(delta: Delta) -> dict[str, Any]:

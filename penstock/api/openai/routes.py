@@ -1,36 +1,31 @@
-"""OpenAI's API under `/v1`: models, completions and chats, as OpenAI's own clients speak it."""
+"""OpenAI's API under `/v1`: completions and chats, as OpenAI's own clients speak it."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from penstock.api.answering import Answering
 from penstock.api.description import Api
 from penstock.api.dialect import Call, Dialect
+from penstock.api.headers import asks_to_resume, invalid, timeout_of
 from penstock.api.openai.chat import ChatRequest, parse_chat
 from penstock.api.openai.completion import CompletionRequest, parse_completion
 from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import Common
 from penstock.api.openai.frames import ChatForm, CompletionForm
-from penstock.api.openai.headers import asks_to_resume, invalid, timeout_of
 from penstock.api.openai.responses.routes import ResponseRoutes
 from penstock.api.openai.responses.stored import StoredResponses
+from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
-from penstock.engine.protocol import ModelInfo
-from penstock.errors import Problem
 from penstock.request import Request
 
 
 class _Calls:
     """Turns the bodies of OpenAI's requests into calls for the one served model."""
 
-    def __init__(self, served_name: str, info: Callable[[], ModelInfo | None]) -> None:
-        self._served_name = served_name
-        self._info = info
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
 
     def chat(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return the call for `/v1/chat/completions`. Raises Problem."""
@@ -48,35 +43,17 @@ class _Calls:
         form = CompletionForm(**shown, echoes=tuple(asked.echoes))
         return self._call(asked, http, requests, form)
 
-    def check_model(self, name: str | None) -> None:
-        """Raise Problem unless `name` is the served model; no name means the served model."""
-        if name and name != self._served_name:
-            raise Problem(
-                "model_not_found",
-                f"This server does not serve that model. It serves {self._served_name}.",
-            )
-
-    def check(self, asked: Common) -> ModelInfo:
-        """Return the model's information. Raises Problem if the model cannot do what is asked."""
-        self.check_model(asked.model)
-        info = self._info()
-        if info is None:
-            raise Problem(
-                "engine_loading",
-                "The model is still loading. Try again in a moment.",
-                headers={"Retry-After": "1"},
-            )
-        asked.check(info)
-        return info
-
     def _prepare(self, asked: Common, prefix: str) -> tuple[list[Request], dict[str, Any]]:
         """Return the requests, and the fields that both forms share."""
-        requests = asked.requests(self.check(asked))
+        name = self._model.named(asked.model)
+        info = self._model.info()
+        asked.check(info)
+        requests = asked.requests(info)
         options = asked.stream_options
         shown = {
             "id": prefix + requests[0].id,
             "created": int(time.time()),
-            "model": self._served_name,
+            "model": name,
             "include_usage": bool(options and options.include_usage),
             "continuous_usage": bool(options and options.continuous_usage_stats),
             "has_logprobs": asked.top_logprobs_asked is not None,
@@ -104,15 +81,9 @@ class _Calls:
         )
 
 
-def openai_apis(
-    answering: Answering,
-    served_name: str,
-    info: Callable[[], ModelInfo | None],
-    stored: StoredResponses,
-) -> list[Api]:
-    """Return the routes under `/v1`. `info` describes the model once it is loaded."""
-    created = int(time.time())
-    calls = _Calls(served_name, info)
+def openai_apis(answering: Answering, model: ServedModel, stored: StoredResponses) -> list[Api]:
+    """Return the routes under `/v1` that generate, and those of stored responses."""
+    calls = _Calls(model)
     chat = Dialect(
         "create_chat_completion",
         "Answer a conversation, streamed or whole.",
@@ -128,33 +99,11 @@ def openai_apis(
         CompletionForm,
     )
 
-    def model_object() -> dict[str, object]:
-        loaded = info()
-        return {
-            "id": served_name,
-            "object": "model",
-            "created": created,
-            "owned_by": "penstock",
-            "context_length": None if loaded is None else loaded.context_length,
-        }
-
-    async def models(_: HttpRequest) -> Response:
-        """List the served model."""
-        return JSONResponse({"object": "list", "data": [model_object()]})
-
-    async def model(http: HttpRequest) -> Response:
-        """Describe the served model."""
-        calls.check_model(http.path_params["model"])
-        return JSONResponse(model_object())
-
     routes = [
-        Route("/v1/models", models, name="list_models"),
-        Route("/v1/models/", models, include_in_schema=False),
-        Route("/v1/models/{model:path}", model, name="get_model"),
         answering.route("/v1/chat/completions", chat),
         answering.route("/v1/completions", completion),
     ]
-    responses = ResponseRoutes(answering, served_name, calls.check, stored).routes()
+    responses = ResponseRoutes(answering, model, stored).routes()
     return [
         Api(routes, error_response, prefix="/v1/", description="penstock.api.openai.description"),
         Api(

@@ -4,35 +4,13 @@ In: OpenAI's objects. Out: the fields of `Request` with the tools that the model
 module does not know how a model calls a tool.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from penstock.api.fields import Strict
-from penstock.api.openai.turns import ToolName, misplaced
-
-MAX_TOOLS = 1024
-MAX_SCHEMA_CHARACTERS = 65_536
-
-
-def bounded_schema(schema: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return the schema. Raises PydanticCustomError if it is too long."""
-    if len(json.dumps(schema)) > MAX_SCHEMA_CHARACTERS:
-        raise schema_too_long()
-    return schema
-
-
-def schema_too_long() -> PydanticCustomError:
-    """Return the error for a schema with too many characters."""
-    return PydanticCustomError(
-        "invalid_schema", f"Give a schema of at most {MAX_SCHEMA_CHARACTERS} characters."
-    )
-
-
-Schema = Annotated[dict[str, JsonValue], AfterValidator(bounded_schema)]
+from penstock.api.fields import Strict, misplaced
+from penstock.api.tools import MAX_TOOLS, Schema, ToolName, shown_function, shown_tools
 
 
 class Function(Strict):
@@ -59,14 +37,10 @@ class Tool(Strict):
 
         With `strict` every function is strict.
         """
-        function: dict[str, Any] = {
-            "name": self.function.name,
-            "description": self.function.description or "",
-            "parameters": self.function.parameters or {"type": "object", "properties": {}},
-        }
-        if self.function.strict or strict:
-            function["strict"] = True
-        return {"type": "function", "function": function}
+        given = self.function
+        return shown_function(
+            given.name, given.description, given.parameters, strict=bool(given.strict or strict)
+        )
 
 
 class FunctionName(Strict):
@@ -128,12 +102,9 @@ def tool_fields(
     tool_call_required = choice == "required" or isinstance(choice, NamedTool)
     if isinstance(choice, AllowedTools):
         tool_call_required = choice.allowed_tools.mode == "required"
-    return {
-        "tools": json.dumps(shown, ensure_ascii=False),
-        "tool_call_required": tool_call_required,
-        # A client that names a function expects one call of it.
-        "parallel_calls": parallel is not False and not isinstance(choice, NamedTool),
-    }
+    # A client that names a function expects one call of it.
+    is_parallel = parallel is not False and not isinstance(choice, NamedTool)
+    return shown_tools(shown, required=tool_call_required, parallel=is_parallel)
 
 
 def _chosen_names(choice: ToolChoice | None) -> list[str] | None:

@@ -18,14 +18,13 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from penstock.api.fields import MAX_MESSAGES, Strict
-from penstock.api.openai.history import is_json_object, misplaced, read_turns, refuse_part
+from penstock.api.conversation import refuse_part
+from penstock.api.fields import MAX_MESSAGES, Strict, misplaced
+from penstock.api.openai.history import is_json_object, read_turns
 from penstock.api.tolerance import notes_of
+from penstock.api.tools import ToolName
 from penstock.request import Message, ToolUse
 
-__all__ = ["ChatTurn", "Messages", "ToolName", "misplaced"]
-
-ToolName = Annotated[str, Field(pattern=r'^[^\x00-\x1f"\\\x7f]{1,256}$')]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
 

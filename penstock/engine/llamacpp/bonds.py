@@ -30,6 +30,9 @@ from penstock.request import Grammar, Request
 
 About = Literal["schema", "grammar", "tools"]
 
+LEFT_OUT_BUDGET = "thinking_budget (left out)"
+"""The note on a request whose thinking budget was left out."""
+
 
 class Bond(msgspec.Struct, frozen=True):
     """What a request binds its answer with: fields of `Request`, and two of the model's.
@@ -216,6 +219,11 @@ def _check_form(form: CallForm, spells: bool) -> None:
         checked(with_free_spelling(lark))
 
 
+def has_useless_budget(request: Request, tools: Tools | None) -> bool:
+    """Return True if the request has a thinking budget that its form of calls rules out."""
+    return tools is not None and tools.form is not None and request.thinking_budget is not None
+
+
 def refusal_of_fields(request: Request, tools: Tools | None) -> tuple[str, str] | None:
     """Return the code and the sentence that refuse fields which llama.cpp cannot combine."""
     is_bound = request.json_schema is not None or request.grammar is not None
@@ -230,7 +238,7 @@ def refusal_of_fields(request: Request, tools: Tools | None) -> tuple[str, str] 
             "unsupported_field",
             "llama.cpp does not support min_tokens and stop_token_ids together with tools.",
         )
-    if tools is not None and tools.form is not None and request.thinking_budget is not None:
+    if has_useless_budget(request, tools) and not request.lax_budget:
         return (
             "unsupported_field",
             "llama.cpp supports a thinking budget only for models whose chat template shows tools,"

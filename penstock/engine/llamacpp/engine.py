@@ -34,11 +34,13 @@ from penstock.engine.llamacpp.answers import (
     RefusedByEngineError,
 )
 from penstock.engine.llamacpp.bonds import (
+    LEFT_OUT_BUDGET,
     Bond,
     Bound,
     Outcome,
     Refused,
     Tools,
+    has_useless_budget,
     refusal_of_fields,
 )
 from penstock.engine.llamacpp.gguf import context_length
@@ -232,6 +234,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 return
             request, tools = self._without_control_texts(request, tools)
             request, prompt, notes = await self._shown(request, tools)
+            if has_useless_budget(request, tools):
+                request = msgspec.structs.replace(request, thinking_budget=None)
+                notes += (LEFT_OUT_BUDGET,)
             prompt_ids = request.prompt_ids or await self._prompts.ids_of(prompt)
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
@@ -243,7 +248,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
             token_ids = [*prompt_ids, *self._vocabulary.ids_of_generated(request.generated)]
-            if not await self._start(request.id, sink):
+            if not await self._start(request, sink):
                 return
             if tools is not None and tools.form is not None:
                 await self._call(request, prompt_ids, token_ids, tools, sink)

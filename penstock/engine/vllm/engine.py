@@ -278,7 +278,7 @@ class Vllm(TaskEngine):
             sink.accepted(prompt_ids, notes + relaxed)
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
-            if not await self._start(request.id, sink):
+            if not await self._start(request, sink):
                 return
             await self._generate(request, prompt_ids, prompt, answer_format, sink)
         except SecondCallError as error:

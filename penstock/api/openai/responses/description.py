@@ -7,6 +7,7 @@ from pydantic import ConfigDict
 from penstock.api.description import (
     GENERATION,
     JSON,
+    OUR_HEADERS,
     SSE,
     Answer,
     Description,
@@ -15,7 +16,7 @@ from penstock.api.description import (
     generation,
     optional,
 )
-from penstock.api.openai.description import PARAMETERS, ErrorResponse
+from penstock.api.openai.description import ErrorResponse
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
@@ -145,7 +146,7 @@ DESCRIPTION = Description(
     operations={
         "create_response": Operation(
             answers=generation(ResponseObject, ResponseStreamEvent),
-            parameters=PARAMETERS,
+            parameters=OUR_HEADERS,
             example={"input": "Tell me a story."},
             problems=GENERATION | {"model_not_found", "response_not_found"},
             details="The server stores the response for `previous_response_id` and for `GET"

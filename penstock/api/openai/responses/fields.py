@@ -20,15 +20,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, Strict
+from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, Strict, misplaced
 from penstock.api.openai.chat import ReasoningEffort, known_tier
 from penstock.api.openai.extras import ANY_OBJECT, Bond, ChatExtras
 from penstock.api.openai.fields import Common, Refusal, TokenLimit, parse_fields
 from penstock.api.openai.responses.items import Resolve, read_items
 from penstock.api.openai.responses.tools import ToolSet, read_choice, read_tools
-from penstock.api.openai.tools import Schema, ToolChoice, check_tools, tool_fields
-from penstock.api.openai.turns import misplaced
+from penstock.api.openai.tools import ToolChoice, check_tools, tool_fields
 from penstock.api.tolerance import Notes, notes_of
+from penstock.api.tools import Schema
 from penstock.engine.protocol import Feature
 from penstock.errors import FieldError, InvalidFields
 from penstock.request import Grammar, Message

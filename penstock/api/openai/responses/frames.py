@@ -13,11 +13,21 @@ from typing import Any
 import msgspec
 
 from penstock.api.dialect import Form
-from penstock.api.openai.objects import chat_logprobs, num_reasoning_tokens
+from penstock.api.openai.objects import chat_logprobs
 from penstock.api.openai.responses.items import sealed
 from penstock.api.openai.responses.tools import InputText, ShownTool, input_in
 from penstock.errors import kind_of
-from penstock.events import Delta, Event, Failure, Finish, Reasoning, TerminalEvent, ToolCall, Usage
+from penstock.events import (
+    Delta,
+    Event,
+    Failure,
+    Finish,
+    Reasoning,
+    TerminalEvent,
+    ToolCall,
+    Usage,
+    num_reasoning_tokens,
+)
 from penstock.stream.lane import Frames
 from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream

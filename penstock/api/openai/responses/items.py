@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from penstock.api.openai.history import is_json_object, refusal_of_part
+from penstock.api.conversation import refusal_of_part
+from penstock.api.openai.history import is_json_object
 from penstock.api.openai.responses.tools import INPUT, joined
 from penstock.api.tolerance import Notes
 from penstock.errors import FieldError, InvalidFields

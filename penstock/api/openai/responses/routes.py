@@ -1,7 +1,7 @@
 """The routes of OpenAI's Responses API: create, read, follow, cancel and delete responses."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -10,14 +10,13 @@ from starlette.routing import Route
 
 from penstock.api.answering import MAX_EVENT_ID_DIGITS, Answering
 from penstock.api.dialect import Call, Dialect
-from penstock.api.openai.fields import Common
-from penstock.api.openai.headers import asks_to_resume, invalid, timeout_of
+from penstock.api.headers import asks_to_resume, invalid, timeout_of
 from penstock.api.openai.responses.fields import ResponseRequest, parse_response
 from penstock.api.openai.responses.frames import ResponseForm, stream_id_of
 from penstock.api.openai.responses.stored import StoredResponse, StoredResponses
 from penstock.api.openai.responses.tools import ToolSet
+from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
-from penstock.engine.protocol import ModelInfo
 from penstock.errors import Problem
 from penstock.request import Message, Request
 from penstock.stream.quotas import Owner
@@ -29,18 +28,11 @@ DEFAULT_ITEMS = 20
 
 
 class ResponseRoutes:
-    """The routes. `check` returns the model's information, or raises a Problem."""
+    """The routes of the responses of `model`."""
 
-    def __init__(
-        self,
-        answering: Answering,
-        served_name: str,
-        check: Callable[[Common], ModelInfo],
-        stored: StoredResponses,
-    ) -> None:
+    def __init__(self, answering: Answering, model: ServedModel, stored: StoredResponses) -> None:
         self._answering = answering
-        self._served_name = served_name
-        self._check = check
+        self._model = model
         self._stored = stored
 
     def routes(self) -> list[Route]:
@@ -68,14 +60,16 @@ class ResponseRoutes:
     def _call(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return the call for `/v1/responses`. Raises Problem."""
         asked = parse_response(body, notes)
-        info = self._check(asked)
+        name = self._model.named(asked.model)
+        info = self._model.info()
+        asked.check(info)
         owner = owner_of(http.scope)
         earlier: Sequence[Message] = ()
         if asked.previous_response_id is not None:
             earlier = self._previous(asked.previous_response_id, owner)
         conversation = asked.converse(earlier, lambda each: self._stored.item(each, owner))
         (request,) = asked.requests(info)
-        form = self._form(asked, request, body)
+        form = self._form(name, asked, request, body)
         is_background = bool(asked.background)
 
         def store(opened: Sequence[Stream]) -> None:
@@ -99,7 +93,9 @@ class ResponseRoutes:
             raise invalid("previous_response_id", "This response has not ended yet.")
         return previous.messages()
 
-    def _form(self, asked: ResponseRequest, request: Request, body: dict[str, Any]) -> ResponseForm:
+    def _form(
+        self, name: str, asked: ResponseRequest, request: Request, body: dict[str, Any]
+    ) -> ResponseForm:
         tools = asked.tools or ToolSet()
         renamed = {
             name: tool for name, tool in tools.shown.items() if tool.is_custom or tool.name != name
@@ -114,7 +110,7 @@ class ResponseRoutes:
             "max_output_tokens": asked.max_output_tokens,
             "max_tool_calls": None,
             "metadata": asked.metadata or {},
-            "model": self._served_name,
+            "model": name,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "presence_penalty": request.sampling.presence_penalty,
             "previous_response_id": asked.previous_response_id,

@@ -14,9 +14,8 @@ import msgspec
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from penstock.api.openai.history import misplaced
+from penstock.api.fields import misplaced
 from penstock.api.openai.tools import (
-    MAX_TOOLS,
     AllowedToolList,
     AllowedTools,
     Function,
@@ -26,6 +25,7 @@ from penstock.api.openai.tools import (
     ToolChoice,
 )
 from penstock.api.tolerance import Notes
+from penstock.api.tools import MAX_TOOLS
 
 INPUT = "input"
 """The argument of the function that stands for a custom tool."""

@@ -1,4 +1,4 @@
-"""Penstock's own request headers, which OpenAI's routes have instead of fields."""
+"""Penstock's own request headers, which the APIs of others have instead of fields."""
 
 import re
 
