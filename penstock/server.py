@@ -112,7 +112,7 @@ class Server:
             settings.engine_params,
             hang_timeout=settings.engine_timeout,
             on_spawn=self._on_loading,
-            on_cancelled=meter.abort.add,
+            on_stopped=meter.abort.add,
             deliver=StraightPath(meter).deliver,
         )
         raise_file_limit()
