@@ -144,7 +144,6 @@ class Mock(TaskEngine):
             sink.delta(word, 1, (index,))
         sink.finish("stop" if length <= end else "length", last - first)
 
-
     async def _hang(self) -> None:
         """Wait until the request is cancelled."""
         hanging: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -146,9 +146,7 @@ class TaskEngine(ABC):
     async def check(self, *, tries: bool) -> None:
         """Return: this process itself is the engine."""
 
-    async def _serve(
-        self, request: Request, sink: Sink, before: asyncio.Task[None] | None
-    ) -> None:
+    async def _serve(self, request: Request, sink: Sink, before: asyncio.Task[None] | None) -> None:
         if before is not None:  # a continuation may come while its first part is put away
             await asyncio.wait({before})
         try:
