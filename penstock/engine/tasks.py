@@ -143,7 +143,7 @@ class TaskEngine(ABC):
         task.add_done_callback(lambda _: stopped())
         task.cancel()
 
-    async def check(self, *, tries: bool) -> None:
+    async def check(self, *, tries: bool) -> None:  # noqa: B027 - a default
         """Return: this process itself is the engine."""
 
     async def _serve(self, request: Request, sink: Sink, before: asyncio.Task[None] | None) -> None:

@@ -189,7 +189,8 @@ class Streams:
                 self._take_back(stream)
                 raise
         else:
-            stream.enqueue()
+            # An engine lets go of a cancelled request within a step or two.
+            stream.enqueue(starts_soon=self.num_stopping >= self.admission.num_waiting)
             self._notices.stream_queued()
             self._dispatcher.watch_engines()
         self.meter.stream_started()

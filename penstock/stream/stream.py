@@ -306,13 +306,19 @@ class Stream:
         """End the stream with this problem."""
         self._fail(problem, engine_done=False)
 
-    def enqueue(self) -> None:
-        """Note that the stream waits in the queue; its response may begin now."""
+    def enqueue(self, *, starts_soon: bool = False) -> None:
+        """Note that the stream waits in the queue; its response may begin now.
+
+        If the stream `starts_soon`, its response begins when it is told its place in the queue, or
+        when the engine has accepted or refused it before.
+        """
         self.phase = "queued"
-        self._accept(None)
+        if not starts_soon:
+            self._accept(None)
 
     def tell_place(self, place: Place) -> None:
         """Have the readers told the stream's place in the queue."""
+        self._accept(None)
         self.place = place
         for reader in self._readers:
             reader.wake()

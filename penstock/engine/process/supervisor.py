@@ -63,10 +63,10 @@ class SupervisedEngine:
     """An `EngineHandle` for the engine `target` ("module:Class"), constructed with `options`.
 
     `on_spawn` is called with the id of each new process before it loads the model. The process is
-    killed if the engine itself gives no sign of life for `hang_timeout` seconds: no request gets on,
-    and no probe is answered. `on_stopped` is called with the number of seconds that the engine took
-    to let go of a cancelled request. `deliver` delivers the batches of the engine; by default every
-    sink is called for itself.
+    killed if the engine itself gives no sign of life for `hang_timeout` seconds (no request gets
+    on, and no probe is answered), or if it does not let go of a cancelled request for so long.
+    `on_stopped` is called with the number of seconds that it took to let go of one. `deliver`
+    delivers the batches of the engine; by default every sink is called for itself.
     """
 
     def __init__(
@@ -366,17 +366,27 @@ class SupervisedEngine:
 
         Looks are counted, not seconds: if this process itself stands still, only one look passes.
         """
-        num_silent = 0
+        num_silent = num_stuck = 0
+        oldest = ""
         while True:
             await asyncio.sleep(self._hang_timeout / NUM_LOOKS)
             num_silent = 0 if self._is_heard or self.state != "ready" else num_silent + 1
             self._is_heard = False
-            if num_silent < NUM_LOOKS - 1:
-                self._probe()
-            elif self._process is not None:
-                log.error("the engine has been silent for %g s; killing it", self._hang_timeout)
-                self._kill(self._process.pid)
+            before, oldest = oldest, next(iter(self._stopping), "")
+            num_stuck = num_stuck + 1 if oldest and oldest == before else 0
+            if num_silent >= NUM_LOOKS - 1:
+                self._kill_sick("the engine has been silent for %g s; killing it")
                 num_silent = 0
+            elif num_stuck >= NUM_LOOKS:
+                self._kill_sick("the engine works on a cancelled request after %g s; killing it")
+                num_stuck = 0
+            else:
+                self._probe()
+
+    def _kill_sick(self, why: str) -> None:
+        if self._process is not None:
+            log.error(why, self._hang_timeout)
+            self._kill(self._process.pid)
 
     def _probe(self) -> None:
         """Have the engine show that it is alive, unless a probe is under way."""

@@ -1,8 +1,8 @@
 """The engine's process: loads one engine and relays messages between it and the server.
 
 In: `Start`, then `Submit`s, `Cancel`s and `Probe`s, on the socket whose descriptor is the first
-argument. Out: `Ready` or `NotStarted`, then batches of the calls that the sinks received. Not known here:
-which engine runs.
+argument. Out: `Ready` or `NotStarted`, then batches of the calls that the sinks received. Not known
+here: which engine runs.
 """
 
 import asyncio
