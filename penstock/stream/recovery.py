@@ -176,7 +176,8 @@ class Recovery:
         if stream.ended is not None:  # cancelled meanwhile
             self._suspects.remove(suspect)
             return
-        trial = Trial(stream, suspect.num_tokens)
+        others_wait = len(self._suspects) > 1 or bool(self._waiting)
+        trial = Trial(stream, suspect.num_tokens, pauses=others_wait or suspect.num_tokens > 1)
         if trial.request.max_tokens > 0:
             self._engine.submit(trial.request, trial)
         else:

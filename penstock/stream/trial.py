@@ -18,17 +18,18 @@ from penstock.stream.stream import Stream
 class Trial:
     """The sink of `stream` during its trial, which lasts for `num_tokens` tokens.
 
-    Then the engine itself ends the request, and the stream can be continued. A stream that cannot
-    pause goes on, and its trial is over with its first token.
+    Then the engine itself ends the request, and the stream can be continued. A stream that must not
+    or cannot pause (`pauses`) goes on, and its trial is over with its first token.
     """
 
     lane = None
     """The straight path sends nothing of a trial (see `straight`)."""
 
-    def __init__(self, stream: Stream, num_tokens: int) -> None:
+    def __init__(self, stream: Stream, num_tokens: int, *, pauses: bool) -> None:
         self.stream = stream
         self.request = stream.continuation()
-        self._is_cut = stream.can_pause and num_tokens < self.request.max_tokens
+        can_pause = pauses and stream.can_pause
+        self._is_cut = can_pause and num_tokens < self.request.max_tokens
         if self._is_cut:
             self.request = _shortened(self.request, num_tokens)
         self._over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

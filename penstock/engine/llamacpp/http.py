@@ -15,7 +15,7 @@ from penstock.engine.llamacpp.answers import RefusedByEngineError, refusal_in
 from penstock.engine.tasks import end_process
 
 BACKLOG_PAUSE_S = 0.01
-# Texts turned into tokens and back, and conversations rendered, at once.
+# Questions other than those for an answer, at once: conversations rendered, properties.
 MAX_ASKING = 4
 # The route whose answer comes from llama.cpp's main loop, which also generates.
 MAIN_LOOP = "/slots"
