@@ -22,6 +22,7 @@ grammar can. It is given up at once, and its client may send the request again.
 
 import asyncio
 import collections
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,18 +148,32 @@ class Recovery:
         self._trial = None
         self._company.clear()
         while await self._engine_is_back():
+            suspect = max(self._suspects, key=_rank, default=None)
+            if suspect is None and not self._waiting:
+                break
+            stream = self._waiting[0] if suspect is None else suspect.stream
             try:
-                if self._suspects:
-                    await self._try(max(self._suspects, key=_rank))
-                elif self._waiting:
-                    self._continue(self._waiting[0])
-                    self._waiting.popleft()
+                if suspect is not None:
+                    await self._try(suspect)
                 else:
-                    break
+                    self._continue(stream)
+                    self._waiting.popleft()
             except EngineUnavailable:  # it died again before this task ran
                 continue
+            except Exception:  # a bug with one stream must not stop the others
+                log.exception("a stream could not continue")
+                self._drop(stream)
         self._task = None
-        self._on_end()
+        try:
+            self._on_end()
+        except Exception:
+            log.exception("the queue could not go on after the engine's death")
+
+    def _drop(self, stream: Stream) -> None:
+        self._suspects = [each for each in self._suspects if each.stream is not stream]
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(stream)
+        stream.give_up("internal_error", "The answer could not continue after the engine's death.")
 
     async def _engine_is_back(self) -> bool:
         """Wait for the engine; give up every stream and return False if it does not come back."""

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from penstock.events import Failure, Finish
+from penstock.request import Request
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
@@ -312,3 +313,27 @@ async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_o
     assert not is_recovering(streams)
     stream.delta("more", 1, (8,))
     assert stream.log.text() == "a more"
+
+
+async def test_a_stream_that_cannot_be_continued_for_a_bug_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    broken, sound = begin(streams, "broken"), begin(streams, "sound")
+    continuation = Stream.continuation
+
+    def fail_once(stream: Stream) -> Request:
+        if stream is broken:
+            raise LookupError("a bug")
+        return continuation(stream)
+
+    monkeypatch.setattr(Stream, "continuation", fail_once)
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert isinstance(broken.ended, Failure)
+    assert broken.ended.code == "internal_error"
+    assert list(engine.sinks) == ["sound"]
+    assert sound.ended is None
+    assert not is_recovering(streams)
