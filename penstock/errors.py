@@ -149,7 +149,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "engine_died": ProblemKind(
         503,
         "The engine stopped, and this answer could not continue. Not safe to retry if the engine"
-        " stopped twice at this request.",
+        " stopped again and again at this request.",
         retry_safe=True,
     ),
     "draining": ProblemKind(503, "The server is shutting down.", retry_safe=True),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import queue
@@ -27,6 +28,7 @@ from penstock.stream.admission import Admission
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.registry import Limits, Streams, draining
 from penstock.stream.straight import StraightPath
+from penstock.supervision import end_process, keep
 from penstock.web.body import BodyReader
 from penstock.web.granian import GranianServers
 from penstock.web.host import is_loopback
@@ -112,7 +114,7 @@ class Server:
             settings.engine_params,
             hang_timeout=settings.engine_timeout,
             on_spawn=self._on_loading,
-            on_cancelled=meter.abort.add,
+            on_stopped=meter.abort.add,
             deliver=StraightPath(meter).deliver,
         )
         raise_file_limit()
@@ -157,10 +159,12 @@ class Server:
             http = Http1Server(app, listener, settings.max_connections, timeouts, proxies.trusts)
         closing = asyncio.Event()
         serving = asyncio.create_task(http.serve_until(closing))
-        watching = asyncio.create_task(liveness.run())
-        guarding = asyncio.create_task(memory.run())
-        measuring = asyncio.create_task(measure_loop_lag(meter.loop_lag))
-        expiring = asyncio.create_task(watch_expiries(keys, streams.end_unowned))
+        watching = keep("liveness", liveness.run)
+        guarding = keep("memory guard", memory.run)
+        measure = functools.partial(measure_loop_lag, meter.loop_lag)
+        measuring = keep("loop lag", measure, is_essential=False)
+        expire = functools.partial(watch_expiries, keys, streams.end_unowned)
+        expiring = keep("key expiries", expire)
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
@@ -171,7 +175,7 @@ class Server:
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
                 self._on_ready(self, info)
-                await self._stopping.wait()
+                await self._until_stopped(serving)
             bodies.refuse(draining)
             await self._drain(streams)
         finally:
@@ -184,6 +188,16 @@ class Server:
             expiring.cancel()
             await engine.stop()
             listener.close()
+
+    async def _until_stopped(self, serving: asyncio.Task[None]) -> None:
+        """Wait for `stop`. If the HTTP server ends by itself, end the process with the reason."""
+        stop = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({stop, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            stop.cancel()
+            error = serving.exception() if not serving.cancelled() else None
+            log.error("the HTTP server failed", exc_info=error)
+            end_process("the HTTP server has ended")
 
     async def _drain(self, streams: Streams) -> None:
         self._drain_until = time.monotonic() + self._settings.drain_timeout

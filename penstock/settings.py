@@ -165,9 +165,9 @@ class Settings(BaseSettings):
     """The number of seconds that sending may wait for a client that does not read. After that the
     client is dropped."""
     engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    """The number of seconds that an engine with requests may be silent. After that it counts as
-    hung and is restarted. (llama.cpp gives a sign of life after each batch of a long prompt,
-    n_batch tokens.)"""
+    """The number of seconds that an engine may give no sign of life. After that it counts as hung
+    and is restarted. The server asks for a sign ten times in this time; an engine answers between
+    two steps. (A step of llama.cpp is at most a batch of a long prompt, n_batch tokens.)"""
     engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     """The number of seconds that running streams wait for the restart of an engine that died.
     After that they end with an error."""

@@ -20,19 +20,21 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "text": set(),
     "sse": set(),
+    "supervision": set(),
     "settings": {"errors", "engine.catalog"},
     "observe": {"observe"},
-    "engine": {"events", "request", "errors", "engine"},
-    "stream": WORDS | {"stream", "engine.protocol", "observe.meter"},
-    "web": WORDS | {"web", "stream", "observe.meter"},
+    "engine": {"events", "request", "errors", "engine", "supervision"},
+    "stream": WORDS | {"stream", "engine.protocol", "observe.meter", "supervision"},
+    "web": WORDS | {"web", "stream", "observe.meter", "supervision"},
     "api": WORDS
     | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
-    | {"observe.metrics"},
+    | {"observe.metrics", "supervision"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
     "app": WORDS | {"api", "web", "stream", "settings", "engine.protocol"},
     "server": WORDS
-    | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"},
+    | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
+    | {"supervision"},
     "cli": WORDS
     | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
     | {"web.key_file", "web.key_edits"}

@@ -13,6 +13,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Callable
 
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.request import Request
@@ -38,9 +39,13 @@ class _ZeroCostEngine:
         sink.started()
         self._sinks[request.id] = (sink, request.max_tokens)
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, stopped: Callable[[], None]) -> None:
         """Stop a request's tokens."""
         self._sinks.pop(request_id, None)
+        stopped()
+
+    async def check(self, *, tries: bool) -> None:
+        """Return: there is nothing that could hang."""
 
 
 class Stepped(_ZeroCostEngine):
@@ -161,10 +166,11 @@ class Ticking(_ZeroCostEngine):
         self._num_submitted += 1
         group[request.id] = (sink, request.max_tokens)
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, stopped: Callable[[], None]) -> None:
         """Stop a request's tokens."""
         for group in self._groups:
             group.pop(request_id, None)
+        stopped()
 
     def _tick(self, at: float, number: int) -> None:
         group = self._groups[number % NUM_GROUPS]

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from penstock import __version__
+from penstock import __version__, supervision
 from penstock.engine.protocol import EngineHandle
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
@@ -114,6 +114,8 @@ def levels_of(
             slots=streams.admission.num_slots,
             engine_up=engine.state == "ready",
             engine_restarts=engine.num_restarts,
+            engine_stopping=streams.num_stopping,
+            task_failures={(name,): number for name, number in supervision.failures.items()},
             draining=streams.draining,
         )
 

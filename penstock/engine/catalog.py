@@ -116,7 +116,7 @@ def create_engine(
     *,
     hang_timeout: float,
     on_spawn: Callable[[int], None],
-    on_cancelled: Callable[[float], None],
+    on_stopped: Callable[[float], None],
     deliver: Deliver | None = None,
 ) -> EngineHandle:
     """Return the engine's handle, not yet started. Raises StartError if a parameter is invalid.
@@ -129,4 +129,4 @@ def create_engine(
 
     entry = entry_of(engine)
     options = entry.options({**settings, "slots": settings["slots"] or DEFAULT_SLOTS}, params)
-    return SupervisedEngine(entry.target, options, on_spawn, hang_timeout, on_cancelled, deliver)
+    return SupervisedEngine(entry.target, options, on_spawn, hang_timeout, on_stopped, deliver)

@@ -46,7 +46,10 @@ class Mock(TaskEngine):
     the prompt and the token's index ("lake:0 lake:1 "), so that a reader can verify what it
     received. `prefill` is the number of seconds before the first token. At the token with the index
     (from 0) `fail_at` the request fails, at `hang_at` nothing comes any more, and at `die_at` the
-    process is killed; -1 means never. `slots` requests run at once; 0 means no bound.
+    process is killed; -1 means never. With `die_after` the process is killed at the token with that
+    index of every part of an answer: it gets further after each death. Only a request whose prompt
+    contains `fatal` can kill the process. `slots` requests run at once; 0 means no bound. A
+    cancelled request has its slot for `stopping` more seconds, as in engines that finish a step.
 
     `ignore_eos` and `min_tokens` of a request make the answer longer than `length`, and a token of
     its `stop_token_ids` ends it. There is nothing to sample.
@@ -66,6 +69,9 @@ class Mock(TaskEngine):
         fail_at: int = -1,
         hang_at: int = -1,
         die_at: int = -1,
+        die_after: int = -1,
+        fatal: str = "",
+        stopping: Seconds = 0.0,
     ) -> None:
         super().__init__(slots)
         self._words = split_words(text)
@@ -77,10 +83,18 @@ class Mock(TaskEngine):
         self._prefill = prefill
         self._numbered = numbered
         self._fail_at, self._hang_at, self._die_at = fail_at, hang_at, die_at
+        self._die_after, self._fatal = die_after, fatal
+        self._stopping = stopping
+        self._hanging: set[asyncio.Future[None]] = set()
 
     async def start(self) -> ModelInfo:
         """Return at once: there is nothing to load."""
         return self._info
+
+    async def check(self, *, tries: bool) -> None:
+        """Return as soon as no request hangs."""
+        while self._hanging:
+            await asyncio.wait(self._hanging)
 
     async def _run(self, request: Request, sink: Sink) -> None:
         prompt = split_words(prompt_text(request))
@@ -96,8 +110,13 @@ class Mock(TaskEngine):
         if self._numbered:
             name = prompt[0].strip() if prompt else ""
             words = (f"{name}:{index} " for index in count())
-        if await self._start(request, sink):
+        if not await self._start(request, sink):
+            return
+        try:
             await self._speak(request, words, end, sink)
+        except asyncio.CancelledError:
+            await asyncio.sleep(self._stopping)
+            raise
 
     async def _speak(self, request: Request, words: Iterator[str], end: int, sink: Sink) -> None:
         """Push the words from the first that is not generated yet up to `end` or the text's end."""
@@ -107,14 +126,16 @@ class Mock(TaskEngine):
         if self._prefill:
             await asyncio.sleep(self._prefill)
         last = max(first, min(end, length))
+        is_fatal = self._fatal in prompt_text(request)
+        deadly = (self._die_at, first + self._die_after if self._die_after >= 0 else -1)
         for index, word in enumerate(islice(words, first, last), first):
             await asyncio.sleep(self._interval)
             if index == self._fail_at:
                 sink.fail("mock_failure", "The mock engine was told to fail at this token.")
                 return
             if index == self._hang_at:
-                await asyncio.Event().wait()
-            if index == self._die_at:
+                await self._hang()
+            if index in deadly and is_fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
             if index >= least and index in request.stop_token_ids:
                 sink.delta("", 1, (index,))
@@ -122,6 +143,15 @@ class Mock(TaskEngine):
                 return
             sink.delta(word, 1, (index,))
         sink.finish("stop" if length <= end else "length", last - first)
+
+    async def _hang(self) -> None:
+        """Wait until the request is cancelled."""
+        hanging: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hanging.add(hanging)
+        try:
+            await hanging
+        finally:
+            self._hanging.discard(hanging)
 
 
 def split_words(text: str) -> list[str]:

@@ -82,6 +82,8 @@ class Sink(Protocol):
     if the request asks for them), then exactly one of `finish` and `fail`. It may call `fail` at
     any point, also first, and `working` at any point after `started`. After a request is cancelled,
     the engine may still push what it was working on; the sink ignores it.
+
+    Every call but `accepted`, `started` and `fail` shows that the engine itself has got on.
     """
 
     def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
@@ -175,8 +177,19 @@ class Engine(Protocol):
         `sink` is told everything else, also that the engine refuses the request.
         """
 
-    def cancel(self, request_id: str) -> None:
-        """Stop a request and free its slot at once. Ignores unknown and ended ids."""
+    def cancel(self, request_id: str, stopped: Callable[[], None]) -> None:
+        """Stop a request. Call `stopped` as soon as the engine works on it no more.
+
+        Until then the request has its slot. An unknown or ended request has stopped already.
+        """
+
+    async def check(self, *, tries: bool) -> None:
+        """Return if the engine itself answers, without a slot; raise if it cannot answer any more.
+
+        While the engine computes, the answer may take as long as a step; an engine that hangs never
+        answers. With `tries` every recent request has failed: then also generate a token, and raise
+        if there is none. The engine's process ends if this method raises.
+        """
 
 
 EngineState = Literal["loading", "ready", "down", "stopped"]
@@ -223,6 +236,17 @@ class EngineHandle(Protocol):
     @property
     def num_restarts(self) -> int:
         """How often the engine has come back after it died."""
+
+    @property
+    def num_stopping(self) -> int:
+        """How many cancelled requests the engine has not let go of yet. They have their slots."""
+
+    @property
+    def is_congested(self) -> bool:
+        """Return True while the engine does not read what it was sent; submit no more then."""
+
+    on_room: Callable[[], None]
+    """Called when the engine has let go of a cancelled request, or reads again."""
 
     async def start(self) -> ModelInfo:
         """Load the model. Raises StartError if it cannot be loaded."""

@@ -1,17 +1,25 @@
 """The life of a request inside an engine: a task, a place in the queue, a slot, an end.
 
 In: requests and cancellations. Out: calls of an engine's `_run`, never more than its slots past
-`_start`. Not known here: how the engine generates.
+`_start`. A request has its slot until its task has ended: an engine that must wait until a
+cancelled request has really stopped waits in that task. Not known here: how the engine generates.
 """
 
 import asyncio
+import contextlib
+import logging
+import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from penstock.engine.lengths import Lengths
 from penstock.engine.protocol import Sink
 from penstock.engine.slots import Slots
 from penstock.request import Request
+
+log = logging.getLogger(__name__)
 
 SHORT_CHARACTERS = 4096
 SHORT_TURNS = 32
@@ -96,6 +104,14 @@ def is_short(request: Request) -> bool:
     return size <= SHORT_CHARACTERS
 
 
+def end_process(reason: str) -> NoReturn:
+    """End the engine's process, so that the server starts another and its requests go on there."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"EngineDeadError: {reason}.\n")
+        sys.stderr.flush()
+    os._exit(1)
+
+
 class TaskEngine(ABC):
     """An engine that serves each request in an asyncio task, at most `num_slots` at once.
 
@@ -114,14 +130,30 @@ class TaskEngine(ABC):
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Serve a request in a new task."""
-        task = asyncio.create_task(self._run(request, sink))
+        task = asyncio.create_task(self._serve(request, sink, self._tasks.get(request.id)))
         self._tasks[request.id] = task
-        task.add_done_callback(lambda _: self._forget(request.id))
+        task.add_done_callback(lambda task: self._forget(request.id, task))
 
-    def cancel(self, request_id: str) -> None:
-        """Cancel a request's task, which frees its slot or its place in the queue."""
-        if task := self._tasks.get(request_id):
-            task.cancel()
+    def cancel(self, request_id: str, stopped: Callable[[], None]) -> None:
+        """Cancel a request's task; call `stopped` when it has ended, and with it the request."""
+        task = self._tasks.get(request_id)
+        if task is None:
+            stopped()
+            return
+        task.add_done_callback(lambda _: stopped())
+        task.cancel()
+
+    async def check(self, *, tries: bool) -> None:  # noqa: B027 - a default
+        """Return: this process itself is the engine."""
+
+    async def _serve(self, request: Request, sink: Sink, before: asyncio.Task[None] | None) -> None:
+        if before is not None:  # a continuation may come while its first part is put away
+            await asyncio.wait({before})
+        try:
+            await self._run(request, sink)
+        except Exception:
+            log.exception("the engine has a bug")
+            sink.fail("engine_error", "The engine failed the request.")
 
     @abstractmethod
     async def _run(self, request: Request, sink: Sink) -> None:
@@ -144,6 +176,7 @@ class TaskEngine(ABC):
         sink.started()
         return True
 
-    def _forget(self, request_id: str) -> None:
-        del self._tasks[request_id]
+    def _forget(self, request_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(request_id) is task:
+            del self._tasks[request_id]
         self._slots.release(request_id)

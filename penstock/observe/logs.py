@@ -132,6 +132,7 @@ class LineWriter(logging.Handler):
         self._records: collections.deque[logging.LogRecord | str] = collections.deque()
         self._has_records = threading.Event()
         self._stopping = threading.Event()
+        self._is_written = threading.Event()
         # Each counter has one writer, so no count is lost: loggers add to the first (under the
         # handler's lock), the writing thread to the second.
         self._num_refused = 0
@@ -157,6 +158,12 @@ class LineWriter(logging.Handler):
         if not self._has_records.is_set():
             self._has_records.set()
 
+    def flush(self) -> None:
+        """Write the waiting lines. Waits about 2 seconds at most."""
+        self._is_written.clear()
+        self._has_records.set()
+        self._is_written.wait(CLOSE_TIMEOUT_S)
+
     # Not named `close`: configuring Python's logging, as Granian does, closes every handler.
     def stop(self) -> None:
         """Write the waiting lines and stop the thread. Waits about 2 seconds at most."""
@@ -169,8 +176,15 @@ class LineWriter(logging.Handler):
             self._has_records.wait()
             self._stopping.wait(GATHER_S)
             self._has_records.clear()
+            self._write_safely()
+        self._write_safely()
+
+    def _write_safely(self) -> None:
+        try:
             self._write_all()
-        self._write_all()
+        except Exception:  # without this thread there would be no log
+            self._num_unwritten += 1
+        self._is_written.set()
 
     def _write_all(self) -> None:
         records = self._records

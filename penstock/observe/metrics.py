@@ -51,6 +51,8 @@ class Levels:
     slots: int
     engine_up: bool
     engine_restarts: int
+    engine_stopping: int
+    task_failures: Mapping[tuple[str, ...], float]
     draining: bool
 
 
@@ -158,7 +160,7 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     Histogram(
         "penstock_abort_seconds",
         "Time from the moment the server learns that a stream must stop (the client left, a "
-        "cancel, a stop string) until the engine confirms that it stopped the request.",
+        "cancel, a stop string) until the engine itself works on the request no more.",
         lambda meter: meter.abort,
     ),
     Counter(
@@ -310,6 +312,17 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_engine_restarts_total",
         "Times that the engine's process died and was restarted.",
         lambda _, levels: levels.engine_restarts,
+    ),
+    Gauge(
+        "penstock_engine_stopping",
+        "Cancelled requests that the engine still works on. They have their slots.",
+        lambda levels: levels.engine_stopping,
+    ),
+    Counter(
+        "penstock_task_failures_total",
+        "Failures of the server's own long-lived tasks, by task. Each was started again.",
+        lambda _, levels: levels.task_failures,
+        ("task",),
     ),
     Gauge(
         "penstock_engine_slots",

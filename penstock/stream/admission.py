@@ -124,7 +124,7 @@ class Admission:
 
     def has_room(self, owner: str, num_bytes: int = 0) -> bool:
         """Return True if a ticket of this owner would get a slot or a place in the queue."""
-        if self._has_free_slot():
+        if self._has_free_slot() and not self._num_waiting:
             return True
         fill = (self._num_waiting + 1, self._num_bytes + num_bytes)
         limits = (self._max_queue, self._max_queue_bytes)

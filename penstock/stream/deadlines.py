@@ -6,7 +6,10 @@ loop's clock. Out: a call for each name whose time has come.
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable
+
+log = logging.getLogger(__name__)
 
 # Discarded names stay in the heap until they outnumber the others, and there are this many.
 MIN_REBUILD = 64
@@ -59,5 +62,8 @@ class Deadlines:
             when, name = heapq.heappop(self._heap)
             if self._times.get(name) == when:
                 del self._times[name]
-                self._expire(name)
+                try:
+                    self._expire(name)
+                except Exception:  # a bug with one stream must not stop the deadlines of others
+                    log.exception("a stream could not be ended at its deadline")
         self._arm()

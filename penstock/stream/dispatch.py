@@ -28,15 +28,20 @@ class _Lane:
 
     @property
     def has_free_slot(self) -> bool:
-        num_slots = 0 if self.engine.info is None else self.engine.info.slots
-        return not num_slots or len(self.stream_ids) < num_slots
+        """Return True if the engine itself could run one more request."""
+        engine = self.engine
+        if engine.is_congested:
+            return False
+        num_slots = 0 if engine.info is None else engine.info.slots
+        return not num_slots or len(self.stream_ids) + engine.num_stopping < num_slots
 
 
 class Dispatcher:
     """Hands streams to `engines`.
 
     `restart_timeout` is how long streams wait for a dead engine, in seconds. `on_recovered` is
-    called when an engine takes new requests again, `on_given_up` when an engine did not come back
+    called when an engine takes new requests again, also when it has let go of a cancelled request;
+    `on_given_up` when an engine did not come back
     and no other engine takes requests.
     """
 
@@ -55,6 +60,8 @@ class Dispatcher:
             _Lane(engine, Recovery(engine, restart_timeout, give_up, on_recovered))
             for engine in engines
         ]
+        for engine in engines:
+            engine.on_room = on_recovered
         self._lane_of: dict[str, _Lane] = {}
 
     @property
@@ -80,6 +87,14 @@ class Dispatcher:
                     return True
                 is_any_ready = True
         return not is_any_ready
+
+    @property
+    def num_stopping(self) -> int:
+        """Return how many cancelled requests the engines have not let go of yet."""
+        num_stopping = 0
+        for lane in self._lanes:
+            num_stopping += lane.engine.num_stopping
+        return num_stopping
 
     @property
     def context_length(self) -> int | None:
@@ -115,7 +130,7 @@ class Dispatcher:
         try:
             lane.engine.submit(request, stream)
         except EngineUnavailable:
-            lane.recovery.take(stream)
+            lane.recovery.add(stream)
 
     def submit_aside(self, request: Request, sink: LosableSink) -> None:
         """Hand a request that takes no slot to an engine. Raises EngineUnavailable."""
@@ -129,10 +144,13 @@ class Dispatcher:
 
     def stream_lost(self, stream: Stream) -> None:
         """Continue a stream whose engine died."""
-        self._lane_of[stream.id].recovery.take(stream)
+        self._lane_of[stream.id].recovery.lost(stream)
 
     def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
-        """Free the stream's slot; cancel its request unless the engine ended it."""
+        """Cancel the stream's request unless the engine ended it.
+
+        A cancelled request has its slot until the engine has let go of it (`num_stopping`).
+        """
         lane = self._leave(stream)
         if lane is not None and not engine_done:
             lane.engine.cancel(stream.id)

@@ -52,6 +52,8 @@ class QueueNotices:
             self._timer = loop.call_at(soon, self._tell)
 
     def _tell(self) -> None:
+        # Armed first: a bug with one stream must not end the notices of all others.
+        self._timer = asyncio.get_running_loop().call_later(NOTICE_PERIOD_S, self._tell)
         now = time.monotonic()
         places = self._places()
         told_at, self._told_at = self._told_at, {}
@@ -62,9 +64,9 @@ class QueueNotices:
                 stream.tell_place(place)
                 told = now
             self._told_at[stream_id] = told
-        self._timer = None
-        if places:
-            self._timer = asyncio.get_running_loop().call_later(NOTICE_PERIOD_S, self._tell)
+        if not places:
+            self._timer.cancel()
+            self._timer = None
 
 
 def is_worth_telling(place: Place, before: Place | None, seconds_since: float) -> bool:

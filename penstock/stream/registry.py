@@ -108,6 +108,11 @@ class Streams:
         return self._dispatcher.is_recovering
 
     @property
+    def num_stopping(self) -> int:
+        """Return how many cancelled requests the engines have not let go of yet."""
+        return self._dispatcher.num_stopping
+
+    @property
     def context_length(self) -> int | None:
         """Return the model's context in tokens, or None until an engine was ready."""
         return self._dispatcher.context_length
@@ -162,7 +167,7 @@ class Streams:
         request = record.request
         timeout = self._timeout_of(record)
         stream = Stream(record, self, self.meter)
-        can_start = self._dispatcher.has_free_slot
+        can_start = self._can_start()
         num_bytes = 0
         if not (can_start and self.admission.would_start):
             num_bytes = stream.num_bytes()
@@ -187,7 +192,8 @@ class Streams:
                 self._take_back(stream)
                 raise
         else:
-            stream.enqueue()
+            # An engine lets go of a cancelled request within a step or two.
+            stream.enqueue(starts_soon=self.num_stopping >= self.admission.num_waiting)
             self._notices.stream_queued()
             self._dispatcher.watch_engines()
         self.meter.stream_started()
@@ -345,12 +351,19 @@ class Streams:
     def _fill_slots(self) -> None:
         """Start queued streams while there are free slots."""
         dispatcher = self._dispatcher
-        while not (self._is_shut_down or dispatcher.is_recovering) and dispatcher.has_free_slot:
+        while not (self._is_shut_down or dispatcher.is_recovering) and self._can_start():
             ticket = self.admission.next(time.monotonic())
             if ticket is None:
                 return
             stream = self._open[ticket.id]
             dispatcher.submit_or_wait(stream.continuation(), stream)
+
+    def _can_start(self) -> bool:
+        """Return True if an engine has a slot that no request has, not even a cancelled one."""
+        num_slots = self.admission.num_slots
+        if num_slots and self.admission.num_running + self.num_stopping >= num_slots:
+            return False
+        return self._dispatcher.has_free_slot
 
     def _give_up_queued(self) -> None:
         """End the queued streams: no engine comes back for them."""

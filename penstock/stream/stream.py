@@ -92,7 +92,6 @@ class Stream:
         "_end_waiter",
         "_num_reported",
         "_observer",
-        "_progress_waiter",
         "_readers",
         "_record_bytes",
         "_shown_prompt_ids",
@@ -100,11 +99,14 @@ class Stream:
         "_timer",
         "_transcript",
         "client_gone",
+        "deaths",
+        "deaths_alone",
         "lane",
         "log",
         "meter",
         "notes",
         "num_readers_ever",
+        "num_tokens_before",
         "phase",
         "place",
         "prompt_logprobs_found",
@@ -144,7 +146,13 @@ class Stream:
         self._text = Text(request.stop) if request.stop or request.return_token_ids else None
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
-        self._progress_waiter: asyncio.Future[None] | None = None
+        # What `recovery` knows of the stream.
+        self.deaths = 0
+        """How often the engine died while it worked on the stream, and nobody knows why."""
+        self.deaths_alone = 0
+        """How often the engine died while it worked on nothing but the stream."""
+        self.num_tokens_before = 0
+        """The number of generated tokens when the stream was last submitted."""
 
     @property
     def id(self) -> str:
@@ -213,6 +221,12 @@ class Stream:
         is_bound = request.json_schema is not None or request.grammar is not None
         return not (self._transcript.has_called or (is_bound and self._transcript.generated))
 
+    @property
+    def can_pause(self) -> bool:
+        """Return True if the generation could also continue after more tokens."""
+        request = self.record.request
+        return (request.json_schema or request.grammar or request.tools) is None
+
     # Readers.
 
     def attach(self, reader: StreamReader) -> None:
@@ -268,11 +282,10 @@ class Stream:
         assert self.log.terminal is not None
         return self.log.terminal
 
-    async def progressed(self) -> None:
-        """Wait for the phase "progressed"."""
-        if self.phase != "progressed":
-            self._progress_waiter = asyncio.get_running_loop().create_future()
-            await self._progress_waiter
+    @property
+    def num_new_tokens(self) -> int:
+        """Return how many tokens were generated since the stream was last submitted."""
+        return self.usage.completion_tokens - self.num_tokens_before
 
     # Decisions of the server. None of them does anything to a stream that has ended.
 
@@ -293,13 +306,19 @@ class Stream:
         """End the stream with this problem."""
         self._fail(problem, engine_done=False)
 
-    def enqueue(self) -> None:
-        """Note that the stream waits in the queue; its response may begin now."""
+    def enqueue(self, *, starts_soon: bool = False) -> None:
+        """Note that the stream waits in the queue; its response may begin now.
+
+        If the stream `starts_soon`, its response begins when it is told its place in the queue, or
+        when the engine has accepted or refused it before.
+        """
         self.phase = "queued"
-        self._accept(None)
+        if not starts_soon:
+            self._accept(None)
 
     def tell_place(self, place: Place) -> None:
         """Have the readers told the stream's place in the queue."""
+        self._accept(None)
         self.place = place
         for reader in self._readers:
             reader.wake()
@@ -319,6 +338,7 @@ class Stream:
         self.phase = "submitted"
         self.place = None
         request = self._transcript.continuation(self.record.request)
+        self.num_tokens_before = self._transcript.completion_tokens
         if self.prompt_logprobs_found is not None:
             request = msgspec.structs.replace(request, prompt_logprobs=None)
         return request
@@ -378,7 +398,7 @@ class Stream:
             transcript.add(piece, num_tokens, token_ids, logprobs)
             self._append_certain(piece)
         if self.phase != "progressed":
-            self._note_progress()
+            self.phase = "progressed"
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log reasoning unchanged: stop strings apply to the answer only."""
@@ -387,7 +407,7 @@ class Stream:
             self._transcript.add(text, num_tokens, token_ids)
             pending = self._transcript.pending_tokens
             self._append(Reasoning(text, pending, token_ids=self._take_ids()))
-            self._note_progress()
+            self.phase = "progressed"
 
     def tool_call(
         self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
@@ -407,7 +427,7 @@ class Stream:
         self._append(
             ToolCall(arguments, pending, (), number, call_id, name, token_ids=self._take_ids())
         )
-        self._note_progress()
+        self.phase = "progressed"
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """Log the text still held back, then the end."""
@@ -514,7 +534,7 @@ class Stream:
             self._timer.leave_queue(event.timings)
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
-        self._note_progress()
+        self.phase = "progressed"
         now = time.monotonic()
         for reader in self._readers:
             reader.wake(now)
@@ -526,8 +546,3 @@ class Stream:
             return False
         self.was_accepted.set_result(problem)
         return True
-
-    def _note_progress(self) -> None:
-        self.phase = "progressed"
-        if self._progress_waiter is not None and not self._progress_waiter.done():
-            self._progress_waiter.set_result(None)

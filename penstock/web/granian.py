@@ -18,6 +18,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 from starlette.types import ASGIApp, Receive, Send
 
+from penstock.supervision import end_process, keep
 from penstock.web.granian_watch import GranianWatch
 from penstock.web.http1.server import Timeouts
 from penstock.web.peer import Listener
@@ -195,7 +196,7 @@ class GranianServers:
 
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and every open response has ended."""
-        watching = asyncio.create_task(self._watch.run())
+        watching = keep("TLS deadlines", self._watch.run)
         servers = [self._begin()]
         try:
             # Two servers share the socket for a moment, so that no connection is refused.
@@ -240,7 +241,15 @@ class GranianServers:
         )
         running = asyncio.create_task(server.serve())
         running.add_done_callback(lambda _: files.close())
+        running.add_done_callback(_end_if_failed)
         return server, running
+
+
+def _end_if_failed(running: asyncio.Task[None]) -> None:
+    """End the process if a server of Granian's has failed: nobody would be answered any more."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.error("Granian's server failed", exc_info=error)
+        end_process("the HTTP server has ended")
 
 
 def _hint(error: UnservableError) -> dict[str, Any]:

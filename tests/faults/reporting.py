@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,9 +93,9 @@ class ReportingMock(Mock):
         self._report.say("submitted", request.id)
         super().submit(request, ReportingSink(request.id, sink, self._report))
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, stopped: Callable[[], None]) -> None:
         self._report.say("cancelled", request_id)
-        super().cancel(request_id)
+        super().cancel(request_id, stopped)
 
 
 class Reports:

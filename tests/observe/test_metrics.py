@@ -38,6 +38,8 @@ LEVELS = Levels(
     slots=12,
     engine_up=True,
     engine_restarts=13,
+    engine_stopping=14,
+    task_failures={("liveness",): 15},
     draining=False,
 )
 
@@ -57,7 +59,7 @@ def test_no_label_can_hold_what_a_client_chose() -> None:
     # Our own code sets the first labels, the operator sets the last four.
     assert labels == {
         *("cause", "code", "kind", "phase", "reason", "route", "method", "status"),
-        *("version", "engine", "model", "key"),
+        *("task", "version", "engine", "model", "key"),
     }
 
 

@@ -4,10 +4,11 @@ import msgspec
 import pytest
 
 from penstock.events import Failure, Finish
+from penstock.request import Request
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, opened, settle
+from tests.support.scripted import ScriptedEngine, ask, opened, pass_trial, settle
 
 
 def begin(streams: Streams, name: str) -> Stream:
@@ -125,23 +126,115 @@ async def test_a_request_that_kills_the_engine_twice_is_given_up_and_the_others_
     assert queued.ended is None
 
 
-async def test_a_suspect_that_comes_to_a_token_is_cleared() -> None:
+async def test_a_suspect_that_survives_its_trial_goes_on_with_the_others() -> None:
     engine = ScriptedEngine()
     streams = Streams([engine])
     suspects = [opened(streams, ask(name)) for name in "ab"]
     for suspect in suspects:
         suspect.accepted((1,))
         suspect.started()
-    for _ in range(3):  # three deaths, each after the suspects got a token
-        engine.die()
-        engine.come_back()
-        await settle()
-        for suspect in suspects:
-            suspect.delta("x", 1, (7,))
-            await settle()
+    engine.submitted.clear()
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert [(each.id, each.max_tokens) for each in engine.submitted] == [("b", 1)]  # alone
+    pass_trial(engine, "b")
+    await settle()
+    assert [(each.id, each.max_tokens) for each in engine.submitted[1:]] == [("a", 1)]
+    assert list(engine.sinks) == ["a"]
+    pass_trial(engine, "a")
+    await settle()
     assert not is_recovering(streams)
+    assert list(engine.sinks) == ["b", "a"]
+    assert [(each.generated, each.max_tokens) for each in engine.submitted[2:]] == [((7,), 4)] * 2
     assert [suspect.ended for suspect in suspects] == [None, None]
-    assert [suspect.log.text() for suspect in suspects] == ["xxx", "xxx"]
+
+
+async def die_after(engine: ScriptedEngine, num_tokens: int) -> None:
+    """Give every stream so many tokens; then the engine dies and comes back."""
+    for sink in list(engine.sinks.values()):
+        for _ in range(num_tokens):
+            sink.delta("x", 1, (7,))
+    engine.die()
+    engine.come_back()
+    await settle()
+
+
+async def deaths_by(killer: Stream, engine: ScriptedEngine, num_tokens: int) -> int:
+    """Let the engine die whenever `killer` has got so many tokens, until `killer` is given up.
+
+    Return the number of deaths.
+    """
+    num_deaths = 0
+    while killer.ended is None:
+        if killer.id in engine.sinks:
+            await die_after(engine, num_tokens)
+            num_deaths += 1
+        else:
+            for name in list(engine.sinks):
+                pass_trial(engine, name)
+            await settle()
+    return num_deaths
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 100])
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["oldest", "middle", "youngest"])
+async def test_a_killer_with_progress_ends_after_four_deaths_and_others_go_on(
+    place: int, num_tokens: int
+) -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    names = ["a", "b"]
+    names.insert(place, "bad")
+    of = {name: opened(streams, ask(name, 10_000)) for name in names}
+    bad = of.pop("bad")
+    assert await deaths_by(bad, engine, num_tokens) == 4
+    assert isinstance(bad.ended, Failure)
+    assert (bad.ended.code, bad.ended.retry_safe) == ("engine_died", False)
+    assert "4 times" in bad.ended.message
+    assert not is_recovering(streams)
+    assert set(engine.sinks.values()) == set(of.values())  # not on trial any more
+    assert [(stream.ended, stream.deaths) for stream in of.values()] == [(None, 0)] * 2
+
+
+async def test_a_killer_that_survives_its_trials_ends_after_six_deaths() -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    bad = opened(streams, ask("bad", 100_000))
+    num_deaths = 0
+    while bad.ended is None:
+        while is_recovering(streams):
+            pass_trial(engine, "bad")
+            await settle()
+        await die_after(engine, 300)
+        num_deaths += 1
+    assert num_deaths == 6
+
+
+async def test_an_innocent_stream_beside_one_that_cannot_pause_is_not_convicted() -> None:
+    """A schema's stream cannot pause after its trial: the engine's death in the next trial may be
+    its fault."""
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    innocent = opened(streams, ask("innocent"))
+    bound = opened(streams, msgspec.structs.replace(ask("bound"), json_schema="{}"))
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert list(engine.sinks) == ["bound"]
+    engine.sinks["bound"].delta("{", 1, (7,))
+    await settle()
+    assert list(engine.sinks) == ["bound", "innocent"]
+    engine.die()
+    assert isinstance(bound.ended, Failure)
+    assert bound.ended.retry_safe
+    assert innocent.ended is None
+    engine.come_back()
+    await settle()
+    assert list(engine.sinks) == ["innocent"]
+    pass_trial(engine, "innocent")
+    await settle()
+    assert not is_recovering(streams)
 
 
 async def test_an_engine_that_dies_while_streams_go_on_is_waited_for_again() -> None:
@@ -220,3 +313,27 @@ async def test_streams_wait_on_when_the_engine_dies_again_before_they_could_go_o
     assert not is_recovering(streams)
     stream.delta("more", 1, (8,))
     assert stream.log.text() == "a more"
+
+
+async def test_a_stream_that_cannot_be_continued_for_a_bug_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ScriptedEngine()
+    streams = Streams([engine])
+    broken, sound = begin(streams, "broken"), begin(streams, "sound")
+    continuation = Stream.continuation
+
+    def fail_once(stream: Stream) -> Request:
+        if stream is broken:
+            raise LookupError("a bug")
+        return continuation(stream)
+
+    monkeypatch.setattr(Stream, "continuation", fail_once)
+    engine.die()
+    engine.come_back()
+    await settle()
+    assert isinstance(broken.ended, Failure)
+    assert broken.ended.code == "internal_error"
+    assert list(engine.sinks) == ["sound"]
+    assert sound.ended is None
+    assert not is_recovering(streams)

@@ -1,6 +1,7 @@
 """An engine that does nothing by itself, because the test acts for it, and helpers for streams."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
@@ -20,6 +21,9 @@ class EngineInTest:
     def __init__(self, slots: int = 0) -> None:
         self.info: ModelInfo | None = ModelInfo("scripted", "scripted", 1000, slots)
         self.num_restarts = 0
+        self.num_stopping = 0
+        self.is_congested = False
+        self.on_room: Callable[[], None] = lambda: None
         self._ready = asyncio.Event()
         self._ready.set()
 
@@ -99,6 +103,17 @@ def submitted(engine: ScriptedEngine) -> list[str]:
 def end(engine: ScriptedEngine, name: str) -> None:
     """Finish a request as the engine does."""
     engine.sinks[name].finish("stop", 1)
+
+
+def pass_trial(engine: ScriptedEngine, name: str) -> None:
+    """Generate all tokens of a request's trial, as an engine does that survives it."""
+    num_tokens = next(each.max_tokens for each in engine.submitted[::-1] if each.id == name)
+    sink = engine.sinks.pop(name)
+    sink.accepted((1,))
+    sink.started()
+    for _ in range(num_tokens):
+        sink.delta("x", 1, (7,))
+    sink.finish("length", num_tokens)
 
 
 def speak(stream: Stream, text: str, num_tokens: int = 1) -> None:

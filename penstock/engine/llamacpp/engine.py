@@ -11,7 +11,6 @@ Formats: https://github.com/ggml-org/llama.cpp/tree/master/tools/server
 import asyncio
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -44,7 +43,7 @@ from penstock.engine.llamacpp.bonds import (
     refusal_of_fields,
 )
 from penstock.engine.llamacpp.gguf import context_length
-from penstock.engine.llamacpp.http import LlamaClient
+from penstock.engine.llamacpp.http import MAIN_LOOP, MAX_ASKING, LlamaClient
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
 from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, set_param
@@ -59,6 +58,7 @@ from penstock.engine.llamacpp.rendering import (
 from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
+from penstock.engine.process.folders import own_folder
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.reasoning import (
@@ -74,7 +74,7 @@ from penstock.engine.turns import REFUSED, Messages, TemplateRefusedError, turn
 from penstock.errors import StartError
 from penstock.request import Message, Request, UnnamedTokens
 
-SPARE_HTTP_THREADS = 4
+NUM_PROBES = 1  # at once
 # Errors only: the supervisor reads them to explain a death. More would be ten lines per request.
 LOG_ERRORS = 1
 COMPILE_LIMITS = Limits(cpu_s=1.0, memory_bytes=192 * 2**20, wall_s=10.0)
@@ -109,7 +109,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
     def __init__(
         self, *, model: str, name: str, slots: int, context: int = 0, **params: object
     ) -> None:
-        super().__init__(slots)
+        LlamaClient.__init__(self)
+        TaskEngine.__init__(self, slots)
         self._context = context
         self._model = model
         self._name = name
@@ -135,7 +136,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
 
     async def start(self) -> ModelInfo:
         """Load the model in a thread, which can take minutes. Raises StartError if it fails."""
-        self._dir = tempfile.mkdtemp(prefix="penstock-")
+        self._dir = str(own_folder())
         self._server = await asyncio.to_thread(self._load)
         props = msgspec.json.decode(await self._ask("/props"), type=Props)
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=Models).data
@@ -175,7 +176,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         params.n_parallel = self._num_slots
         self._set_context(params)
         params.cpuparams.n_threads = max(1, num_usable_cores() - 1)
-        params.n_threads_http = self._num_slots + SPARE_HTTP_THREADS
+        params.n_threads_http = self._num_slots + MAX_ASKING + NUM_PROBES
         params.cache_ram_mib = 0  # otherwise llama.cpp caches the states of idle slots, up to 8 GiB
         params.ui = False
         params.verbosity = LOG_ERRORS
@@ -184,6 +185,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
             set_param(params, name, value)
         # No parameter may change these: the socket stays private, the answer complete.
         params.hostnames = [self._socket]
+        params.endpoint_slots = True
         params.ctx_shift = False
         try:
             return xllamacpp.Server(params)
@@ -217,6 +219,12 @@ class LlamaCpp(LlamaClient, TaskEngine):
         total = max(each["memory_total"] for each in devices)
         leave = memory_to_leave(total, available_memory(total), size_of(self._model))
         params.fit_params_target = [leave] * len(params.fit_params_target)
+
+    async def check(self, *, tries: bool) -> None:
+        """Return once llama.cpp's main loop answers: between two steps, without a slot."""
+        await self._ask_now(MAIN_LOOP)
+        if tries:
+            await self._ask_now("/completion", msgspec.json.encode({"prompt": [0], "n_predict": 1}))
 
     async def stop(self) -> None:
         """Drop every request and remove the socket. The process ends right afterwards."""
@@ -386,7 +394,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         try:
             status = await http.done
         finally:
-            http.abort()
+            await self._stop(http)
         reader.end(status)
 
     async def _generate_in_steps(
@@ -428,7 +436,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
             if not steps.step_over.done():
                 reader.end(http.done.result())
         finally:
-            http.abort()
+            await self._stop(http)
 
     def _completion_body(
         self, request: Request, token_ids: list[int], bound: "Bound"
@@ -554,7 +562,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
             await asyncio.wait((http.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
             reader.end(200 if reader.is_over.done() else http.done.result())
         finally:
-            http.abort()
+            await self._stop(http)
 
 
 def template_of(props: Props, vocabulary: Vocabulary) -> ChatTemplate | None:

@@ -38,6 +38,12 @@ class Cancel(_Message, tag="cancel"):
     request_id: str
 
 
+class Probe(_Message, tag="probe"):
+    """Answer `Alive` once the engine itself has answered (see `Engine.check`)."""
+
+    tries: bool
+
+
 class Ready(_Message, tag="ready"):
     """The model is loaded and serves requests."""
 
@@ -66,7 +72,7 @@ class Started(_Message, tag="started"):
 
 
 class Working(_Message, tag="working"):
-    """A call of `Sink.working`. Its arrival shows that the process is alive."""
+    """A call of `Sink.working`."""
 
 
 class Cached(_Message, tag="cached"):
@@ -119,13 +125,17 @@ class Fail(_Message, tag="fail"):
     message: str
 
 
-class Cancelled(_Message, tag="cancelled"):
-    """The engine has stopped the request that `Cancel` named."""
+class Stopped(_Message, tag="stopped"):
+    """The engine works no more on the request that `Cancel` named."""
 
     request_id: str
 
 
-ToEngine = Start | Submit | Cancel
+class Alive(_Message, tag="alive"):
+    """The engine has answered a `Probe`."""
+
+
+ToEngine = Start | Submit | Cancel | Probe
 Fact = (
     Ready
     | NotStarted
@@ -138,7 +148,8 @@ Fact = (
     | ToolCall
     | Finish
     | Fail
-    | Cancelled
+    | Stopped
+    | Alive
 )
 Delta = Addition
 FromEngine = Delta | Fact

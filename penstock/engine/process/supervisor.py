@@ -6,19 +6,20 @@ process, streams, HTTP.
 """
 
 import asyncio
-import collections
 import contextlib
+import functools
 import logging
 import os
-import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, assert_never, cast
+from typing import Any, assert_never
 
-from penstock.engine.process import messages
+from penstock.engine.process import folders, messages
+from penstock.engine.process.channel import Channel
+from penstock.engine.process.obituary import LastWords, manner_of
 from penstock.engine.protocol import (
     Addition,
     Deliver,
@@ -27,52 +28,21 @@ from penstock.engine.protocol import (
     ModelInfo,
     Tell,
 )
-from penstock.errors import EngineUnavailable, StartError
+from penstock.errors import EngineUnavailable, StartError, kind_of
 from penstock.request import Request
+from penstock.supervision import keep
 
 log = logging.getLogger(__name__)
 
 # The wait before each attempt. An engine that has worked restarts at once: its streams wait.
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 STOP_TIMEOUT_S = 3.0
-# The last messages of a dead process are in the socket, which a child of it may hold open.
-LAST_MESSAGES_TIMEOUT_S = 1.0
-STDERR_LINES_KEPT = 1000  # each of vLLM's processes writes a traceback of a hundred lines
-
-
-class _Channel(asyncio.Protocol):
-    """The server's end of the socket to the engine's process."""
-
-    def __init__(self, receive: Callable[[list[messages.FromEngine]], None]) -> None:
-        self._receive = receive
-        self._deframer = messages.Deframer()
-        self._decoder = messages.from_engine_decoder()
-        self._transport: asyncio.Transport | None = None
-        self._lost = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's has another base class
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._lost.set()
-
-    def data_received(self, data: bytes) -> None:
-        for body in self._deframer.feed(data):
-            self._receive(self._decoder.decode(body))
-
-    def send(self, message: messages.ToEngine) -> None:
-        if self._transport is not None:
-            self._transport.write(messages.frame([message]))
-
-    async def read_to_end(self) -> None:
-        """Receive the messages that a process sent before it ended."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._lost.wait(), LAST_MESSAGES_TIMEOUT_S)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+# A process whose driver hangs may outlive SIGKILL. The next one starts without waiting longer.
+KILL_TIMEOUT_S = 10.0
+# The engine is looked at so many times within `hang_timeout`.
+NUM_LOOKS = 10
+# After so many failed requests in a row the engine must show that it can still generate.
+MAX_ERRORS = 3
 
 
 def deliver_singly(
@@ -92,10 +62,11 @@ def deliver_singly(
 class SupervisedEngine:
     """An `EngineHandle` for the engine `target` ("module:Class"), constructed with `options`.
 
-    `on_spawn` is called with the id of each new process before it loads the model. A process that
-    has requests and sends nothing for `hang_timeout` seconds counts as hung and is killed.
-    `on_cancelled` is called with the number of seconds that the engine took to stop a request.
-    `deliver` delivers the batches of the engine; by default every sink is called for itself.
+    `on_spawn` is called with the id of each new process before it loads the model. The process is
+    killed if the engine itself gives no sign of life for `hang_timeout` seconds (no request gets
+    on, and no probe is answered), or if it does not let go of a cancelled request for so long.
+    `on_stopped` is called with the number of seconds that it took to let go of one. `deliver`
+    delivers the batches of the engine; by default every sink is called for itself.
     """
 
     def __init__(
@@ -104,31 +75,41 @@ class SupervisedEngine:
         options: dict[str, Any],
         on_spawn: Callable[[int], None] = lambda pid: None,
         hang_timeout: float = 300.0,
-        on_cancelled: Callable[[float], None] = lambda seconds: None,
+        on_stopped: Callable[[float], None] = lambda seconds: None,
         deliver: Deliver | None = None,
     ) -> None:
         self._start_message = messages.Start(target, options)
         self._on_spawn = on_spawn
         self._hang_timeout = hang_timeout
-        self._on_cancelled = on_cancelled
+        self._on_stopped = on_stopped
         self._deliver = deliver or deliver_singly
-        self._cancelling: dict[str, float] = {}
-        """Cancelled requests that the engine has not yet stopped → when, on the monotonic clock."""
+        self._stopping: dict[str, float] = {}
+        """Cancelled requests that the engine still works on → when, on the monotonic clock."""
         self._sinks: dict[str, LosableSink] = {}
+        self._folder: folders.ServerFolder | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._started: asyncio.Future[ModelInfo] | None = None
-        self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES_KEPT)
+        self._last_words = LastWords()
+        self._drain: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
-        self._has_requests = asyncio.Event()
-        self._heard_at = 0.0
-        """The last sign of life, or the first request since the last, on the loop's clock."""
+        self._is_heard = True
+        """True if the engine has given a sign of life since the last look."""
+        self._num_idle_facts = 0
+        """How many messages came that the engine's process can send while the engine hangs."""
+        self._is_probing = False
+        self._must_generate = False
+        """True if the probe under way asks for a token."""
+        self._num_errors = 0
+        """How many requests have failed in a row."""
+        self._num_failed_starts = 0
         self._has_worked = False
         """True once the process has accepted a request: then its death is no failed start."""
         self.state: EngineState = "loading"
         self.info: ModelInfo | None = None
         self.num_restarts = 0
+        self.on_room: Callable[[], None] = lambda: None
 
     @property
     def pid(self) -> int | None:
@@ -137,16 +118,28 @@ class SupervisedEngine:
 
     @property
     def num_requests(self) -> int:
-        """The number of requests that the engine has not ended."""
+        """The number of requests that the engine has not ended, without cancelled requests."""
         return len(self._sinks)
+
+    @property
+    def num_stopping(self) -> int:
+        """The number of cancelled requests that the engine has not let go of yet."""
+        return len(self._stopping)
+
+    @property
+    def is_congested(self) -> bool:
+        """Return True while the engine's process does not read what it was sent."""
+        return self._channel is not None and self._channel.is_congested
 
     async def start(self) -> ModelInfo:
         """Start the process and load the model. Raises StartError if the model cannot be loaded."""
-        self.info = await self._spawn()
-        self._tasks = [
-            asyncio.create_task(self._supervise()),
-            asyncio.create_task(self._kill_when_hung()),
-        ]
+        folders.remove_left_behind()
+        try:
+            self.info = await self._spawn()
+        except BaseException:
+            self._remove_folder()
+            raise
+        self._tasks = [keep("supervisor", self._supervise), keep("engine watch", self._watch)]
         return self.info
 
     async def stop(self) -> None:
@@ -155,7 +148,14 @@ class SupervisedEngine:
         self._ready.clear()
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._end_process()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
     async def until_ready(self) -> None:
         """Wait until requests can be submitted."""
@@ -165,41 +165,41 @@ class SupervisedEngine:
         """Send a request to the engine. Raises EngineUnavailable unless `state` is "ready"."""
         if self.state != "ready" or self._channel is None:
             raise EngineUnavailable(*_UNAVAILABLE[self.state], headers={"Retry-After": "1"})
-        if not self._sinks:
-            self._heard_at = asyncio.get_running_loop().time()
-            self._has_requests.set()
         self._sinks[request.id] = sink
         self._channel.send(messages.Submit(request))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""
-        if self._pop(request_id) is not None and self._channel is not None:
-            self._cancelling[request_id] = time.monotonic()
+        if self._sinks.pop(request_id, None) is not None and self._channel is not None:
+            self._stopping[request_id] = time.monotonic()
             self._channel.send(messages.Cancel(request_id))
 
-    def _pop(self, request_id: str) -> LosableSink | None:
-        sink = self._sinks.pop(request_id, None)
-        if not self._sinks:
-            self._has_requests.clear()
-        return sink
-
     def _receive(self, batch: list[messages.FromEngine]) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        num_idle_facts = self._num_idle_facts
         self._deliver(batch, self._sinks, self._tell)
+        if self._num_idle_facts - num_idle_facts < len(batch):
+            self._is_heard = True
+            self._num_errors = 0
 
     def _tell(self, message: messages.Fact) -> None:
         match message:
             case messages.Finish(request_id, reason, completion_tokens):
-                if sink := self._pop(request_id):
+                if sink := self._sinks.pop(request_id, None):
                     sink.finish(reason, completion_tokens)
             case messages.Fail(request_id, code, text):
-                if sink := self._pop(request_id):
+                self._num_idle_facts += 1
+                if kind_of(code).status == 500:
+                    self._num_errors += 1
+                    self._probe()
+                if sink := self._sinks.pop(request_id, None):
                     sink.fail(code, text)
             case messages.Accepted(request_id, prompt_ids, notes):
+                self._num_idle_facts += 1
                 self._has_worked = True
                 if sink := self._sinks.get(request_id):
                     sink.accepted(prompt_ids, notes)
             case messages.Started(request_id):
+                self._num_idle_facts += 1
                 if sink := self._sinks.get(request_id):
                     sink.started()
             case messages.Cached(request_id, num_tokens):
@@ -214,11 +214,17 @@ class SupervisedEngine:
             case messages.ToolCall(request_id, number, call_id, name, arguments, num_tokens):
                 if sink := self._sinks.get(request_id):
                     sink.tool_call(number, call_id, name, arguments, num_tokens)
-            case messages.Cancelled(request_id):
-                if began := self._cancelling.pop(request_id, None):
-                    self._on_cancelled(time.monotonic() - began)
+            case messages.Stopped(request_id):
+                self._num_idle_facts += 1
+                if began := self._stopping.pop(request_id, None):
+                    self._on_stopped(time.monotonic() - began)
+                    self.on_room()
+            case messages.Alive():
+                self._num_idle_facts += 1  # a probe says nothing about requests that fail
+                self._is_heard = True
+                self._probed()
             case messages.Working():
-                pass  # it only updates `_heard_at`
+                pass
             case messages.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)
@@ -230,8 +236,11 @@ class SupervisedEngine:
 
     async def _spawn(self) -> ModelInfo:
         loop = asyncio.get_running_loop()
+        if self._folder is None:
+            self._folder = folders.ServerFolder()
+        folder = self._folder.new()
         ours, theirs = socket.socketpair()
-        self._stderr.clear()
+        self._last_words = LastWords()
         self._has_worked = False
         self._started = loop.create_future()
         try:
@@ -241,6 +250,7 @@ class SupervisedEngine:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, folders.VARIABLE: str(folder)},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # its own group: killed as a whole, no Ctrl-C
             )
@@ -249,86 +259,149 @@ class SupervisedEngine:
             raise
         finally:
             theirs.close()
-        _, self._channel = await loop.create_connection(lambda: _Channel(self._receive), sock=ours)
+        channel = Channel(self._receive, lambda: self.on_room())
+        await loop.create_connection(lambda: channel, sock=ours)
+        self._channel = channel
         self._on_spawn(self._process.pid)
-        self._channel.send(self._start_message)
-        drain = asyncio.create_task(self._read_stderr(self._process))
-        gone = asyncio.create_task(self._process.wait())
+        channel.send(self._start_message)
+        assert self._process.stderr is not None
+        read = functools.partial(self._last_words.read, self._process.stderr)
+        drain = self._drain = keep("engine stderr", read, is_essential=False)
+        ended = asyncio.create_task(self._until_it_ends())
         try:
-            await asyncio.wait((self._started, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((self._started, ended), return_when=asyncio.FIRST_COMPLETED)
             if not self._started.done():
-                await drain
+                await channel.read_to_end()
+            if not self._started.done():
+                await asyncio.wait({drain}, timeout=STOP_TIMEOUT_S)
+                how = self._cause_of_death()
                 raise StartError(
-                    f"The engine's process ended while loading ({self._cause_of_death()}).",
+                    f"The engine's process ended while loading ({how}).",
                     "Is there enough memory for the model?",
                 )
             try:
                 info = self._started.result()
             except StartError as error:
-                await drain  # the process ends by itself; its first error is the cause
-                raise StartError(f"{error} {self._first_error()}".strip(), error.hint) from None
+                # The process ends by itself; its first error is the cause.
+                await asyncio.wait({drain}, timeout=STOP_TIMEOUT_S)
+                reason = self._last_words.first_error()
+                raise StartError(f"{error} {reason}".strip(), error.hint) from None
         except BaseException:
             await self._end_process()
             raise
         finally:
-            gone.cancel()
+            ended.cancel()
+        self._is_heard, self._is_probing, self._num_errors = True, False, 0
         self.state = "ready"
         self._ready.set()
-        self._stderr.clear()  # an error while loading would not explain a later death
+        self._last_words.forget()  # an error while loading would not explain a later death
         return info
 
     async def _supervise(self) -> None:
-        """Restart the process and tell the sinks whenever it dies, until cancelled."""
-        num_failures = 0
+        """Restart the process and tell the sinks whenever it dies, until cancelled.
+
+        This may begin anew at any point: it looks only at what is there.
+        """
         while True:
-            assert self._process is not None
-            assert self._channel is not None
-            await self._process.wait()
-            self.state = "down"
-            self._ready.clear()
-            await self._channel.read_to_end()
-            log.error("the engine's process ended (%s); restarting it", self._cause_of_death())
-            await self._end_process()
-            sinks, self._sinks = self._sinks, {}
-            self._cancelling.clear()
-            self._has_requests.clear()
-            for sink in sinks.values():
-                sink.lost()
-            num_failures = 0 if self._has_worked else num_failures + 1
-            await self._restart(num_failures)
+            if self._process is not None:
+                await self._until_it_ends()
+                self.state = "down"
+                self._ready.clear()
+                if self._channel is not None:
+                    await self._channel.read_to_end()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+                how = self._cause_of_death()
+                log.error("the engine's process ended (%s); restarting it", how)
+                await self._end_process()
+            self._lose_requests()
+            await self._restart()
             self.num_restarts += 1
             log.warning("the engine is ready again")
+            self.on_room()
 
-    async def _restart(self, num_failures: int) -> None:
+    async def _until_it_ends(self) -> None:
+        """Wait until the process has ended, or cannot be talked to any more."""
+        process, channel = self._process, self._channel
+        if process is None or channel is None:
+            return
+        ends = [asyncio.create_task(each) for each in (process.wait(), channel.lost.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+
+    def _lose_requests(self) -> None:
+        sinks, self._sinks = self._sinks, {}
+        self._stopping.clear()
+        for sink in sinks.values():
+            try:
+                sink.lost()
+            except Exception:  # a bug with one request must not reach the others
+                log.exception("a lost request could not be handled")
+
+    async def _restart(self) -> None:
         """Start a process, waiting longer before each attempt the more attempts have failed."""
+        self._num_failed_starts = 0 if self._has_worked else self._num_failed_starts + 1
         while True:
-            delay = RESTART_DELAYS_S[min(num_failures, len(RESTART_DELAYS_S) - 1)]
-            await asyncio.sleep(delay)
+            number = self._num_failed_starts
+            await asyncio.sleep(RESTART_DELAYS_S[min(number, len(RESTART_DELAYS_S) - 1)])
             try:
                 self.info = await self._spawn()
-            except (StartError, OSError) as error:
-                num_failures += 1
-                log.error("the engine did not come back (attempt %d): %s", num_failures, error)
+            except Exception as error:  # no memory, no disk, no process: it may pass
+                self._num_failed_starts += 1
+                text = str(error) if isinstance(error, StartError | OSError) else ""
+                log.error(
+                    "the engine did not come back (attempt %d): %s",
+                    number + 1,
+                    text or type(error).__name__,
+                )
             else:
                 return
 
-    async def _kill_when_hung(self) -> None:
-        """Kill the process whenever it has requests and is silent too long, until cancelled."""
-        loop = asyncio.get_running_loop()
+    async def _watch(self) -> None:
+        """Look `NUM_LOOKS` times within `hang_timeout` whether the engine has given a sign of life;
+        kill the process if it has given none, until cancelled.
+
+        Looks are counted, not seconds: if this process itself stands still, only one look passes.
+        """
+        num_silent = num_stuck = 0
+        oldest = ""
         while True:
-            await self._has_requests.wait()
-            left = self._heard_at + self._hang_timeout - loop.time()
-            if left > 0:
-                await asyncio.sleep(left)
-                continue
-            # If this process was blocked, the engine's messages are unread: read them first.
-            heard_at = self._heard_at
-            await asyncio.sleep(min(1.0, self._hang_timeout / 10))
-            if self._heard_at == heard_at and self._has_requests.is_set() and self._process:
-                log.error("the engine has been silent for %g s; killing it", self._hang_timeout)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._heard_at = loop.time()
+            await asyncio.sleep(self._hang_timeout / NUM_LOOKS)
+            num_silent = 0 if self._is_heard or self.state != "ready" else num_silent + 1
+            self._is_heard = False
+            before, oldest = oldest, next(iter(self._stopping), "")
+            num_stuck = num_stuck + 1 if oldest and oldest == before else 0
+            if num_silent >= NUM_LOOKS - 1:
+                self._kill_sick("the engine has been silent for %g s; killing it")
+                num_silent = 0
+            elif num_stuck >= NUM_LOOKS:
+                self._kill_sick("the engine works on a cancelled request after %g s; killing it")
+                num_stuck = 0
+            else:
+                self._probe()
+
+    def _kill_sick(self, why: str) -> None:
+        if self._process is not None:
+            log.error(why, self._hang_timeout)
+            self._kill(self._process.pid)
+
+    def _probe(self) -> None:
+        """Have the engine show that it is alive, unless a probe is under way."""
+        if self.state == "ready" and self._channel is not None and not self._is_probing:
+            self._is_probing = True
+            self._must_generate = self._num_errors >= MAX_ERRORS
+            self._channel.send(messages.Probe(self._must_generate))
+
+    def _probed(self) -> None:
+        """Note the answer to a probe."""
+        self._is_probing = False
+        if self._must_generate:
+            self._num_errors = 0  # the requests are at fault, not the engine
+        elif self._num_errors >= MAX_ERRORS:
+            self._probe()
 
     async def _end_process(self) -> None:
         """Close the socket, wait up to `STOP_TIMEOUT_S`, then kill the whole process group."""
@@ -343,41 +416,25 @@ class SupervisedEngine:
         except TimeoutError:
             pass
         finally:
-            # The engine may have started processes, which outlive it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self._kill(process.pid)  # the engine may have started processes, which outlive it
             self._process = None
-        await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), KILL_TIMEOUT_S)
+        except TimeoutError:
+            log.error("the engine's process %d outlives its kill", process.pid)
+        if self._folder is not None:
+            self._folder.clear()
 
-    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        tail = ""
-        while data := await process.stderr.read(65536):
-            text = data.decode("utf-8", "replace")
-            *lines, tail = (tail + text).split("\n")
-            for line in lines:
-                self._stderr.append(line)
-                log.debug("engine: %s", line)
-        if tail:
-            self._stderr.append(tail)
+    @staticmethod
+    def _kill(group: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
 
     def _cause_of_death(self) -> str:
         """Return the exit status and the first error that the process wrote."""
-        assert self._process is not None
-        code = self._process.returncode
-        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        return f"{how}. {self._first_error()}".strip(". ")
+        how = manner_of(None if self._process is None else self._process.returncode)
+        return f"{how}. {self._last_words.first_error()}".strip(". ")
 
-    def _first_error(self) -> str:
-        """Return the first error that the process wrote; later errors mostly follow from it."""
-        for line in self._stderr:
-            if found := _ERROR.search(line):
-                return f"It says: {found[1] or found[2]}"
-        return ""
-
-
-# An error in llama.cpp's log, in Python's traceback, or in a traceback inside vLLM's log.
-_ERROR = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
 
 _UNAVAILABLE = {
     "loading": ("engine_loading", "The model is still loading. Try again in a moment."),

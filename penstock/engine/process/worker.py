@@ -1,8 +1,8 @@
 """The engine's process: loads one engine and relays messages between it and the server.
 
-In: `Start`, then `Submit`s and `Cancel`s, on the socket whose descriptor is the first argument.
-Out: `Ready` or `NotStarted`, then batches of the calls that the sinks received. Not known here:
-which engine runs.
+In: `Start`, then `Submit`s, `Cancel`s and `Probe`s, on the socket whose descriptor is the first
+argument. Out: `Ready` or `NotStarted`, then batches of the calls that the sinks received. Not known
+here: which engine runs.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import inspect
 import os
 import socket
 import sys
+from functools import partial
 from typing import cast, get_type_hints
 
 import msgspec
@@ -22,6 +23,7 @@ from setproctitle import setproctitle
 from penstock.engine.process import messages
 from penstock.engine.process.parent import die_with_parent, leave_signals_to_server
 from penstock.engine.protocol import Engine, EngineFinish
+from penstock.engine.tasks import end_process
 from penstock.errors import StartError
 from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request
@@ -173,16 +175,30 @@ async def relay(outbox: Outbox) -> None:
     gc.collect()
     gc.freeze()  # garbage collection skips the model and the modules
     outbox.push(messages.Ready(info))
+    probe: asyncio.Task[None] | None = None
     try:
         while (message := await outbox.inbox.get()) is not None:
             if isinstance(message, messages.Submit):
                 request: Request = message.request
                 engine.submit(request, MessageSink(request.id, outbox))
             elif isinstance(message, messages.Cancel):
-                engine.cancel(message.request_id)
-                outbox.push(messages.Cancelled(message.request_id))
+                stopped = messages.Stopped(message.request_id)
+                engine.cancel(message.request_id, partial(outbox.push, stopped))
+            elif isinstance(message, messages.Probe):
+                probe = asyncio.create_task(answer(engine, message, outbox))
     finally:
+        if probe is not None:
+            probe.cancel()
         await engine.stop()
+
+
+async def answer(engine: Engine, probe: messages.Probe, outbox: Outbox) -> None:
+    """Tell the server that the engine answers; end the process if it cannot."""
+    try:
+        await engine.check(tries=probe.tries)
+    except Exception as error:  # engines raise any type
+        end_process(f"the engine does not answer ({type(error).__name__})")
+    outbox.push(messages.Alive())
 
 
 async def _main(server_socket: socket.socket) -> None:
@@ -199,7 +215,8 @@ def main() -> None:
     leave_signals_to_server()
     uvloop.run(_main(socket.socket(fileno=descriptor)))
     # Engines leave native threads behind: exit without waiting for them.
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
     os._exit(0)
 
 

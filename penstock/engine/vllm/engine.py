@@ -15,8 +15,6 @@ import difflib
 import logging
 import os
 import secrets
-import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from penstock.engine.grammar import (
 )
 from penstock.engine.process import reaper
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
+from penstock.engine.process.folders import own_folder
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import begun_answer
@@ -42,6 +41,7 @@ from penstock.engine.tasks import (
     PromptTooLongError,
     TaskEngine,
     check_length,
+    end_process,
     is_short,
     refusal,
     too_many_turns,
@@ -174,7 +174,7 @@ class Vllm(TaskEngine):
 
     async def start(self) -> ModelInfo:
         """Load the model, which takes half a minute or more. Raises StartError if it fails."""
-        folder = tempfile.mkdtemp(prefix="penstock-")
+        folder = str(own_folder())
         os.environ["VLLM_RPC_BASE_PATH"] = folder  # for the sockets between vLLM's processes
         reaper.kill_group_at_exit(folder)
         args, config = configure(self._engine_args, self._tool_call_parser)
@@ -485,14 +485,24 @@ class Vllm(TaskEngine):
             # interrupted (https://github.com/vllm-project/vllm/issues/57061).
             outputs = await adding
             await self._llm.abort(outputs.request_id, internal=True)
+            await self._core_answers()
             raise
+
+    async def check(self, *, tries: bool) -> None:
+        """Return once vLLM's core answers: between two steps, also while it reads a long prompt."""
+        await self._llm.check_health()
+        await self._core_answers()
+        if tries:
+            await self._warm_up()
+
+    async def _core_answers(self) -> None:
+        """Return once the core has obeyed what it was sent before: it takes all in order."""
+        await self._llm.engine_core.is_sleeping_async()
 
     def _died(self) -> None:
         """End this process after vLLM's core has died, so that the server starts another."""
         if not self._stopping:
-            sys.stderr.write("EngineDeadError: vLLM's engine core has ended.\n")
-            sys.stderr.flush()
-            os._exit(1)
+            end_process("vLLM's engine core has ended")
 
 
 def lower_priority() -> None:

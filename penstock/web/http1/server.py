@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Scope
 
+from penstock.supervision import keep
 from penstock.web import shares
 from penstock.web.http1 import response
 from penstock.web.http1.connection import Connection
@@ -83,7 +84,7 @@ class Http1Server:
         accepting = await asyncio.get_running_loop().create_server(
             lambda: Connection(self), sock=self._listener.dup(), backlog=self._max_connections
         )
-        ticking = asyncio.create_task(self._tick())
+        ticking = keep("HTTP deadlines", self._tick)
         try:
             await stop.wait()
             self.is_closing = True
