@@ -111,7 +111,8 @@ class ToolCall(Delta, frozen=True, gc=False):
 class Finish(msgspec.Struct, frozen=True, gc=False):
     """The terminal event of a stream that finished or was ended on purpose.
 
-    `stop_string` is the stop string that ended the answer, if one did.
+    `stop_string` is the stop string that ended the answer, if one did. `late_notes` is what the
+    engine changed in the request, if that was known only after the response had begun.
 
     `reproducible` is False if the stream was sampled with a seed and the engine died meanwhile:
     the seed alone does not give this text again. `token_ids` are the ids of the last tokens, which
@@ -124,6 +125,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     reproducible: bool = True
     token_ids: tuple[int, ...] = ()
     stop_string: str | None = None
+    late_notes: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):

@@ -90,6 +90,7 @@ class Stream:
 
     __slots__ = (
         "_end_waiter",
+        "_late_notes",
         "_num_reported",
         "_observer",
         "_readers",
@@ -126,6 +127,7 @@ class Stream:
         self.was_accepted: asyncio.Future[Problem | None] = loop.create_future()
         self.prompt_logprobs_found: PromptLogprobs | None = None
         """The log probabilities of the prompt's tokens, if the request asks for them."""
+        self._late_notes: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         """What the engine changed in the request to be able to answer it, known once it is
         accepted by the engine."""
@@ -348,7 +350,10 @@ class Stream:
     def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
         """Record the prompt's tokens and the engine's notes; the request waits for a slot."""
         self.phase = "accepted"
-        self.notes = self.notes or notes  # a continuation has none
+        if not self.notes:  # a continuation has none
+            self.notes = notes
+            if self.was_accepted.done():  # it waited in the queue, so its response has begun
+                self._late_notes = notes
         self._transcript.accept(prompt_ids)
         if self.record.request.return_token_ids:
             self._shown_prompt_ids = self._transcript.prompt_ids
@@ -515,7 +520,8 @@ class Stream:
             timings = self._timer.timings(usage.completion_tokens)
             reproducible = self._transcript.reproducible
             stop_string = None if self._text is None else self._text.stopped_by
-            end = Finish(reason, usage, timings, reproducible, self._take_ids(), stop_string)
+            ids, notes = self._take_ids(), self._late_notes
+            end = Finish(reason, usage, timings, reproducible, ids, stop_string, notes)
             self._end(end, engine_done, None)
 
     def _fail(self, problem: Problem, *, engine_done: bool) -> None:

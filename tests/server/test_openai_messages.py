@@ -19,7 +19,7 @@ from tests.support.calling import (
 )
 from tests.support.conversations import CONVERSATIONS, USER, turn
 from tests.support.openai_wire import CHAT
-from tests.support.raw import ask, post
+from tests.support.raw import Connection, ask, frames_of, open_stream, post
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import GEMMA, LLAMA, MISTRAL, PHI, PICKY, QWEN, TOOLS
 from training.text.template import CHAT_TEMPLATE
@@ -45,6 +45,35 @@ def server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
 def caller() -> Iterator[RunningServer]:
     with serve(slots=2, engine_arg=[f"chat_template={TOOLS}"]) as server:
         yield server
+
+
+QUEUED: dict[str, dict[str, Any]] = {
+    "/generate": {"messages": [USER, USER]},
+    CHAT: {"messages": [USER, USER]},
+    "/v1/messages": {"messages": [USER, USER]},
+    "/v1/responses": {"input": [USER, USER]},
+}
+
+
+@pytest.mark.parametrize("path", QUEUED)
+def test_what_is_left_out_of_a_queued_request_stands_in_its_last_event(path: str) -> None:
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {**QUEUED[path], "stream": True, limit: 3}
+    sent = post(json.dumps(body).encode(), path=path)
+    with serve(slots=1, engine_arg=[f"chat_template={PICKY}"]) as server:
+        at_once = ask(server.port, sent)
+        assert "messages (merged)" in at_once.headers["x-penstock-ignored"]
+        assert b'"ignored"' not in at_once.body
+        long = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True}
+        connection, _ = open_stream(server.port, post(json.dumps(long).encode()))
+        with connection:
+            queued = Connection(server.port).send(sent)
+            with queued:
+                head = queued.head()
+                assert "messages (merged)" not in head.headers.get("x-penstock-ignored", "")
+                body_of = queued.rest()
+    *_, last = (frame for frame in frames_of(body_of) if b"usage" in frame or b"finish" in frame)
+    assert b'"ignored":["messages (merged)"]' in last
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)

@@ -175,6 +175,8 @@ class MessageDelta(ResponseModel):
     type: Literal["message_delta"]
     delta: MessageEnding
     usage: MessageUsage
+    ignored: list[str] = optional()
+    """What was left out or changed, if that was not known when the response began."""
 
 
 class MessageStop(ResponseModel):

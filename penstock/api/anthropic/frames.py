@@ -250,7 +250,8 @@ class _Message:
         frames += self._end_of_block()
         usage = usage_fields(end.usage, num_reasoning_tokens(self._stream.log.after(0)))
         delta = self._form.ending(end, has_called=self._has_called)
-        frames.append(_event("message_delta", delta=delta, usage=usage))
+        ignored = {"ignored": end.late_notes} if end.late_notes else {}
+        frames.append(_event("message_delta", delta=delta, usage=usage, **ignored))
         return [*frames, _event("message_stop")]
 
 

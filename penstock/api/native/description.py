@@ -79,6 +79,8 @@ class LastEvent(ResponseModel):
     timings: Timings
     reproducible: Literal[False] = optional()
     """False if the request's seed alone does not give this text again; otherwise absent."""
+    ignored: list[str] = optional()
+    """What was left out or changed, if that was not known when the response began."""
     error: StreamFailure = optional()
     """Only with the finish reason `error`."""
 

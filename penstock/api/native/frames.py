@@ -115,6 +115,9 @@ def ending(event: TerminalEvent) -> dict[str, Any]:
             "message": event.message,
             "retry_safe": event.retry_safe,
         }
-    elif not event.reproducible:
+        return fields
+    if not event.reproducible:
         fields["reproducible"] = False
+    if event.late_notes:
+        fields["ignored"] = event.late_notes
     return fields

@@ -140,6 +140,8 @@ class ChatChunk(ResponseModel):
     """The ids of the prompt's tokens. In the first chunk, if the request asks for ids."""
     usage: ChatUsage | None = optional()
     """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
+    ignored: list[str] = optional()
+    """In the last chunk: what was left out or changed, if that was not known at the head."""
 
 
 class CalledFunctionAnswer(ResponseModel):
@@ -284,6 +286,8 @@ class CompletionChunk(ResponseModel):
     """Empty in the chunk that reports the usage."""
     usage: CompletionUsage | None = optional()
     """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
+    ignored: list[str] = optional()
+    """In the last chunk: what was left out or changed, if that was not known at the head."""
 
 
 class ErrorObject(ResponseModel):

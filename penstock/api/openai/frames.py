@@ -429,7 +429,8 @@ class _ChoiceFrames:
         if self._form.has_token_ids:
             ending["token_ids"] = self._take_hidden(end.token_ids)
         nothing = None if self._has_shown() else Delta("", 0)
-        return self._chunk(nothing, None, ending, end.usage)
+        chunk = self._chunk(nothing, None, ending, end.usage)
+        return chunk | {"ignored": end.late_notes} if end.late_notes else chunk
 
     def _has_shown(self) -> bool:
         """Return True if a frame before the last one had a delta."""

@@ -121,6 +121,8 @@ class ResponseForm(Form, frozen=True):
         status, fields = _ending(end)
         if status == "completed":
             fields = {"completed_at": self.created_at + int(end.timings.total_time)}
+        if isinstance(end, Finish) and end.late_notes:
+            fields = {**fields, "ignored": end.late_notes}
         return self.response(status, output.items) | fields | {"usage": usage}
 
     def response(self, status: str, output: list[Any]) -> dict[str, Any]:
