@@ -1,4 +1,4 @@
-"""Every test that docs/behavior.md names must exist."""
+"""Every test that docs/behavior.md or docs/security.md names must exist."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "behavior.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGE)))
+PAGES = [
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("behavior.md", "security.md")
+]
+NAMED = sorted({n for page in PAGES for n in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)})
 
 
 def test_there_are_promises() -> None:
