@@ -323,6 +323,7 @@ def _refuse_unknown_variables() -> None:
             "URL",
             "CHROMIUM",
             "REQUIRE_BROWSER",
+            "REQUIRE_FOREIGN",
             "REQUIRE_MODEL",
             "REQUIRE_NPM",
             "REQUIRE_PROMETHEUS",

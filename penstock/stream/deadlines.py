@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 # Discarded names stay in the heap until they outnumber the others, and there are this many.
 MIN_REBUILD = 64
+# The clock of the event loop counts milliseconds.
+RESOLUTION_S = 0.001
 
 
 class Deadlines:
@@ -28,7 +30,14 @@ class Deadlines:
         return len(self._times)
 
     def add(self, name: str, seconds: float) -> None:
-        """Let the time of `name` come in so many seconds."""
+        """Let the time of `name` come in so many seconds.
+
+        A time below the clock's resolution comes before this returns: on a busy machine, a whole
+        answer may come before the next turn of the event loop.
+        """
+        if seconds < RESOLUTION_S:
+            self._expire(name)
+            return
         when = asyncio.get_running_loop().time() + seconds
         self._times[name] = when
         heapq.heappush(self._heap, (when, name))

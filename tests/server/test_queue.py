@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, post
+from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
+
+RUNNING, STOPPING = "penstock_streams_running", "penstock_engine_stopping"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,8 @@ def test_a_refusal_reaches_a_client_that_is_still_sending_and_its_connection_liv
 
 def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: RunningServer) -> None:
     long = "a " * 60
+    # Streams of other tests may have the slot until the engine has let go of them.
+    scrape_until(server, lambda scrape: scrape(RUNNING) + scrape(STOPPING) == 0)
     assert ask(server.port, generate(long)).status == 422
     first, first_id = open_stream(server.port, generate())
     with first:

@@ -316,12 +316,12 @@ def test_unknown_fields_at_any_depth_are_left_out_and_named_once(mock: RunningSe
 
 
 def test_the_header_of_ignored_fields_is_bounded_and_safe(mock: RunningServer) -> None:
-    fields: dict[str, Any] = {f"field{n}": 1 for n in range(100_000)}
+    fields: dict[str, Any] = {f"field{n}": 1 for n in range(1_000)}
     names = ask(mock.port, generate(**fields)).headers[IGNORED]
     assert len(names) <= 1024
     assert names.startswith("field0, field1, ")
     *_, last = names_in(names)
-    assert int(last.split()[1]) + len(names_in(names)) - 1 == 100_000
+    assert int(last.split()[1]) + len(names_in(names)) - 1 == 1_000
     unsafe: dict[str, Any] = {"é\r\nX-Other: 1": 1}
     answer = ask(mock.port, generate(**unsafe))
     assert answer.headers[IGNORED] == "???X-Other??1"

@@ -53,11 +53,15 @@ class Connection:
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(patience)
-        if source:
-            self.socket.bind((source, 0))
-        self.socket.connect(("127.0.0.1", port))
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket)
+        try:
+            if source:
+                self.socket.bind((source, 0))
+            self.socket.connect(("127.0.0.1", port))
+            if context is not None:
+                self.socket = context.wrap_socket(self.socket)
+        except OSError:
+            self.socket.close()
+            raise
         self._buffer = b""
         self._is_chunked = False
         self._length = 0

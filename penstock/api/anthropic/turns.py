@@ -93,8 +93,10 @@ def _messages_of(turn: dict[str, Any], number: int, notes: Notes) -> Iterator[Me
         yield _answer(content, number, notes)
         return
     texts: list[str] = []
+    has_results = False
     for place, block, kind in _blocks(content, "content", notes):
         if kind == "tool_result":
+            has_results = True
             if texts:
                 yield Message(role, "\n".join(texts))
                 texts = []
@@ -106,7 +108,7 @@ def _messages_of(turn: dict[str, Any], number: int, notes: Notes) -> Iterator[Me
             )
         else:
             texts.append(_shown(block, place, notes))
-    if texts or not content:
+    if texts or not has_results:
         yield Message(role, "\n".join(texts))
 
 
