@@ -20,6 +20,15 @@ from penstock.stream.record import SavedForm
 from penstock.stream.stream import Stream
 from penstock.web.delivery import Framer
 
+PLACE = "\ufdd0"
+"""A character that occurs in no text: it marks the place of a delta's text in a frame."""
+
+
+def around_place(frame: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes before and after the place of the text, for the straight path."""
+    before, _, after = frame.rpartition(msgspec.json.encode(PLACE))
+    return before, after
+
 
 @functools.cache
 def _without_options(dialect: str) -> SavedForm:

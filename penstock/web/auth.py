@@ -5,7 +5,6 @@ the address that the request comes from.
 """
 
 import functools
-import ipaddress
 import re
 
 from starlette.types import Scope
@@ -13,6 +12,7 @@ from starlette.types import Scope
 from penstock.errors import Problem
 from penstock.stream.quotas import Owner
 from penstock.web.access import OWNER
+from penstock.web.addresses import network_of
 from penstock.web.keys import MAX_KEY_CHARACTERS, KeyRing
 
 _BEARER = re.compile(rb"Bearer +([\x21-\x7e]{1,%d})" % MAX_KEY_CHARACTERS, re.IGNORECASE)
@@ -90,15 +90,4 @@ def _owner_at_address(scope: Scope) -> Owner:
 
 @functools.lru_cache(maxsize=1024)
 def _owner_of_address(address: str) -> Owner:
-    return Owner("address " + _network(address))
-
-
-def _network(address: str) -> str:
-    """Return the address, or the /64 network of an IPv6 address: one customer has all of it."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return address
-    return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
+    return Owner("address " + network_of(address))

@@ -26,6 +26,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.web import shares
+from penstock.web.addresses import network_of
 from penstock.web.http1.server import Timeouts
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class GranianWatch:
                 deadline = max(deadline, ended + self._timeouts.keep_alive)
             if client in self._num_open:
                 deadline = math.inf
-            network = "" if self._trusts(client[0]) else shares.network_of(client[0])
+            network = "" if self._trusts(client[0]) else network_of(client[0])
             yield WatchedSocket(inode, descriptor, network, seen_at, deadline)
 
     def _beyond_share(self, places: Iterable[WatchedSocket]) -> list[WatchedSocket]:

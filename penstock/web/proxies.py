@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from starlette.types import Scope
 
 from penstock.errors import StartError
+from penstock.web.addresses import Address, address_of
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 # More hops than any real chain has; the rest of the list is not read.
 MAX_HOPS = 32
 # RFC 7239 allows escapes in quoted values, but no address needs one.
@@ -77,16 +77,6 @@ class TrustedProxies:
 
     def _has(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
-
-
-def address_of(text: str) -> Address | None:
-    """Return the address; an IPv4 address in IPv6's form is an IPv4 address."""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
 
 
 def _joined(scope: Scope, name: bytes) -> str:

@@ -7,7 +7,6 @@ holds the most of them loses connections on which no request is under way.
 """
 
 import heapq
-import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
@@ -35,19 +34,6 @@ class Place(Protocol):
 
 
 P = TypeVar("P", bound=Place)
-
-
-def network_of(address: str) -> str:
-    """Return the network that counts as one client: an IPv4 address, or an IPv6 network of /64.
-
-    Whoever has an IPv6 address usually has 2^64 of them.
-    """
-    if ":" not in address:
-        return address
-    parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 def share_of(max_connections: int) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from penstock.web.shares import network_of, share_of, to_close
+from penstock.web.addresses import network_of
+from penstock.web.shares import share_of, to_close
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class MessageDelta(ResponseModel):
     delta: MessageEnding
     usage: MessageUsage
     ignored: list[str] = optional()
-    """What was left out or changed, if that was not known when the response began."""
+    """Fields that were left out or changed, if that was not known when the response began."""
 
 
 class MessageStop(ResponseModel):

@@ -80,7 +80,7 @@ class LastEvent(ResponseModel):
     reproducible: Literal[False] = optional()
     """False if the request's seed alone does not give this text again; otherwise absent."""
     ignored: list[str] = optional()
-    """What was left out or changed, if that was not known when the response began."""
+    """Fields that were left out or changed, if that was not known when the response began."""
     error: StreamFailure = optional()
     """Only with the finish reason `error`."""
 

@@ -141,7 +141,7 @@ class ChatChunk(ResponseModel):
     usage: ChatUsage | None = optional()
     """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
     ignored: list[str] = optional()
-    """In the last chunk: what was left out or changed, if that was not known at the head."""
+    """In the last chunk: fields that were left out or changed, if that was found out late."""
 
 
 class CalledFunctionAnswer(ResponseModel):
@@ -287,7 +287,7 @@ class CompletionChunk(ResponseModel):
     usage: CompletionUsage | None = optional()
     """Only if `stream_options` asks for it. Null in the chunks that do not report it."""
     ignored: list[str] = optional()
-    """In the last chunk: what was left out or changed, if that was not known at the head."""
+    """In the last chunk: fields that were left out or changed, if that was found out late."""
 
 
 class ErrorObject(ResponseModel):

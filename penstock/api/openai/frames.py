@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from penstock.api.dialect import Form
+from penstock.api.dialect import PLACE, Form, around_place
 from penstock.api.openai.errors import failure_object
 from penstock.api.openai.objects import (
     chat_logprobs,
@@ -45,7 +45,6 @@ DONE = b"[DONE]"
 _encode = msgspec.json.encode
 _FRAME = b"data: %b\n\n"
 _ID = b"id: %d\n"
-_PLACE = "\ufdd0"  # a character that occurs in no text marks the place of the text
 _NOT_ENDED: dict[str, Any] = {"finish_reason": None}
 
 
@@ -387,9 +386,9 @@ class _ChoiceFrames:
         self._num_reasoning = num_reasoning_tokens(sent)
         self._token_offset = len(form.echoes[number]) + num_token_characters(sent)
         # The bytes around the text: the same in every frame but the first, if only the text varies.
-        content = form.content(number, Delta(_PLACE, 0), is_first=False)
+        content = form.content(number, Delta(PLACE, 0), is_first=False)
         frame = _FRAME % _encode(form.chunk([form.choice(number, content, None, _NOT_ENDED)]))
-        self._before, _, self._after = frame.rpartition(_encode(_PLACE))
+        self._before, self._after = around_place(frame)
         self._only_text_varies = not (
             form.has_logprobs or form.continuous_usage or form.has_token_ids
         )

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import httptools
 
 from penstock.errors import Problem
+from penstock.web.addresses import network_of
 from penstock.web.http1 import half_closed, head, proxy_protocol
 from penstock.web.http1.exchange import MAX_BODY_AHEAD, Exchange
 from penstock.web.peer import PEER
-from penstock.web.shares import network_of
 
 if TYPE_CHECKING:
     from penstock.web.http1.server import Http1Server

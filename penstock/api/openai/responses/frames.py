@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.api.dialect import Form
+from penstock.api.dialect import PLACE, Form, around_place
 from penstock.api.openai.objects import chat_logprobs
 from penstock.api.openai.responses.items import sealed
 from penstock.api.openai.responses.tools import InputText, ShownTool, input_in
@@ -33,7 +33,6 @@ from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
 
 _encode = msgspec.json.encode
-_PLACE = "\ufdd0"  # a character that occurs in no text marks the place of the text
 _PREFIXES = {
     "reasoning": "rs",
     "message": "msg",
@@ -306,10 +305,10 @@ class ResponseFrames:
 
     def straight(self) -> Frames | None:
         """Return how the next plain deltas are framed, None if more than the text varies."""
-        fields = None if self._form.has_logprobs else self._output.text_delta(_PLACE)
+        fields = None if self._form.has_logprobs else self._output.text_delta(PLACE)
         if fields is None:
             return None
-        before, _, after = self._frame(fields, number=0).rpartition(_encode(_PLACE))
+        before, after = around_place(self._frame(fields, number=0))
         # The number comes last.
         self._ends = before.partition(b"event:")[2], after.rpartition(b"0}")[0]
         return self._straight_frame
