@@ -124,6 +124,19 @@ def black_hole(after: int = 0) -> Fault:
     return link
 
 
+def silence_from(silent: asyncio.Event) -> Fault:
+    """Lose everything once `silent` is set, the end included; close nothing."""
+
+    def link(push: Push) -> Push:
+        async def swallowing(data: bytes) -> None:
+            if not silent.is_set():
+                await push(data)
+
+        return swallowing
+
+    return link
+
+
 def stall(after: int = 0) -> Fault:
     """Stop reading after `after` bytes, so that the sender's buffers fill up."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.faults.proxy import Faults, Proxy, black_hole, cut
+from tests.faults.proxy import Faults, Proxy, cut, none, silence_from
 from tests.page.conftest import OpenPage
 from tests.page.test_page import MARKUP, RECORD, answer, state_is, text_of, words
 from tests.support.servers import RunningServer, serve
@@ -108,11 +108,13 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         await page.clock.install()
         await page.goto(url_of(proxy))
         await expect(page.locator("#server")).to_have_text("mock · ready")
-        first = iter([Faults(down=[black_hole(1500)])])
-        proxy.faults_of = lambda _: next(first, Faults())
+        silent = asyncio.Event()
+        proxy.faults_of = lambda _: Faults(down=[silence_from(silent)])
         await proxy.drop()
         await ask(page, "Quiet", 60)
         await expect(answer(page)).to_have_text(words(5))
+        proxy.faults_of = none
+        silent.set()
         await page.clock.fast_forward(46_000)
         await status(page).to_contain_text("Resumed once.")
         # Chromium may have opened two connections and still use the silent connection.

@@ -1,6 +1,8 @@
 """Conversations with OpenAI's own client, over llama.cpp and templates that refuse many turns."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +21,8 @@ from tests.support.calling import (
 )
 from tests.support.conversations import CONVERSATIONS, USER, turn
 from tests.support.openai_wire import CHAT
-from tests.support.raw import Connection, ask, frames_of, open_stream, post
+from tests.support.raw import Connection, ask, frames_of, post
+from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import GEMMA, LLAMA, MISTRAL, PHI, PICKY, QWEN, TOOLS
 from training.text.template import CHAT_TEMPLATE
@@ -64,13 +67,13 @@ def test_what_is_left_out_of_a_queued_request_stands_in_its_last_event(path: str
         at_once = ask(server.port, sent)
         assert "messages (merged)" in at_once.headers["x-penstock-ignored"]
         assert b'"ignored"' not in at_once.body
-        long = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True}
-        connection, _ = open_stream(server.port, post(json.dumps(long).encode()))
-        with connection:
-            queued = Connection(server.port).send(sent)
-            with queued:
+        os.kill(server.engine_pid(), signal.SIGSTOP)  # so that the slot stays taken
+        with Connection(server.port).send(post(b'{"prompt":"Once","max_tokens":3}')):
+            scrape_until(server, lambda scrape: scrape("penstock_streams_started_total") == 2)
+            with Connection(server.port).send(sent) as queued:
                 head = queued.head()
                 assert "messages (merged)" not in head.headers.get("x-penstock-ignored", "")
+                os.kill(server.engine_pid(), signal.SIGCONT)
                 body_of = queued.rest()
     *_, last = (frame for frame in frames_of(body_of) if b"usage" in frame or b"finish" in frame)
     assert b'"ignored":["messages (merged)"]' in last
