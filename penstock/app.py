@@ -60,8 +60,10 @@ def create_app(
     """Return the application that serves `streams` to the owners of `keys`."""
 
     def unready() -> str | None:
-        if streams.draining:
+        if streams.draining or streams.is_leaving:
             return "draining"
+        if streams.fleet is not None and streams.fleet.problem:
+            return "store down"
         if streams.memory_is_full:
             return "memory full"
         return "engine down" if streams.is_recovering else _REASONS.get(engine.state)

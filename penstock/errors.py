@@ -156,6 +156,15 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "server_shutdown": ProblemKind(
         503, "The server shut down before the stream ended.", retry_safe=True
     ),
+    "store_unavailable": ProblemKind(
+        503, "The store of the streams' logs does not answer.", retry_safe=True
+    ),
+    "replica_lost": ProblemKind(
+        503,
+        "The server that ran this stream is gone, and no other could continue it. Not safe to retry"
+        " if several servers were lost at this request.",
+        retry_safe=True,
+    ),
     # The server or the engine is at fault.
     "engine_error": ProblemKind(500, "The engine gave up on the request.", retry_safe=True),
     "engine_refused": ProblemKind(500, "The engine refused the request.", retry_safe=True),

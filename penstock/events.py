@@ -79,7 +79,7 @@ class _WithIds(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     token_ids: tuple[int, ...] = ()
 
 
-class Delta(_WithIds, frozen=True, gc=False):
+class Delta(_WithIds, frozen=True, gc=False, tag="delta"):
     """Text that one step added to the answer: whole characters, at least one.
 
     `num_tokens` counts the tokens generated since the last delta. `logprobs` is empty unless the
@@ -92,11 +92,11 @@ class Delta(_WithIds, frozen=True, gc=False):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class Reasoning(Delta, frozen=True, gc=False):
+class Reasoning(Delta, frozen=True, gc=False, tag="reasoning"):
     """Text of the model's reasoning, which is not part of the answer."""
 
 
-class ToolCall(Delta, frozen=True, gc=False):
+class ToolCall(Delta, frozen=True, gc=False, tag="tool-call"):
     """Part of a tool call: its text is appended to the call's arguments, and may be empty.
 
     `number` counts the answer's calls from 0. Only the first part of a call has its `id` and the
@@ -108,7 +108,7 @@ class ToolCall(Delta, frozen=True, gc=False):
     name: str = ""
 
 
-class Finish(msgspec.Struct, frozen=True, gc=False):
+class Finish(msgspec.Struct, frozen=True, gc=False, tag="finish"):
     """The terminal event of a stream that finished or was ended on purpose.
 
     `stop_string` is the stop string that ended the answer, if one did. `late_notes` is what the
@@ -128,7 +128,7 @@ class Finish(msgspec.Struct, frozen=True, gc=False):
     late_notes: tuple[str, ...] = ()
 
 
-class Failure(msgspec.Struct, frozen=True, gc=False):
+class Failure(msgspec.Struct, frozen=True, gc=False, tag="failure"):
     """The terminal event of a stream that failed.
 
     `code` is an error code (see `errors.PROBLEMS`). `message` says what went wrong and what to do.

@@ -17,16 +17,19 @@ import uvloop
 
 from penstock.app import create_app
 from penstock.engine.catalog import create_engine, entry_of
-from penstock.engine.protocol import ModelInfo
+from penstock.engine.protocol import EngineHandle, ModelInfo
 from penstock.errors import StartError
 from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.memory import available_bytes, resident_bytes, return_freed_memory
 from penstock.observe.meter import Meter
 from penstock.settings import Settings
+from penstock.store.catalog import create_store
 from penstock.stream.admission import Admission
+from penstock.stream.fleet import Fleet
 from penstock.stream.memory import MemoryGuard
-from penstock.stream.registry import Limits, Streams, draining
+from penstock.stream.registry import Limits, Replication, Streams, draining
+from penstock.stream.stored import StoredStreams
 from penstock.stream.straight import StraightPath
 from penstock.supervision import end_process, keep
 from penstock.web.body import BodyReader
@@ -108,6 +111,14 @@ class Server:
         """Serve until `stop`. Raises StartError."""
         settings = self._settings
         meter = Meter()
+        straight = StraightPath(meter).deliver
+        store = create_store(
+            settings.log,
+            patience=settings.log_timeout,
+            username=settings.log_username,
+            password=settings.log_password,
+        )
+        stored = None if store is None else StoredStreams(store, settings.retain, straight, meter)
         engine = create_engine(
             settings.engine,
             settings.engine_settings,
@@ -115,8 +126,13 @@ class Server:
             hang_timeout=settings.engine_timeout,
             on_spawn=self._on_loading,
             on_stopped=meter.abort.add,
-            deliver=StraightPath(meter).deliver,
+            deliver=straight if stored is None else stored.deliver,
         )
+        replication = None
+        if store is not None and stored is not None:
+            model = functools.partial(_model_of, engine)
+            fleet = Fleet(store, stored, model, settings.engine_restart_timeout)
+            replication = Replication(stored, fleet)
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
         check_exposure(settings, keys)
@@ -135,7 +151,9 @@ class Server:
             settings.max_timeout,
         )
         admission = Admission(settings.slots, settings.max_queue)
-        streams = self._streams = Streams([engine], limits, meter, admission, keys.problem_of)
+        streams = self._streams = Streams(
+            [engine], limits, meter, admission, keys.problem_of, replication
+        )
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
         memory = MemoryGuard(
@@ -157,6 +175,8 @@ class Server:
             )
         else:
             http = Http1Server(app, listener, settings.max_connections, timeouts, proxies.trusts)
+        if store is not None and replication is not None:
+            await store.start(replication.fleet)
         closing = asyncio.Event()
         serving = asyncio.create_task(http.serve_until(closing))
         watching = keep("liveness", liveness.run)
@@ -176,6 +196,7 @@ class Server:
                 gc.set_threshold(*GC_THRESHOLDS)
                 self._on_ready(self, info)
                 await self._until_stopped(serving)
+            await self._announce_end(streams)
             bodies.refuse(draining)
             await self._drain(streams)
         finally:
@@ -187,6 +208,9 @@ class Server:
             measuring.cancel()
             expiring.cancel()
             await engine.stop()
+            if store is not None and replication is not None:
+                replication.fleet.close()
+                await store.stop()
             listener.close()
 
     async def _until_stopped(self, serving: asyncio.Task[None]) -> None:
@@ -198,6 +222,14 @@ class Server:
             error = serving.exception() if not serving.cancelled() else None
             log.error("the HTTP server failed", exc_info=error)
             end_process("the HTTP server has ended")
+
+    async def _announce_end(self, streams: Streams) -> None:
+        """Be unready for a while, so that balancers send nothing more, and serve meanwhile."""
+        streams.is_leaving = True
+        if self._settings.drain_grace:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.drain_grace):
+                    await self._hurry.wait()
 
     async def _drain(self, streams: Streams) -> None:
         self._drain_until = time.monotonic() + self._settings.drain_timeout
@@ -244,6 +276,17 @@ class Server:
         with contextlib.suppress(asyncio.CancelledError, StartError):
             await start
         return None
+
+
+def _model_of(engine: EngineHandle) -> str:
+    """Return what two servers have in common if one can continue the other's streams.
+
+    Returns "" while the engine can take no streams.
+    """
+    info = engine.info
+    if info is None or engine.state != "ready":
+        return ""
+    return f"{info.engine}/{info.id}/{info.vocabulary_size}"
 
 
 def with_local_model(settings: Settings) -> Settings:

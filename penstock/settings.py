@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     TLS, HTTP/1.1 has at most 10 seconds.)"""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """The number of seconds that running streams have to end when the server stops."""
+    drain_grace: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    """The number of seconds that a stopping server goes on as before, but is not ready: the time
+    that load balancers need to notice it."""
     linger: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     """The number of seconds that a resumable stream goes on without a reader."""
     retain: Annotated[float, Field(ge=0, le=86_400)] = 300.0
@@ -148,6 +151,19 @@ class Settings(BaseSettings):
     retain_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     """The memory for all ended streams that stay readable, in bytes. The key (without keys: the
     address) that keeps most loses its oldest stream first."""
+    log: str = "memory"
+    """Where the logs of resumable streams are kept: memory, a folder (for the servers of one
+    machine), or redis://host:port/db (Redis or Valkey, for many machines; rediss:// with TLS). With
+    a folder or Redis, streams outlive the server: a restarted server or another replica continues
+    them (docs/stores.md)."""
+    log_username: str = ""
+    """The user name for Redis, if it needs one."""
+    log_password: str = Field(default="", repr=False)
+    """The password for Redis. Set PENSTOCK_LOG_PASSWORD instead of the flag if other users of this
+    machine must not see it."""
+    log_timeout: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    """The number of seconds that streams wait for a store of logs that does not answer. After that
+    their connections are cut, and another replica may continue them."""
     retain_responses: Annotated[float, Field(ge=0, le=2_592_000)] = 86_400.0
     """The number of seconds that a response of `/v1/responses` is stored after its end."""
     retain_responses_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024

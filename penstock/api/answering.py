@@ -118,7 +118,7 @@ class Answering:
 
         By default that is the one after the last event that the client has seen. Raises Problem.
         """
-        stream = self.streams.find(stream_id, owner_of(http.scope))
+        stream = await self.streams.find_anywhere(stream_id, owner_of(http.scope))
         saved = stream.record.form
         form = self._forms[saved.dialect].load(saved)
         if first is None:

@@ -17,7 +17,7 @@ class Greeting(ResponseModel):
 class Health(ResponseModel):
     """The state of the server."""
 
-    status: Literal["healthy", "ready", "live", "loading", "engine down", "draining"]
+    status: Literal["healthy", "ready", "live", "loading", "engine down", "store down", "draining"]
     """The first three mean success. The others say why the server cannot serve requests."""
 
 

@@ -140,6 +140,7 @@ class Meter:
         self.usage_by_key: dict[str, KeyUsage] = {}
         # The server itself.
         self.abort = Tally(OWN_S)
+        self.store_ack = Tally(OWN_S)
         self.loop_lag = Tally(OWN_S)
 
     @property
@@ -180,6 +181,12 @@ class Meter:
         self.completion_tokens += completion_tokens
         if cause in ("stop", "length"):  # the length of a cut-short answer says nothing useful
             self.engine_total.add(total_time)
+
+    def stream_moved(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count a stream that goes on in another replica, with its tokens until then."""
+        self.num_ended["moved", ""] += 1
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
 
     # Requests.
 

@@ -163,6 +163,11 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "cancel, a stop string) until the engine itself works on the request no more.",
         lambda meter: meter.abort,
     ),
+    Histogram(
+        "penstock_store_seconds",
+        "Time that the store of logs takes to confirm a write. Nothing is sent before.",
+        lambda meter: meter.store_ack,
+    ),
     Counter(
         "penstock_sends_total",
         "Sends to clients that carried events.",

@@ -160,6 +160,20 @@ class Admission:
         self._num_bytes += ticket.num_bytes
         return False
 
+    def enter_first(self, ticket: Ticket, now: float) -> None:
+        """Let a ticket wait before all others: its request had begun elsewhere."""
+        self._now = now
+        owner = self._owners.get(ticket.owner)
+        if owner is None:
+            level = max(self._levels.pop(ticket.owner, 0.0), self._lowest_level())
+            owner = self._owners[ticket.owner] = _Owner(level)
+        ticket.is_newcomer = True
+        self._owner_of[ticket.id] = ticket.owner
+        owner.waiting[ticket.id] = ticket
+        owner.waiting.move_to_end(ticket.id, last=False)
+        self._num_waiting += 1
+        self._num_bytes += ticket.num_bytes
+
     def next(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket; return None if there is no slot or no ticket."""
         if not self._num_waiting or not self._has_free_slot():

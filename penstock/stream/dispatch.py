@@ -118,7 +118,7 @@ class Dispatcher:
         lane = self._pick()
         self._enter(lane, stream)
         try:
-            lane.engine.submit(request, stream)
+            lane.engine.submit(request, stream.sink())
         except EngineUnavailable:
             self._leave(stream)
             raise
@@ -128,7 +128,7 @@ class Dispatcher:
         lane = self._pick()
         self._enter(lane, stream)
         try:
-            lane.engine.submit(request, stream)
+            lane.engine.submit(request, stream.sink())
         except EngineUnavailable:
             lane.recovery.add(stream)
 
@@ -153,6 +153,13 @@ class Dispatcher:
         """
         lane = self._leave(stream)
         if lane is not None and not engine_done:
+            lane.engine.cancel(stream.id)
+
+    def let_go(self, stream: Stream) -> None:
+        """Stop the work for a stream that goes on elsewhere."""
+        lane = self._leave(stream)
+        if lane is not None:
+            lane.recovery.forget(stream)
             lane.engine.cancel(stream.id)
 
     def stop(self) -> None:

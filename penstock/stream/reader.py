@@ -35,6 +35,7 @@ class Reader:
         "_num_open",
         "_on_news",
         "is_closed",
+        "is_cut",
         "is_done",
         "is_woken",
         "num_taken",
@@ -57,6 +58,8 @@ class Reader:
         self.is_woken = False
         """True from `wake` until the next `take`."""
         self.is_closed = False
+        self.is_cut = False
+        """True if the connection must end without an end of the streams."""
         self.is_done = not self._num_open
         """True once every terminal event was taken, or the reader is closed."""
         self.num_taken = 0
@@ -145,6 +148,11 @@ class Reader:
         elif self.lag > 0:
             self.wake()
         return batches
+
+    def cut(self) -> None:
+        """Have the connection cut: nobody here knows how the streams go on."""
+        self.is_cut = True
+        self.wake()
 
     def close(self) -> None:
         """Stop reading. A second call does nothing."""

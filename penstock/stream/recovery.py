@@ -22,7 +22,6 @@ grammar can. It is given up at once, and its client may send the request again.
 
 import asyncio
 import collections
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,6 +111,14 @@ class Recovery:
             self._waiting.append(stream)
         self._begin_anew()
 
+    def forget(self, stream: Stream) -> None:
+        """Leave out a stream that goes on elsewhere."""
+        self._suspects = [each for each in self._suspects if each.stream is not stream]
+        if stream in self._waiting:
+            self._waiting.remove(stream)
+        if self._trial is not None and self._trial.stream is stream:
+            self._trial.stop()
+
     def begin(self) -> None:
         """Wait for the engine, and then continue its streams, if it has any."""
         if self._task is None:
@@ -170,9 +177,7 @@ class Recovery:
             log.exception("the queue could not go on after the engine's death")
 
     def _drop(self, stream: Stream) -> None:
-        self._suspects = [each for each in self._suspects if each.stream is not stream]
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(stream)
+        self.forget(stream)
         stream.give_up("internal_error", "The answer could not continue after the engine's death.")
 
     async def _engine_is_back(self) -> bool:
@@ -188,32 +193,32 @@ class Recovery:
     async def _try(self, suspect: _Suspect) -> None:
         """Try a suspect, and then let it wait with the others, if it can pause."""
         stream = suspect.stream
-        if stream.ended is not None:  # cancelled meanwhile
+        if stream.is_over:  # cancelled meanwhile
             self._suspects.remove(suspect)
             return
         others_wait = len(self._suspects) > 1 or bool(self._waiting)
         trial = Trial(stream, suspect.num_tokens, pauses=others_wait or suspect.num_tokens > 1)
         if trial.request.max_tokens > 0:
-            self._engine.submit(trial.request, trial)
+            self._engine.submit(trial.request, stream.sink(trial))
         else:
-            stream.finish("length", 0)
+            stream.finish_at_limit()
         self._suspects.remove(suspect)
         self._trial = trial
         await trial.until_over()
         self._trial = None
         if trial.goes_on:
             self._company.append(stream)
-        elif stream.ended is None:
+        elif trial.was_survived:
             self._waiting.append(stream)
 
     def _continue(self, stream: Stream) -> None:
-        if stream.ended is not None:  # cancelled meanwhile
+        if stream.is_over:  # cancelled meanwhile
             return
         request = stream.continuation()
         if request.max_tokens <= 0:  # the engine died between the last token and the end
-            stream.finish("length", 0)
+            stream.finish_at_limit()
         else:
-            self._engine.submit(request, stream)
+            self._engine.submit(request, stream.sink())
 
     def _give_up(self) -> None:
         streams = [*(suspect.stream for suspect in self._suspects), *self._waiting]

@@ -33,16 +33,30 @@ from penstock.stream.budget import Claim, claim_of
 from penstock.stream.counting import PromptCount, PromptCounts
 from penstock.stream.deadlines import Deadlines
 from penstock.stream.dispatch import Dispatcher
+from penstock.stream.fleet import Fleet, store_unavailable
 from penstock.stream.kept import KeptStreams
 from penstock.stream.memory import FULL
 from penstock.stream.queue import QueueNotices
 from penstock.stream.quotas import ANYBODY, Owner, Quotas
 from penstock.stream.record import StreamRecord
 from penstock.stream.recovery import NOT_BACK
+from penstock.stream.stored import StoredStreams
 from penstock.stream.stream import Stream
 
 log = logging.getLogger("penstock.stream")
 MEMORY_RETRY_AFTER_S = 5
+# How long a stream that cannot be resumed goes on for a reader in the replica that handed it over.
+RELAY_LINGER_S = 5.0
+# A stream that was taken over has at least so long to end.
+MIN_TIME_LEFT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Replication:
+    """What streams need of a store of logs: their own logs in it, and those of other replicas."""
+
+    stored: StoredStreams
+    fleet: Fleet
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,12 @@ class Streams:
         meter: Meter | None = None,
         admission: Admission | None = None,
         problem_of: Callable[[Owner], Problem | None] = lambda owner: None,
+        replication: Replication | None = None,
     ) -> None:
-        """`problem_of` returns the problem of an owner whose key is no longer accepted."""
+        """`problem_of` returns the problem of an owner whose key is no longer accepted.
+
+        With `replication`, resumable streams are stored and shared with other replicas.
+        """
         self.meter = meter or Meter()
         self.admission = admission or Admission()
         self._limits = limits or Limits()
@@ -83,6 +101,11 @@ class Streams:
         self._counts = PromptCounts(self._dispatcher)
         self._quotas = Quotas()
         self._problem_of = problem_of
+        self._stored = None if replication is None else replication.stored
+        self.fleet = None if replication is None else replication.fleet
+        """The streams of other replicas, if there is a store."""
+        if self.fleet is not None:
+            self.fleet.attach(self)
         self.kept = KeptStreams(self._quotas, self._limits.retain, self._limits.retain_bytes)
         self._open: dict[str, Stream] = {}
         self._notices = QueueNotices(self.admission.places, self._open.__getitem__)
@@ -91,6 +114,8 @@ class Streams:
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
+        self.is_leaving = False
+        """True once the server is about to drain: it should get no new requests."""
         self.memory_is_full = False
         """True while new requests are refused for want of memory (see `memory`)."""
         self._is_shut_down = False
@@ -136,6 +161,8 @@ class Streams:
         refusal = self._quotas.refusal(owner, resumable=resumable, num_streams=num_streams)
         if refusal is not None:
             raise refusal
+        if resumable and self.fleet is not None and self.fleet.problem:
+            raise store_unavailable()
 
     def open_all(self, records: Sequence[StreamRecord]) -> list[Stream]:
         """Open the choices of an answer: all of them or none. Raises Problem."""
@@ -185,6 +212,8 @@ class Streams:
         if claim is not None:
             now, used = time.monotonic(), stream.num_counted_tokens
             self._quotas.reserve(owner, stream.id, claim, used, now)
+        if self._stored is not None and record.resumable:
+            self._begin_log(stream, self._stored)
         if self.admission.enter(ticket, time.monotonic(), can_start=can_start):
             try:
                 self._dispatcher.submit(request, stream)
@@ -193,7 +222,13 @@ class Streams:
                 raise
         else:
             # An engine lets go of a cancelled request within a step or two.
-            stream.enqueue(starts_soon=self.num_stopping >= self.admission.num_waiting)
+            starts_soon = self.num_stopping >= self.admission.num_waiting
+            if stream.keeper is None or self._stored is None:
+                stream.enqueue(starts_soon=starts_soon)
+            else:  # its response begins when the store knows it
+                enqueue = functools.partial(_enqueue, stream, starts_soon=starts_soon)
+                stream.phase = "queued"
+                self._stored.when_stored(enqueue)
             self._notices.stream_queued()
             self._dispatcher.watch_engines()
         self.meter.stream_started()
@@ -227,6 +262,18 @@ class Streams:
             "This stream was not opened as resumable: only its first reader can read it.",
         )
 
+    async def find_anywhere(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
+        """Return what `find` does, also if the stream is another replica's. Raises Problem.
+
+        Read it at once: otherwise another replica's stream is forgotten again.
+        """
+        if self.fleet is not None and stream_id not in self._open:
+            is_kept = self.kept.find(stream_id) is not None
+            stream = None if is_kept else await self.fleet.find(stream_id)
+            if stream is not None and stream.resumable and owner.may_see(stream.record.owner):
+                return stream
+        return self.find(stream_id, owner)
+
     def cancel(self, stream_id: str, owner: Owner = ANYBODY) -> str:
         """Cancel a stream, in any phase, and the other choices of its answer.
 
@@ -234,9 +281,7 @@ class Streams:
         Raises Problem if `owner` may not see the stream, or if it never existed or is forgotten.
         """
         self._check_may_see(owner, stream_id)
-        running = [
-            each for each in self._open.values() if stream_id in (each.id, each.record.first_id)
-        ]
+        running = self._choices_of(stream_id)
         for stream in running:
             stream.cancel()
         if running:
@@ -244,6 +289,27 @@ class Streams:
         ending = self.kept.ending_of(stream_id)
         assert ending is not None
         return ending.reason
+
+    async def cancel_anywhere(self, stream_id: str, owner: Owner = ANYBODY) -> str:
+        """Do what `cancel` does, also if the stream is another replica's. Raises Problem.
+
+        A stored stream has its terminal event when this returns, whatever happens then.
+        """
+        if self.fleet is not None and self._owner_of(stream_id) is None:
+            reason = await self.fleet.cancel(stream_id, owner)
+            if reason is not None:
+                return reason
+        stored = [each for each in self._choices_of(stream_id) if each.keeper is not None]
+        reason = self.cancel(stream_id, owner)
+        for stream in stored:
+            await stream.end()
+        return reason
+
+    def _choices_of(self, stream_id: str) -> list[Stream]:
+        """Return the open stream with this id, or all choices of the answer that it names."""
+        return [
+            each for each in self._open.values() if stream_id in (each.id, each.record.first_id)
+        ]
 
     def end_unowned(self) -> None:
         """End the streams of owners whose keys are no longer accepted."""
@@ -253,11 +319,19 @@ class Streams:
                 stream.refuse(problem)
 
     async def drain(self, timeout: float) -> None:
-        """Take no new streams, wait up to `timeout` seconds for the open ones, end the rest."""
+        """Take no new streams, wait up to `timeout` seconds for the open ones, end the rest.
+
+        Other replicas take the open streams over, if there are any; then this waits for readers.
+        """
         self.draining = True
         try:
             async with asyncio.timeout(timeout):
+                if self.fleet is not None:
+                    num_streams = await self.fleet.hand_over()
+                    log.info("handed %d streams over to other replicas", num_streams)
                 await self._idle.wait()
+                if self.fleet is not None:
+                    await self.fleet.is_idle.wait()
         except TimeoutError:
             self.shut_down()
 
@@ -266,6 +340,8 @@ class Streams:
         self.draining = True
         self._is_shut_down = True
         self._dispatcher.stop()
+        if self.fleet is not None and (num_left := self.fleet.leave()):
+            log.warning("%d streams wait in the store for another server", num_left)
         for stream in list(self._open.values()):
             stream.give_up(
                 "server_shutdown",
@@ -339,12 +415,80 @@ class Streams:
         """Cancel a stream without readers: now, or after it has lingered if it is resumable."""
         if stream.ended is not None:
             return
-        if stream.resumable:
-            loop = asyncio.get_running_loop()
-            cancel = functools.partial(stream.cancel, client_gone=True)
-            self._lingering[stream.id] = loop.call_later(self._limits.linger, cancel)
+        if stream.resumable or stream.keeper is not None:
+            self._linger(stream)
         else:
             stream.cancel(client_gone=True)
+
+    def _linger(self, stream: Stream) -> None:
+        """Cancel a stream after a while, unless it has a reader by then, here or elsewhere."""
+        seconds = self._limits.linger if stream.resumable else RELAY_LINGER_S
+        self._lingering[stream.id] = asyncio.get_running_loop().call_later(
+            seconds, self._has_lingered, stream
+        )
+
+    def _has_lingered(self, stream: Stream) -> None:
+        del self._lingering[stream.id]
+        if stream.keeper is None or self.fleet is None:
+            stream.cancel(client_gone=True)
+        else:
+            self.fleet.unless_read(stream, self._linger)
+
+    # What other replicas do to streams (see fleet.Host).
+
+    def adopt(self, stream: Stream) -> None:
+        """Take in a stream whose log this server owns now."""
+        stream.pass_on(self, stream.keeper)
+        stream.meter = self.meter
+        stream.count_from_here()
+        self._open[stream.id] = stream
+        self._idle.clear()
+        record = stream.record
+        self._quotas.opened(record.owner, resumable=record.resumable)
+        self.meter.stream_started()
+        timeout = record.timeout or self._limits.max_timeout
+        if timeout:
+            self._deadlines.add(stream.id, max(MIN_TIME_LEFT_S, timeout - stream.age))
+        if not stream.num_readers:
+            self._linger(stream)
+
+    def go_on(self, stream: Stream) -> None:
+        """Continue an adopted stream, in front of the line."""
+        if not stream.num_tokens_left:
+            stream.finish_at_limit()
+            return
+        owner, tokens = stream.record.owner.name, stream.num_counted_tokens
+        ticket = Ticket(stream.id, owner, stream.record.request.max_tokens, tokens)
+        self.admission.enter_first(ticket, time.monotonic())
+        stream.wait_anew()
+        self._notices.stream_queued()
+        self._dispatcher.watch_engines()
+        self._fill_slots()
+
+    def let_go(self, stream: Stream) -> None:
+        """Forget a stream that another replica owns now, and stop its engine's work."""
+        self._dispatcher.let_go(stream)
+        self._forget(stream)
+        self._stop_lingering(stream)
+        self._deadlines.discard(stream.id)
+        now = time.monotonic()
+        owner = stream.record.owner
+        had_slot = self.admission.leave(stream.id, now)
+        if owner.limits.tokens_per_minute is not None:
+            self._quotas.settle(owner, stream.id, now, has_begun=had_slot)
+        self._quotas.ended(owner)
+        if stream.resumable:
+            self._quotas.dropped(owner, 0)
+        usage = stream.counted_usage
+        if owner.key_id:
+            self.meter.usage_of(owner.label).add(usage)
+        self.meter.stream_moved(usage.prompt_tokens, usage.completion_tokens)
+        self._fill_slots()
+
+    def _begin_log(self, stream: Stream, stored: StoredStreams) -> None:
+        assert self.fleet is not None
+        stream.keeper = stored
+        stored.begin(stream, self.fleet.model)
 
     # How streams get their slots.
 
@@ -380,6 +524,8 @@ class Streams:
         self._quotas.ended(owner)
         if stream.resumable:
             self._quotas.dropped(owner, 0)
+        if self._stored is not None:
+            self._stored.drop(stream)
         self._forget(stream)
 
     def _check_room(self, owner: Owner, num_bytes: int) -> None:
@@ -419,15 +565,18 @@ class Streams:
 
     def _check_may_see(self, owner: Owner, stream_id: str) -> None:
         """Raise Problem unless the stream exists for `owner`: other owners' streams do not."""
-        found: Owner | None = None
-        if stream := self._open.get(stream_id):
-            found = stream.record.owner
-        elif ending := self.kept.ending_of(stream_id):
-            found = ending.owner
+        found = self._owner_of(stream_id)
         if found is None or not owner.may_see(found):
             raise Problem(
                 "stream_not_found", "There is no such stream. It may have ended long ago."
             )
+
+    def _owner_of(self, stream_id: str) -> Owner | None:
+        """Return the owner of a stream of this server, also of one that has ended."""
+        if stream := self._open.get(stream_id):
+            return stream.record.owner
+        ending = self.kept.ending_of(stream_id)
+        return None if ending is None else ending.owner
 
     def _meter_end(self, stream: Stream, end: TerminalEvent) -> None:
         cause, error_code = finish_reason_of(end), ""
@@ -497,6 +646,11 @@ def _log_unread(stream: Stream, end: TerminalEvent) -> None:
     if stream.record.owner.is_closed:
         fields["owner"] = stream.record.owner.name
     log.info("stream ended unread", extra={"fields": fields})
+
+
+def _enqueue(stream: Stream, *, starts_soon: bool) -> None:
+    if stream.phase == "queued" and not starts_soon:  # it may have started meanwhile
+        stream.enqueue()
 
 
 def draining() -> Problem:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from penstock.engine.protocol import EngineFinish
+from penstock.engine.protocol import EngineFinish, LosableSink
 from penstock.errors import Problem
 from penstock.events import (
     Delta,
@@ -23,12 +23,14 @@ from penstock.events import (
     PromptLogprobs,
     Reasoning,
     TerminalEvent,
+    Timings,
     TokenLogprob,
     ToolCall,
     Usage,
 )
 from penstock.observe.meter import Meter
 from penstock.request import Request
+from penstock.stream import entries
 from penstock.stream.admission import Place
 from penstock.stream.footprint import (
     PACKED_TOKEN_BYTES,
@@ -56,9 +58,12 @@ class StreamReader(Protocol):
     def wake(self, logged_at: float = 0.0) -> None:
         """Note that the log has grown, at `logged_at` on the monotonic clock."""
 
+    def cut(self) -> None:
+        """End the connection without an end of the stream."""
+
 
 class StreamObserver(Protocol):
-    """Decides what a stream does not decide itself (see `registry`)."""
+    """Decides what a stream does not decide itself (see `registry` and `following`)."""
 
     def stream_accepted(self, stream: "Stream") -> None:
         """Note that the engine has counted the prompt's tokens; may end the stream."""
@@ -80,6 +85,25 @@ class StreamObserver(Protocol):
         """Note that the stream's last reader has left."""
 
 
+class Keeper(Protocol):
+    """Stores what happens to a stream before it happens (see `entries`)."""
+
+    def decide(self, stream: "Stream", decision: entries.Decision) -> None:
+        """Store a decision of the server, and apply it to the stream then."""
+
+    def note(self, stream: "Stream", entry: entries.Submitted) -> None:
+        """Store what was applied to the stream already, and shows nothing to its readers."""
+
+    def sink(self, stream: "Stream", target: LosableSink | None = None) -> LosableSink:
+        """Return what an engine must push into, so that `target` gets what is stored.
+
+        By default the target is the stream.
+        """
+
+    def conclude(self, stream: "Stream", end: TerminalEvent, problem: Problem | None) -> None:
+        """Store the terminal event, and end the stream with it then."""
+
+
 class Stream:
     """One generation and its log.
 
@@ -89,7 +113,9 @@ class Stream:
     """
 
     __slots__ = (
+        "_counted_elsewhere",
         "_end_waiter",
+        "_is_engine_done",
         "_late_notes",
         "_num_reported",
         "_observer",
@@ -102,7 +128,10 @@ class Stream:
         "client_gone",
         "deaths",
         "deaths_alone",
+        "is_over",
+        "keeper",
         "lane",
+        "lives",
         "log",
         "meter",
         "notes",
@@ -137,6 +166,13 @@ class Stream:
         self.num_readers_ever = 0
         self.meter = meter or Meter()
         self._observer = observer
+        self.keeper: Keeper | None = None
+        """Set if the stream is stored."""
+        self.is_over = False
+        """True once it is decided how the stream ends. A stored stream gets its terminal event
+        later, when the store has it."""
+        self._is_engine_done = False
+        self._counted_elsewhere: Usage | None = None
         self._transcript = Transcript()
         self._timer = StreamTimer(self.meter)
         # The bytes of the text held back whose tokens' log probabilities are in the log already.
@@ -153,6 +189,8 @@ class Stream:
         """How often the engine died while it worked on the stream, and nobody knows why."""
         self.deaths_alone = 0
         """How often the engine died while it worked on nothing but the stream."""
+        self.lives = 0
+        """How many replicas in a row were lost before they generated anything for the stream."""
         self.num_tokens_before = 0
         """The number of generated tokens when the stream was last submitted."""
 
@@ -207,7 +245,16 @@ class Stream:
     def counted_usage(self) -> Usage:
         """Return the token counts to add up over streams: several choices have one prompt."""
         usage = self.usage
+        if (before := self._counted_elsewhere) is not None:
+            return Usage(
+                max(0, usage.prompt_tokens - before.prompt_tokens),
+                max(0, usage.completion_tokens - before.completion_tokens),
+            )
         return usage if self.record.counts_prompt else Usage(0, usage.completion_tokens)
+
+    def count_from_here(self) -> None:
+        """Count only tokens that come from now on: other replicas have counted the others."""
+        self._counted_elsewhere = self.usage
 
     def num_counted_tokens(self) -> int:
         """Return the tokens of the prompt and the answer so far, to add up over streams."""
@@ -260,7 +307,7 @@ class Stream:
         if (
             self._text is not None
             or self.phase != "progressed"
-            or self.log.terminal is not None
+            or self.is_over
             or len(self._readers) != 1
             or transcript.num_textless
             or transcript.pending_tokens
@@ -293,12 +340,11 @@ class Stream:
 
     def cancel(self, *, client_gone: bool = False) -> None:
         """End the stream because a client asked, or because nobody reads it (`client_gone`)."""
-        self.client_gone = client_gone and self.log.terminal is None
-        self._finish("cancelled", engine_done=False)
+        self._decide(entries.Cancelled(client_gone))
 
     def expire(self) -> None:
         """End the stream because its time is up."""
-        self._finish("deadline", engine_done=False)
+        self._decide(entries.Expired())
 
     def give_up(self, code: str, message: str, *, retry_safe: bool = True) -> None:
         """End the stream as failed."""
@@ -306,7 +352,19 @@ class Stream:
 
     def refuse(self, problem: Problem) -> None:
         """End the stream with this problem."""
-        self._fail(problem, engine_done=False)
+        self._decide(entries.refused(problem))
+
+    def finish_at_limit(self) -> None:
+        """End the stream, which has all its tokens already."""
+        self._decide(entries.Finished("length", 0))
+
+    def _decide(self, decision: entries.Decision) -> None:
+        if self.is_over:
+            return
+        if self.keeper is None:
+            decision.apply(self)
+        else:
+            self.keeper.decide(self, decision)
 
     def enqueue(self, *, starts_soon: bool = False) -> None:
         """Note that the stream waits in the queue; its response may begin now.
@@ -336,19 +394,39 @@ class Stream:
 
     def continuation(self) -> Request:
         """Return the request that continues the generation, which must be submitted now."""
+        request = self._resubmit()
+        if self.keeper is not None:
+            self.keeper.note(self, entries.Submitted(self.deaths, self.deaths_alone))
+        if self.prompt_logprobs_found is not None:
+            request = msgspec.structs.replace(request, prompt_logprobs=None)
+        return request
+
+    def sink(self, target: LosableSink | None = None) -> LosableSink:
+        """Return what an engine must push into so that `target`, or the stream, gets it."""
+        if self.keeper is None:
+            return target or self
+        return self.keeper.sink(self, target)
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Return how many more tokens the stream may have; at least 1 before its first."""
+        generated = self._transcript.completion_tokens - self._transcript.num_textless
+        return self.record.request.max_tokens - generated if generated else 1
+
+    def _resubmit(self) -> Request:
         self.leave_lane()
         self.phase = "submitted"
         self.place = None
         request = self._transcript.continuation(self.record.request)
         self.num_tokens_before = self._transcript.completion_tokens
-        if self.prompt_logprobs_found is not None:
-            request = msgspec.structs.replace(request, prompt_logprobs=None)
         return request
 
     # What the engine pushes (see engine.protocol.Sink and LosableSink).
 
     def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
         """Record the prompt's tokens and the engine's notes; the request waits for a slot."""
+        if self.is_over:
+            return
         self.phase = "accepted"
         if not self.notes:  # a continuation has none
             self.notes = notes
@@ -362,6 +440,8 @@ class Stream:
 
     def started(self) -> None:
         """Note that the request has a slot."""
+        if self.is_over:
+            return
         self.phase = "running"
         self._timer.start()
 
@@ -384,7 +464,7 @@ class Stream:
         logprobs: tuple[TokenLogprob, ...] = (),
     ) -> None:
         """Log the part of the text that is certain."""
-        if self.log.terminal is not None:
+        if self.is_over:
             return
         self.leave_lane()
         transcript = self._transcript
@@ -407,7 +487,7 @@ class Stream:
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log reasoning unchanged: stop strings apply to the answer only."""
-        if self.log.terminal is None:
+        if not self.is_over:
             self.leave_lane()
             self._transcript.add(text, num_tokens, token_ids)
             pending = self._transcript.pending_tokens
@@ -418,7 +498,7 @@ class Stream:
         self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
     ) -> None:
         """Log part of a tool call, after any text held back: no stop string spans a call."""
-        if self.log.terminal is not None:
+        if self.is_over:
             return
         self.leave_lane()
         if self._text is not None:
@@ -436,7 +516,7 @@ class Stream:
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """Log the text still held back, then the end."""
-        if self.log.terminal is not None:
+        if self.is_over:
             return
         self.leave_lane()
         self._transcript.finish(completion_tokens)
@@ -450,7 +530,7 @@ class Stream:
 
     def lost(self) -> None:
         """Report that the engine's process died."""
-        if self.log.terminal is None:
+        if not self.is_over:
             self._observer.stream_lost(self)
 
     # How the log grows.
@@ -511,10 +591,119 @@ class Stream:
         self._num_reported = len(self._text.held.encode())
         return tuple(logprobs)
 
+    # What a stored stream's other entries do (see `entries`).
+
+    def conclude_cancelled(self, *, client_gone: bool) -> None:
+        """End the stream as cancelled."""
+        if not self.is_over:
+            self.client_gone = client_gone
+            self._finish("cancelled", engine_done=False)
+
+    def conclude_expired(self) -> None:
+        """End the stream: its time is up."""
+        self._finish("deadline", engine_done=False)
+
+    def conclude_refused(self, problem: Problem) -> None:
+        """End the stream with this problem."""
+        self._fail(problem, engine_done=False)
+
+    def was_submitted(self, deaths: int, deaths_alone: int) -> None:
+        """Note that an engine was asked to begin or to continue the generation."""
+        if not self.is_over:
+            self._resubmit()
+            self.deaths, self.deaths_alone = deaths, deaths_alone
+
+    def was_claimed(self) -> None:
+        """Note that the stream lost its owner, and has a new one."""
+        if self.phase in ("submitted", "running"):
+            self.lives += 1
+        elif self.phase == "progressed":
+            self.lives = 0
+        self.phase = "queued"
+
+    def was_handed_over(self) -> None:
+        """Note that the next claim is no sign of its owner's death."""
+        if self.phase != "progressed":
+            self.phase = "queued"
+
+    def snapshot(self) -> entries.Snapshot:
+        """Return everything about the running stream, as one entry."""
+        self.leave_lane()
+        transcript = self._transcript
+        text = self._text
+        return entries.Snapshot(
+            events=tuple(event for event in self.log.events if isinstance(event, Delta)),
+            prompt_ids=None if transcript.prompt_ids is None else tuple(transcript.prompt_ids),
+            generated=tuple(transcript.generated),
+            completion_tokens=transcript.completion_tokens - transcript.num_textless,
+            cached_tokens=transcript.cached_tokens,
+            pending_tokens=transcript.pending_tokens - transcript.num_textless,
+            held="" if text is None else text.held,
+            has_called=transcript.has_called,
+            reproducible=transcript.reproducible,
+            notes=self.notes,
+        )
+
+    def restore(self, snapshot: entries.Snapshot) -> None:
+        """Take over everything from the snapshot; this stream is new."""
+        for event in snapshot.events:
+            self.log.append(event)
+        transcript = self._transcript
+        if snapshot.prompt_ids is not None:
+            transcript.accept(snapshot.prompt_ids)
+        transcript.generated = list(snapshot.generated)
+        transcript.completion_tokens = snapshot.completion_tokens
+        transcript.cached_tokens = snapshot.cached_tokens
+        transcript.pending_tokens = snapshot.pending_tokens
+        transcript.has_called = snapshot.has_called
+        transcript.reproducible = snapshot.reproducible
+        self.notes = snapshot.notes
+        if snapshot.held:
+            self._text = self._text or Text(self.record.request.stop)
+            self._text.push(snapshot.held)
+        if snapshot.completion_tokens:
+            self.phase = "progressed"
+
+    def set_age(self, seconds: float) -> None:
+        """Note how many seconds ago the stream was admitted."""
+        self._timer.began = time.monotonic() - seconds
+
+    @property
+    def age(self) -> float:
+        """Return the seconds since the stream's admission."""
+        return time.monotonic() - self._timer.began
+
+    def timings_now(self) -> Timings:
+        """Return the stream's times so far."""
+        return self._timer.timings(self.usage.completion_tokens)
+
+    def pass_on(self, observer: StreamObserver, keeper: Keeper | None) -> None:
+        """Let others decide about the stream and store it from now on."""
+        self.leave_lane()
+        self._observer = observer
+        self.keeper = keeper
+
+    def cut_readers(self) -> None:
+        """Cut the connections of the readers: nobody here knows how the stream goes on."""
+        for reader in list(self._readers):
+            reader.cut()
+
+    def wait_anew(self) -> None:
+        """Wait in the queue again, in another replica."""
+        self.phase = "queued"
+        self._accept(None)
+
+    def end_with(self, event: TerminalEvent, problem: Problem | None = None) -> None:
+        """End the stream with this terminal event, whatever was decided."""
+        self.is_over = True
+        if self.log.terminal is None:
+            self.leave_lane()
+            self._end(event, problem)
+
     # How the stream ends.
 
     def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
-        if self.log.terminal is None:
+        if not self.is_over:
             self.leave_lane()
             usage = self._transcript.usage
             timings = self._timer.timings(usage.completion_tokens)
@@ -522,18 +711,26 @@ class Stream:
             stop_string = None if self._text is None else self._text.stopped_by
             ids, notes = self._take_ids(), self._late_notes
             end = Finish(reason, usage, timings, reproducible, ids, stop_string, notes)
-            self._end(end, engine_done, None)
+            self._conclude(end, engine_done, None)
 
     def _fail(self, problem: Problem, *, engine_done: bool) -> None:
-        if self.log.terminal is not None:
+        if self.is_over:
             return
         self.leave_lane()
         usage = self._transcript.usage
         timings = self._timer.timings(usage.completion_tokens)
         end = Failure(problem.code, problem.detail, problem.retry_safe, usage, timings)
-        self._end(end, engine_done, problem)
+        self._conclude(end, engine_done, problem)
 
-    def _end(self, event: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
+    def _conclude(self, end: TerminalEvent, engine_done: bool, problem: Problem | None) -> None:
+        self.is_over = True
+        self._is_engine_done = engine_done
+        if self.keeper is None:
+            self._end(end, problem)
+        else:
+            self.keeper.conclude(self, end, problem)
+
+    def _end(self, event: TerminalEvent, problem: Problem | None) -> None:
         self.log.end(event)
         self.place = None
         if not self._accept(problem):
@@ -544,7 +741,7 @@ class Stream:
         now = time.monotonic()
         for reader in self._readers:
             reader.wake(now)
-        self._observer.stream_ended(self, engine_done=engine_done)
+        self._observer.stream_ended(self, engine_done=self._is_engine_done)
 
     def _accept(self, problem: Problem | None) -> bool:
         """Resolve `was_accepted`; return False if it was resolved before."""

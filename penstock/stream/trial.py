@@ -27,6 +27,7 @@ class Trial:
 
     def __init__(self, stream: Stream, num_tokens: int, *, pauses: bool) -> None:
         self.stream = stream
+        self.is_stopped = False
         self.request = stream.continuation()
         can_pause = pauses and stream.can_pause
         self._is_cut = can_pause and num_tokens < self.request.max_tokens
@@ -45,7 +46,17 @@ class Trial:
     @property
     def goes_on(self) -> bool:
         """Return True if the engine still works on the stream after the trial."""
-        return self.stream.ended is None and not self._is_cut
+        return not (self.stream.is_over or self.is_stopped or self._is_cut)
+
+    @property
+    def was_survived(self) -> bool:
+        """Return True if the stream waits to go on here after the trial."""
+        return not (self.stream.is_over or self.is_stopped)
+
+    def stop(self) -> None:
+        """End the trial: the stream goes on elsewhere."""
+        self.is_stopped = True
+        self._end()
 
     def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
         self.stream.accepted(prompt_ids, notes)
@@ -84,10 +95,14 @@ class Trial:
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """End the trial if the engine has generated all its tokens, otherwise the stream."""
-        if self._is_cut and completion_tokens >= self.request.max_tokens and reason == "length":
+        if self.is_cut_by(reason, completion_tokens):
             self._end()
         else:
             self.stream.finish(reason, completion_tokens)
+
+    def is_cut_by(self, reason: EngineFinish, completion_tokens: int) -> bool:
+        """Return True if the engine ended the trial with this, and not the stream."""
+        return self._is_cut and completion_tokens >= self.request.max_tokens and reason == "length"
 
     def fail(self, code: str, message: str) -> None:
         self.stream.fail(code, message)

@@ -208,7 +208,7 @@ class BodyWriter:
         self._reader.wake()
 
     def stop(self) -> None:
-        """End the response: its client is stalled."""
+        """Cut the response off."""
         self._end(was_complete=False)
         self._peer.abort()
 
@@ -232,6 +232,9 @@ class BodyWriter:
             return  # it was written already, or will be when the waiting write was taken
         if reader.is_closed:
             self._end(was_complete=False)
+            return
+        if reader.is_cut:
+            self.stop()
             return
         try:
             batches = reader.take()

@@ -46,7 +46,7 @@ def native_api(answering: Answering) -> Api:
     async def cancel(http: HttpRequest) -> Response:
         """Cancel a stream, in any phase, any number of times."""
         stream_id = http.path_params["stream_id"]
-        reason = answering.streams.cancel(stream_id, owner_of(http.scope))
+        reason = await answering.streams.cancel_anywhere(stream_id, owner_of(http.scope))
         return JSONResponse({"id": stream_id, "finish_reason": reason})
 
     read = Route("/streams/{stream_id}", resume, methods=["GET"], name="read_stream")

@@ -1,0 +1,409 @@
+"""What a server does as one of several replicas that share a store of logs.
+
+- It shows streams that other replicas own (`find`) and cancels them (`cancel`).
+- It takes over the streams of a replica that died, or that stops: it claims a log, and then the
+  stream goes on here, in front of the line (`logs_orphaned`).
+- It lets go of streams that another replica has claimed, and shows them from then on
+  (`log_lost`). So a client at this server sees no difference.
+- When it stops, it hands its streams over (`hand_over`).
+
+Who owns a log is decided by the store alone (see `store.protocol`).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from penstock.errors import Problem
+from penstock.events import Failure, finish_reason_of
+from penstock.store.protocol import LogStore, StoredLog, StoreError
+from penstock.stream.following import Followed, Nobody
+from penstock.stream.quotas import Owner
+from penstock.stream.stored import StoredStreams
+from penstock.stream.stream import Stream
+
+log = logging.getLogger(__name__)
+
+MAX_CLAIMS_AT_ONCE = 64
+MAX_CLAIM_TRIES = 5
+RETRY_AFTER_S = 2
+# How long reading one's own claim may take, in seconds.
+CLAIM_TIMEOUT_S = 10.0
+MAX_LIVES = 2
+MAX_DEATHS = 6
+
+
+class Host(Protocol):
+    """The streams of this server (see `registry`)."""
+
+    draining: bool
+
+    def adopt(self, stream: Stream) -> None:
+        """Take in a stream whose log this server owns now."""
+
+    def go_on(self, stream: Stream) -> None:
+        """Continue an adopted stream, in front of the line."""
+
+    def let_go(self, stream: Stream) -> None:
+        """Forget a stream that another replica owns now, and stop its engine's work."""
+
+    def open_streams(self) -> list[Stream]:
+        """Return the streams of this server that have not ended."""
+
+
+class Fleet:
+    """The streams of other replicas, as this one sees them (see `store.protocol.StoreWatcher`).
+
+    `model` tells which model this server serves, or "" while it can take no streams. Streams of
+    other models are claimed after `patience` seconds, and end with an error.
+    """
+
+    def __init__(
+        self,
+        store: LogStore,
+        stored: StoredStreams,
+        model: Callable[[], str],
+        patience: float,
+    ) -> None:
+        self._store = store
+        self._stored = stored
+        self._model = model
+        self._patience = patience
+        self._host: Host | None = None
+        self._followed: dict[str, Followed] = {}
+        self._opening: dict[str, asyncio.Future[Followed | None]] = {}
+        self._claiming: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._claims = asyncio.Semaphore(MAX_CLAIMS_AT_ONCE)
+        self._seen_at: dict[str, float] = {}
+        self.is_idle = asyncio.Event()
+        """Set while this server shows no stream of another replica."""
+        self.is_idle.set()
+        self.num_taken_over = 0
+        self.num_lost = 0
+
+    def attach(self, host: Host) -> None:
+        """Adopt streams for `host` from now on."""
+        self._host = host
+
+    @property
+    def host(self) -> Host:
+        """The streams of this server."""
+        assert self._host is not None
+        return self._host
+
+    @property
+    def num_followed(self) -> int:
+        """How many streams of other replicas this server shows."""
+        return len(self._followed)
+
+    @property
+    def model(self) -> str:
+        """The model that this server serves, or "" while it can take no streams."""
+        return self._model()
+
+    @property
+    def problem(self) -> str:
+        """Why the store does not answer, or ""."""
+        return self._store.problem
+
+    # What clients ask for.
+
+    async def find(self, stream_id: str) -> Stream | None:
+        """Return a stream of another replica, running or ended. Raises Problem.
+
+        Read it at once: otherwise it is forgotten again.
+        """
+        try:
+            followed = await self._follow(stream_id)
+        except StoreError:
+            raise store_unavailable() from None
+        if followed is None:
+            return None
+        asyncio.get_running_loop().call_soon(self._drop_if_idle, followed)
+        return followed.stream
+
+    async def cancel(self, stream_id: str, owner: Owner) -> str | None:
+        """Cancel a stream of another replica; return how it ended, or None if it is unknown.
+
+        The claim ends whatever its owner does for it. Raises Problem.
+        """
+        try:
+            for _ in range(MAX_CLAIM_TRIES):
+                followed = await self._follow(stream_id)
+                if followed is None or not owner.may_see(followed.stream.record.owner):
+                    return None
+                stream = followed.stream
+                if stream.ended is not None:
+                    self._drop_if_idle(followed)
+                    return finish_reason_of(stream.ended)
+                if await self._claim(followed, followed.epoch):
+                    self.host.adopt(stream)
+                    stream.cancel()
+                    return finish_reason_of(await stream.end())
+        except StoreError:
+            pass
+        raise store_unavailable()
+
+    # What the store reports.
+
+    def log_lost(self, lost: StoredLog) -> None:
+        """Show a stream from now on that another replica has claimed."""
+        found = self._stored.lose(lost)
+        if found is not None:
+            self.num_lost += 1
+            self._move(*found)
+
+    def logs_orphaned(self, orphans: Sequence[tuple[str, int]]) -> None:
+        """Take over streams that have no owner."""
+        if self.host.draining or not self._model():
+            return
+        for stream_id, epoch in orphans:
+            if stream_id not in self._claiming and stream_id not in self._stored:
+                self._claiming.add(stream_id)
+                self._run(self._take_over(stream_id, epoch))
+
+    def store_changed(self) -> None:
+        """Log what the store's state is now."""
+        if problem := self._store.problem:
+            log.error("the store of logs does not answer: %s", problem)
+        else:
+            log.warning("the store of logs answers again")
+
+    def logs_unreachable(self) -> None:
+        """Let go of everything: nobody can say any more how these streams go on.
+
+        Connections are cut without an end, because another replica may continue the streams.
+        Requests for whole answers, which have shown nothing, get an error.
+        """
+        streams = self._stored.lose_all()
+        if streams:
+            log.error("the store of logs is out of reach: %d streams wait for it", len(streams))
+        for stream in streams:
+            self.host.let_go(stream)
+            stream.cut_readers()
+            Nobody(stream)
+            problem = store_unavailable()
+            usage, timings = stream.usage, stream.timings_now()
+            stream.end_with(
+                Failure(problem.code, problem.detail, problem.retry_safe, usage, timings), problem
+            )
+        for followed in list(self._followed.values()):
+            followed.stream.cut_readers()
+
+    def unless_read(self, stream: Stream, then: Callable[[Stream], None]) -> None:
+        """Cancel a stream that nobody reads; call `then` if somebody reads it elsewhere."""
+        self._run(self._cancel_unless_read(stream, then))
+
+    async def _cancel_unless_read(self, stream: Stream, then: Callable[[Stream], None]) -> None:
+        try:
+            is_read = await self._store.is_followed(stream.id)
+        except StoreError:
+            is_read = True  # nobody knows
+        if stream.num_readers or stream.is_over or stream.id not in self._stored:
+            return
+        if is_read:
+            then(stream)
+        else:
+            stream.cancel(client_gone=True)
+
+    # Stopping.
+
+    async def hand_over(self) -> int:
+        """Give all streams to the other replicas, and show them here until their readers leave.
+
+        Also those that were not stored. Returns how many. Without another replica, nothing
+        happens.
+        """
+        model = self._model()
+        if not self._store.num_others or not model:
+            return 0
+        for stream in self.host.open_streams():
+            if stream.id not in self._stored and not stream.is_over and stream.keeper is None:
+                stream.keeper = self._stored
+                self._stored.begin_late(stream, model)
+        streams = self._stored.owned()
+        for stream in streams:
+            self._stored.hand_over(stream)
+        stored = asyncio.Event()
+        self._stored.when_stored(stored.set)
+        await stored.wait()
+        await self._store.release()
+        for stream in streams:
+            if (found := self._stored.lose_stream(stream)) is not None:
+                self._move(*found)
+        return len(streams)
+
+    def leave(self) -> int:
+        """Leave the stored streams to the next server; return how many there are."""
+        streams = self._stored.lose_all()
+        for stream in streams:
+            self.host.let_go(stream)
+            stream.cut_readers()
+            Nobody(stream)
+        return len(streams)
+
+    def close(self) -> None:
+        """Stop everything."""
+        for task in list(self._tasks):
+            task.cancel()
+        for followed in list(self._followed.values()):
+            followed.stream.cut_readers()
+            followed.close()
+
+    # Following.
+
+    async def _follow(self, stream_id: str) -> Followed | None:
+        """Return the followed stream; follow its log if that is new."""
+        if (followed := self._followed.get(stream_id)) is not None:
+            return followed
+        if (opening := self._opening.get(stream_id)) is not None:
+            return await asyncio.shield(opening)
+        opening = self._opening[stream_id] = asyncio.get_running_loop().create_future()
+        try:
+            followed = await self._begin(Followed(self._drop_if_idle, None), stream_id)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                opening.set_exception(error)
+                opening.exception()  # it may be that nobody else waits for it
+            else:
+                opening.cancel()
+            raise
+        else:
+            opening.set_result(followed)
+            return followed
+        finally:
+            del self._opening[stream_id]
+
+    async def _begin(self, followed: Followed, stream_id: str) -> Followed | None:
+        try:
+            if not await followed.begin(self._store, stream_id):
+                return None
+        except ValueError as error:
+            log.error("the log of a stream cannot be read: %s", error)
+            followed.close()
+            return None
+        self._followed[stream_id] = followed
+        self.is_idle.clear()
+        return followed
+
+    def _drop_if_idle(self, followed: Followed) -> None:
+        stream_id = followed.stream.id
+        is_current = self._followed.get(stream_id) is followed
+        if is_current and followed.is_idle and stream_id not in self._claiming:
+            self._drop(followed)
+
+    def _drop(self, followed: Followed) -> None:
+        followed.close()
+        self._followed.pop(followed.stream.id, None)
+        if not self._followed:
+            self.is_idle.set()
+
+    def _move(self, stream: Stream, num_seen: int) -> None:
+        """Show a stream that was this server's own as long as somebody reads it."""
+        self.host.let_go(stream)
+        followed = Followed(self._drop_if_idle, stream, num_seen)
+        if not followed.is_idle:
+            self.is_idle.clear()
+            self._run(self._show_on(followed))
+
+    async def _show_on(self, followed: Followed) -> None:
+        stream = followed.stream
+        try:
+            if await self._begin(followed, stream.id) is None:
+                stream.cut_readers()
+        except StoreError:
+            stream.cut_readers()
+        finally:
+            if not self._followed:
+                self.is_idle.set()
+
+    # Taking over.
+
+    async def _take_over(self, stream_id: str, epoch: int) -> None:
+        try:
+            async with self._claims:
+                followed = await self._follow(stream_id)
+                if followed is None or followed.stream.ended is not None:
+                    return
+                is_other = followed.model != self._model()
+                if is_other and not self._is_out_of_patience(stream_id):
+                    return
+                if not await self._claim(followed, epoch):
+                    return
+            self.num_taken_over += 1
+            self._continue(followed, is_other=is_other)
+        except StoreError as error:
+            log.warning("a stream could not be taken over now: %s", error)
+        finally:
+            self._claiming.discard(stream_id)
+            if (left := self._followed.get(stream_id)) is not None:
+                self._drop_if_idle(left)
+
+    async def _claim(self, followed: Followed, epoch: int) -> bool:
+        """Become the owner of a followed stream; return False if another replica was quicker."""
+        stream = followed.stream
+        claimed = await self._store.claim(stream.id, epoch)
+        if claimed is None:
+            return False
+        try:
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                await followed.until_epoch(claimed.epoch)
+        except TimeoutError:
+            raise StoreError("The store does not return what was just stored.") from None
+        self._drop(followed)
+        self._stored.adopt(stream, claimed, followed.num_entries)
+        stream.keeper = self._stored
+        if followed.end is not None:
+            self._stored.conclude(stream, *followed.end)
+        return True
+
+    def _continue(self, followed: Followed, *, is_other: bool) -> None:
+        """Continue a stream that is this server's now, or end it."""
+        stream = followed.stream
+        self.host.adopt(stream)
+        if stream.is_over:
+            return
+        if is_other:
+            stream.give_up(
+                "replica_lost",
+                "The server that ran this stream is gone, and no other serves its model. Send the"
+                " request again.",
+            )
+        elif stream.lives >= MAX_LIVES or stream.deaths >= MAX_DEATHS:
+            stream.give_up(
+                "replica_lost",
+                f"{max(stream.lives, stream.deaths)} servers were lost while they worked on this"
+                " request. The request itself may be the cause.",
+                retry_safe=False,
+            )
+        elif not stream.can_continue:
+            stream.give_up(
+                "replica_lost",
+                "The server that ran this stream is gone. An answer with a JSON schema or a tool"
+                " call cannot continue from its middle. Send the request again.",
+            )
+        else:
+            self.host.go_on(stream)
+
+    def _is_out_of_patience(self, stream_id: str) -> bool:
+        now = time.monotonic()
+        if len(self._seen_at) > 100_000:
+            self._seen_at.clear()
+        return now - self._seen_at.setdefault(stream_id, now) > self._patience
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def store_unavailable() -> Problem:
+    """Return the problem for requests that need the store while it does not answer."""
+    return Problem(
+        "store_unavailable",
+        "The store of the streams' logs does not answer. Try again in a moment.",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )

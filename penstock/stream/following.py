@@ -1,0 +1,147 @@
+"""A stream that this server shows, although another replica owns it.
+
+In: the entries of the stream's log, as the store has them. Out: the same stream as at its owner, so
+readers see the same bytes. Nothing is decided here: the owner decides, and stores what it decided.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from penstock.engine.protocol import LosableSink
+from penstock.errors import Problem
+from penstock.events import TerminalEvent
+from penstock.observe.meter import Meter
+from penstock.store.protocol import CLAIMED, Entry, Following, LogStore
+from penstock.stream import entries
+from penstock.stream.entries import Header
+from penstock.stream.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+class Followed:
+    """One stream of another replica, its observer and its keeper (see `stream`).
+
+    `on_idle` is called when nobody reads the stream any more, or when it has ended unread.
+    """
+
+    def __init__(
+        self, on_idle: Callable[["Followed"], None], stream: Stream | None, after: int = 0
+    ) -> None:
+        self._on_idle = on_idle
+        self._stream = stream
+        self._following: Following | None = None
+        self._early: list[Entry] = []
+        self._claimed: asyncio.Event = asyncio.Event()
+        self.num_entries = after
+        """How many entries of the log the stream has seen."""
+        self.end: tuple[TerminalEvent, Problem | None] | None = None
+        """How the stream must end, if its owner decided that and has not stored the end yet."""
+        self.model = ""
+        if stream is not None:
+            stream.pass_on(self, self)
+
+    async def begin(self, store: LogStore, stream_id: str) -> bool:
+        """Read the log from the stream's place on; return False if there is no such log.
+
+        Raises StoreError, and ValueError if this server cannot read the log.
+        """
+        following = await store.follow(stream_id, self._take, self.num_entries)
+        if following is None:
+            return False
+        self._following = following
+        header = Header.decode(following.header)
+        self.model = header.model
+        if self._stream is None:
+            self._stream = Stream(header.record, self, Meter())
+            self._stream.keeper = self
+            self._stream.phase = "queued"
+        early, self._early = self._early, []
+        self._take(early)
+        return True
+
+    @property
+    def stream(self) -> Stream:
+        """The stream; not before `begin`."""
+        assert self._stream is not None
+        return self._stream
+
+    @property
+    def epoch(self) -> int:
+        """The log's epoch, as far as its entries were read."""
+        assert self._following is not None
+        return self._following.epoch
+
+    @property
+    def is_idle(self) -> bool:
+        """Return True if nobody reads the stream."""
+        return self._stream is None or not self._stream.num_readers
+
+    async def until_epoch(self, epoch: int) -> None:
+        """Wait until the claim with which this epoch began was read."""
+        while self.epoch < epoch:
+            self._claimed.clear()
+            await self._claimed.wait()
+
+    def close(self) -> None:
+        """Follow the log no more."""
+        if self._following is not None:
+            self._following.close()
+
+    def _take(self, batch: Sequence[Entry]) -> None:
+        if self._following is None:  # the stream is not made yet
+            self._early += batch
+            return
+        for entry in batch:
+            self.num_entries += 1
+            if entry == CLAIMED:
+                self._claimed.set()
+            try:
+                entries.apply(self.stream, entry)
+            except Exception:  # a bug with one entry must not stop the others
+                log.exception("an entry of a stream's log could not be applied")
+
+    # The keeper: only the owner stores anything.
+
+    def decide(self, stream: Stream, decision: entries.Decision) -> None:
+        """Do nothing: the owner decides."""
+
+    def note(self, stream: Stream, entry: entries.Submitted) -> None:
+        """Do nothing: the owner notes."""
+
+    def sink(self, stream: Stream, target: LosableSink | None = None) -> LosableSink:
+        """Return the sink itself: no engine here works on the stream."""
+        return target or stream
+
+    def conclude(self, stream: Stream, end: TerminalEvent, problem: Problem | None) -> None:
+        """Remember how the stream ends; its owner stores its terminal event."""
+        self.end = (end, problem)
+
+    # The observer.
+
+    def stream_accepted(self, stream: Stream) -> None:
+        """Do nothing: the owner has checked the prompt."""
+
+    def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
+        """Close the log: nothing follows."""
+        self.close()
+        if not stream.num_readers:
+            self._on_idle(self)
+
+    def stream_lost(self, stream: Stream) -> None:
+        """Do nothing: no engine here works on the stream."""
+
+    def stream_read(self, stream: Stream) -> None:
+        """Do nothing."""
+
+    def stream_unread(self, stream: Stream) -> None:
+        """Note that the last reader has left."""
+        self._on_idle(self)
+
+
+class Nobody(Followed):
+    """The observer and keeper of a stream that this server knows nothing about any more."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(lambda followed: None, stream)
