@@ -1,0 +1,194 @@
+"""A store of logs for several replicas in one process, whose moments a test decides.
+
+It keeps the promises of `penstock.store.protocol`. A test can hold confirmations back, let a
+replica die, and put it out of reach.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreWatcher
+
+Then = Callable[[], None]
+
+
+@dataclass
+class _Log:
+    header: Entry
+    owner: str
+    epoch: int = 1
+    entries: list[Entry] = field(default_factory=list)
+    has_ended: bool = False
+    followings: list["_Following"] = field(default_factory=list)
+
+
+class Shared:
+    """What all replicas see."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, _Log] = {}
+        self.replicas: dict[str, Replica] = {}
+        self.values: dict[str, bytes] = {}
+
+    def replica(self, name: str) -> "Replica":
+        return Replica(self, name)
+
+    def entries_of(self, stream_id: str) -> list[Entry]:
+        return self.logs[stream_id].entries
+
+    def tell_orphans(self) -> None:
+        """Tell every living replica which logs have no owner."""
+        orphans = [
+            (stream_id, log.epoch)
+            for stream_id, log in self.logs.items()
+            if not log.has_ended and log.owner not in self.replicas
+        ]
+        for replica in list(self.replicas.values()):
+            if orphans:
+                replica.watcher.logs_orphaned(orphans)
+
+
+class _Following:
+    def __init__(self, log: _Log, take: Callable[[Sequence[Entry]], None], after: int) -> None:
+        self._log = log
+        self._take = take
+        self._num_seen = after
+        self.header = log.header
+        self.epoch = 1 + sum(entry == CLAIMED for entry in log.entries[:after])
+        log.followings.append(self)
+
+    def read(self) -> None:
+        new = self._log.entries[self._num_seen :]
+        if new and self in self._log.followings:
+            self._num_seen += len(new)
+            self.epoch += sum(entry == CLAIMED for entry in new)
+            self._take(new)
+
+    def close(self) -> None:
+        if self in self._log.followings:
+            self._log.followings.remove(self)
+
+
+class Replica:
+    """One replica's view of the store (see `penstock.store.protocol.LogStore`)."""
+
+    def __init__(self, shared: Shared, name: str) -> None:
+        self._shared = shared
+        self.replica = name
+        self.problem = ""
+        self._held: list[Then] | None = None
+
+    async def start(self, watcher: StoreWatcher) -> None:
+        self.watcher = watcher
+        self._shared.replicas[self.replica] = self
+        self._shared.tell_orphans()
+
+    async def release(self) -> None:
+        self._shared.replicas.pop(self.replica, None)
+        self._shared.tell_orphans()
+
+    async def stop(self) -> None:
+        await self.release()
+
+    # What a test decides.
+
+    def hold(self) -> None:
+        """Store what is appended, and confirm nothing until `confirm`."""
+        if self._held is None:
+            self._held = []
+
+    def confirm(self) -> None:
+        """Confirm everything that was held back, and from now on at once."""
+        while self._held:
+            self._held.pop(0)()
+        self._held = None
+
+    def die(self) -> None:
+        """Lose the lease. What was stored stays stored; nothing is confirmed any more."""
+        self._held = []
+        self._shared.replicas.pop(self.replica, None)
+        self._shared.tell_orphans()
+
+    @property
+    def num_others(self) -> int:
+        return len(self._shared.replicas.keys() - {self.replica})
+
+    # Owning.
+
+    def open(self, stream_id: str, header: Entry) -> StoredLog:
+        self._shared.logs[stream_id] = _Log(header, self.replica)
+        return StoredLog(stream_id, 1)
+
+    def append(self, entries: Sequence[tuple[StoredLog, Entry]], then: Then = lambda: None) -> None:
+        lost = {id(log): log for log, entry in entries if not self._write(log, entry)}
+        for log in lost.values():
+            self.watcher.log_lost(log)
+        if self._held is None:
+            then()
+        else:
+            self._held.append(then)
+
+    def end(self, log: StoredLog, entry: Entry, retain: float, then: Then = lambda: None) -> None:
+        if self._write(log, entry):
+            self._shared.logs[log.stream_id].has_ended = True
+            self.append([], then)
+        else:
+            self.watcher.log_lost(log)
+
+    def drop(self, stream_id: str) -> None:
+        del self._shared.logs[stream_id]
+
+    def _write(self, log: StoredLog, entry: Entry) -> bool:
+        there = self._shared.logs[log.stream_id]
+        if there.epoch != log.epoch:
+            return False
+        there.entries.append(entry)
+        for following in list(there.followings):
+            asyncio.get_running_loop().call_soon(following.read)
+        return True
+
+    # Reading and taking over.
+
+    async def follow(
+        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
+    ) -> _Following | None:
+        await asyncio.sleep(0)
+        log = self._shared.logs.get(stream_id)
+        if log is None:
+            return None
+        following = _Following(log, on_entries, after)
+        following.read()
+        return following
+
+    async def is_followed(self, stream_id: str) -> bool:
+        return bool(self._shared.logs[stream_id].followings)
+
+    async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
+        await asyncio.sleep(0)
+        log = self._shared.logs.get(stream_id)
+        if log is None or log.has_ended or log.epoch != epoch:
+            return None
+        log.epoch, log.owner = epoch + 1, self.replica
+        claimed = StoredLog(stream_id, epoch + 1)
+        self._write(claimed, CLAIMED)
+        return claimed
+
+    # Values.
+
+    async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
+        there = self._shared.values.get(name)
+        self._shared.values.setdefault(name, value)
+        return there
+
+    async def put(self, name: str, value: bytes, ttl: float) -> None:
+        self._shared.values[name] = value
+
+    async def get(self, name: str) -> bytes | None:
+        return self._shared.values.get(name)
+
+    async def delete(self, name: str) -> None:
+        self._shared.values.pop(name, None)
+
+    async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
+        return {}
