@@ -154,6 +154,26 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             {"{{key}}": rate("penstock_key_prompt_tokens_total", "key")},
         ),
     ],
+    "Store of logs and replicas": [
+        (
+            "Streams",
+            "short",
+            {
+                "servers whose store answers": level("penstock_store_up"),
+                "stored": level("penstock_streams_stored"),
+                "read at another replica": level("penstock_streams_followed"),
+            },
+        ),
+        (
+            "Takeovers per second",
+            "short",
+            {
+                "taken over": rate("penstock_takeovers_total"),
+                "lost to another replica": rate("penstock_logs_lost_total"),
+            },
+        ),
+        ("Store: write to confirmation", "s", p50_and_p99("penstock_store_seconds")),
+    ],
     "Server": [
         ("Event loop lag", "s", p50_and_p99("penstock_event_loop_lag_seconds")),
         (

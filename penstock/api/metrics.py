@@ -80,6 +80,8 @@ def levels_of(
 ) -> Callable[[], Levels]:
     """Return a function that reads the values that nobody has to count."""
 
+    fleet = streams.fleet
+
     def read() -> Levels:
         open_streams = streams.open_streams()
         waiting = sum(
@@ -117,6 +119,11 @@ def levels_of(
             engine_stopping=streams.num_stopping,
             task_failures={(name,): number for name, number in supervision.failures.items()},
             draining=streams.draining,
+            store_up=fleet is None or not fleet.problem,
+            stored=0 if fleet is None else fleet.num_stored,
+            followed=0 if fleet is None else fleet.num_followed,
+            taken_over=0 if fleet is None else fleet.num_taken_over,
+            logs_lost=0 if fleet is None else fleet.num_lost,
         )
 
     return read

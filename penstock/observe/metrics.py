@@ -54,6 +54,11 @@ class Levels:
     engine_stopping: int
     task_failures: Mapping[tuple[str, ...], float]
     draining: bool
+    store_up: bool
+    stored: int
+    followed: int
+    taken_over: int
+    logs_lost: int
 
 
 def _by_key(usages: Mapping[str, KeyUsage], name: str) -> dict[tuple[str, ...], float]:
@@ -212,7 +217,8 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     Counter(
         "penstock_streams_ended_total",
         "Streams that ended, by cause (stop, length, cancelled, client_gone, deadline, error, "
-        "refused) and, for error and refused, by error code.",
+        "refused, or moved: another replica goes on with it) and, for error and refused, by error "
+        "code.",
         lambda meter, _: meter.num_ended,
         ("cause", "code"),
     ),
@@ -338,6 +344,32 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_draining",
         "1 if the server is shutting down and refuses new requests, 0 if it is not.",
         lambda levels: levels.draining,
+    ),
+    # The store of logs and the other replicas.
+    Gauge(
+        "penstock_store_up",
+        "1 if the store of logs answers, or if there is none; 0 if it does not.",
+        lambda levels: levels.store_up,
+    ),
+    Gauge(
+        "penstock_streams_stored",
+        "Open streams of this server whose logs are in the store.",
+        lambda levels: levels.stored,
+    ),
+    Gauge(
+        "penstock_streams_followed",
+        "Streams of other replicas that clients read at this server.",
+        lambda levels: levels.followed,
+    ),
+    Counter(
+        "penstock_takeovers_total",
+        "Streams that this server took over from another replica, or from its own last run.",
+        lambda _, levels: levels.taken_over,
+    ),
+    Counter(
+        "penstock_logs_lost_total",
+        "Streams of this server that another replica took over although it was running.",
+        lambda _, levels: levels.logs_lost,
     ),
     Gauge(
         "penstock_build_info",

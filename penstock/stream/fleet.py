@@ -95,6 +95,11 @@ class Fleet:
         return self._host
 
     @property
+    def num_stored(self) -> int:
+        """How many open streams of this server are stored."""
+        return len(self._stored)
+
+    @property
     def num_followed(self) -> int:
         """How many streams of other replicas this server shows."""
         return len(self._followed)

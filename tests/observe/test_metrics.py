@@ -41,6 +41,11 @@ LEVELS = Levels(
     engine_stopping=14,
     task_failures={("liveness",): 15},
     draining=False,
+    store_up=True,
+    stored=0,
+    followed=0,
+    taken_over=0,
+    logs_lost=0,
 )
 
 

@@ -14,9 +14,11 @@ from tests.support.scripted import settle
 from tests.support.shared_store import Shared
 
 
-async def two(**fields: int) -> tuple[ReplicaInTest, ReplicaInTest]:
+async def two(slots: int = 0, linger: float = 60) -> tuple[ReplicaInTest, ReplicaInTest]:
     shared = Shared()
-    first, second = (ReplicaInTest(shared, name, **fields) for name in ("first", "second"))
+    first, second = (
+        ReplicaInTest(shared, name, slots=slots, linger=linger) for name in ("first", "second")
+    )
     await started(first, second)
     return first, second
 
