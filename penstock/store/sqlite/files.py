@@ -1,0 +1,382 @@
+"""The files of all replicas, as any replica reads them, claims from them and cleans them up.
+
+In: ids of logs, and cursors into them. Out: their entries, from file to file along the chain of
+claims. Everything here blocks, so it runs in threads; each file has one connection with a lock.
+Methods raise sqlite3.Error.
+"""
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from penstock.store.protocol import Entry
+from penstock.store.sqlite.folder import Folder, OthersLock
+from penstock.store.sqlite.tables import connect, decode_page, decode_step, encode, entries_of
+
+# So many expired logs are removed in one transaction: the file's owner waits for it.
+_REMOVED_AT_ONCE = 20
+
+_LAST_PAGE = "SELECT first + number, step FROM pages WHERE segment = ? ORDER BY first DESC LIMIT 1"
+_PAGES_FROM = (
+    "SELECT first, entries FROM pages WHERE segment = ? AND first + number > ? ORDER BY first"
+)
+_STEPS_AFTER = "SELECT step, entries FROM steps WHERE step > ? ORDER BY step"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What is known of one epoch of a log."""
+
+    name: str
+    """The file's."""
+    no: int
+    stream_id: str
+    epoch: int
+    claimed_by: str | None
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A place in a log: how far one follower has read."""
+
+    stream_id: str
+    name: str
+    """The file's."""
+    no: int
+    epoch: int
+    count: int = 0
+    """How many entries of this segment were read."""
+    left_out: int = 0
+    """How many of the next entries the follower does not want."""
+    step: int = 0
+    """The last step that was read."""
+    is_fenced: bool = False
+    """True if the segment has no more entries."""
+
+    def take(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Count entries as read; return those that the follower wants."""
+        self.count += len(entries)
+        if not self.left_out:
+            return entries
+        num = min(self.left_out, len(entries))
+        self.left_out -= num
+        return entries[num:]
+
+
+class LogFile:
+    """A replica's file."""
+
+    def __init__(self, folder: Folder, name: str, synchronous: str, timeout: float) -> None:
+        self.name = name
+        self.lease = OthersLock(folder.lease(name))
+        self.alive = OthersLock(folder.alive(name))
+        self._db = connect(folder.file(name), synchronous, timeout)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.lease.close()
+        self.alive.close()
+        with self._lock:
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
+        """Read one state of the file, or (IMMEDIATE) change it, alone."""
+        with self._lock:
+            self._db.execute(f"BEGIN {kind}")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    # Reading.
+
+    def find(self, stream_id: str, epoch: int) -> Segment | None:
+        """Return a log's segment of this epoch, unless its time is over."""
+        rows = self._rows(
+            "SELECT no, claimed_by FROM segments"
+            " WHERE id = ? AND epoch = ? AND (until IS NULL OR until > ?)",
+            *(stream_id, epoch, time.time()),
+        )
+        for no, claimed_by in rows:
+            assert isinstance(no, int)
+            assert claimed_by is None or isinstance(claimed_by, str)
+            return Segment(self.name, no, stream_id, epoch, claimed_by)
+        return None
+
+    def header(self, segment: Segment) -> Entry | None:
+        """Return the header of a log's first segment."""
+        for (header,) in self._rows("SELECT header FROM headers WHERE segment = ?", segment.no):
+            assert isinstance(header, bytes)
+            return header
+        return None
+
+    def read(self, cursor: Cursor) -> Sequence[Entry]:
+        """Return all entries that the cursor has not read, and move it."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT opened, claimed_by FROM segments WHERE no = ?", (cursor.no,)
+            ).fetchone()
+            if row is None:
+                return []
+            step, claimed_by = row
+            num_paged = 0
+            if last := db.execute(_LAST_PAGE, (cursor.no,)).fetchone():
+                num_paged, step = last
+            entries: list[Entry] = []
+            if cursor.count < num_paged:
+                entries += _pages_from(db, cursor)
+            steps = db.execute(_STEPS_AFTER, (step,)).fetchall()
+        recent = [entry for _, blob in steps for entry in entries_of(cursor.no, decode_step(blob))]
+        entries += recent[max(cursor.count - num_paged, 0) :]
+        cursor.step = steps[-1][0] if steps else max(step, cursor.step)
+        cursor.is_fenced = claimed_by is not None
+        return cursor.take(entries)
+
+    def read_new(self, cursors: Sequence[Cursor]) -> list[tuple[Cursor, Sequence[Entry]]]:
+        """Return the new entries for cursors that have all read this file before; move them."""
+        oldest = min(cursor.step for cursor in cursors)
+        rows = self._rows(_STEPS_AFTER, oldest)
+        if not rows:
+            return []
+        first = rows[0][0]
+        assert isinstance(first, int)
+        found: list[tuple[Cursor, Sequence[Entry]]] = []
+        in_time: dict[int, list[tuple[Cursor, list[Entry]]]] = {}
+        for cursor in cursors:
+            if cursor.step + 1 < first:
+                found.append((cursor, self.read(cursor)))
+            else:
+                in_time.setdefault(cursor.no, []).append((cursor, []))
+        for step, blob in rows:
+            assert isinstance(step, int)
+            assert isinstance(blob, bytes)
+            entries = decode_step(blob)
+            for no, entry in zip(entries[::2], entries[1::2], strict=True):
+                assert isinstance(no, int)
+                for cursor, new in in_time.get(no, ()):
+                    if cursor.step >= step:
+                        continue
+                    if isinstance(entry, bytes):
+                        new.append(entry)
+                    else:
+                        cursor.is_fenced = True
+        last = rows[-1][0]
+        assert isinstance(last, int)
+        for cursor, new in (each for same in in_time.values() for each in same):
+            cursor.step = max(cursor.step, last)
+            found.append((cursor, cursor.take(new)))
+        return found
+
+    def follows(self, stream_id: str) -> bool:
+        """Return True if the file's replica follows the log."""
+        return bool(self._rows("SELECT 1 FROM follows WHERE id = ?", stream_id))
+
+    def published(self) -> bytes | None:
+        """Return what the file's replica has published."""
+        for (value,) in self._rows("SELECT value FROM published"):
+            assert isinstance(value, bytes)
+            return value
+        return None
+
+    def running(self) -> list[Segment]:
+        """Return the segments of logs that have not ended and nobody has claimed."""
+        return self._segments("until IS NULL AND claimed_by IS NULL")
+
+    def claimed(self) -> list[Segment]:
+        """Return the segments that were claimed."""
+        return self._segments("claimed_by IS NOT NULL")
+
+    def _segments(self, condition: str) -> list[Segment]:
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT no, id, epoch, claimed_by FROM segments WHERE {condition}"  # noqa: S608
+            ).fetchall()
+        return [Segment(self.name, *row) for row in rows]
+
+    # Changing.
+
+    def fence(self, segment: Segment, claimant: str) -> bool:
+        """Give the log to a claimant, if it has not changed and has not ended."""
+        with self._transaction("IMMEDIATE") as db:
+            changed = db.execute(
+                "UPDATE segments SET claimed_by = ?"
+                " WHERE no = ? AND id = ? AND until IS NULL AND claimed_by IS ?",
+                (claimant, segment.no, segment.stream_id, segment.claimed_by),
+            ).rowcount
+            if changed:
+                db.execute(
+                    "INSERT INTO steps SELECT max(step) + 1, ? FROM steps",
+                    (encode([segment.no, None]),),
+                )
+        return bool(changed)
+
+    def expired(self) -> list[tuple[str, int]]:
+        """Return the id and epoch of some ended logs whose time is over."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT id, epoch FROM segments WHERE until <= ? LIMIT ?",
+                (time.time(), _REMOVED_AT_ONCE),
+            ).fetchall()
+
+    def epochs(self, stream_id: str) -> list[tuple[int, bool]]:
+        """Return a log's epochs in this file, each with True if the log ended in it."""
+        with self._lock:
+            return self._db.execute(
+                "SELECT epoch, until IS NOT NULL FROM segments WHERE id = ?", (stream_id,)
+            ).fetchall()
+
+    def remove(self, segments: Sequence[tuple[str, int]]) -> None:
+        """Remove segments, each given as an id and an epoch."""
+        with self._transaction("IMMEDIATE") as db:
+            for segment in segments:
+                for table in ("pages", "headers"):
+                    db.execute(
+                        f"DELETE FROM {table} WHERE segment ="  # noqa: S608
+                        " (SELECT no FROM segments WHERE id = ? AND epoch = ?)",
+                        segment,
+                    )
+                db.execute("DELETE FROM segments WHERE id = ? AND epoch = ?", segment)
+
+    def vacuum(self) -> None:
+        """Give some of the file's free space back."""
+        with self._lock:
+            self._db.execute("PRAGMA incremental_vacuum(64)").fetchall()
+
+    def is_empty(self) -> bool:
+        """Return True if no log has a segment here."""
+        return not self._rows("SELECT 1 FROM segments LIMIT 1")
+
+
+def _pages_from(db: sqlite3.Connection, cursor: Cursor) -> list[Entry]:
+    """Return the entries in pages that a cursor has not read."""
+    pages = db.execute(_PAGES_FROM, (cursor.no, cursor.count)).fetchall()
+    return [
+        entry
+        for first, blob in pages
+        for entry in decode_page(blob)[max(cursor.count - first, 0) :]
+    ]
+
+
+class Files:
+    """The files of all replicas of a folder."""
+
+    def __init__(self, folder: Folder, synchronous: str, timeout: float) -> None:
+        self.folder = folder
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._files: dict[str, LogFile] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def get(self, name: str) -> LogFile | None:
+        """Return a replica's file, or None if it is gone."""
+        with self._lock:
+            if name not in self._files:
+                if not self.folder.file(name).exists():
+                    return None
+                self._files[name] = LogFile(self.folder, name, self._synchronous, self._timeout)
+            return self._files[name]
+
+    def all(self) -> list[LogFile]:
+        """Return the files that are there now. Raises OSError too."""
+        names = set(self.folder.names())
+        with self._lock:
+            for name in self._files.keys() - names:
+                self._files.pop(name).close()
+        return [file for name in names if (file := self.get(name)) is not None]
+
+    # Logs.
+
+    def find(self, stream_id: str) -> Segment | None:
+        """Return a log's first segment."""
+        with self._lock:
+            known = list(self._files.values())
+        for file in known:
+            if segment := file.find(stream_id, 1):
+                return segment
+        for file in self.all():
+            if file not in known and (segment := file.find(stream_id, 1)):
+                return segment
+        return None
+
+    def next(self, segment: Segment) -> Segment | None:
+        """Return the segment of the next epoch, if it is there."""
+        file = self.get(segment.claimed_by) if segment.claimed_by is not None else None
+        return file.find(segment.stream_id, segment.epoch + 1) if file else None
+
+    def at_epoch(self, stream_id: str, epoch: int) -> Segment | None:
+        """Return a log's segment of an epoch, if the chain reaches it."""
+        segment = self.find(stream_id)
+        while segment and segment.epoch < epoch:
+            segment = self.next(segment)
+        return segment
+
+    def is_abandoned(self, segment: Segment) -> bool:
+        """Return True if a segment's claimant died before it wrote the next one."""
+        if segment.claimed_by is None:
+            return False
+        claimant = self.get(segment.claimed_by)
+        if claimant is None:
+            return True
+        # In this order: a claimant without a lease writes no segment any more.
+        return not claimant.lease.is_held() and self.next(segment) is None
+
+    def claim(self, stream_id: str, epoch: int, claimant: str) -> bool:
+        """Fence a log in this epoch for a claimant; return False if another one owns it now."""
+        segment = self.at_epoch(stream_id, epoch)
+        if segment is None or not (segment.claimed_by is None or self.is_abandoned(segment)):
+            return False
+        file = self.get(segment.name)
+        return file is not None and file.fence(segment, claimant)
+
+    def read_on(self, cursor: Cursor) -> Sequence[Entry]:
+        """Return all entries that a cursor has not read, from file to file, and move it."""
+        file = self.get(cursor.name)
+        entries = list(file.read(cursor)) if file else []
+        while cursor.is_fenced and self.advance(cursor):
+            file = self.get(cursor.name)
+            entries += file.read(cursor) if file else []
+        return entries
+
+    def advance(self, cursor: Cursor) -> bool:
+        """Move a cursor from a segment that was claimed to the next one, if that is there."""
+        file = self.get(cursor.name)
+        segment = file and file.find(cursor.stream_id, cursor.epoch)
+        following = segment and self.next(segment)
+        if not following:
+            return False
+        cursor.name, cursor.no, cursor.epoch = following.name, following.no, following.epoch
+        cursor.count = cursor.step = 0
+        cursor.is_fenced = False
+        return True
+
+    def remove(self, stream_id: str) -> None:
+        """Remove an ended log from all files, its first segment first.
+
+        Whoever finds a claimed segment whose next one is gone takes the log for abandoned. So the
+        next one goes after it.
+        """
+        found = [
+            (epoch, has_ended, file)
+            for file in self.all()
+            for epoch, has_ended in file.epochs(stream_id)
+        ]
+        if any(has_ended for _, has_ended, _ in found):
+            for epoch, _, file in sorted(found, key=lambda each: each[0]):
+                file.remove([(stream_id, epoch)])

@@ -1,0 +1,328 @@
+"""The store of logs in a folder (`LogStore`): for one server, or for several on one machine."""
+
+import asyncio
+import contextlib
+import functools
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from penstock import supervision
+from penstock.errors import StartError
+from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher
+from penstock.store.sqlite.files import Cursor, Files, LogFile
+from penstock.store.sqlite.folder import Folder, start_error
+from penstock.store.sqlite.following import Followed, Followers
+from penstock.store.sqlite.tables import reason
+from penstock.store.sqlite.values import Values
+from penstock.store.sqlite.writer import OwnLog, Statement, Write, Writer, new_name
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How often the store looks who has died, and for claims of this replica's logs.
+_LOOK_S = 0.1
+# So many looks later, it reports all orphans again, and removes what is expired.
+_LOOKS_PER_ROUND = 10
+_NUM_THREADS = 4
+
+_FOLLOW = "INSERT OR IGNORE INTO follows VALUES (?)"
+_UNFOLLOW = "DELETE FROM follows WHERE id = ?"
+_PUBLISH = "INSERT OR REPLACE INTO published VALUES (1, ?)"
+_END = "UPDATE segments SET until = ? WHERE no = ?"
+
+
+class SqliteStore:
+    """Logs in a folder on a local disk, shared by the server processes of one machine.
+
+    Each process writes a file of its own and holds a lock on it, its lease. The kernel drops the
+    lock when the process ends, also by kill -9; the others notice within 0.1 s. A *stopped* process
+    (SIGSTOP) keeps its lease, so its streams wait until it goes on or is killed.
+
+    `patience` is how long, in seconds, writes that fail are tried again before all of this
+    replica's logs are lost. `synchronous` is NORMAL or FULL. NORMAL survives the death of every
+    process; a power loss may take the last entries of a log. FULL survives this too, but each write
+    waits for the disk. The folder and its files are readable for their user only. Times are those
+    of the machine's clock.
+    """
+
+    def __init__(self, folder: Path, *, patience: float, synchronous: str = "NORMAL") -> None:
+        assert synchronous in {"NORMAL", "FULL"}
+        self.replica = new_name()
+        self._folder = Folder(folder, patience)
+        self._patience = patience
+        self._synchronous = synchronous
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, "log-store")
+        self._writer = Writer(self._folder, self.replica, patience, synchronous, self._threads)
+        self._files = Files(self._folder, synchronous, patience)
+        self._followers = Followers(self._files, self._threads)
+        self._follows: Counter[str] = Counter()
+        self._published: bytes | None = None
+        self._is_released = False
+        self._num_others = 0
+        self._dead: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def problem(self) -> str:
+        """Why the folder cannot be written now, as a sentence, or ""."""
+        return self._writer.problem
+
+    @property
+    def num_others(self) -> int:
+        """How many other replicas have a lease, as last seen."""
+        return self._num_others
+
+    async def start(self, watcher: StoreWatcher) -> None:
+        """Open the folder and begin the lease. Raises StartError."""
+        self._watcher = watcher
+        path = self._folder.path
+        try:
+            await self._in_thread(self._prepare)
+            self._writer.start(watcher, self._first_writes)
+        except OSError as error:
+            raise start_error(path, error) from error
+        except (StoreError, sqlite3.Error) as error:
+            raise StartError(
+                f"The folder {path} cannot be used: {error}",
+                "Free some space or repair the disk, or name another folder.",
+            ) from error
+        self._tasks = [
+            supervision.keep("log followers", self._followers.run),
+            supervision.keep("log leases", self._look_again),
+        ]
+
+    def _prepare(self) -> None:
+        self._folder.prepare()
+        self._values = Values(self._folder, self._synchronous, self._patience)
+
+    async def release(self) -> None:
+        """Give the lease back, after what was appended before is stored."""
+        self._is_released = True
+        with contextlib.suppress(StoreError):
+            await self._writer.wait(Write())
+        self._writer.release()
+
+    async def stop(self) -> None:
+        """Release, and close everything."""
+        await self.release()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._writer.close()
+        await asyncio.to_thread(self._threads.shutdown)
+        self._files.close()
+        self._values.close()
+
+    # Owning.
+
+    def open(self, stream_id: str, header: Entry) -> OwnLog:
+        """Begin a log in epoch 1 with this replica as its owner."""
+        return self._writer.open(stream_id, header)
+
+    def append(
+        self,
+        entries: Sequence[tuple[StoredLog, Entry]],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Append entries; usually they are stored before this returns."""
+        self._writer.add(Write(entries, then=then))
+
+    def end(
+        self, log: StoredLog, entry: Entry, retain: float, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Append the last entry. The log stays readable for `retain` seconds."""
+        assert isinstance(log, OwnLog)
+        statement = (_END, (time.time() + retain, log.no))
+        self._writer.add(Write([(log, entry)], [statement], ended=log, then=then))
+
+    def drop(self, stream_id: str) -> None:
+        """Remove an ended log before its time."""
+        self._threads.submit(self._files.remove, stream_id)
+
+    # Reading.
+
+    async def follow(
+        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
+    ) -> Followed | None:
+        """Read a log from its beginning, and what is appended later. Raises StoreError."""
+        await self._begin_to_follow(stream_id)
+        try:
+            found = await self._in_thread(self._read, stream_id, after)
+        except BaseException:
+            self._end_to_follow(stream_id)
+            raise
+        if found is None:
+            self._end_to_follow(stream_id)
+            return None
+        header, cursor, entries = found
+        followed = Followed(header, cursor, on_entries, self._close_followed)
+        self._followers.add(followed)
+        if entries:
+            on_entries(entries)
+        return followed
+
+    def _read(self, stream_id: str, after: int) -> tuple[Entry, Cursor, Sequence[Entry]] | None:
+        segment = self._files.find(stream_id)
+        file = segment and self._files.get(segment.name)
+        if segment is None or not file:
+            return None
+        header = file.header(segment)
+        if header is None:
+            return None
+        cursor = Cursor(stream_id, segment.name, segment.no, segment.epoch, left_out=after)
+        return header, cursor, self._files.read_on(cursor)
+
+    def _close_followed(self, followed: Followed) -> None:
+        self._followers.remove(followed)
+        self._end_to_follow(followed.cursor.stream_id)
+
+    async def _begin_to_follow(self, stream_id: str) -> None:
+        """Say that this replica follows a log: in its own file."""
+        self._follows[stream_id] += 1
+        if self._follows[stream_id] == 1:
+            try:
+                await self._writer.wait(Write(statements=[(_FOLLOW, (stream_id,))]))
+            except BaseException:
+                self._end_to_follow(stream_id)
+                raise
+
+    def _end_to_follow(self, stream_id: str) -> None:
+        self._follows[stream_id] -= 1
+        if not self._follows[stream_id]:
+            del self._follows[stream_id]
+            self._writer.add(Write(statements=[(_UNFOLLOW, (stream_id,))]))
+
+    async def is_followed(self, stream_id: str) -> bool:
+        """Return True if another replica follows the log now. Raises StoreError."""
+        return await self._in_thread(self._is_followed, self._writer.name, stream_id)
+
+    def _is_followed(self, own: str | None, stream_id: str) -> bool:
+        return any(
+            file.name != own and file.follows(stream_id) and file.alive.is_held()
+            for file in self._files.all()
+        )
+
+    # Taking over.
+
+    async def claim(self, stream_id: str, epoch: int) -> OwnLog | None:
+        """Become the owner of a log that has this epoch. Raises StoreError."""
+        name = self._writer.name
+        if name is None or not self._owns(name):
+            raise StoreError("This server owns no logs now.")
+        if not await self._in_thread(self._files.claim, stream_id, epoch, name):
+            return None
+        # Without the lease of `name`, the log is an orphan again.
+        if not self._owns(name):
+            raise StoreError("This server owns no logs now.")
+        log, is_stored = self._writer.take(stream_id, epoch + 1)
+        await is_stored
+        return log
+
+    def _owns(self, name: str) -> bool:
+        return not self._is_released and name == self._writer.name
+
+    # Small values that replicas share.
+
+    async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
+        """Store a value unless the name has one; return the one it has. Raises StoreError."""
+        return await self._in_thread(self._values.put_if_absent, name, value, ttl)
+
+    async def put(self, name: str, value: bytes, ttl: float) -> None:
+        """Store a value, in place of the old one. Raises StoreError."""
+        await self._in_thread(self._values.put, name, value, ttl)
+
+    async def get(self, name: str) -> bytes | None:
+        """Return a value, or None. Raises StoreError."""
+        return await self._in_thread(self._values.get, name)
+
+    async def delete(self, name: str) -> None:
+        """Remove a value. Raises StoreError."""
+        await self._in_thread(self._values.delete, name)
+
+    async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
+        """Publish a value in this replica's file; return the others'. Raises StoreError."""
+        if mine != self._published:
+            await self._writer.wait(Write(statements=[(_PUBLISH, (mine,))]))
+            self._published = mine
+        return await self._in_thread(self._others_values)
+
+    def _others_values(self) -> Mapping[str, bytes]:
+        values = {}
+        for file in self._files.all():
+            replica = _replica_of(file)
+            if replica != self.replica and file.lease.is_held():
+                value = file.published()
+                if value is not None:
+                    values[replica] = value
+        return values
+
+    # Looking after the folder.
+
+    def _first_writes(self) -> list[Write]:
+        """Say again, in a new file, what the old one said."""
+        statements: list[Statement] = [(_FOLLOW, (each,)) for each in self._follows]
+        if self._published is not None:
+            statements.append((_PUBLISH, (self._published,)))
+        return [Write(statements=statements)]
+
+    async def _look_again(self) -> None:
+        """Find the dead, their logs, and what is expired, for ever."""
+        num_looks = 0
+        while True:
+            is_round = num_looks % _LOOKS_PER_ROUND == 0
+            num_looks += 1
+            orphans = await self._in_thread(self._look, is_round)
+            if orphans and not self._is_released:
+                self._watcher.logs_orphaned(orphans)
+            if is_round:
+                await self._in_thread(self._clean, self._writer.name)
+            self._writer.look_for_claims()
+            await asyncio.sleep(_LOOK_S)
+
+    def _look(self, is_round: bool) -> list[tuple[str, int]]:
+        """Return the orphans, if there may be new ones or it is time to report them again."""
+        files = self._files.all()
+        held = [file for file in files if file.lease.is_held()]
+        self._num_others = len({_replica_of(file) for file in held} - {self.replica})
+        dead = {file.name for file in files} - {file.name for file in held}
+        has_new = not dead <= self._dead
+        self._dead = dead
+        if not has_new and not is_round:
+            return []
+        segments = [each for file in files if file.name in dead for each in file.running()]
+        segments += [
+            each for file in files for each in file.claimed() if self._files.is_abandoned(each)
+        ]
+        return [(each.stream_id, each.epoch) for each in segments]
+
+    def _clean(self, own: str | None) -> None:
+        """Remove ended logs whose time is over, and the files of dead replicas without a log."""
+        for file in self._files.all():
+            if file.name != own and file.lease.is_held():
+                continue  # its owner does it
+            while expired := file.expired():
+                file.remove([each for each in expired if each[1] == 1])
+                for stream_id, epoch in expired:
+                    if epoch > 1:
+                        self._files.remove(stream_id)
+                file.vacuum()
+            if file.name != own and not file.alive.is_held() and file.is_empty():
+                with self._folder.locked():
+                    self._folder.remove(file.name)
+
+    async def _in_thread(self, run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that blocks. Raises StoreError instead of SQLite's and the system's."""
+        call = functools.partial(run, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(reason(error)) from error
+
+
+def _replica_of(file: LogFile) -> str:
+    return file.name.partition(".")[0]

@@ -1,0 +1,121 @@
+"""What stands in a replica's file, and how a connection to it is opened.
+
+A log is a chain of *segments*, one for each epoch, each in the file of that epoch's owner. A claim
+writes the claimant's name into the claimed segment, and so it points to the next one: `claimed_by`
+names the file, and the next segment has the same id and the next epoch.
+
+A *step* is one write of the owner: a list `[segment, entry, segment, entry, …]` in MessagePack. Nil
+in an entry's place says that the segment was claimed. Steps have
+consecutive numbers, and this is the fence: a claim adds a step too, so the owner's next step has a
+number that is taken, and its transaction fails. Old steps are removed, because each segment's
+entries are written again, together, in a *page*.
+"""
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from penstock.errors import StartError
+from penstock.store.protocol import Entry
+
+KEPT_STEPS = 256
+"""So many steps are kept for followers. Those who fall further behind read the pages."""
+
+PAGED_STEPS = 64
+"""Within so many writes, the entries of a segment are written into a page."""
+
+_SCHEMA = """
+CREATE TABLE segments (
+    no INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    opened INTEGER NOT NULL,  -- the last step before it
+    until REAL,               -- when an ended log goes, in seconds since 1970
+    claimed_by TEXT
+);
+CREATE UNIQUE INDEX segments_id ON segments (id, epoch);
+CREATE INDEX segments_running ON segments (no) WHERE until IS NULL;
+CREATE INDEX segments_until ON segments (until) WHERE until IS NOT NULL;
+CREATE INDEX segments_claimed ON segments (no) WHERE claimed_by IS NOT NULL;
+CREATE TABLE headers (segment INTEGER PRIMARY KEY, header BLOB NOT NULL);
+CREATE TABLE steps (step INTEGER PRIMARY KEY, entries BLOB NOT NULL);
+CREATE TABLE pages (
+    segment INTEGER NOT NULL,
+    first INTEGER NOT NULL,   -- the index of its first entry in the segment
+    number INTEGER NOT NULL,
+    step INTEGER NOT NULL,    -- the entries up to this step are in pages
+    entries BLOB NOT NULL,
+    PRIMARY KEY (segment, first)
+) WITHOUT ROWID;
+CREATE TABLE follows (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE published (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
+"""
+
+encode = msgspec.msgpack.Encoder().encode
+decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
+decode_step = msgspec.msgpack.Decoder(list[int | bytes | None]).decode
+
+
+def create(path: Path, synchronous: str) -> sqlite3.Connection:
+    """Make a replica's file, with its first step. Raises sqlite3.Error, OSError and StartError."""
+    db = create_database(path, synchronous, _SCHEMA)
+    db.execute("INSERT INTO steps VALUES (1, ?)", (encode([]),))
+    return db
+
+
+def create_database(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:
+    """Make a private file with tables, unless it is there. Raises sqlite3.Error and StartError."""
+    path.touch(0o600)  # SQLite's other files get the same permissions
+    db = connect(path, synchronous)
+    if db.execute("PRAGMA user_version").fetchone() != (0,):
+        return db
+    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise StartError(
+            f"The file system of the folder {path.parent} cannot share memory between processes.",
+            "Name a folder on a local disk; for several machines use Redis.",
+        )
+    db.executescript(f"BEGIN; {schema} PRAGMA user_version = 1; COMMIT;")
+    return db
+
+
+def connect(path: Path, synchronous: str, timeout: float = 5.0) -> sqlite3.Connection:
+    """Open a file that is there. `timeout` is the wait for locks, in seconds. Raises sqlite3.Error.
+
+    The connection never checkpoints by itself: this needs a sync to the disk, which takes long.
+    """
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        isolation_level=None,
+        timeout=timeout,
+        check_same_thread=False,  # each has a lock, or is used by one thread after the other
+    )
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute("PRAGMA journal_size_limit = 67108864")
+    return db
+
+
+def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
+    """Return a segment's entries of one step."""
+    return [
+        entry
+        for number, entry in zip(step[::2], step[1::2], strict=True)
+        if number == segment and isinstance(entry, bytes)
+    ]
+
+
+def reason(error: Exception) -> str:
+    """Say in a sentence why SQLite, or the folder, did not do what it should."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return "The disk with the logs is full."
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return "Another process holds the file with the logs locked."
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return "The file with the logs is damaged."
+    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
+        return "The file with the logs cannot be opened for writing."
+    return "The disk with the logs has failed a read or a write."

@@ -1,0 +1,520 @@
+"""Writes this replica's file: everything that it appends, in order, one transaction at a time.
+
+In: writes, from the event loop. Out: their `then`s, called in order after the transaction; or
+reports that logs were lost. With `synchronous=NORMAL` a transaction takes about 0.1 ms and runs in
+the event loop itself, so `then` is called before `append` returns. With `FULL` it waits for the
+disk, so it runs in a thread, and all writes that come meanwhile go into the next one.
+
+If a transaction fails, everything waits, in its order, and is tried again. After `patience` seconds
+the replica gives its file up, with all its logs: it gives back the file's lease. Then it begins a
+new file as soon as it can.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock.errors import StartError
+from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreError, StoreWatcher
+from penstock.store.sqlite.folder import Folder, HeldLock
+from penstock.store.sqlite.tables import (
+    KEPT_STEPS,
+    PAGED_STEPS,
+    connect,
+    create,
+    decode_step,
+    encode,
+    reason,
+)
+
+log = logging.getLogger(__name__)
+
+# A claimant or a cleaner holds the file for about 0.1 ms. The event loop waits no longer than this.
+_BUSY_S = 0.02
+_RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+# When so many bytes were written since the last checkpoint, the next one begins.
+_CHECKPOINT_BYTES = 8 * 1024 * 1024
+_PAGE_BYTES = 4096
+
+_INSERT_HEADER = "INSERT INTO headers VALUES (?, ?)"
+_INSERT_SEGMENT = (
+    "INSERT INTO segments (no, id, epoch, opened) SELECT ?, ?, ?, max(step) FROM steps"
+)
+
+
+Statement = tuple[str, tuple[Any, ...]]
+"""SQL and its values."""
+
+
+class OwnLog(StoredLog):
+    """A log, or one epoch of it, that this replica owns or has owned."""
+
+    __slots__ = ("is_lost", "no", "num_paged", "recent")
+
+    def __init__(self, stream_id: str, epoch: int, no: int) -> None:
+        super().__init__(stream_id, epoch)
+        self.no = no
+        self.is_lost = False
+        self.num_paged = 0
+        self.recent: list[Entry] = []
+        """The stored entries that are in no page yet."""
+
+
+@dataclass(slots=True)
+class Write:
+    """What one call wants to be written."""
+
+    entries: Sequence[tuple[StoredLog, Entry]] = ()
+    statements: Sequence[Statement] = ()
+    ended: OwnLog | None = None
+    """The log whose last entry this is; the statements say so."""
+    then: Callable[[], None] | None = None
+    failed: Callable[[], None] | None = None
+    """Called instead of `then` if the write was given up."""
+
+
+@dataclass(slots=True)
+class _Transaction:
+    """The writes of one transaction, as SQL."""
+
+    num_writes: int
+    step: int
+    entries: bytes = b""
+    statements: list[Statement] = field(default_factory=list)
+    paged: list[tuple[OwnLog, list[Entry]]] = field(default_factory=list)
+    keep_from: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes it adds to the write-ahead log."""
+        values = [value for _, values in self.statements for value in values]
+        texts = sum(len(value) for value in values if isinstance(value, bytes))
+        num_rows = 3 + 2 * len(self.statements) + 2 * len(self.paged)
+        return len(self.entries) + texts + num_rows * _PAGE_BYTES
+
+    def run(self, db: sqlite3.Connection) -> None:
+        """Write it. Raises sqlite3.Error; IntegrityError if another replica has added a step."""
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for statement, values in self.statements:
+                db.execute(statement, values)
+            if self.entries:
+                db.execute("INSERT INTO steps VALUES (?, ?)", (self.step, self.entries))
+                for each, entries in self.paged:
+                    db.execute(
+                        "INSERT INTO pages VALUES (?, ?, ?, ?, ?)",
+                        (each.no, each.num_paged, len(entries), self.step, encode(entries)),
+                    )
+                if self.keep_from:
+                    db.execute("DELETE FROM steps WHERE step < ?", (self.keep_from,))
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+
+class _File:
+    """This replica's file, with its locks. Raises OSError, sqlite3.Error and StartError."""
+
+    def __init__(self, folder: Folder, name: str, synchronous: str) -> None:
+        self.name = name
+        with folder.locked(), contextlib.ExitStack() as undo:
+            self.lease = HeldLock(folder.lease(name))
+            undo.callback(self.lease.release)
+            self.alive = HeldLock(folder.alive(name))
+            undo.callback(self.alive.release)
+            undo.callback(folder.remove, name)
+            create(folder.file(name), synchronous).close()
+            self.db = connect(folder.file(name), synchronous, _BUSY_S)
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Close the file and give back its locks."""
+        with contextlib.suppress(sqlite3.Error):
+            self.db.close()
+        self.lease.release()
+        self.alive.release()
+
+
+class Writer:
+    """The writer. All its methods are called in the event loop; none blocks for long or raises."""
+
+    def __init__(
+        self, folder: Folder, replica: str, patience: float, synchronous: str, threads: Executor
+    ) -> None:
+        self.problem = ""
+        self._folder = folder
+        self._replica = replica
+        self._patience = patience
+        self._synchronous = synchronous
+        self._threads = threads
+        self._file: _File | None = None
+        self._queue: deque[Write] = deque()
+        self._is_busy = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._failing_since = 0.0
+        self._num_failures = 0
+        self._num_files = 0
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._is_released = False
+        self._next_no = 1
+        self._logs: dict[int, OwnLog] = {}
+        # A segment is written into a page when it is its bucket's turn.
+        self._buckets: list[dict[int, OwnLog]] = [{} for _ in range(PAGED_STEPS)]
+        self._turn = 0
+
+    def start(self, watcher: StoreWatcher, on_new_file: Callable[[], list[Write]]) -> None:
+        """Begin the first file. `on_new_file` returns the first writes for each later one.
+
+        Raises OSError, sqlite3.Error and StartError.
+        """
+        self._watcher = watcher
+        self._on_new_file = on_new_file
+        self._loop = asyncio.get_running_loop()
+        self._begin(self._new_file())
+
+    def _new_file(self) -> _File:
+        name = f"{self._replica}.{self._num_files}"
+        self._num_files += 1
+        return _File(self._folder, name, self._synchronous)
+
+    def _begin(self, file: _File) -> None:
+        self._file = file
+        if self._is_released:
+            file.lease.release()
+        self._step = 1
+        self._left: dict[int, OwnLog] = {}  # lost logs, of which entries are in no page yet
+        self._steps: deque[int] = deque(maxlen=KEPT_STEPS)  # the numbers of the last own writes
+        self._num_bytes = 0
+
+    @property
+    def name(self) -> str | None:
+        """The name of this replica's file; None while it has none."""
+        return self._file.name if self._file else None
+
+    def release(self) -> None:
+        """Give the lease back. The file stays open."""
+        self._is_released = True
+        if self._file:
+            self._file.lease.release()
+
+    async def close(self) -> None:
+        """Close the file. Nothing is written after this."""
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+        if self._retry:
+            self._retry.cancel()
+        if self._file:
+            self._file.close()
+            self._file = None
+        self._is_busy = True
+        self._drop_queue()
+
+    # Writes.
+
+    def open(self, stream_id: str, header: Entry) -> OwnLog:
+        """Begin a new log."""
+        opened, insert = self._new_segment(stream_id, 1)
+        self.add(Write(statements=[insert, (_INSERT_HEADER, (opened.no, header))]))
+        return opened
+
+    def take(self, stream_id: str, epoch: int) -> tuple[OwnLog, asyncio.Future[None]]:
+        """Begin this replica's segment of a log that it has claimed.
+
+        Returns the log, and a future for the moment when this is stored.
+        """
+        taken, insert = self._new_segment(stream_id, epoch)
+        return taken, self.wait(Write(statements=[insert], entries=[(taken, CLAIMED)]))
+
+    def _new_segment(self, stream_id: str, epoch: int) -> tuple[OwnLog, Statement]:
+        opened = OwnLog(stream_id, epoch, self._next_no)
+        self._next_no += 1
+        self._logs[opened.no] = opened
+        self._buckets[opened.no % PAGED_STEPS][opened.no] = opened
+        return opened, (_INSERT_SEGMENT, (opened.no, stream_id, epoch))
+
+    def add(self, write: Write) -> None:
+        """Write something after everything that was added before."""
+        self._queue.append(write)
+        if not self._is_busy:
+            self._run()
+
+    def wait(self, write: Write) -> asyncio.Future[None]:
+        """Add a write and return a future for its end, which may raise StoreError."""
+        future = self._loop.create_future()
+
+        def then() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        def failed() -> None:
+            if not future.done():
+                future.set_exception(StoreError("The log's folder cannot be written."))
+
+        write.then, write.failed = then, failed
+        self.add(write)
+        return future
+
+    def _run(self) -> None:
+        """Write all that waits."""
+        self._is_busy = True
+        while self._queue:
+            if self._file is None:
+                return  # `_try_again` goes on
+            transaction = self._transaction()
+            if self._synchronous == "FULL":
+                self._run_in_thread(self._file.db, transaction)
+                return
+            try:
+                transaction.run(self._file.db)
+            except sqlite3.Error as error:
+                if not self._handle(error):
+                    return
+            else:
+                self._succeed(transaction)
+        self._is_busy = False
+        if self._num_bytes > _CHECKPOINT_BYTES:
+            self._num_bytes = 0
+            self._start(self._checkpoint(self._file))
+
+    def _run_in_thread(self, db: sqlite3.Connection, transaction: _Transaction) -> None:
+        async def run() -> None:
+            try:
+                await self._loop.run_in_executor(self._threads, transaction.run, db)
+            except sqlite3.Error as error:
+                if not self._handle(error):
+                    return
+            else:
+                self._succeed(transaction)
+            self._run()
+
+        self._start(run())
+
+    def _start(self, job: Any) -> None:
+        task = self._loop.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    def _transaction(self) -> _Transaction:
+        """Return a transaction of everything that waits. It changes nothing here."""
+        transaction = _Transaction(len(self._queue), self._step + 1)
+        due = self._left | self._buckets[self._turn] if self._queue else {}
+        step: list[int | Entry] = []
+        fresh: dict[int, list[Entry]] = {}
+        for write in self._queue:
+            if write.ended is not None:
+                if write.ended.is_lost:
+                    continue
+                due[write.ended.no] = write.ended
+            transaction.statements += write.statements
+        for write in self._queue:
+            for each, entry in write.entries:
+                assert isinstance(each, OwnLog)
+                if not each.is_lost:
+                    no = each.no
+                    step.append(no)
+                    step.append(entry)
+                    if no in due:
+                        fresh.setdefault(no, []).append(entry)
+        if step:
+            transaction.entries = encode(step)
+            transaction.paged = [
+                (each, entries)
+                for no, each in due.items()
+                if (entries := each.recent + fresh.get(no, []))
+            ]
+            if len(self._steps) == KEPT_STEPS:
+                transaction.keep_from = self._steps[0]
+        return transaction
+
+    def _succeed(self, transaction: _Transaction) -> None:
+        """Note what was written, and call the `then`s."""
+        if self.problem:
+            self._set_problem("")
+        self._num_failures = 0
+        self._num_bytes += transaction.num_bytes
+        done = [self._queue.popleft() for _ in range(transaction.num_writes)]
+        if transaction.entries:
+            self._note_step(transaction, done)
+        for write in done:
+            if write.then is not None:
+                _call(write.then)
+
+    def _note_step(self, transaction: _Transaction, done: Sequence[Write]) -> None:
+        self._step = transaction.step
+        self._steps.append(transaction.step)
+        self._turn = (self._turn + 1) % PAGED_STEPS
+        self._left = {}
+        for write in done:
+            for each, entry in write.entries:
+                if not each.is_lost:  # type: ignore[attr-defined]
+                    each.recent.append(entry)  # type: ignore[attr-defined]
+            if write.ended is not None:
+                self._forget(write.ended)
+        for each, entries in transaction.paged:
+            each.num_paged += len(entries)
+            each.recent.clear()
+
+    def _forget(self, each: OwnLog) -> None:
+        self._logs.pop(each.no, None)
+        self._buckets[each.no % PAGED_STEPS].pop(each.no, None)
+
+    # Logs that were claimed.
+
+    def look_for_claims(self) -> None:
+        """Report the logs that other replicas have claimed since the last step."""
+        if self._file is None or self._is_busy:
+            return
+        try:
+            last = self._file.db.execute("SELECT max(step) FROM steps").fetchone()[0]
+            if last > self._step:
+                self._take_claims(self._file.db)
+        except sqlite3.Error:
+            return  # the next write meets the same error, and waits
+
+    def _take_claims(self, db: sqlite3.Connection) -> None:
+        """Read the steps that claims have added."""
+        for step, blob in db.execute(
+            "SELECT step, entries FROM steps WHERE step > ? ORDER BY step", (self._step,)
+        ).fetchall():
+            self._step = step
+            for no in decode_step(blob)[::2]:
+                assert isinstance(no, int)
+                if lost := self._logs.get(no):
+                    self._forget(lost)
+                    lost.is_lost = True
+                    self._left[no] = lost
+                    self._watcher.log_lost(lost)
+
+    # Trouble.
+
+    def _handle(self, error: sqlite3.Error) -> bool:
+        """Return True if the writes can be tried again at once; else they wait."""
+        assert self._file is not None
+        if isinstance(error, sqlite3.IntegrityError):
+            try:
+                before = self._step
+                self._take_claims(self._file.db)
+                if self._step > before:
+                    return True
+            except sqlite3.Error as another:
+                error = another
+        self._wait_after(reason(error))
+        return False
+
+    def _wait_after(self, problem: str) -> None:
+        """Try again later; after `patience` seconds of this, give the file up first."""
+        now = time.monotonic()
+        if not self._num_failures:
+            self._failing_since = now
+        wait = _RETRY_S[min(self._num_failures, len(_RETRY_S) - 1)]
+        self._num_failures += 1
+        if now - self._failing_since >= self._patience:
+            self._failing_since = now
+            self._give_up()
+        if self._num_failures > 1:  # a claimant or a cleaner may just have held the file
+            self._set_problem(problem)
+        self._retry = self._loop.call_later(wait, self._try_again)
+
+    def _set_problem(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            if problem:
+                log.error("%s Streams wait until it can be written again.", problem)
+            else:
+                log.warning("The log of streams can be written again.")
+            self._watcher.store_changed()
+
+    def _give_up(self) -> None:
+        """Lose all logs and what waits, and give the lease back."""
+        for each in self._logs.values():
+            each.is_lost = True
+        self._logs.clear()
+        for bucket in self._buckets:
+            bucket.clear()
+        if self._file:
+            self._file.close()
+            self._file = None
+        self._drop_queue()
+        self._watcher.logs_unreachable()
+
+    def _drop_queue(self) -> None:
+        dropped = list(self._queue)
+        self._queue.clear()
+        for write in dropped:
+            for each, _ in write.entries:
+                each.is_lost = True  # type: ignore[attr-defined]
+            if write.failed is not None:
+                write.failed()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self._file is not None:
+            self._run()
+        else:
+            self._start(self._begin_again())
+
+    async def _begin_again(self) -> None:
+        """Begin a new file, if that is possible now."""
+        try:
+            file = await self._loop.run_in_executor(self._threads, self._new_file)
+        except (sqlite3.Error, OSError, StartError) as error:
+            self._wait_after(reason(error))
+            return
+        self._begin(file)
+        self._queue.extendleft(reversed(self._on_new_file()))
+        self._set_problem("")
+        self._num_failures = 0
+        self._run()
+
+    # Checkpoints.
+
+    async def _checkpoint(self, file: _File | None) -> None:
+        """Write the write-ahead log back into the file, so that it begins again.
+
+        Only a writer that waits lets it begin again. So most is written back while appends go on,
+        and they wait for the rest only.
+        """
+        if file is None:
+            return
+        path = self._folder.file(file.name)
+        checkpoint = self._loop.run_in_executor
+        try:
+            await checkpoint(self._threads, _checkpoint, path, "PASSIVE")
+            if self._is_busy or self._file is not file:
+                return
+            self._is_busy = True
+            try:
+                await checkpoint(self._threads, _checkpoint, path, "RESTART")
+            finally:
+                self._run()
+        except sqlite3.Error as error:
+            log.warning("%s (a checkpoint failed; it is tried again)", reason(error))
+
+
+def _checkpoint(path: Any, kind: str) -> None:
+    db = connect(path, "NORMAL", _BUSY_S)
+    try:
+        db.execute(f"PRAGMA wal_checkpoint({kind})").fetchone()
+    finally:
+        db.close()
+
+
+def _call(then: Callable[[], None]) -> None:
+    try:
+        then()
+    except Exception:
+        log.exception("a stream failed after its entries were stored; the other streams go on")
+
+
+def new_name() -> str:
+    """Return an unguessable name."""
+    return secrets.token_hex(16)
