@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervision": set(),
     "settings": {"errors", "engine.catalog"},
     "observe": {"observe"},
+    "store": {"errors", "store", "supervision"},
     "engine": {"events", "request", "errors", "engine", "supervision"},
     "stream": WORDS | {"stream", "engine.protocol", "observe.meter", "supervision"},
     "web": WORDS | {"web", "stream", "observe.meter", "supervision"},

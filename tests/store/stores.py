@@ -1,0 +1,301 @@
+"""Every store that is tested, and replicas of it: in this process, and in processes to kill.
+
+In: a place where replicas meet, such as a folder. Out: a `Replica`, a store with everything that it
+reported; and a `ReplicaProcess`, a replica in a process of its own, which a test can kill with -9,
+stop and continue. To test another store, add a class with the methods of `Place` to `PLACES`.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from penstock.store.protocol import Entry, Following, LogStore, StoredLog
+from penstock.store.sqlite.store import SqliteStore
+
+PATIENCE_S = 10.0
+# How long a test waits for what must happen. Only a failing test waits so long.
+LONG_S = 30.0
+
+
+class Place(Protocol):
+    """Where the replicas of one store meet."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    @property
+    def spec(self) -> str:
+        """What the class's `from_spec` needs to find the place in another process."""
+
+    @classmethod
+    def from_spec(cls, spec: str) -> "Place": ...
+
+    def new_store(self) -> LogStore:
+        """Return a new replica's store, not started."""
+
+    async def open(self) -> None:
+        """Make the place, for example start its server."""
+
+    async def close(self) -> None:
+        """Remove it."""
+
+
+class SqlitePlace:
+    """A folder with SQLite's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spec = str(folder / "log")
+
+    @classmethod
+    def from_spec(cls, spec: str) -> "SqlitePlace":
+        place = cls(Path())
+        place.spec = spec
+        return place
+
+    def new_store(self) -> LogStore:
+        return SqliteStore(Path(self.spec), patience=PATIENCE_S)
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+PLACES: dict[str, type[Place]] = {"sqlite": SqlitePlace}
+
+
+class Changes:
+    """Lets a test wait for what others report."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def note(self) -> None:
+        """Say that something has changed."""
+        self._changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true. Raises TimeoutError."""
+        async with asyncio.timeout(LONG_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class Reports(Changes):
+    """A watcher that remembers everything in its order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+        self.lost: list[StoredLog] = []
+        self.orphans: dict[str, int] = {}
+        self.num_unreachable = 0
+        self.num_changes = 0
+
+    def log_lost(self, log: StoredLog) -> None:
+        self.lost.append(log)
+        self.order.append(f"lost {log.stream_id}")
+        self.note()
+
+    def logs_orphaned(self, orphans: Sequence[tuple[str, int]]) -> None:
+        self.orphans.update(orphans)
+        self.note()
+
+    def store_changed(self) -> None:
+        self.num_changes += 1
+        self.note()
+
+    def logs_unreachable(self) -> None:
+        self.num_unreachable += 1
+        self.order.append("unreachable")
+        self.note()
+
+
+class Reading(Changes):
+    """What one follower of a log has got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+        self.following: Following | None = None
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        self.entries += entries
+        self.note()
+
+    async def until_it_has(self, num: int) -> None:
+        """Wait for so many entries."""
+        await self.until(lambda: len(self.entries) >= num)
+
+    @property
+    def followed(self) -> Following:
+        """The following, of a log that is there."""
+        assert self.following is not None
+        return self.following
+
+
+class Replica:
+    """A store of this process, with its reports."""
+
+    def __init__(self, store: LogStore) -> None:
+        self.store = store
+        self.reports = Reports()
+        self._is_stopped = False
+
+    async def start(self) -> None:
+        await self.store.start(self.reports)
+
+    async def stop(self) -> None:
+        if not self._is_stopped:
+            self._is_stopped = True
+            await self.store.stop()
+
+    async def stored(self, log: StoredLog, *entries: Entry) -> None:
+        """Append entries and wait until they are stored."""
+        done = asyncio.Event()
+        self.store.append([(log, entry) for entry in entries], done.set)
+        async with asyncio.timeout(LONG_S):
+            await done.wait()
+
+    async def ended(self, log: StoredLog, entry: Entry, retain: float = 60.0) -> None:
+        """Append the last entry and wait until it is stored."""
+        done = asyncio.Event()
+        self.store.end(log, entry, retain, done.set)
+        async with asyncio.timeout(LONG_S):
+            await done.wait()
+
+    async def reading(self, stream_id: str, after: int = 0) -> Reading:
+        """Follow a log; `following` is None if it is unknown."""
+        reading = Reading()
+        reading.following = await self.store.follow(stream_id, reading.take, after)
+        return reading
+
+    async def all_of(self, stream_id: str) -> list[Entry]:
+        """Return the entries that the log has now."""
+        reading = await self.reading(stream_id)
+        reading.followed.close()
+        return reading.entries
+
+
+class ReplicaProcess(Changes):
+    """A replica in a process of its own (`tests/store/replica.py`)."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._place = place
+        self._process: asyncio.subprocess.Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._numbers = itertools.count()
+        self._answers: dict[int, Any] = {}
+        self.acknowledged: dict[str, int] = {}
+        """How many entries of each log are known to be stored."""
+        self.orphans: dict[str, int] = {}
+        self.lost: list[str] = []
+        self.has_ended = False
+
+    async def start(self) -> None:
+        """Start the process and its store."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.store.replica", name_of(self._place), self._place.spec,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parents[2], limit=1 << 24,
+        )  # fmt: skip
+        self._listening = asyncio.create_task(self._listen())
+        await self.ask("start")
+
+    async def ask(self, action: str, *arguments: Any) -> Any:
+        """Let the process do something and return its answer."""
+        number = next(self._numbers)
+        self.tell(action, *arguments, number=number)
+        await self.until(lambda: number in self._answers or self.has_ended)
+        return self._answers.pop(number)
+
+    def tell(self, action: str, *arguments: Any, number: int = -1) -> None:
+        """Let the process do something, without an answer."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([number, action, *arguments]).encode() + b"\n")
+
+    async def _listen(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            kind, *rest = json.loads(line)
+            if kind == "answer":
+                self._answers[rest[0]] = rest[1]
+            elif kind == "acknowledged":
+                self.acknowledged[rest[0]] = rest[1]
+            elif kind == "orphaned":
+                self.orphans |= dict(rest[0])
+            elif kind == "lost":
+                self.lost.append(rest[0])
+            self.note()
+        self.has_ended = True
+        self.note()
+
+    def signal(self, which: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self._process is not None
+        os.kill(self._process.pid, which)
+
+    async def kill(self) -> None:
+        """Kill the process with -9, so that it cleans nothing up. Return when it is dead."""
+        assert self._process is not None
+        assert self._listening is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        await self._listening  # what it had said before is read
+
+
+def name_of(place: Place) -> str:
+    """Return the name of a place's class in `PLACES`."""
+    return next(name for name, each in PLACES.items() if isinstance(place, each))
+
+
+class Replicas:
+    """The replicas of one place, all stopped at the test's end."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._replicas: list[Replica] = []
+        self._processes: list[ReplicaProcess] = []
+
+    async def new(self) -> Replica:
+        """Start a replica in this process."""
+        replica = Replica(self.place.new_store())
+        await replica.start()
+        self._replicas.append(replica)
+        return replica
+
+    async def new_process(self) -> ReplicaProcess:
+        """Start a replica in a process of its own."""
+        process = ReplicaProcess(self.place)
+        self._processes.append(process)
+        await process.start()
+        return process
+
+    async def close(self) -> None:
+        for process in self._processes:
+            await process.kill()
+        for replica in self._replicas:
+            await replica.stop()
+
+
+@contextlib.asynccontextmanager
+async def replicas_of(name: str, folder: Path) -> AsyncIterator[Replicas]:
+    """Open a place and give replicas of it."""
+    place = PLACES[name](folder)
+    await place.open()
+    replicas = Replicas(place)
+    try:
+        yield replicas
+    finally:
+        await replicas.close()
+        await place.close()
