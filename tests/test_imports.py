@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "observe": {"observe"},
     "store": {"errors", "store", "supervision"},
     "engine": {"events", "request", "errors", "engine", "supervision"},
-    "stream": WORDS | {"stream", "engine.protocol", "observe.meter", "supervision"},
+    "stream": WORDS
+    | {"stream", "engine.protocol", "store.protocol", "observe.meter", "supervision"},
     "web": WORDS | {"web", "stream", "observe.meter", "supervision"},
     "api": WORDS
     | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "app": WORDS | {"api", "web", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision"},
+    | {"supervision", "store.catalog"},
     "cli": WORDS
     | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
     | {"web.key_file", "web.key_edits"}

@@ -1,6 +1,9 @@
-"""The stores of logs, by the value of the setting `log`."""
+"""The stores of logs, by the value of the setting `log`.
 
-import importlib.util
+Importing this module imports no store: a store is imported only where it is used.
+"""
+
+import pkgutil
 from pathlib import Path
 
 from penstock.errors import StartError
@@ -14,22 +17,22 @@ def create_store(log: str, *, patience: float, username: str, password: str) -> 
 
     `patience` is how long the store may be out of reach before its logs are given up, in seconds.
     """
+    store: LogStore
     if log == "memory":
         return None
     if log.startswith(REDIS_SCHEMES):
-        if importlib.util.find_spec("redis") is None or importlib.util.find_spec("hiredis") is None:
-            raise StartError(
-                "Logs in Redis need the packages redis and hiredis.",
-                "Install them: pip install 'penstock-server[redis]'",
-            )
-        from penstock.store.redis.store import RedisStore  # an extra, and slow to import
-
-        return RedisStore(log, patience=patience, username=username, password=password)
-    if "://" in log:
+        make = _resolve("penstock.store.redis:RedisStore")
+        store = make(log, patience=patience, username=username, password=password)
+        return store
+    if not log or "://" in log:
         raise StartError(
-            "The setting 'log' names a store that Penstock does not know.",
+            "The setting 'log' names no store that Penstock knows.",
             "Use memory, a folder, redis://host:port/db or rediss://host:port/db.",
         )
-    from penstock.store.sqlite.store import SqliteStore
+    store = _resolve("penstock.store.sqlite:SqliteStore")(Path(log), patience=patience)
+    return store
 
-    return SqliteStore(Path(log), patience=patience)
+
+def _resolve(target: str) -> type:
+    found: type = pkgutil.resolve_name(target)
+    return found

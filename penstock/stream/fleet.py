@@ -165,10 +165,14 @@ class Fleet:
         """Take over streams that have no owner."""
         if self.host.draining or not self._model():
             return
-        for stream_id, epoch in orphans:
-            if stream_id not in self._claiming and stream_id not in self._stored:
-                self._claiming.add(stream_id)
-                self._run(self._take_over(stream_id, epoch))
+        new = [
+            (stream_id, epoch)
+            for stream_id, epoch in orphans
+            if stream_id not in self._claiming and stream_id not in self._stored
+        ]
+        for stream_id, epoch in new:
+            self._claiming.add(stream_id)
+            self._run(self._take_over(stream_id, epoch))
 
     def store_changed(self) -> None:
         """Log what the store's state is now."""
@@ -216,15 +220,14 @@ class Fleet:
 
     # Stopping.
 
-    async def hand_over(self) -> int:
+    async def hand_over(self) -> None:
         """Give all streams to the other replicas, and show them here until their readers leave.
 
-        Also those that were not stored. Returns how many. Without another replica, nothing
-        happens.
+        Also those that were not stored. Without another replica, nothing happens.
         """
         model = self._model()
         if not self._store.num_others or not model:
-            return 0
+            return
         for stream in self.host.open_streams():
             if stream.id not in self._stored and not stream.is_over and stream.keeper is None:
                 stream.keeper = self._stored
@@ -239,7 +242,8 @@ class Fleet:
         for stream in streams:
             if (found := self._stored.lose_stream(stream)) is not None:
                 self._move(*found)
-        return len(streams)
+        if streams:
+            log.info("handed %d streams over to other replicas", len(streams))
 
     def leave(self) -> int:
         """Leave the stored streams to the next server; return how many there are."""
@@ -339,6 +343,9 @@ class Fleet:
                 if not await self._claim(followed, epoch):
                     return
             self.num_taken_over += 1
+            num_tokens = followed.stream.usage.completion_tokens
+            fields = {"stream_id": stream_id, "completion_tokens": num_tokens}
+            log.info("took over a stream", extra={"fields": fields})
             self._continue(followed, is_other=is_other)
         except StoreError as error:
             log.warning("a stream could not be taken over now: %s", error)

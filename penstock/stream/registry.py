@@ -327,8 +327,7 @@ class Streams:
         try:
             async with asyncio.timeout(timeout):
                 if self.fleet is not None:
-                    num_streams = await self.fleet.hand_over()
-                    log.info("handed %d streams over to other replicas", num_streams)
+                    await self.fleet.hand_over()
                 await self._idle.wait()
                 if self.fleet is not None:
                     await self.fleet.is_idle.wait()

@@ -27,6 +27,10 @@ def shown(stream: Stream) -> str:
     return text_of(stream.log.after(0))
 
 
+def has_ended(stream: Stream) -> bool:
+    return stream.ended is not None
+
+
 async def test_nothing_is_shown_before_it_is_stored() -> None:
     first, _ = await two()
     stream = first.open("a")
@@ -36,7 +40,7 @@ async def test_nothing_is_shown_before_it_is_stored() -> None:
     first.generates("a", "two ")
     stream.cancel()
     assert shown(stream) == "one "
-    assert stream.ended is None
+    assert not has_ended(stream)
     first.store.confirm()
     assert shown(stream) == "one two "
     assert isinstance(stream.ended, Finish)
