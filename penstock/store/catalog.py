@@ -29,7 +29,7 @@ def create_store(log: str, *, patience: float, username: str, password: str) -> 
             "The setting 'log' names no store that Penstock knows.",
             "Use memory, a folder, redis://host:port/db or rediss://host:port/db.",
         )
-    store = _resolve("penstock.store.sqlite:SqliteStore")(Path(log), patience=patience)
+    store = _resolve("penstock.store.sqlite.store:SqliteStore")(Path(log), patience=patience)
     return store
 
 

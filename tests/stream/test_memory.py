@@ -132,6 +132,9 @@ class Reader:
     def wake(self, logged_at: float = 0.0) -> None:
         pass
 
+    def cut(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("body_bytes", [0, 6_000_000])
 async def test_without_the_system_s_figure_only_what_is_held_counts(body_bytes: int) -> None:
