@@ -1,0 +1,38 @@
+"""Readers that go on at another replica when their connection is cut or refused."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from tests.faults.history import Got, History, Truth, numbered
+from tests.faults.proxy import Address
+from tests.faults.reading import Reader, fresh_word
+
+
+class RovingReader(Reader):
+    """A reader that asks the next of `replicas` whenever it attaches."""
+
+    def __init__(self, replicas: Sequence[Address], history: History) -> None:
+        super().__init__(replicas[0], history)
+        self._history_of_all = history
+        self._turn = itertools.cycle([*replicas[1:], replicas[0]])
+
+    async def begin(self, num_tokens: int, *, length: int = 1_000_000, **fields: Any) -> Truth:
+        """Open a stream of numbered tokens at the first replica."""
+        truth = numbered(fresh_word(), length=length, max_tokens=num_tokens)
+        await self.open(truth, max_tokens=num_tokens, **fields)
+        return truth
+
+    async def attach(self, stream: str = "", **fields: Any) -> None:
+        self.address = next(self._turn)
+        await super().attach(stream, **fields)
+
+    def pause_after(self, moment: float) -> float | None:
+        """Return the seconds from a moment to the stream's next token here, if there is one."""
+        entries = self._history_of_all.streams[self.stream].entries
+        later = (
+            entry.time
+            for entry in entries
+            if isinstance(entry, Got) and entry.reader == self.name and entry.time > moment
+        )
+        return next((at - moment for at in later), None)
