@@ -74,7 +74,7 @@ async def round_of(replicas: Replicas, how: str, num_streams: int) -> tuple[Verd
     addresses = [server.address for server in replicas.running]
     readers = [RovingReader(addresses, history) for _ in range(num_streams)]
     await asyncio.gather(*(reader.begin(NUM_TOKENS) for reader in readers))
-    await asyncio.sleep(random.uniform(*FAULT_S))  # noqa: S311 - no secret
+    await asyncio.sleep(random.uniform(*FAULT_S))
     victim = replicas.running[0]
     fault_at = time.monotonic()
     if how == "deploy":
