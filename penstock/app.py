@@ -6,6 +6,7 @@ from penstock.api.answering import LIMIT_HEADER, Answering
 from penstock.api.anthropic.routes import anthropic_api
 from penstock.api.description import Api
 from penstock.api.health import health_routes
+from penstock.api.joining import REPLAYED, Joining
 from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.models.routes import models_api
 from penstock.api.native.errors import problem_details
@@ -18,6 +19,7 @@ from penstock.api.serving import ServedModel
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
+from penstock.store.names import MemoryNames
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.stream.registry import Streams
@@ -42,6 +44,7 @@ EXPOSED_HEADERS = [
     "X-Should-Retry",
     HEADER,
     LIMIT_HEADER,
+    REPLAYED,
     *TOKEN_HEADERS,
 ]
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
@@ -74,7 +77,8 @@ def create_app(
     def hosts() -> set[str] | None:
         return names if settings.allow_host or (is_local and not keys) else None
 
-    answering = Answering(streams, liveness, bodies, strict=settings.strict)
+    joining = Joining(MemoryNames(), streams, settings.max_timeout, settings.retain)
+    answering = Answering(streams, liveness, bodies, joining, strict=settings.strict)
     model = ServedModel(settings.served_names, lambda: engine.info)
     stored = StoredResponses(settings.retain_responses, settings.retain_responses_bytes)
     # To add an API, add its line here.

@@ -121,6 +121,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     ),
     "method_not_allowed": ProblemKind(405, "This address does not accept the HTTP method."),
     "not_resumable": ProblemKind(409, "The stream was not opened as resumable."),
+    "idempotency_key_reused": ProblemKind(
+        409, "The Idempotency-Key was used with another body, whose answer is still kept."
+    ),
     "not_in_background": ProblemKind(400, "The response does not run in the background."),
     "history_lost": ProblemKind(410, "The stream ended, and its events are no longer kept."),
     # Try again later.
@@ -151,6 +154,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         "The engine stopped, and this answer could not continue. Not safe to retry if the engine"
         " stopped again and again at this request.",
         retry_safe=True,
+    ),
+    "store_unreachable": ProblemKind(
+        503, "The store of the streams does not answer.", retry_safe=True
     ),
     "draining": ProblemKind(503, "The server is shutting down.", retry_safe=True),
     "server_shutdown": ProblemKind(

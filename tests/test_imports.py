@@ -30,10 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "web": WORDS | {"web", "stream", "observe.meter", "supervision"},
     "api": WORDS
     | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
-    | {"observe.metrics", "supervision"},
+    | {"observe.metrics", "store.names", "store.protocol", "supervision"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
-    "app": WORDS | {"api", "web", "stream", "settings", "engine.protocol"},
+    "app": WORDS | {"api", "web", "store.names", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
     | {"supervision", "store.catalog"},

@@ -6,6 +6,7 @@ differs between APIs is in their dialects.
 """
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penstock.api.dialect import Call, Dialect, Form
+from penstock.api.event_ids import bad_event_id, continued_by, first_event_of
+from penstock.api.joining import REPLAYED, Joining, digest_of, name_of
 from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
@@ -28,10 +31,10 @@ from penstock.stream.stream import Stream
 from penstock.web.access import CLIENT_CLOSED_REQUEST, access_of
 from penstock.web.auth import owner_of
 from penstock.web.body import BodyReader
+from penstock.web.delivery import HEADERS as STREAM_HEADERS
 from penstock.web.delivery import ConnectedReader, StreamResponse, queue_event
 from penstock.web.liveness import Liveness
 
-MAX_EVENT_ID_DIGITS = 15
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
 RETRY_MS = (500, 1500)
 LIMIT_HEADER = "X-Penstock-Max-Tokens"
@@ -44,9 +47,16 @@ class Answering:
     """
 
     def __init__(
-        self, streams: Streams, liveness: Liveness, bodies: BodyReader, *, strict: bool = False
+        self,
+        streams: Streams,
+        liveness: Liveness,
+        bodies: BodyReader,
+        joining: Joining,
+        *,
+        strict: bool = False,
     ) -> None:
         self.streams = streams
+        self._joining = joining
         self._strict = strict
         self._ignored = NoteLog()
         self._liveness = liveness
@@ -69,21 +79,85 @@ class Answering:
     async def answer(self, http: HttpRequest, dialect: Dialect) -> Response:
         """Answer a request for a generation. Raises Problem."""
         owner = owner_of(http.scope)
+        if (last := continued_by(http)) is not None:
+            await self._bodies.read(http, owner, lambda body: None)
+            return await self.resume(http, last.stream_id, last.number + 1)
+        if (name := name_of(http, owner, dialect.operation)) is not None:
+            return await self._answer_once(http, dialect, owner, name)
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
         call = await self._bodies.read(http, owner, lambda body: dialect.parse(body, http, notes))
-        opened = self._open(call, owner)
-        access_of(http.scope).carries(opened, call.num_per_prompt)
-        if call.on_opened is not None:
-            call.on_opened(opened)
+        opened = self._begin(http, call, owner)
         connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
+        return await self._respond(call, opened, connected, notes)
+
+    async def _answer_once(
+        self, http: HttpRequest, dialect: Dialect, owner: Owner, name: str
+    ) -> Response:
+        """Answer a request whose key has this name: join its answer or begin it. Raises Problem."""
+        if not await self._joining.is_taken(name):  # joining takes no place
+            self.streams.check(owner, resumable=True)
+        notes = Notes(strict=self._strict)
+
+        def parse(body: dict[str, Any]) -> tuple[bytes, Call]:
+            digest = digest_of(body)
+            return digest, dialect.parse(body, http, notes)
+
+        digest, call = await self._bodies.read(http, owner, parse)
+        if len(call.requests) > 1:
+            raise Problem(
+                "unsupported_field",
+                "A request for several choices cannot have an Idempotency-Key: only an answer with"
+                " one choice can be joined.",
+            )
+        stream_id = call.requests[0].id
+        joined = await self._joining.join(name, digest, owner, stream_id)
+        if joined is not None:
+            return await self._join(http, call, joined, notes)
+        try:
+            opened = self._begin(http, call, owner, resumable=True)
+        except Problem:
+            await self._joining.release(name)
+            raise
+        connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
+        try:
+            await self._joining.confirm(name, digest, stream_id)
+        except Problem:
+            opened[0].cancel()  # nobody could join it
+            connected.close()
+            raise
+        return await self._respond(call, opened, connected, notes, has_key=True)
+
+    async def _join(self, http: HttpRequest, call: Call, stream: Stream, notes: Notes) -> Response:
+        """Answer with the stream of an earlier request, from its beginning. Raises Problem."""
+        saved = stream.record.form
+        headers = {**call.headers, REPLAYED: "true"}
+        call = dataclasses.replace(
+            call, form=self._forms[saved.dialect].load(saved), headers=headers
+        )
+        self._note_resumed(http, stream)
+        connected = ConnectedReader(Reader(stream), access_of(http.scope).peer)
+        return await self._respond(call, [stream], connected, notes, resumed=True)
+
+    async def _respond(
+        self,
+        call: Call,
+        opened: Sequence[Stream],
+        connected: ConnectedReader,
+        notes: Notes,
+        *,
+        resumed: bool = False,
+        has_key: bool = False,
+    ) -> Response:
+        """Return the answer of these streams, streamed or whole. Raises Problem."""
         is_streaming = False
         try:
             for stream in opened:
                 if problem := await asyncio.shield(stream.was_accepted):
                     raise problem
             if call.at_once:
-                return JSONResponse(call.form.so_far(opened), headers=self._named(notes, opened))
+                headers = {**call.headers, **self._named(notes, opened)}
+                return JSONResponse(call.form.so_far(opened), headers=headers)
             if not call.streamed:
                 return await self._whole(call, opened, connected, notes)
             is_streaming = True
@@ -95,6 +169,8 @@ class Answering:
             call.form.framer(opened, with_ids=call.resumable),
             self._liveness,
             headers=self._headers(notes, call, opened),
+            resumed=resumed,
+            has_key=has_key,
             tell_place=queue_event if call.queue_events else None,
         )
 
@@ -122,14 +198,13 @@ class Answering:
         saved = stream.record.form
         form = self._forms[saved.dialect].load(saved)
         if first is None:
-            first = first_event_of(http)
+            first = first_event_of(http, stream_id)
         num_events = form.num_events(stream)
         if first > num_events:
-            raise _bad_event_id("is beyond the last event of this stream")
+            raise bad_event_id("is beyond the last event of this stream")
         if stream.ended is not None and first == num_events:
-            return Response(status_code=204)  # this stops an EventSource from reconnecting
-        access_of(http.scope).resumes(stream)
-        self.streams.meter.resumed("running" if stream.ended is None else "ended")
+            return _nothing_left(http, stream)
+        self._note_resumed(http, stream)
         cursor, framer = form.resume(stream, first)
         return StreamResponse(
             ConnectedReader(Reader(stream, cursor=cursor), access_of(http.scope).peer),
@@ -139,8 +214,25 @@ class Answering:
             resumed=True,
         )
 
-    def _open(self, call: Call, owner: Owner) -> list[Stream]:
-        """Open a stream for each choice: all of them or none. Raises Problem."""
+    def _note_resumed(self, http: HttpRequest, stream: Stream) -> None:
+        """Note that a later reader reads a stream."""
+        access_of(http.scope).resumes(stream)
+        self.streams.meter.resumed("running" if stream.ended is None else "ended")
+
+    def _begin(
+        self, http: HttpRequest, call: Call, owner: Owner, *, resumable: bool = False
+    ) -> list[Stream]:
+        """Open a stream for each choice: all of them or none. Raises Problem.
+
+        With `resumable`, they can be resumed even if the call does not ask for it.
+        """
+        opened = self._open(call, owner, resumable=resumable or call.resumable)
+        access_of(http.scope).carries(opened, call.num_per_prompt)
+        if call.on_opened is not None:
+            call.on_opened(opened)
+        return opened
+
+    def _open(self, call: Call, owner: Owner, *, resumable: bool) -> list[Stream]:
         size = len(call.requests)
         first_id = call.requests[0].id
         form = call.form.save()
@@ -152,7 +244,7 @@ class Answering:
                 StreamRecord(
                     request,
                     owner,
-                    call.resumable,
+                    resumable,
                     call.timeout,
                     form,
                     choices,
@@ -226,6 +318,18 @@ class Answering:
         return {LIMIT_HEADER: str(limit)} if limit < asked else {}
 
 
+def _nothing_left(http: HttpRequest, stream: Stream) -> Response:
+    """Return the response for a client that has every event of a stream, which has ended.
+
+    204 stops an EventSource from reconnecting. A client that sends its POST again expects a stream,
+    and would try again for ever: it gets an empty one.
+    """
+    if http.method == "GET":
+        return Response(status_code=204)
+    headers = {name.decode(): value.decode() for name, value in STREAM_HEADERS}
+    return Response(headers={**headers, "X-Stream-ID": stream.id})
+
+
 def problem_of(end: TerminalEvent) -> Problem | None:
     """Return the problem for which a stream that ended so has no whole answer, if there is one."""
     if isinstance(end, Failure):
@@ -237,28 +341,3 @@ def problem_of(end: TerminalEvent) -> Problem | None:
             " time.",
         )
     return None
-
-
-def first_event_of(http: HttpRequest) -> int:
-    """Return the id of the first event that the client has not seen. Raises Problem.
-
-    `Last-Event-ID` wins over `?after=`: an EventSource that reconnects sends the header, and its
-    URL still has the query of its first request.
-    """
-    given = http.headers.getlist("last-event-id") or http.query_params.getlist("after")
-    if not given:
-        return 0
-    if len(given) > 1:
-        raise _bad_event_id("is given twice")
-    (event_id,) = given
-    if not (event_id.isascii() and event_id.isdigit()) or len(event_id) > MAX_EVENT_ID_DIGITS:
-        raise _bad_event_id("is not the id of an event")
-    return int(event_id) + 1
-
-
-def _bad_event_id(what: str) -> Problem:
-    return Problem(
-        "bad_event_id",
-        f"The last event's id (Last-Event-ID, or ?after=) {what}. It is the number in the `id:`"
-        " line of the last event that you received.",
-    )

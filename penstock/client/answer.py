@@ -224,8 +224,8 @@ class StreamedAnswer:
         number = due if event.index is None else event.index
         if number != due:
             self._fail(self._cut(f"event {number} arrived instead of event {due}"))
-        elif self._is_resumable and received.id not in ("", str(due)):
-            self._fail(self._cut(f"event {due} arrived with the id {received.id[:20]!r}"))
+        elif self._is_resumable and received.id.rpartition(".")[2] not in ("", str(due)):
+            self._fail(self._cut(f"event {due} arrived with the id {received.id[:40]!r}"))
         elif not event.finished:
             self.last_received = due
             self._num_deltas += 1

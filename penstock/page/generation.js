@@ -125,7 +125,7 @@ export class Generation {
       return null;
     }
     const due = this.#due;
-    if ((event.index ?? due) !== due || ![String(due), ""].includes(lastEventId)) {
+    if ((event.index ?? due) !== due || ![String(due), ""].includes(numberIn(lastEventId))) {
       this.#cancel();
       return { kind: "failure", message: GAP };
     }
@@ -209,6 +209,11 @@ export class Generation {
 
 const UNREADABLE = "The server sent a response that this page cannot read.";
 const GAP = "A part of the answer was lost on the way.";
+
+/** Return the number in an event's id, which is `STREAM.N`. */
+function numberIn(eventId) {
+  return eventId.slice(eventId.lastIndexOf(".") + 1);
+}
 
 function isA(type, response) {
   return response.status === 200 && (response.headers.get("Content-Type") ?? "").startsWith(type);

@@ -9,6 +9,7 @@ or `find` gets the right answer.
 
 import asyncio
 import collections
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.events import finish_reason_of
@@ -51,6 +52,8 @@ class KeptStreams:
         self._endings: collections.OrderedDict[str, Ending] = collections.OrderedDict()
         self.num_bytes = 0
         """Estimated memory of all kept streams, in bytes."""
+        self.on_dropped: Callable[[str], None] = lambda stream_id: None
+        """Is told the id of each resumable stream that can no longer be read."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -82,6 +85,7 @@ class KeptStreams:
             self._keep(stream, ending)
         else:
             self._quotas.dropped(record.owner, 0)
+            self.on_dropped(stream.id)
 
     def _keep(self, stream: Stream, ending: Ending) -> None:
         num_bytes = stream.num_bytes()
@@ -117,4 +121,5 @@ class KeptStreams:
         if not self._ids_of[owner.name]:
             del self._ids_of[owner.name], self._bytes_of[owner.name]
         self._quotas.dropped(owner, kept.num_bytes)
+        self.on_dropped(stream_id)
         return kept.num_bytes

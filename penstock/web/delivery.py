@@ -94,7 +94,8 @@ class StreamResponse(Response):
     """Sends a stream's events until the terminal one, or until the client leaves.
 
     The response closes `connected` when it ends. `preface` is sent before the first event.
-    `headers` are added to its own. `resumed` marks a reader that is not the stream's first.
+    `headers` are added to its own. `resumed` marks a reader that is not the stream's first, and
+    `has_key` a stream that its client can find again without knowing its id.
     `tell_place` makes the bytes that tell a client its place in the queue.
     """
 
@@ -107,6 +108,7 @@ class StreamResponse(Response):
         *,
         headers: Mapping[str, str] | None = None,
         resumed: bool = False,
+        has_key: bool = False,
         tell_place: Callable[[Place], bytes] | None = None,
     ) -> None:
         self.status_code = 200
@@ -119,6 +121,7 @@ class StreamResponse(Response):
         self._liveness = liveness
         self._preface = preface
         self._resumed = resumed
+        self._has_key = has_key
         self._tell_place = tell_place or queue_comment
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +131,7 @@ class StreamResponse(Response):
         """
         connected = self._connected
         stream = connected.reader.stream
-        if connected.reader.is_closed and not self._resumed:
+        if connected.reader.is_closed and not (self._resumed or self._has_key):
             # The client left before it could learn the stream's id: nobody will ever read it.
             stream.cancel()
         delivery = Delivery(stream.meter, 0.0 if self._resumed else stream.admitted_at)

@@ -18,11 +18,13 @@ from starlette.routing import Route
 from penstock.api.answering import Answering
 from penstock.api.dialect import Call, Dialect, Form
 from penstock.api.fields import Strict, parse
+from penstock.api.joining import Joining
 from penstock.api.native.routes import native_api
 from penstock.api.tolerance import Notes
 from penstock.errors import Problem
 from penstock.events import Delta, Failure, Finish
 from penstock.request import Request
+from penstock.store.names import MemoryNames
 from penstock.stream.reader import Batch
 from penstock.stream.registry import Streams, new_stream_id
 from penstock.stream.stream import Stream
@@ -130,7 +132,8 @@ class Server:
         self.engine = ScriptedEngine()
         self.streams = Streams([self.engine])
         bodies = BodyReader(max_bytes=1000, timeout=5)
-        self.answering = Answering(self.streams, Liveness(15, 30), bodies, strict=True)
+        joining = Joining(MemoryNames(), self.streams)
+        self.answering = Answering(self.streams, Liveness(15, 30), bodies, joining, strict=True)
         groups = [native_api(self.answering), lines_api(self.answering)]  # an API is a line here
         errors = ErrorResponses(groups)
         routes = [route for group in groups for route in group.routes]

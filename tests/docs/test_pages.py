@@ -27,7 +27,7 @@ penstock serve --engine mock --mock-interval 0.01 --port 8000
 
 ```console
 $ curl -sN http://127.0.0.1:8000/generate -D head {GENERATE}
-id: 0
+id: ...0
 data: {{"token":"...
 
 ...

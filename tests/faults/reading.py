@@ -96,7 +96,7 @@ class Reader:
         if self.cursor >= 0 and by == "query":
             path += f"?after={self.cursor}"
         elif self.cursor >= 0:
-            headers.append(f"Last-Event-ID: {self.cursor}")
+            headers.append(f"Last-Event-ID: {self.stream}.{self.cursor}")
         await self._ask(request_bytes("GET", path, *headers))
         self._attached()
 
@@ -239,9 +239,10 @@ class Reader:
             self.arrivals.append(now)
         fields = json.loads(event.data)
         index = int(fields["index"])
-        event_id = None if event.last_id is None else int(event.last_id)
-        if self.is_resumable and event_id is None:
-            event_id = -1  # a missing id, which the checker reports
+        event_id = None
+        if event.last_id is not None or self.is_resumable:
+            stream, _, number = (event.last_id or "").rpartition(".")
+            event_id = int(number) if stream == self.stream else -1  # which the checker reports
         self.cursor = index if event_id is None else event_id
         if not fields["finished"]:
             self._history.add(

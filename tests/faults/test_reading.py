@@ -56,7 +56,7 @@ class SmallServer:
             self.cancelled.add(stream)
             _whole(writer, "200 OK", {"id": stream, "finish_reason": "cancelled"})
         else:
-            after = int(headers.get("last-event-id", query or -1))
+            after = int(headers.get("last-event-id", query or "-1").rpartition(".")[2])
             await self._stream(stream, after, reader, writer)
 
     async def _stream(
@@ -71,7 +71,11 @@ class SmallServer:
             if index == LENGTH // 2:
                 await self.goes_on.wait()
             event = {"token": f"{word}:{index} ", "index": index, "finished": False}
-            _chunk(writer, b": ping\nid: %d\ndata: %b\n\n" % (index, json.dumps(event).encode()))
+            _chunk(
+                writer,
+                b": ping\nid: %b.%d\ndata: %b\n\n"
+                % (stream.encode(), index, json.dumps(event).encode()),
+            )
         await writer.drain()
         if self.length < LENGTH and stream not in self.cancelled:
             assert await reader.read() == b""
@@ -84,7 +88,10 @@ class SmallServer:
             "finish_reason": "cancelled" if stream in self.cancelled else "stop",
             "usage": {"completion_tokens": self.length},
         }
-        _chunk(writer, b"id: %d\ndata: %b\n\n" % (self.length, json.dumps(end).encode()))
+        _chunk(
+            writer,
+            b"id: %b.%d\ndata: %b\n\n" % (stream.encode(), self.length, json.dumps(end).encode()),
+        )
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 

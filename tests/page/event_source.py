@@ -80,7 +80,8 @@ def messages(told: list[Told]) -> list[Told]:
 
 
 def ids(told: list[Told]) -> list[int]:
-    return [int(each.id) for each in messages(told)]
+    """Return the numbers in the ids of the messages."""
+    return [int(each.id.rpartition(".")[2]) for each in messages(told)]
 
 
 def begin(server: RunningServer, **fields: object) -> str:

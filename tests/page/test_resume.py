@@ -417,7 +417,9 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
         await proxy.drop()  # in mid-stream: EventSource reconnects by itself
         seen = await reading
     first = 10 if query else 0
-    assert [int(event_id) for event_id, _ in seen["data"]] == list(range(first, 81))
+    assert [event_id for event_id, _ in seen["data"]] == [
+        f"{stream_id}.{n}" for n in range(first, 81)
+    ]
     assert [event["index"] for _, event in seen["data"]] == list(range(first, 81))
     text = "".join(event["token"] for _, event in seen["data"])
     assert text == numbered("Source", 80)[len(numbered("Source", first)) :]

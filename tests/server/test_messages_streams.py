@@ -71,13 +71,14 @@ def test_a_stream_is_resumed_byte_for_byte_from_every_event(thinker: RunningServ
     frames = frames_of(answer.body)
     types = types_of(answer.body)
     assert types.count("content_block_start") == 2
+    stream_id = answer.headers["x-stream-id"]
     for number, frame in enumerate(frames):
-        assert frame.startswith(b"id: %d\nevent: " % number)
-        rest = resume(thinker.port, answer.headers["x-stream-id"], f"Last-Event-ID: {number}")
+        assert frame.startswith(f"id: {stream_id}.{number}\nevent: ".encode())
+        rest = resume(thinker.port, stream_id, f"Last-Event-ID: {number}")
         assert frames_of(rest.body) == frames[number + 1 :]
         assert rest.status == (204 if number == len(frames) - 1 else 200)
     last = f"Last-Event-ID: {len(frames)}"
-    assert resume(thinker.port, answer.headers["x-stream-id"], last).status == 400
+    assert resume(thinker.port, stream_id, last).status == 400
 
 
 def test_a_running_stream_is_resumed_and_cancelled(hanging: RunningServer) -> None:

@@ -197,7 +197,7 @@ def test_every_frame_has_an_id_and_any_cursor_gives_the_rest_byte_for_byte(
         stream_id = answer.headers["x-stream-id"]
         whole = frames_of(answer.body)
         assert [frame.partition(b"\n")[0] for frame in whole] == [
-            b"id: %d" % number for number in range(len(whole))
+            f"id: {stream_id}.{number}".encode() for number in range(len(whole))
         ]
         assert whole[-1].endswith(DONE)
         assert frames_of(read_on(server, stream_id).body) == whole
@@ -214,7 +214,11 @@ def test_a_stream_that_failed_can_be_resumed_to_its_end() -> None:
         stream_id = answer.headers["x-stream-id"]
         assert b'"error"' in error
         assert frames_of(read_on(server, stream_id, 0).body) == [error, done]
-        assert frames_of(read_on(server, stream_id, 1).body) == [done] == [b"id: 2\n" + DONE]
+        assert (
+            frames_of(read_on(server, stream_id, 1).body)
+            == [done]
+            == [f"id: {stream_id}.2\n".encode() + DONE]
+        )
         assert read_on(server, stream_id, 2).status == 204
 
 
@@ -232,7 +236,7 @@ def test_a_stream_that_was_cut_goes_on_and_is_read_live(hanging: RunningServer) 
     frames = frames_of(bodies[0])
     # The tokens that preceded the cancel, then the end and [DONE].
     ids = [frame.partition(b"\n")[0] for frame in frames]
-    assert ids == [b"id: %d" % (1 + index) for index in range(len(frames))]
+    assert ids == [f"id: {stream_id}.{1 + index}".encode() for index in range(len(frames))]
     assert 2 <= len(frames) <= 4
     assert frames[-1].endswith(DONE)
 

@@ -106,10 +106,12 @@ def test_every_number_gives_the_rest_byte_for_byte(server: RunningServer) -> Non
     answer = ask(server.port, first)
     frames = frames_of(answer.body)
     stream_id = answer.headers["x-stream-id"]
-    assert all(f"id: {n}\n".encode() in frame for n, frame in enumerate(frames))
+    assert all(f"id: {stream_id}.{n}\n".encode() in frame for n, frame in enumerate(frames))
     for last in range(len(frames) - 1):
-        path = f"{PATH}/resp_{stream_id}?stream=true&starting_after={last}"
-        assert frames_of(ask(server.port, request("GET", path)).body) == frames[last + 1 :]
+        path = f"{PATH}/resp_{stream_id}?stream=true&starting_after="
+        for after in (f"{last}", f"{stream_id}.{last}"):
+            rest = ask(server.port, request("GET", path + after))
+            assert frames_of(rest.body) == frames[last + 1 :]
         rest = ask(server.port, request("GET", f"/streams/{stream_id}", f"Last-Event-ID: {last}"))
         assert frames_of(rest.body) == frames[last + 1 :]
     path = f"{PATH}/resp_{stream_id}?stream=true"

@@ -48,12 +48,13 @@ def resumable(prompt: str = "Hello", **fields: object) -> bytes:
 
 
 def test_every_event_has_its_index_as_its_id(server: RunningServer) -> None:
-    body = ask(server.port, resumable()).body
-    frames = frames_of(body)
+    answer = ask(server.port, resumable())
+    frames = frames_of(answer.body)
+    stream_id = answer.headers["x-stream-id"]
     assert len(frames) == 31
     for index, frame in enumerate(frames):
         head, data = frame.rstrip().split(b"\n")
-        assert head == b"id: %d" % index
+        assert head == f"id: {stream_id}.{index}".encode()
         assert json.loads(data.removeprefix(b"data: "))["index"] == index
 
 
@@ -71,10 +72,12 @@ def test_any_cursor_gives_the_rest_byte_for_byte_by_header_and_by_query(
     for last_id in range(30):
         by_header = resume(server.port, stream_id, f"Last-Event-ID: {last_id}")
         by_query = resume(server.port, stream_id, query=f"?after={last_id}")
-        assert by_header.status == by_query.status == 200
+        named = resume(server.port, stream_id, f"Last-Event-ID: {stream_id}.{last_id}")
+        assert by_header.status == by_query.status == named.status == 200
         assert by_header.headers["x-stream-id"] == stream_id
         assert by_header.headers["content-type"].startswith("text/event-stream")
         assert frames_of(by_header.body) == frames_of(by_query.body) == whole[last_id + 1 :]
+        assert frames_of(named.body) == whole[last_id + 1 :]
 
 
 def test_the_header_wins_over_the_query(server: RunningServer) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Scope
 
+from penstock.api.event_ids import id_line
 from penstock.api.native.frames import NativeFrames
 from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
@@ -69,7 +70,7 @@ async def responding(
     scope[KEY] = Access(scope, peer)
     connected = ConnectedReader(reader, peer)
     await settle()
-    frames = NativeFrames(with_ids=stream.resumable)
+    frames = NativeFrames(id_line=id_line(stream.id) if stream.resumable else b"")
     liveness = Liveness(15, 30) if liveness is None else liveness
     response = StreamResponse(connected, frames, liveness, resumed=resumed)
 

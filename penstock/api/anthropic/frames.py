@@ -24,6 +24,7 @@ from penstock.api.anthropic.objects import (
     usage_fields,
 )
 from penstock.api.dialect import Form
+from penstock.api.event_ids import id_line
 from penstock.api.fields import MAX_TOKENS
 from penstock.events import (
     Delta,
@@ -41,7 +42,6 @@ from penstock.stream.stream import Stream
 
 _encode = msgspec.json.encode
 _FRAME = b"event: %b\ndata: %b\n\n"
-_ID = b"id: %d\n"
 _DELTA = (
     b"event: content_block_delta\n"
     b'data: {"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":'
@@ -135,7 +135,7 @@ class MessageFrames:
 
     def __init__(self, form: MessageForm, stream: Stream, *, with_ids: bool) -> None:
         self._message = _Message(form, stream)
-        self._with_ids = with_ids
+        self._id_line = id_line(stream.id) if with_ids else b""
         self._next_id = 0
         self._first_id = 0
         """The reader has the frames with ids before this one."""
@@ -152,14 +152,14 @@ class MessageFrames:
             for event in events
             for frame in self._message.frames(event)
         ]
-        return b"".join(self._numbered(frames) if self._with_ids else frames)
+        return b"".join(self._numbered(frames) if self._id_line else frames)
 
     def _numbered(self, frames: list[bytes]) -> Iterator[bytes]:
         for frame in frames:
             event_id = self._next_id
             self._next_id = event_id + 1
             if event_id >= self._first_id:
-                yield _ID % event_id
+                yield self._id_line % event_id
                 yield frame
 
     def straight(self) -> Callable[[str], bytes]:
@@ -171,11 +171,11 @@ class MessageFrames:
         if message.kind != "text":
             return self.frame([(0, [Delta(text, 0)])])
         frame = b"%b%b%b" % (message.before, _encode(text), _AFTER)
-        if not self._with_ids:
+        if not self._id_line:
             return frame
         event_id = self._next_id
         self._next_id = event_id + 1
-        return _ID % event_id + frame
+        return self._id_line % event_id + frame
 
 
 class _Message:

@@ -160,8 +160,14 @@ STREAM_ID: dict[str, Any] = {
     "description": "The stream's id, from the header `X-Stream-ID`.",
 }
 _EVENT_ID: dict[str, Any] = {
-    "schema": {"type": "integer", "minimum": 0},
-    "description": "The id of the last event that you received. Without it, you get all events.",
+    "schema": {
+        "anyOf": [
+            {"type": "integer", "minimum": 0},
+            {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,15}$"},
+        ]
+    },
+    "description": "The id of the last event that you received, `STREAM.N`, or its number N."
+    " Without it, you get all events.",
 }
 
 DESCRIPTION = Description(

@@ -10,27 +10,27 @@ from typing import Any
 import msgspec
 
 from penstock.api.dialect import Form
+from penstock.api.event_ids import id_line
 from penstock.events import Delta, Failure, Finish, TerminalEvent, finish_reason_of
 from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
 
 _encode = msgspec.json.encode
-_ID = b"id: %d\n"
 _DELTA = b'data: {"token":%b,"index":%d,"finished":false}\n\n'
 
 
 class NativeFrames:
     """Frames one stream for one reader, from the event at `index` on.
 
-    An event's index is its place in the log, counted from 0. `with_ids` also makes it the event's
-    id, which a reader needs to resume. An event has the same bytes for every reader.
+    An event's index is its place in the log, counted from 0. `id_line` is the line of its id, with
+    `%d` for the index, or empty. An event has the same bytes for every reader.
     """
 
-    __slots__ = ("_index", "_with_ids")
+    __slots__ = ("_id_line", "_index")
 
-    def __init__(self, index: int = 0, *, with_ids: bool = False) -> None:
+    def __init__(self, index: int = 0, id_line: bytes = b"") -> None:
         self._index = index
-        self._with_ids = with_ids
+        self._id_line = id_line
 
     def frame(self, batches: list[Batch]) -> bytes:
         """Return the frames of these events, in one piece."""
@@ -38,8 +38,8 @@ class NativeFrames:
         index = self._index
         for _, events in batches:
             for event in events:
-                if self._with_ids:
-                    parts.append(_ID % index)
+                if self._id_line:
+                    parts.append(self._id_line % index)
                 if isinstance(event, Delta):
                     parts.append(_DELTA % (_encode(event.text), index))
                 else:
@@ -56,11 +56,11 @@ class NativeFrames:
         index = self._index
         self._index = index + 1
         frame = _DELTA % (_encode(text), index)
-        return _ID % index + frame if self._with_ids else frame
+        return self._id_line % index + frame if self._id_line else frame
 
     def _last_event(self, event: TerminalEvent, index: int) -> dict[str, Any]:
         end = {"token": "", "index": index, "finished": True, **ending(event)}
-        if self._with_ids and isinstance(event, Failure) and index:
+        if self._id_line and isinstance(event, Failure) and index:
             end["error"]["resume_after"] = index - 1
         return end
 
@@ -72,7 +72,7 @@ class NativeForm(Form, frozen=True):
 
     def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> NativeFrames:
         """Return what frames the one stream."""
-        return NativeFrames(with_ids=with_ids)
+        return NativeFrames(id_line=id_line(streams[0].id) if with_ids else b"")
 
     def num_events(self, stream: Stream) -> int:
         """Return the length of the log: an event's id is its index there."""
@@ -80,7 +80,7 @@ class NativeForm(Form, frozen=True):
 
     def resume(self, stream: Stream, first: int) -> tuple[int, NativeFrames]:
         """Return the cursor and the framer for the events from id `first` on."""
-        return first, NativeFrames(first, with_ids=True)
+        return first, NativeFrames(first, id_line(stream.id))
 
     def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """Return the one JSON object of a whole answer."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.api.dialect import PLACE, Form, around_place
+from penstock.api.event_ids import id_line
 from penstock.api.openai.errors import failure_object
 from penstock.api.openai.objects import (
     chat_logprobs,
@@ -44,7 +45,6 @@ DONE = b"[DONE]"
 
 _encode = msgspec.json.encode
 _FRAME = b"data: %b\n\n"
-_ID = b"id: %d\n"
 _NOT_ENDED: dict[str, Any] = {"finish_reason": None}
 
 
@@ -302,7 +302,7 @@ class ChunkFrames:
         self._choices = [
             _ChoiceFrames(form, number, stream, cursor) for number, stream in enumerate(streams)
         ]
-        self._with_ids = with_ids
+        self._id_line = id_line(streams[0].id) if with_ids else b""
         self._next_id = cursor
         self._num_sent = num_sent
         self._num_open = len(streams)
@@ -326,9 +326,9 @@ class ChunkFrames:
                     return b"".join(parts)
                 if isinstance(event, Delta):
                     frame = choice.delta(event)
-                    if self._with_ids:
+                    if self._id_line:
                         if frame:
-                            parts.append(_ID % self._next_id)
+                            parts.append(self._id_line % self._next_id)
                         self._next_id += 1
                     parts += frame
                 else:
@@ -344,13 +344,13 @@ class ChunkFrames:
         if ends is None or len(self._choices) > 1:
             return None
         self._ends = ends
-        return self._frame_with_id if self._with_ids else ends
+        return self._frame_with_id if self._id_line else ends
 
     def _frame_with_id(self, text: str) -> bytes:
         event_id = self._next_id
         self._next_id = event_id + 1
         before, after = self._ends
-        return b"%b%b%b%b" % (_ID % event_id, before, _encode(text), after)
+        return b"%b%b%b%b" % (self._id_line % event_id, before, _encode(text), after)
 
     def _end(self, number: int, end: TerminalEvent) -> list[bytes]:
         """Return a choice's last frame, and after the last choice the end of the response."""
@@ -366,8 +366,8 @@ class ChunkFrames:
             frames.append(DONE)
         parts: list[bytes] = []
         for count, frame in enumerate(frames[self._num_sent :], self._num_sent):
-            if self._with_ids:
-                parts.append(_ID % (self._next_id + count))
+            if self._id_line:
+                parts.append(self._id_line % (self._next_id + count))
             parts.append(_FRAME % frame)
         return parts
 

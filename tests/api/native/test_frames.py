@@ -4,11 +4,13 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.api.event_ids import id_line
 from penstock.api.native.frames import NativeFrames
 from penstock.events import Delta, Event, Failure, Finish, Timings, Usage
 from penstock.sse import Parser
 
 TIMINGS = Timings(0.001, 0.02, 1.5, 50.0)
+ID_LINE = id_line("abc")
 END = Finish("length", Usage(4, 2), TIMINGS)
 
 
@@ -65,7 +67,7 @@ def test_an_answer_that_its_seed_no_longer_gives_says_so() -> None:
 def test_a_failure_of_a_resumable_stream_says_after_which_event_to_resume() -> None:
     end = Failure("server_shutdown", "It stops.", True, Usage(4, 1), TIMINGS)
     _, event = events_of(
-        NativeFrames(with_ids=True).frame([(0, [Delta("a", 1), Delta("b", 1), end])])
+        NativeFrames(id_line=ID_LINE).frame([(0, [Delta("a", 1), Delta("b", 1), end])])
     )[1:]
     assert event["error"] == {
         "code": "server_shutdown",
@@ -81,11 +83,11 @@ def test_an_event_has_the_same_bytes_for_every_reader(
 ) -> None:
     log: list[Event] = [*(Delta(text, 1) for text in texts), END]
     cursor = data.draw(st.integers(0, len(log)))
-    before = NativeFrames(with_ids=True).frame([(0, log[:cursor])])
-    after = NativeFrames(cursor, with_ids=True).frame([(0, log[cursor:])])
-    assert before + after == NativeFrames(with_ids=True).frame([(0, log)])
+    before = NativeFrames(id_line=ID_LINE).frame([(0, log[:cursor])])
+    after = NativeFrames(cursor, ID_LINE).frame([(0, log[cursor:])])
+    assert before + after == NativeFrames(id_line=ID_LINE).frame([(0, log)])
     ids = [event.id for event in Parser().feed(before + after)]
-    assert ids == [str(index) for index in range(len(log))]
+    assert ids == [f"abc.{index}" for index in range(len(log))]
 
 
 @given(st.lists(st.text(min_size=1), max_size=8), st.integers(0, 8))

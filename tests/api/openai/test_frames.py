@@ -248,7 +248,7 @@ async def test_reading_on_gives_the_same_bytes_from_any_frame_on(
     whole = first.frame(all_events([stream])).split(b"\n\n")[:-1]
     assert len(whole) == shape.num_events(stream) == num_deltas + (2 if fails else 3)
     ids = [frame.partition(b"\n")[0] for frame in whole]
-    assert ids == [b"id: %d" % number for number in range(len(whole))]
+    assert ids == [f"id: {stream.id}.{number}".encode() for number in range(len(whole))]
     for start in range(len(whole)):
         cursor, frames = shape.resume(stream, start)
         reader = Reader(stream, cursor=cursor)
@@ -307,7 +307,7 @@ async def test_hidden_reasoning_is_counted_but_has_no_frame() -> None:
     shape = form(hides_reasoning=True, has_token_ids=True, include_usage=True)
     frames = ChunkFrames(shape, made, with_ids=True).frame(all_events(made))
     first, last, usage, _ = data_of(frames)
-    assert frames.startswith(b"id: 1\n")  # the id is still the event's index
+    assert frames.startswith(f"id: {stream.id}.1\n".encode())  # the id is still the event's index
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": "Yes"}
     assert first["choices"][0]["token_ids"] == [5, 6]
     assert last["choices"][0]["token_ids"] == []

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from penstock.api.dialect import PLACE, Form, around_place
+from penstock.api.event_ids import id_line
 from penstock.api.openai.objects import chat_logprobs
 from penstock.api.openai.responses.items import sealed
 from penstock.api.openai.responses.tools import InputText, ShownTool, input_in
@@ -281,7 +282,7 @@ class ResponseFrames:
     ) -> None:
         self._form = form
         self._stream = stream
-        self._with_ids = with_ids
+        self._id_line = id_line(stream.id) if with_ids else b""
         self._first = first
         self._output = Output(form)
         self._ends = (b"", b"")
@@ -318,7 +319,7 @@ class ResponseFrames:
         self.num_sent = number + 1
         self._output.text.append(text)
         before, after = self._ends
-        event_id = b"id: %d\n" % number if self._with_ids else b""
+        event_id = self._id_line % number if self._id_line else b""
         return b"%bevent:%b%b%b%d}\n\n" % (event_id, before, _encode(text), after, number)
 
     def _events_of(self, event: Event) -> list[Fields]:
@@ -338,7 +339,7 @@ class ResponseFrames:
     def _frame(self, fields: Fields, number: int | None = None) -> bytes:
         number = self.num_sent if number is None else number
         data = _encode({**fields, "sequence_number": number})
-        event_id = b"id: %d\n" % number if self._with_ids else b""
+        event_id = self._id_line % number if self._id_line else b""
         return b"%bevent: %b\ndata: %b\n\n" % (event_id, fields["type"].encode(), data)
 
 

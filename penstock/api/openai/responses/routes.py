@@ -8,8 +8,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from penstock.api.answering import MAX_EVENT_ID_DIGITS, Answering
+from penstock.api.answering import Answering
 from penstock.api.dialect import Call, Dialect
+from penstock.api.event_ids import event_id_in
 from penstock.api.headers import asks_to_resume, invalid, timeout_of
 from penstock.api.openai.responses.fields import ResponseRequest, parse_response
 from penstock.api.openai.responses.frames import ResponseForm, stream_id_of
@@ -151,14 +152,15 @@ class ResponseRoutes:
         response = self._find(http)
         if http.query_params.get("stream") != "true":
             return JSONResponse(response.shown())
+        stream_id = stream_id_of(response.id)
         after = http.query_params.get("starting_after")
-        if after is None:
-            first = 0
-        elif after.isascii() and after.isdigit() and len(after) <= MAX_EVENT_ID_DIGITS:
-            first = int(after) + 1
-        else:
-            raise invalid("starting_after", "Give the sequence number of the last event you have.")
-        return await self._answering.resume(http, stream_id_of(response.id), first)
+        try:
+            first = 0 if after is None else event_id_in(after).number_in(stream_id) + 1
+        except Problem:
+            raise invalid(
+                "starting_after", "Give the sequence number of the last event you have."
+            ) from None
+        return await self._answering.resume(http, stream_id, first)
 
     async def _delete(self, http: HttpRequest) -> Response:
         """Forget a stored response. If it is still running, cancel it."""
