@@ -83,19 +83,27 @@ class Api(RouteGroup):
     description: str
 
 
+JOINING = frozenset(
+    {
+        "bad_event_id",
+        "history_lost",
+        "idempotency_key_reused",
+        "not_resumable",
+        "store_unreachable",
+        "stream_not_found",
+    }
+)
+"""The error codes of a request that joins or continues an earlier one's answer."""
+
 # These codes belong to the addresses of streams, models and files.
 _NOT_GENERATION = {
     "admin_only",
-    "bad_event_id",
-    "history_lost",
     "method_not_allowed",
     "model_not_found",
     "no_such_file",
     "no_such_route",
     "not_in_background",
-    "not_resumable",
     "response_not_found",
-    "stream_not_found",
 }
 GENERATION = PROBLEMS.keys() - _NOT_GENERATION
 """The error codes of a request for a generation, on any API."""
@@ -103,6 +111,7 @@ GENERATION = PROBLEMS.keys() - _NOT_GENERATION
 
 _GENERATION_HEADERS = [
     "X-Stream-ID",
+    "Idempotency-Replayed",
     "X-Penstock-Ignored",
     "X-Penstock-Max-Tokens",
     *TOKEN_HEADERS,
@@ -115,7 +124,26 @@ def generation(whole: type[BaseModel], event: type[BaseModel]) -> Mapping[int, A
     return {200: Answer(meaning, {JSON: whole, SSE: event}, headers=_GENERATION_HEADERS)}
 
 
+RETRY_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string", "pattern": "^[ -~]{1,255}$"},
+        "description": "A request with the key and the body of an earlier one gets the answer to"
+        " that one, while it runs or is kept. Only for answers with one choice.",
+    },
+    {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "schema": {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,15}$"},
+        "description": "The id of the last event that you received. With it, the response is the"
+        " rest of that event's stream, and the body has no effect.",
+    },
+]
+"""The headers of a request that may be a repeated one."""
+
 OUR_HEADERS: list[dict[str, Any]] = [
+    *RETRY_HEADERS,
     {
         "name": "X-Penstock-Resumable",
         "in": "header",

@@ -85,6 +85,10 @@ _HEADERS: Mapping[str, Any] = {
         "description": "The stream's id, for `/streams/{stream_id}`. It is a secret.",
         "schema": {"type": "string"},
     },
+    "Idempotency-Replayed": {
+        "description": "`true` if this is the answer to an earlier request with the same key.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
     "Retry-After": {
         "description": "Seconds to wait before the next attempt.",
         "schema": {"type": "integer", "minimum": 0},

@@ -7,6 +7,11 @@ In any t seconds the requests use at most `per_minute * (1 + t / 60)` tokens, ho
 once. To keep this promise, a request reserves all that it may use before it begins: an estimate of
 its prompt, corrected when the engine has counted the prompt, and its token limit. When it ends, it
 gives back the tokens that it did not use.
+
+An owner may have a budget at each of several replicas. Then each of them refills at the whole rate
+and is told, about once a second, what the others took (`others_took`) and hold reserved
+(`others_hold`). With n replicas, any t seconds have at most `per_minute * (n + t / 60)` tokens:
+until they hear of each other, each may give what is left, and all of them refill what was too much.
 """
 
 import math
@@ -56,8 +61,11 @@ class Budget:
         self._reservations: dict[str, _Reservation] = {}
         # The tokens that are neither used nor reserved; negative if they must refill first.
         self._left = float(per_minute)
-        # The reserved tokens that were not used yet when somebody looked.
+        # The reserved tokens that were not used yet when somebody looked: here, and elsewhere.
         self._unused = 0
+        self._unused_elsewhere = 0
+        self.num_taken = 0
+        """The tokens that requests here have reserved and not given back, since the start."""
         self._looked_at = now
         self._as_of = now
 
@@ -66,7 +74,7 @@ class Budget:
         if per_minute != self.per_minute:
             self._refill(now)
             self.per_minute = per_minute
-            self._left = min(self._left, per_minute - self._unused)
+            self._left = min(self._left, self._most_left())
 
     def left(self, now: float) -> int:
         """Return the tokens that a request can reserve now."""
@@ -87,7 +95,7 @@ class Budget:
         self._refill(now)
         num_tokens = claim.within(self.per_minute)
         self._reservations[request_id] = _Reservation(claim, num_tokens, used, num_tokens)
-        self._left -= num_tokens
+        self._take(num_tokens)
         self._unused += num_tokens
 
     def count_prompt(self, request_id: str, num_tokens: int, now: float) -> float:
@@ -109,7 +117,7 @@ class Budget:
         reservation.num_tokens = needed
         reservation.unused += more
         reservation.is_counted = True
-        self._left -= more
+        self._take(more)
         self._unused += more
         return 0.0
 
@@ -128,17 +136,46 @@ class Budget:
         if request_id in self._reservations:
             self._forget(request_id, 0, now)
 
+    # What other replicas do with the same owner's tokens.
+
+    def num_unused(self, now: float) -> int:
+        """Return the tokens that requests here have reserved and not used yet."""
+        self._refill(now)
+        return self._unused
+
+    def others_took(self, num_tokens: int, now: float) -> None:
+        """Count tokens that requests elsewhere have reserved; negative if they gave some back."""
+        self._refill(now)
+        self._left -= num_tokens
+
+    def others_hold(self, num_unused: int, now: float) -> None:
+        """Note how many tokens requests elsewhere have reserved and not used yet."""
+        self._refill(now)
+        self._unused_elsewhere = num_unused
+
+    def lower_to(self, left: int, now: float) -> None:
+        """Have at most so many tokens left: as many as another replica that is older has."""
+        self._refill(now)
+        self._left = min(self._left, left)
+
+    def _most_left(self) -> int:
+        return self.per_minute - self._unused - self._unused_elsewhere
+
+    def _take(self, num_tokens: int) -> None:
+        self._left -= num_tokens
+        self.num_taken += num_tokens
+
     def _forget(self, request_id: str, cost: int, now: float) -> None:
         self._refill(now)
         reservation = self._reservations.pop(request_id)
-        self._left += reservation.num_tokens - cost
+        self._take(cost - reservation.num_tokens)
         self._unused -= reservation.unused
 
     def _refill(self, now: float) -> None:
         # What is saved never exceeds the limit together with what is reserved and not used. Nobody
         # knows when the tokens were used since the last look, so the last look counts.
         saved = self._left + (now - self._as_of) * self.per_minute / 60
-        self._left = max(self._left, min(saved, self.per_minute - self._unused))
+        self._left = max(self._left, min(saved, self._most_left()))
         self._as_of = now
         if now - self._looked_at >= LOOK_EVERY_S:
             self._look(now)

@@ -1,17 +1,19 @@
 """Owners of streams, and how much each may open, keep and use.
 
 An owner is an API key or, without keys, a client's address. `Quotas` counts what each owner has
-and says why an owner may not open another stream now. It is told the time, and knows nothing about
-keys, addresses or HTTP. `budget` has the rules of tokens per minute.
+and says why an owner may not open another stream now. What the owner has at other replicas counts
+too (see `shared_limits`). It is told the time, and knows nothing about keys, addresses or HTTP.
+`budget` has the rules of tokens per minute.
 """
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.errors import Problem
 from penstock.stream.budget import Budget, Claim
+from penstock.stream.shared_limits import NOTHING, Counts, Others
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,16 @@ class Quotas:
         self._num_resumable: collections.Counter[str] = collections.Counter()
         self._kept_bytes: collections.Counter[str] = collections.Counter()
         self._budgets: dict[str, Budget] = {}
+        self._others = Others()
+        # The owners with limits that have something here, as far as one has looked.
+        self._limited: set[str] = set()
 
     def refusal(self, owner: Owner, *, resumable: bool, num_streams: int) -> Problem | None:
         """Return the problem if `owner` may not open `num_streams` more streams now."""
         limits = owner.limits
         max_streams = math.inf if limits.max_streams is None else limits.max_streams
-        num_open = self._num_open[owner.name]
+        others = self._others.of(owner.name) if self._others else NOTHING
+        num_open = self._num_open[owner.name] + others.num_open
         if num_streams > max_streams:
             return Problem(
                 "too_many_choices",
@@ -91,7 +97,7 @@ class Quotas:
         if (
             resumable
             and limits.max_resumable is not None
-            and self._num_resumable[owner.name] >= limits.max_resumable
+            and self._num_resumable[owner.name] + others.num_resumable >= limits.max_resumable
         ):
             return _refusal(
                 "too_many_streams",
@@ -103,6 +109,9 @@ class Quotas:
 
     def opened(self, owner: Owner, *, resumable: bool) -> None:
         """Count a new stream."""
+        limits = owner.limits
+        if not (limits.max_streams is limits.max_resumable is limits.max_retained_bytes is None):
+            self._limited.add(owner.name)
         self._num_open[owner.name] += 1
         self._num_resumable[owner.name] += resumable
 
@@ -122,7 +131,8 @@ class Quotas:
     def keeps_too_much(self, owner: Owner) -> bool:
         """Return True if some of the owner's kept streams must be dropped."""
         limit = owner.limits.max_retained_bytes
-        return limit is not None and self._kept_bytes[owner.name] > limit
+        kept = self._kept_bytes[owner.name]
+        return limit is not None and 0 < kept > limit - self._others.of(owner.name).kept_bytes
 
     # Tokens per minute. Owners without this limit have no budget.
 
@@ -165,6 +175,30 @@ class Quotas:
         """Return the headers that tell an owner with a limit how many tokens are left."""
         return _headers(self._budget_of(owner, now), now)
 
+    # The limits over several replicas.
+
+    def counts(self, now: float) -> dict[str, Counts]:
+        """Return what each owner with limits has here, if it has anything."""
+        counts = {name: self._counts_of(name, now) for name in self._limited | self._budgets.keys()}
+        counts = {name: each for name, each in counts.items() if each != NOTHING}
+        self._limited &= counts.keys()
+        return counts
+
+    def others_have(self, replicas: Mapping[str, Mapping[str, Counts]], now: float) -> None:
+        """Note what each owner has at each of the other replicas."""
+        self._others.update(replicas, self._budgets, now)
+
+    def _counts_of(self, name: str, now: float) -> Counts:
+        budget = self._budgets.get(name)
+        return Counts(
+            self._num_open[name],
+            self._num_resumable[name],
+            self._kept_bytes[name],
+            0 if budget is None else budget.num_taken,
+            0 if budget is None else budget.num_unused(now),
+            None if budget is None else budget.left(now),
+        )
+
     def _budget_of(self, owner: Owner, now: float) -> Budget:
         """Return the owner's budget with its present limit; what was used stays used."""
         per_minute = owner.limits.tokens_per_minute
@@ -172,6 +206,7 @@ class Quotas:
         budget = self._budgets.get(owner.name)
         if budget is None:
             budget = self._budgets[owner.name] = Budget(per_minute, now)
+            self._others.begin(owner.name, budget, now)
         budget.set_limit(per_minute, now)
         return budget
 

@@ -40,6 +40,7 @@ from penstock.stream.queue import QueueNotices
 from penstock.stream.quotas import ANYBODY, Owner, Quotas
 from penstock.stream.record import StreamRecord
 from penstock.stream.recovery import NOT_BACK
+from penstock.stream.shared_limits import Exchange, keep_exchanging
 from penstock.stream.stored import StoredStreams
 from penstock.stream.stream import Stream
 
@@ -235,6 +236,10 @@ class Streams:
         if timeout:
             self._deadlines.add(stream.id, timeout)
         return stream
+
+    async def share_limits(self, exchange: Exchange) -> None:
+        """Hold the limits of owners over all replicas, by exchanging counts, for ever."""
+        await keep_exchanging(self._quotas, exchange)
 
     def token_headers(self, owner: Owner) -> dict[str, str]:
         """Return the headers that say how many tokens an owner with a limit of them has left."""

@@ -44,6 +44,7 @@ from tests.support.templates import REASONING
 STREAM = "/streams/{stream_id}"
 UNKNOWN = "A" * 22
 CANNOT_BE_DESCRIBED = {"no_such_route", "no_such_file", "method_not_allowed"}
+RETRIES = {"Idempotency-Key", "Last-Event-ID"}
 NO_NPM = "no npm found: install it (Debian, Ubuntu: apt-get install npm)"
 # In an environment of its own: it needs an older typer than ours.
 PYTHON_GENERATOR = "openapi-python-client>=0.29,<0.30"
@@ -371,8 +372,9 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
 
     assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "X-Request-ID"}
     for path in (CHAT, COMPLETIONS, MESSAGES):
-        ours = {"X-Penstock-Resumable", "X-Penstock-Timeout", "X-Request-ID"}
-        assert names("POST", path) == ours
+        ours = {"X-Penstock-Resumable", "X-Penstock-Timeout"}
+        assert names("POST", path) == {*RETRIES, *ours, "X-Request-ID"}
+    assert names("POST", "/generate") == {*RETRIES, "X-Request-ID"}
     assert names("GET", "/v1/models/{model}") == {"model", "X-Request-ID"}
 
 
@@ -447,7 +449,7 @@ answer = generate.sync(client=client, body=GenerateRequest(prompt="Hi", stream=F
 assert answer.usage.completion_tokens == 3 and answer.finish_reason == "length"
 problem = generate.sync(client=client, body=GenerateRequest(max_tokens=3))
 assert isinstance(problem, ProblemDetails) and problem.errors[0].code == "missing_field"
-missing = read_stream.sync("A" * 22, client=client, last_event_id=1)
+missing = read_stream.sync("A" * 22, client=client, last_event_id="1")
 assert missing.code == "stream_not_found"
 chat = create_chat_completion.sync(
     client=client,

@@ -6,6 +6,7 @@ from pydantic import RootModel
 
 from penstock.api.description import (
     GENERATION,
+    JOINING,
     JSON,
     OUR_HEADERS,
     Answer,
@@ -252,7 +253,7 @@ DESCRIPTION = Description(
                 )
             },
             example=_EXAMPLE,
-            problems=GENERATION - {"invalid_grammar"} | {"model_not_found"},
+            problems=GENERATION - JOINING - {"invalid_grammar"} | {"model_not_found"},
         ),
     },
 )

@@ -7,6 +7,7 @@ from pydantic import RootModel
 from penstock.api.description import (
     GENERATION,
     JSON,
+    RETRY_HEADERS,
     SSE,
     Answer,
     Description,
@@ -159,16 +160,11 @@ STREAM_ID: dict[str, Any] = {
     "schema": {"type": "string"},
     "description": "The stream's id, from the header `X-Stream-ID`.",
 }
-_EVENT_ID: dict[str, Any] = {
-    "schema": {
-        "anyOf": [
-            {"type": "integer", "minimum": 0},
-            {"type": "string", "pattern": r"^[A-Za-z0-9_-]{1,64}\.[0-9]{1,15}$"},
-        ]
-    },
-    "description": "The id of the last event that you received, `STREAM.N`, or its number N."
-    " Without it, you get all events.",
-}
+_EVENT_ID = (
+    "The id of the last event that you received, `STREAM.N`, or its number N. Without it, you get"
+    " all events."
+)
+_NAMED = r"[A-Za-z0-9_-]{1,64}\."
 
 DESCRIPTION = Description(
     tag="native",
@@ -177,6 +173,7 @@ DESCRIPTION = Description(
     operations={
         "generate": Operation(
             answers=generation(GenerateAnswer, GenerateEvent),
+            parameters=RETRY_HEADERS,
             example={"prompt": "Once upon a time", "max_tokens": 20},
             problems=GENERATION
             - {
@@ -202,8 +199,23 @@ DESCRIPTION = Description(
             },
             parameters=[
                 STREAM_ID,
-                {"name": "Last-Event-ID", "in": "header", **_EVENT_ID},
-                {"name": "after", "in": "query", **_EVENT_ID},
+                {
+                    "name": "Last-Event-ID",
+                    "in": "header",
+                    "schema": {"type": "string", "pattern": f"^({_NAMED})?[0-9]{{1,15}}$"},
+                    "description": _EVENT_ID,
+                },
+                {
+                    "name": "after",
+                    "in": "query",
+                    "schema": {
+                        "anyOf": [
+                            {"type": "integer", "minimum": 0},
+                            {"type": "string", "pattern": f"^{_NAMED}[0-9]{{1,15}}$"},
+                        ]
+                    },
+                    "description": _EVENT_ID,
+                },
             ],
             problems=["bad_event_id", "stream_not_found", "not_resumable", "history_lost"],
             details="`Last-Event-ID` takes precedence over `after`. Any number of readers can read"
