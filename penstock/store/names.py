@@ -43,18 +43,25 @@ class MemoryNames:
 
     async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
         """Store a value for `ttl` seconds unless the name has one; return the one it has."""
-        kept = await self.get(name)
-        if kept is None:
-            await self.put(name, value, ttl)
-        return kept
+        kept = self._values.get(name)
+        if kept is not None:
+            return kept[0]
+        self._put(name, value, ttl)
+        return None
 
     async def put(self, name: str, value: bytes, ttl: float) -> None:
         """Store a value for `ttl` seconds, in place of the old one."""
-        await self.delete(name)
-        expiry = asyncio.get_running_loop().call_later(ttl, self._values.pop, name)
-        self._values[name] = (value, expiry)
+        self._put(name, value, ttl)
 
     async def delete(self, name: str) -> None:
         """Remove a value. Does nothing if there is none."""
+        self._delete(name)
+
+    def _put(self, name: str, value: bytes, ttl: float) -> None:
+        self._delete(name)
+        expiry = asyncio.get_running_loop().call_later(ttl, self._values.pop, name)
+        self._values[name] = (value, expiry)
+
+    def _delete(self, name: str) -> None:
         if kept := self._values.pop(name, None):
             kept[1].cancel()
