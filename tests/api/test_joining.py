@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -82,7 +81,7 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def memory() -> AsyncIterator[tuple[MemoryNames, Replicas]]:
+async def memory() -> tuple[MemoryNames, Replicas]:
     names = MemoryNames()
     return names, Replicas(names)
 
