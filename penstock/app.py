@@ -19,7 +19,7 @@ from penstock.api.serving import ServedModel
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
-from penstock.store.names import MemoryNames
+from penstock.store.names import Names
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.stream.registry import Streams
@@ -59,8 +59,12 @@ def create_app(
     keys: KeyRing,
     proxies: TrustedProxies,
     memory: MemoryGuard,
+    shared_names: Names,
 ) -> AccessMiddleware:
-    """Return the application that serves `streams` to the owners of `keys`."""
+    """Return the application that serves `streams` to the owners of `keys`.
+
+    `shared_names` has what the replicas that share a store know of each other's requests.
+    """
 
     def unready() -> str | None:
         if streams.draining or streams.is_leaving:
@@ -77,7 +81,7 @@ def create_app(
     def hosts() -> set[str] | None:
         return names if settings.allow_host or (is_local and not keys) else None
 
-    joining = Joining(MemoryNames(), streams, settings.max_timeout, settings.retain)
+    joining = Joining(shared_names, streams, settings.max_timeout, settings.retain)
     answering = Answering(streams, liveness, bodies, joining, strict=settings.strict)
     model = ServedModel(settings.served_names, lambda: engine.info)
     stored = StoredResponses(settings.retain_responses, settings.retain_responses_bytes)

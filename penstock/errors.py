@@ -155,9 +155,6 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         " stopped again and again at this request.",
         retry_safe=True,
     ),
-    "store_unreachable": ProblemKind(
-        503, "The store of the streams does not answer.", retry_safe=True
-    ),
     "draining": ProblemKind(503, "The server is shutting down.", retry_safe=True),
     "server_shutdown": ProblemKind(
         503, "The server shut down before the stream ended.", retry_safe=True

@@ -25,6 +25,7 @@ from penstock.observe.memory import available_bytes, resident_bytes, return_free
 from penstock.observe.meter import Meter
 from penstock.settings import Settings
 from penstock.store.catalog import create_store
+from penstock.store.names import MemoryNames
 from penstock.stream.admission import Admission
 from penstock.stream.fleet import Fleet
 from penstock.stream.memory import MemoryGuard
@@ -163,7 +164,8 @@ class Server:
             resident_bytes,
             return_freed_memory,
         )
-        app = create_app(settings, engine, streams, liveness, bodies, keys, proxies, memory)
+        names = MemoryNames() if store is None else store
+        app = create_app(settings, engine, streams, liveness, bodies, keys, proxies, memory, names)
         timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
         http: Http1Server | GranianServers
         if tls is not None or settings.http2:
@@ -185,6 +187,10 @@ class Server:
         measuring = keep("loop lag", measure, is_essential=False)
         expire = functools.partial(watch_expiries, keys, streams.end_unowned)
         expiring = keep("key expiries", expire)
+        sharing = None
+        if store is not None:
+            share = functools.partial(streams.share_limits, store.exchange)
+            sharing = keep("limits over replicas", share, is_essential=False)
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
@@ -207,6 +213,8 @@ class Server:
             guarding.cancel()
             measuring.cancel()
             expiring.cancel()
+            if sharing is not None:
+                sharing.cancel()
             await engine.stop()
             if store is not None and replication is not None:
                 replication.fleet.close()

@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "app": WORDS | {"api", "web", "store.names", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision", "store.catalog"},
+    | {"supervision", "store.catalog", "store.names"},
     "cli": WORDS
     | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
     | {"web.key_file", "web.key_edits"}

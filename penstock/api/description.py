@@ -89,7 +89,7 @@ JOINING = frozenset(
         "history_lost",
         "idempotency_key_reused",
         "not_resumable",
-        "store_unreachable",
+        "store_unavailable",
         "stream_not_found",
     }
 )

@@ -26,6 +26,7 @@ from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
 from penstock.store.names import Names
 from penstock.store.protocol import StoreError
+from penstock.stream.fleet import store_unavailable
 from penstock.stream.quotas import Owner
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
@@ -81,13 +82,14 @@ class Joining:
         """Return the stream that has this name.
 
         Returns None if the name is now claimed for `stream_id`: then open that stream, and
-        `confirm` it or `release` the name. Raises Problem if another body has the name.
+        `confirm` it or `release` the name. Read a stream that this returns at once, as one of
+        `Streams.find_anywhere`. Raises Problem if another body has the name.
         """
         mine = _encode(_Taken(body, stream_id, is_open=False))
         with _store_problems():
             while value := await self._names.put_if_absent(name, mine, _CLAIM_S):
                 taken = _decode(value)
-                stream = self._find(taken, owner) if taken.is_open else None
+                stream = await self._find(taken, owner) if taken.is_open else None
                 is_gone = taken.is_open and stream is None
                 if taken.body != body and not is_gone:
                     raise _key_reused()
@@ -110,10 +112,10 @@ class Joining:
         with _store_problems():
             await self._names.delete(name)
 
-    def _find(self, taken: _Taken, owner: Owner) -> Stream | None:
+    async def _find(self, taken: _Taken, owner: Owner) -> Stream | None:
         """Return the stream, or None if it is gone or its answer is not worth keeping."""
         try:
-            stream = self._streams.find(taken.stream_id, owner)
+            stream = await self._streams.find_anywhere(taken.stream_id, owner)
         except Problem as problem:
             if problem.code in _GONE:
                 return None
@@ -175,11 +177,7 @@ def _store_problems() -> Iterator[None]:
     try:
         yield
     except StoreError:
-        raise Problem(
-            "store_unreachable",
-            "The store of the streams does not answer, so the server cannot know whether this"
-            " Idempotency-Key has an answer. Send the request again later.",
-        ) from None
+        raise store_unavailable() from None
 
 
 def _key_reused() -> Problem:

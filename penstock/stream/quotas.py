@@ -153,6 +153,14 @@ class Quotas:
         """Reserve the tokens of a new stream. `used` returns those that it has had so far."""
         self._budget_of(owner, now).reserve(stream_id, claim, used, now)
 
+    def adopted(
+        self, owner: Owner, stream_id: str, num_tokens: int, used: Callable[[], int], now: float
+    ) -> None:
+        """Reserve the tokens that a stream of another replica may still have here, in any case."""
+        budget = self._budget_of(owner, now)
+        budget.reserve(stream_id, Claim(0, num_tokens), used, now)
+        budget.count_prompt(stream_id, 0, now)  # it costs what it uses from here
+
     def prompt_counted(
         self, owner: Owner, stream_id: str, num_tokens: int, now: float
     ) -> Problem | None:

@@ -449,6 +449,10 @@ class Streams:
         self._idle.clear()
         record = stream.record
         self._quotas.opened(record.owner, resumable=record.resumable)
+        if record.owner.limits.tokens_per_minute is not None:
+            num_left = max(0, record.request.max_tokens - stream.usage.completion_tokens)
+            used, now = stream.num_counted_tokens, time.monotonic()
+            self._quotas.adopted(record.owner, stream.id, num_left, used, now)
         self.meter.stream_started()
         timeout = record.timeout or self._limits.max_timeout
         if timeout:

@@ -188,7 +188,7 @@ async def test_a_store_that_does_not_answer_is_a_problem_that_is_safe_to_retry()
     ):
         with pytest.raises(Problem) as refused:
             await asking
-        assert (refused.value.code, refused.value.retry_safe) == ("store_unreachable", True)
+        assert (refused.value.code, refused.value.retry_safe) == ("store_unavailable", True)
         assert "secret" not in refused.value.detail
 
 

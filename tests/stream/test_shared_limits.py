@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import Problem
+from penstock.request import Request
 from penstock.stream.budget import Budget, Claim
 from penstock.stream.quotas import Owner, Quotas
+from penstock.stream.record import StreamRecord
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.shared_limits import Counts, decode, encode, keep_exchanging
 from tests.support.owners import BOB, limited
-from tests.support.scripted import ScriptedEngine, ask, opened, speak
+from tests.support.replicas import ReplicaInTest, started
+from tests.support.scripted import ScriptedEngine, ask, opened, settle, speak
+from tests.support.shared_store import Shared
 
 NAME = limited().name
 
@@ -177,6 +181,27 @@ async def test_while_the_store_does_not_answer_the_last_counts_hold(
         assert code_of_refusal(second, owner) == "too_many_streams"
         assert "ConnectionError" in caplog.text
         assert "secret" not in caplog.text
+
+
+async def test_a_stream_that_is_taken_over_takes_its_tokens_from_its_new_owner() -> None:
+    shared = Shared()
+    first, second = ReplicaInTest(shared, "first"), ReplicaInTest(shared, "second")
+    await started(first, second)
+    owner = limited(tokens_per_minute=1000)
+    request = Request(id="a", max_tokens=500, prompt="x")
+    first.streams.open(StreamRecord(request, owner, resumable=True))
+    first.begins("a")
+    first.generates("a", "one ", "two ")
+    first.die()
+    await settle()
+    budget = second.streams._quotas._budgets[NAME]
+    assert budget.num_taken == 498
+    second.begins("a")
+    second.generates("a", "three ")
+    second.finishes("a", 1)
+    await settle()
+    assert second.streams.find("a", owner).ended is not None
+    assert budget.num_taken == 1
 
 
 async def test_owners_without_limits_are_not_published() -> None:
