@@ -115,7 +115,7 @@ class Answering:
         if joined is not None:
             return await self._join(http, call, joined, notes)
         try:
-            opened = self._begin(http, call, owner, resumable=True)
+            opened = self._begin(http, call, owner, name)
         except Problem:
             await self._joining.release(name)
             raise
@@ -219,20 +219,18 @@ class Answering:
         access_of(http.scope).resumes(stream)
         self.streams.meter.resumed("running" if stream.ended is None else "ended")
 
-    def _begin(
-        self, http: HttpRequest, call: Call, owner: Owner, *, resumable: bool = False
-    ) -> list[Stream]:
+    def _begin(self, http: HttpRequest, call: Call, owner: Owner, name: str = "") -> list[Stream]:
         """Open a stream for each choice: all of them or none. Raises Problem.
 
-        With `resumable`, they can be resumed even if the call does not ask for it.
+        With a `name`, they can be resumed even if the call does not ask for it.
         """
-        opened = self._open(call, owner, resumable=resumable or call.resumable)
+        opened = self._open(call, owner, name)
         access_of(http.scope).carries(opened, call.num_per_prompt)
         if call.on_opened is not None:
             call.on_opened(opened)
         return opened
 
-    def _open(self, call: Call, owner: Owner, *, resumable: bool) -> list[Stream]:
+    def _open(self, call: Call, owner: Owner, name: str) -> list[Stream]:
         size = len(call.requests)
         first_id = call.requests[0].id
         form = call.form.save()
@@ -244,11 +242,12 @@ class Answering:
                 StreamRecord(
                     request,
                     owner,
-                    resumable,
+                    call.resumable or bool(name),
                     call.timeout,
                     form,
                     choices,
                     has_limit=call.max_tokens is not None,
+                    name=name,
                 )
             )
         return self.streams.open_all(records)

@@ -28,6 +28,7 @@ from penstock.store.names import Names
 from penstock.store.protocol import StoreError
 from penstock.stream.fleet import store_unavailable
 from penstock.stream.quotas import Owner
+from penstock.stream.record import StreamRecord
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 
@@ -68,8 +69,6 @@ class Joining:
         self._names = names
         self._streams = streams
         self._ttl = (max_timeout or _MAX_TIME_S) + retain
-        self._name_of: dict[str, str] = {}
-        """The name of each stream that was opened with a key and is still kept."""
         self._under_way: set[asyncio.Task[None]] = set()
         streams.kept.on_dropped = self._dropped
 
@@ -81,9 +80,9 @@ class Joining:
     async def join(self, name: str, body: bytes, owner: Owner, stream_id: str) -> Stream | None:
         """Return the stream that has this name.
 
-        Returns None if the name is now claimed for `stream_id`: then open that stream, and
-        `confirm` it or `release` the name. Read a stream that this returns at once, as one of
-        `Streams.find_anywhere`. Raises Problem if another body has the name.
+        Returns None if the name is now claimed for `stream_id`: then open that stream with the name
+        in its record, and `confirm` it or `release` the name. Read a stream that this returns at
+        once, as one of `Streams.find_anywhere`. Raises Problem if another body has the name.
         """
         mine = _encode(_Taken(body, stream_id, is_open=False))
         with _store_problems():
@@ -103,7 +102,6 @@ class Joining:
 
     async def confirm(self, name: str, body: bytes, stream_id: str) -> None:
         """Let others join a stream that is open. Raises Problem."""
-        self._name_of[stream_id] = name
         with _store_problems():
             await self._names.put(name, _encode(_Taken(body, stream_id, is_open=True)), self._ttl)
 
@@ -127,11 +125,10 @@ class Joining:
         succession = f"{name}:{stream_id}"
         return await self._names.put_if_absent(succession, b"1", _SUCCESSION_S) is None
 
-    def _dropped(self, stream_id: str) -> None:
+    def _dropped(self, record: StreamRecord) -> None:
         """Free the name of a stream that is no longer kept."""
-        name = self._name_of.pop(stream_id, None)
-        if name is not None:
-            task = asyncio.get_running_loop().create_task(self._free(name, stream_id))
+        if record.name:
+            task = asyncio.get_running_loop().create_task(self._free(record.name, record.id))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from penstock.events import finish_reason_of
 from penstock.stream.quotas import Owner, Quotas
+from penstock.stream.record import StreamRecord
 from penstock.stream.stream import Stream
 
 MAX_ENDINGS = 10_000
@@ -52,8 +53,8 @@ class KeptStreams:
         self._endings: collections.OrderedDict[str, Ending] = collections.OrderedDict()
         self.num_bytes = 0
         """Estimated memory of all kept streams, in bytes."""
-        self.on_dropped: Callable[[str], None] = lambda stream_id: None
-        """Is told the id of each resumable stream that can no longer be read."""
+        self.on_dropped: Callable[[StreamRecord], None] = lambda record: None
+        """Is told of each resumable stream that can no longer be read."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -85,7 +86,7 @@ class KeptStreams:
             self._keep(stream, ending)
         else:
             self._quotas.dropped(record.owner, 0)
-            self.on_dropped(stream.id)
+            self.on_dropped(record)
 
     def _keep(self, stream: Stream, ending: Ending) -> None:
         num_bytes = stream.num_bytes()
@@ -121,5 +122,5 @@ class KeptStreams:
         if not self._ids_of[owner.name]:
             del self._ids_of[owner.name], self._bytes_of[owner.name]
         self._quotas.dropped(owner, kept.num_bytes)
-        self.on_dropped(stream_id)
+        self.on_dropped(kept.stream.record)
         return kept.num_bytes

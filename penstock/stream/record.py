@@ -46,7 +46,8 @@ class StreamRecord(msgspec.Struct, frozen=True):
     A `resumable` stream outlives its connection and can be read again. `timeout` is how long the
     stream may take from its admission to its end, in seconds; None means the server's limit.
     `form` says how readers see the stream. `choices` is set if the stream is one of several
-    choices. `has_limit` is True if the client named the token limit. `opened_at` is the wall-clock
+    choices. `has_limit` is True if the client named the token limit. `name` is what other requests
+    find the stream by (see `api.joining`), empty if it has none. `opened_at` is the wall-clock
     time of the admission, in seconds since 1970.
     """
 
@@ -57,6 +58,7 @@ class StreamRecord(msgspec.Struct, frozen=True):
     form: SavedForm = SavedForm()
     choices: ChoiceGroup | None = None
     has_limit: bool = True
+    name: str = ""
     opened_at: float = msgspec.field(default_factory=time.time)
     version: int = RECORD_VERSION
 

@@ -70,7 +70,7 @@ class Replicas:
         joined = await replica.join("name", body, ANYBODY, stream_id)
         if joined is not None:
             return joined
-        stream = opened(self.streams, ask(stream_id), resumable=True)
+        stream = opened(self.streams, ask(stream_id), resumable=True, name="name")
         await replica.confirm("name", body, stream_id)
         return stream
 
@@ -99,7 +99,7 @@ async def test_of_requests_at_once_one_begins_and_the_others_join(seed: int) -> 
 async def test_a_key_whose_stream_is_gone_is_taken_over_once(seed: int, end: str) -> None:
     """Also while the replica that had it frees the key."""
     replicas = Replicas(RemoteNames(seed))
-    first = await replicas.answer(2)  # the replica that is told of dropped streams
+    first = await replicas.answer(2)  # the one that is told of dropped streams
     match end:
         case "cancelled":
             first.cancel()
@@ -124,7 +124,7 @@ async def test_another_body_is_refused_while_the_stream_is_claimed_runs_or_is_ke
     assert await replicas.every[0].join("name", BODY, ANYBODY, "s1") is None
     with raises_problem("idempotency_key_reused"):
         await replicas.answer(1, OTHER)
-    stream = opened(replicas.streams, ask("s1"), resumable=True)
+    stream = opened(replicas.streams, ask("s1"), resumable=True, name="name")
     await replicas.every[0].confirm("name", BODY, "s1")
     with raises_problem("idempotency_key_reused"):
         await replicas.answer(1, OTHER)
@@ -166,7 +166,8 @@ async def test_there_are_no_more_names_than_kept_streams(
     for number in range(50):
         name, stream_id = f"name {number}", f"kept {number}"
         assert await replica.join(name, BODY, ANYBODY, stream_id) is None
-        speak(opened(replicas.streams, ask(stream_id), resumable=True), "text")
+        stream = opened(replicas.streams, ask(stream_id), resumable=True, name=name)
+        speak(stream, "text")
         await replica.confirm(name, BODY, stream_id)
     assert len(names) == len(replicas.streams.kept) == 50
     while replicas.streams.drop_kept():
