@@ -260,7 +260,7 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     ),
     Counter(
         "penstock_resumes_total",
-        "Streams read again with GET /streams/{id}, by phase (running, ended).",
+        "Streams read again (resumed, or joined by an Idempotency-Key), by phase (running, ended).",
         lambda meter, _: meter.num_resumed,
         ("phase",),
     ),
