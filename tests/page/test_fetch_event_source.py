@@ -1,6 +1,6 @@
 """fetch-event-source, which sends its POST again after a cut, continues its stream (npm, 2.0.1)."""
 
-import asyncio
+import itertools
 import json
 import os
 import random
@@ -15,7 +15,7 @@ import pytest
 from playwright.async_api import Page, Route
 
 from tests.docs.pages import ROOT, blocks_of
-from tests.faults.proxy import Faults, Proxy, cut
+from tests.faults.proxy import CutError, Fault, Faults, FaultsOf, Proxy, Push, cut
 from tests.page.conftest import OpenPage
 from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer, serve
@@ -29,6 +29,7 @@ pytestmark = [
 PACKAGE = "@microsoft/fetch-event-source"
 NO_NPM = "no npm found: install it (Debian, Ubuntu: apt-get install npm)"
 LENGTH = 60
+END_OF_EVENT = b"\n\n"
 PLAIN = """
   const { fetchEventSource } = await import("/library/index");
   let isFinished = false;
@@ -128,19 +129,44 @@ def numbered_text() -> str:
     return "".join(f"lake:{number} " for number in range(LENGTH))
 
 
+def cut_after_events(count: int) -> Fault:
+    """End the connection after so many events, never within an event."""
+
+    def link(push: Push) -> Push:
+        body = b""
+
+        async def cutting(data: bytes) -> None:
+            nonlocal body
+            passed = len(body)
+            body += data
+            pieces = body.split(END_OF_EVENT)
+            if len(pieces) <= count:
+                await push(data)
+                return
+            end = len(END_OF_EVENT.join(pieces[:count]) + END_OF_EVENT)
+            await push(body[passed:end])
+            raise CutError("FIN")
+
+        return cutting
+
+    return link
+
+
+def faults_in_turn(*down: Fault) -> FaultsOf:
+    """Choose a fault for each connection, none after the last of them."""
+    left = iter(down)
+    return lambda _: Faults(down=tuple(itertools.islice(left, 1)))
+
+
 async def test_cuts_between_events_lose_and_repeat_nothing(
     numbered: RunningServer, open_page: OpenPage, library: Path
 ) -> None:
     async with Proxy(numbered.address) as proxy:
         visited = await visit(open_page, proxy, library)
         started = num_started(numbered)
-        task = asyncio.ensure_future(visited.run(PLAIN, resumable=True))
-        for number in (8, 25):
-            await visited.page.wait_for_function(
-                f"document.body.textContent.includes('lake:{number} ')"
-            )
-            await proxy.drop()
-        text = await task
+        proxy.faults_of = faults_in_turn(cut_after_events(8), cut_after_events(17))
+        await proxy.drop()  # a connection that is kept alive would have no faults
+        text = await visited.run(PLAIN, resumable=True)
     assert text == numbered_text()
     assert num_started(numbered) == started + 1
     assert ["last-event-id" in headers for headers in visited.posts] == [False, True, True]
@@ -155,14 +181,9 @@ async def test_the_recipe_loses_and_repeats_nothing_wherever_the_cut_is(
         chance = random.Random(seed)
         async with Proxy(numbered.address) as proxy:
             visited = await visit(open_page, proxy, library)
-            cuts = iter((chance.randrange(1, 600), chance.randrange(600, 3000)))
-
-            def faults(_: random.Random, cuts: Iterator[int] = cuts) -> Faults:
-                after = next(cuts, None)
-                return Faults() if after is None else Faults(down=(cut(after),))
-
+            cuts = chance.randrange(1, 600), chance.randrange(600, 3000)
             started = num_started(numbered)
-            proxy.faults_of = faults
+            proxy.faults_of = faults_in_turn(*map(cut, cuts))
             await proxy.drop()  # a connection that is kept alive would have no faults
             text = await visited.run(code, resumable=True)
             assert text == numbered_text(), f"with seed {seed}"
