@@ -84,7 +84,12 @@ def create_app(
     joining = Joining(shared_names, streams, settings.max_timeout, settings.retain)
     answering = Answering(streams, liveness, bodies, joining, strict=settings.strict)
     model = ServedModel(settings.served_names, lambda: engine.info)
-    stored = StoredResponses(settings.retain_responses, settings.retain_responses_bytes)
+    stored = StoredResponses(
+        settings.retain_responses,
+        settings.retain_responses_bytes,
+        streams,
+        None if streams.fleet is None else shared_names,
+    )
     # To add an API, add its line here.
     apis = [
         native_api(answering),

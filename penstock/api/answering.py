@@ -9,14 +9,14 @@ import asyncio
 import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from penstock.api.dialect import Call, Dialect, Form
+from penstock.api.dialect import Await, Call, Dialect, Form
 from penstock.api.event_ids import bad_event_id, continued_by, first_event_of
 from penstock.api.joining import REPLAYED, Joining, digest_of, name_of
 from penstock.api.tolerance import HEADER, NoteLog, Notes
@@ -38,6 +38,7 @@ from penstock.web.liveness import Liveness
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
 RETRY_MS = (500, 1500)
 LIMIT_HEADER = "X-Penstock-Max-Tokens"
+T = TypeVar("T")
 
 
 class Answering:
@@ -86,10 +87,25 @@ class Answering:
             return await self._answer_once(http, dialect, owner, name)
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
-        call = await self._bodies.read(http, owner, lambda body: dialect.parse(body, http, notes))
+        call = await self._read(http, owner, lambda body: dialect.parse(body, http, notes))
         opened = self._begin(http, call, owner)
         connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
         return await self._respond(call, opened, connected, notes)
+
+    async def _read(
+        self, http: HttpRequest, owner: Owner, parse: Callable[[dict[str, Any]], T]
+    ) -> T:
+        """Read the body and parse it. Raises Problem."""
+        try:
+            return await self._bodies.read(http, owner, parse)
+        except Await as needed:
+            first = needed
+        while True:
+            await first.fetch()
+            try:
+                return await asyncio.to_thread(parse, first.body)
+            except Await as needed:
+                first = needed
 
     async def _answer_once(
         self, http: HttpRequest, dialect: Dialect, owner: Owner, name: str
@@ -103,7 +119,7 @@ class Answering:
             digest = digest_of(body)
             return digest, dialect.parse(body, http, notes)
 
-        digest, call = await self._bodies.read(http, owner, parse)
+        digest, call = await self._read(http, owner, parse)
         if len(call.requests) > 1:
             raise Problem(
                 "unsupported_field",

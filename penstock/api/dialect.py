@@ -6,7 +6,7 @@ and add one line to the list of APIs in `app`.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
@@ -101,11 +101,25 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class Await(Exception):  # noqa: N818 - no error: it asks for something
+    """Raised by a parser that needs something from the store of logs first.
+
+    When `fetch` has been awaited, `body` is parsed again.
+    """
+
+    def __init__(
+        self, fetch: Callable[[], Coroutine[Any, Any, None]], body: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.fetch = fetch
+        self.body = body
+
+
 class Parse(Protocol):
     """Turns a request's JSON body into a call. It may run in a thread."""
 
     def __call__(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
-        """Return the call, and note what is left out of it. Raises Problem."""
+        """Return the call, and note what is left out of it. Raises Problem and Await."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class Streams:
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self.on_adopted: Callable[[Stream], None] = lambda stream: None
+        """Is told of each stream that was another replica's until now."""
         self.draining = False
         self.is_leaving = False
         """True once the server is about to drain: it should get no new requests."""
@@ -459,6 +461,7 @@ class Streams:
             self._deadlines.add(stream.id, max(MIN_TIME_LEFT_S, timeout - stream.age))
         if not stream.num_readers:
             self._linger(stream)
+        self.on_adopted(stream)
 
     def go_on(self, stream: Stream) -> None:
         """Continue an adopted stream, in front of the line."""

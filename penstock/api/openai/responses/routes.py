@@ -1,5 +1,6 @@
 """The routes of OpenAI's Responses API: create, read, follow, cancel and delete responses."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +10,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from penstock.api.answering import Answering
-from penstock.api.dialect import Call, Dialect
+from penstock.api.dialect import Await, Call, Dialect
 from penstock.api.event_ids import event_id_in
 from penstock.api.headers import asks_to_resume, invalid, timeout_of
 from penstock.api.openai.responses.fields import ResponseRequest, parse_response
 from penstock.api.openai.responses.frames import ResponseForm, stream_id_of
-from penstock.api.openai.responses.stored import StoredResponse, StoredResponses
+from penstock.api.openai.responses.stored import (
+    StoredResponse,
+    StoredResponses,
+    item_in,
+    not_found,
+    response_of_item,
+)
 from penstock.api.openai.responses.tools import ToolSet
 from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
@@ -24,6 +31,8 @@ from penstock.stream.quotas import Owner
 from penstock.stream.stream import Stream
 from penstock.web.auth import owner_of
 
+# How many earlier responses a request may have fetched from the store.
+MAX_FETCHED = 16
 MAX_ITEMS = 100
 DEFAULT_ITEMS = 20
 
@@ -65,10 +74,11 @@ class ResponseRoutes:
         info = self._model.info()
         asked.check(info)
         owner = owner_of(http.scope)
+        earlier_ones = _Earlier(self._stored, http, owner, body)
         earlier: Sequence[Message] = ()
         if asked.previous_response_id is not None:
-            earlier = self._previous(asked.previous_response_id, owner)
-        conversation = asked.converse(earlier, lambda each: self._stored.item(each, owner))
+            earlier = self._previous(asked.previous_response_id, earlier_ones)
+        conversation = asked.converse(earlier, earlier_ones.item)
         (request,) = asked.requests(info)
         form = self._form(name, asked, request, body)
         is_background = bool(asked.background)
@@ -88,8 +98,10 @@ class ResponseRoutes:
             at_once=is_background and not asked.stream,
         )
 
-    def _previous(self, response_id: str, owner: Owner) -> list[Message]:
-        previous = self._stored.find(response_id, owner)
+    def _previous(self, response_id: str, earlier: "_Earlier") -> list[Message]:
+        previous = earlier.find(response_id)
+        if previous is None:
+            raise not_found()
         if previous.final is None:
             raise invalid("previous_response_id", "This response has not ended yet.")
         return previous.messages()
@@ -141,15 +153,15 @@ class ResponseRoutes:
             has_logprobs=asked.top_logprobs_asked is not None,
         )
 
-    def _find(self, http: HttpRequest) -> StoredResponse:
-        return self._stored.find(http.path_params["response"], owner_of(http.scope))
+    async def _find(self, http: HttpRequest) -> StoredResponse:
+        return await self._stored.find(http.path_params["response"], owner_of(http.scope))
 
     async def _get(self, http: HttpRequest) -> Response:
         """Return a stored response, or follow its events.
 
         With `stream=true`, the events come from the one after `starting_after`.
         """
-        response = self._find(http)
+        response = await self._find(http)
         if http.query_params.get("stream") != "true":
             return JSONResponse(response.shown())
         stream_id = stream_id_of(response.id)
@@ -164,22 +176,21 @@ class ResponseRoutes:
 
     async def _delete(self, http: HttpRequest) -> Response:
         """Forget a stored response. If it is still running, cancel it."""
-        response = self._find(http)
-        self._stored.remove(response)
+        response = await self._find(http)
+        await self._stored.remove(response)
         return JSONResponse({"id": response.id, "object": "response", "deleted": True})
 
     async def _cancel(self, http: HttpRequest) -> Response:
         """Cancel a response that runs in the background, and return it."""
-        response = self._find(http)
+        response = await self._find(http)
         if not response.form.shown["background"]:
             raise Problem("not_in_background", "Only a response in the background is cancelled so.")
-        if response.final is None:
-            response.stream.cancel()
+        await self._stored.cancel(response)
         return JSONResponse(response.shown())
 
     async def _input_items(self, http: HttpRequest) -> Response:
         """List the items that a stored response was given, the newest first."""
-        response = self._find(http)
+        response = await self._find(http)
         query = http.query_params
         items = [
             {"id": f"in_{response.form.stream_id}_{number}", **item}
@@ -205,6 +216,43 @@ class ResponseRoutes:
                 "has_more": len(page) < len(items),
             }
         )
+
+
+class _Earlier:
+    """The earlier responses that a request names, as its parser sees them.
+
+    The parser cannot wait. If a response may be in the store, the parser raises `Await`, and runs
+    again when the response was fetched.
+    """
+
+    def __init__(
+        self, stored: StoredResponses, http: HttpRequest, owner: Owner, body: dict[str, Any]
+    ) -> None:
+        self._stored = stored
+        self._owner = owner
+        self._body = body
+        state = http.scope.setdefault("state", {})
+        self._fetched: dict[str, StoredResponse | None] = state.setdefault("responses", {})
+
+    def find(self, response_id: str) -> StoredResponse | None:
+        """Return a response that the owner may see. Raises Await."""
+        found = self._stored.here(response_id) or self._fetched.get(response_id)
+        if found is not None:
+            return found if self._owner.may_see(found.owner) else None
+        can_fetch = self._stored.is_shared and response_id not in self._fetched
+        if can_fetch and len(self._fetched) < MAX_FETCHED:
+            raise Await(lambda: self._fetch(response_id), self._body)
+        return None
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """Return an item of an earlier response, if there is one. Raises Await."""
+        found = self.find(response_of_item(item_id))
+        return None if found is None else item_in(found, item_id)
+
+    async def _fetch(self, response_id: str) -> None:
+        self._fetched[response_id] = None
+        with contextlib.suppress(Problem):
+            self._fetched[response_id] = await self._stored.find(response_id, self._owner)
 
 
 async def _no_such_route(_: HttpRequest) -> Response:

@@ -1,13 +1,14 @@
 """Responses that clients may ask for later, or continue with `previous_response_id`.
 
 A stored response is kept for `retain` seconds, in at most `max_bytes` of memory over all owners. If
-there is no room, the owner with the most bytes loses its oldest one. Responses are kept in memory,
-so they are lost when the server ends.
+there is no room, the owner with the most bytes loses its oldest one. With a store of logs,
+responses are in the store, too: every replica finds them, and they outlive their server.
 """
 
 import asyncio
 import collections
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,27 @@ from penstock.api.openai.responses.frames import ResponseForm, response_id_of
 from penstock.api.openai.responses.tools import INPUT, joined
 from penstock.errors import Problem
 from penstock.request import Message, ToolUse
+from penstock.store.names import Names
+from penstock.store.protocol import StoreError
+from penstock.stream.fleet import store_unavailable
 from penstock.stream.quotas import Owner
 from penstock.stream.reader import Reader
+from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 
+# A response that runs is kept in the store for at least so long, in seconds.
+MIN_TTL_S = 3600.0
 _encode = msgspec.json.encode
+
+
+class _Saved(msgspec.Struct):
+    """A response as it is in the store; `final` is missing while it runs."""
+
+    owner: Owner
+    form: ResponseForm
+    conversation: tuple[Message, ...]
+    input: list[Any]
+    final: dict[str, Any] | None = None
 
 
 @dataclass
@@ -33,7 +50,7 @@ class StoredResponse:
     """
 
     owner: Owner
-    stream: Stream
+    known_stream: Stream | None
     form: ResponseForm
     conversation: Sequence[Message]
     input: list[Any]
@@ -46,6 +63,12 @@ class StoredResponse:
         """Return the response's id."""
         return response_id_of(self.form.stream_id)
 
+    @property
+    def stream(self) -> Stream:
+        """Return the stream of a response that has no final object yet."""
+        assert self.known_stream is not None
+        return self.known_stream
+
     def shown(self) -> dict[str, Any]:
         """Return the response object as it is now."""
         return self.form.so_far([self.stream]) if self.final is None else self.final
@@ -56,14 +79,20 @@ class StoredResponse:
 
 
 class StoredResponses:
-    """The stored responses of all owners."""
+    """The stored responses of all owners. `names` is the store, if there is one."""
 
-    def __init__(self, retain: float, max_bytes: int) -> None:
+    def __init__(
+        self, retain: float, max_bytes: int, streams: Streams, names: Names | None = None
+    ) -> None:
         self._retain = retain
         self._max_bytes = max_bytes
+        self._streams = streams
+        self._names = names
         self._stored: dict[str, StoredResponse] = {}
         self._bytes_of: collections.Counter[str] = collections.Counter()
-        self._watching: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        if names is not None:
+            streams.on_adopted = self._adopted
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -78,43 +107,54 @@ class StoredResponses:
 
         In the background it goes on without a client.
         """
+        reader = Reader(response.stream) if is_background else None
+        self._keep(response, reader)
+        self._save(response)
+
+    @property
+    def is_shared(self) -> bool:
+        """Return True if other replicas may have responses, too."""
+        return self._names is not None
+
+    def here(self, response_id: str) -> StoredResponse | None:
+        """Return a response that this server has in its memory."""
+        return self._stored.get(response_id)
+
+    async def find(self, response_id: str, owner: Owner) -> StoredResponse:
+        """Return a response that `owner` may see, of any replica. Raises Problem."""
+        found = self._stored.get(response_id) or await self._load(response_id)
+        if found is None or not owner.may_see(found.owner):
+            raise not_found()
+        return found
+
+    async def remove(self, response: StoredResponse) -> None:
+        """Forget a response at every replica; cancel it if it runs. Raises Problem."""
+        self._forget(response)
+        if self._names is not None:
+            try:
+                await self._names.delete(_name(response.id))
+            except StoreError:
+                raise store_unavailable() from None
+        await self.cancel(response)
+
+    async def cancel(self, response: StoredResponse) -> None:
+        """Cancel a response if it runs, at any replica."""
+        if response.final is None and response.stream.ended is None:
+            await self._streams.cancel_anywhere(response.stream.id, response.owner)
+
+    def _keep(self, response: StoredResponse, reader: Reader | None) -> None:
         self._stored[response.id] = response
         response.num_bytes = len(_encode([response.conversation, response.input]))
         self._bytes_of[response.owner.name] += response.num_bytes
-        reader = Reader(response.stream) if is_background else None
-        task = asyncio.get_running_loop().create_task(self._watch(response, reader))
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
+        self._run(self._watch(response, reader))
         self._make_room()
 
-    def find(self, response_id: str, owner: Owner) -> StoredResponse:
-        """Return a response that `owner` may see. Raises Problem."""
-        found = self._stored.get(response_id)
-        if found is None or not owner.may_see(found.owner):
-            raise Problem(
-                "response_not_found",
-                "There is no such response. It may not have been stored, or no longer be kept.",
-            )
-        return found
-
-    def item(self, item_id: str, owner: Owner) -> dict[str, Any] | None:
-        """Return an item of a response's output that `owner` may see, if there is one."""
-        stream_id = item_id.partition("_")[2].rpartition("_")[0]
-        found = self._stored.get(response_id_of(stream_id))
-        if found is None or not owner.may_see(found.owner):
-            return None
-        items: list[dict[str, Any]] = found.shown()["output"]
-        return next((item for item in items if item["id"] == item_id), None)
-
-    def remove(self, response: StoredResponse) -> None:
-        """Forget a response; cancel it if it runs."""
+    def _forget(self, response: StoredResponse) -> None:
         if self._stored.pop(response.id, None) is None:
             return
         self._bytes_of[response.owner.name] -= response.num_bytes
         if response.expiry is not None:
             response.expiry.cancel()
-        if response.final is None:
-            response.stream.cancel()
 
     async def _watch(self, response: StoredResponse, reader: Reader | None) -> None:
         """Wait for the response's end; keep its object instead of its stream."""
@@ -127,14 +167,15 @@ class StoredResponses:
         if self._stored.get(response.id) is not response:
             return
         if stream.was_accepted.result() is not None:  # its client got an error instead
-            self.remove(response)
+            await self.remove(response)
             return
         response.final = response.form.so_far([stream])
         num_bytes = len(_encode(response.final))
         response.num_bytes += num_bytes
         self._bytes_of[response.owner.name] += num_bytes
         loop = asyncio.get_running_loop()
-        response.expiry = loop.call_later(self._retain, self.remove, response)
+        response.expiry = loop.call_later(self._retain, self._forget, response)
+        self._save(response)
         self._make_room()
 
     def _make_room(self) -> None:
@@ -144,7 +185,99 @@ class StoredResponses:
             oldest = next((each for each in ended if each.final is not None), None)
             if oldest is None:
                 return  # all of them run; their streams are bounded elsewhere
-            self.remove(oldest)
+            self._forget(oldest)
+            if self._names is not None:
+                self._run(_quietly(self._names.delete(_name(oldest.id))))
+
+    # The store.
+
+    def _save(self, response: StoredResponse) -> None:
+        if self._names is not None:
+            saved = _Saved(
+                response.owner,
+                response.form,
+                tuple(response.conversation),
+                response.input,
+                response.final,
+            )
+            ttl = self._retain if response.final is not None else max(self._retain, MIN_TTL_S)
+            put = self._names.put(_name(response.id), _pack(saved), ttl)
+            self._run(_quietly(put))
+
+    async def _load(self, response_id: str) -> StoredResponse | None:
+        """Return a response from the store, if it is there. Raises Problem."""
+        if self._names is None:
+            return None
+        try:
+            data = await self._names.get(_name(response_id))
+        except StoreError:
+            raise store_unavailable() from None
+        if data is None:
+            return None
+        saved = _unpack(data)
+        stream: Stream | None = None
+        if saved.final is None:
+            try:
+                stream = await self._streams.find_anywhere(saved.form.stream_id, saved.owner)
+            except Problem as problem:
+                if problem.code == "store_unavailable":
+                    raise
+                return None  # its server is gone, and so is its stream
+        return StoredResponse(
+            saved.owner, stream, saved.form, saved.conversation, saved.input, saved.final
+        )
+
+    def _adopted(self, stream: Stream) -> None:
+        """Keep the response of a stream that was another replica's until now."""
+        if stream.record.form.dialect == ResponseForm.dialect:
+            self._run(self._keep_adopted(stream))
+
+    async def _keep_adopted(self, stream: Stream) -> None:
+        try:
+            response = await self._load(response_id_of(stream.id))
+        except Problem:
+            return
+        if response is not None and response.final is None:
+            response.known_stream = stream
+            self._keep(response, None)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _name(response_id: str) -> str:
+    return f"response:{response_id}"
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    """Do something with the store that may as well fail: this server still has the response."""
+    with contextlib.suppress(StoreError):
+        await work
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(_Saved).decode
+
+
+def not_found() -> Problem:
+    """Return the problem of a response that is not there, or is another owner's."""
+    return Problem(
+        "response_not_found",
+        "There is no such response. It may not have been stored, or no longer be kept.",
+    )
+
+
+def item_in(response: StoredResponse, item_id: str) -> dict[str, Any] | None:
+    """Return an item of a response's output, if there is one with this id."""
+    items: list[dict[str, Any]] = response.shown()["output"]
+    return next((item for item in items if item["id"] == item_id), None)
+
+
+def response_of_item(item_id: str) -> str:
+    """Return the id of the response whose item has this id."""
+    return response_id_of(item_id.partition("_")[2].rpartition("_")[0])
 
 
 def _messages_of(output: list[dict[str, Any]]) -> list[Message]:
