@@ -11,10 +11,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.store.protocol import Entry
 from penstock.store.sqlite.folder import Folder, OthersLock
-from penstock.store.sqlite.tables import connect, decode_page, decode_step, encode, entries_of
+from penstock.store.sqlite.tables import (
+    connect,
+    decode_page,
+    decode_step,
+    encode,
+    entries_of,
+    is_damage,
+    transaction,
+)
 
 # So many expired logs are removed in one transaction: the file's owner waits for it.
 _REMOVED_AT_ONCE = 20
@@ -71,31 +80,43 @@ class LogFile:
 
     def __init__(self, folder: Folder, name: str, synchronous: str, timeout: float) -> None:
         self.name = name
+        self.replica = name.partition(".")[0]
         self.lease = OthersLock(folder.lease(name))
         self.alive = OthersLock(folder.alive(name))
-        self._db = connect(folder.file(name), synchronous, timeout)
+        self._path = folder.file(name)
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._db = connect(self._path, synchronous, timeout)
         self._lock = threading.Lock()
+        # Changes have another connection: they may have to wait, and reading never does.
+        self._changing: sqlite3.Connection | None = None
+        self._changing_lock = threading.Lock()
 
     def close(self) -> None:
         """Close the file."""
         self.lease.close()
         self.alive.close()
-        with self._lock:
+        with self._lock, self._changing_lock:
             self._db.close()
+            if self._changing:
+                self._changing.close()
 
     @contextlib.contextmanager
-    def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
-        """Read one state of the file, or (IMMEDIATE) change it, alone."""
-        with self._lock:
-            self._db.execute(f"BEGIN {kind}")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+    def _state(self) -> Iterator[sqlite3.Connection]:
+        """Read one state of the file."""
+        with self._lock, transaction(self._db, "BEGIN DEFERRED"):
+            yield self._db
 
-    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """Change the file, alone."""
+        with self._changing_lock:
+            if self._changing is None:
+                self._changing = connect(self._path, self._synchronous, self._timeout)
+            with transaction(self._changing, "BEGIN IMMEDIATE"):
+                yield self._changing
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
@@ -109,21 +130,18 @@ class LogFile:
             *(stream_id, epoch, time.time()),
         )
         for no, claimed_by in rows:
-            assert isinstance(no, int)
-            assert claimed_by is None or isinstance(claimed_by, str)
             return Segment(self.name, no, stream_id, epoch, claimed_by)
         return None
 
     def header(self, segment: Segment) -> Entry | None:
         """Return the header of a log's first segment."""
         for (header,) in self._rows("SELECT header FROM headers WHERE segment = ?", segment.no):
-            assert isinstance(header, bytes)
-            return header
+            return bytes(header)
         return None
 
     def read(self, cursor: Cursor) -> Sequence[Entry]:
         """Return all entries that the cursor has not read, and move it."""
-        with self._transaction() as db:
+        with self._state() as db:
             row = db.execute(
                 "SELECT opened, claimed_by FROM segments WHERE no = ?", (cursor.no,)
             ).fetchone()
@@ -149,8 +167,7 @@ class LogFile:
         rows = self._rows(_STEPS_AFTER, oldest)
         if not rows:
             return []
-        first = rows[0][0]
-        assert isinstance(first, int)
+        first, last = rows[0][0], rows[-1][0]
         found: list[tuple[Cursor, Sequence[Entry]]] = []
         in_time: dict[int, list[tuple[Cursor, list[Entry]]]] = {}
         for cursor in cursors:
@@ -159,11 +176,8 @@ class LogFile:
             else:
                 in_time.setdefault(cursor.no, []).append((cursor, []))
         for step, blob in rows:
-            assert isinstance(step, int)
-            assert isinstance(blob, bytes)
-            entries = decode_step(blob)
+            entries: list[Any] = decode_step(blob)
             for no, entry in zip(entries[::2], entries[1::2], strict=True):
-                assert isinstance(no, int)
                 for cursor, new in in_time.get(no, ()):
                     if cursor.step >= step:
                         continue
@@ -171,8 +185,6 @@ class LogFile:
                         new.append(entry)
                     else:
                         cursor.is_fenced = True
-        last = rows[-1][0]
-        assert isinstance(last, int)
         for cursor, new in (each for same in in_time.values() for each in same):
             cursor.step = max(cursor.step, last)
             found.append((cursor, cursor.take(new)))
@@ -185,8 +197,7 @@ class LogFile:
     def published(self) -> bytes | None:
         """Return what the file's replica has published."""
         for (value,) in self._rows("SELECT value FROM published"):
-            assert isinstance(value, bytes)
-            return value
+            return bytes(value)
         return None
 
     def running(self) -> list[Segment]:
@@ -198,17 +209,16 @@ class LogFile:
         return self._segments("claimed_by IS NOT NULL")
 
     def _segments(self, condition: str) -> list[Segment]:
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT no, id, epoch, claimed_by FROM segments WHERE {condition}"  # noqa: S608
-            ).fetchall()
+        rows = self._rows(
+            f"SELECT no, id, epoch, claimed_by FROM segments WHERE {condition}"  # noqa: S608
+        )
         return [Segment(self.name, *row) for row in rows]
 
     # Changing.
 
     def fence(self, segment: Segment, claimant: str) -> bool:
         """Give the log to a claimant, if it has not changed and has not ended."""
-        with self._transaction("IMMEDIATE") as db:
+        with self._change() as db:
             changed = db.execute(
                 "UPDATE segments SET claimed_by = ?"
                 " WHERE no = ? AND id = ? AND until IS NULL AND claimed_by IS ?",
@@ -223,22 +233,16 @@ class LogFile:
 
     def expired(self) -> list[tuple[str, int]]:
         """Return the id and epoch of some ended logs whose time is over."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT id, epoch FROM segments WHERE until <= ? LIMIT ?",
-                (time.time(), _REMOVED_AT_ONCE),
-            ).fetchall()
+        query = "SELECT id, epoch FROM segments WHERE until <= ? LIMIT ?"
+        return self._rows(query, time.time(), _REMOVED_AT_ONCE)
 
     def epochs(self, stream_id: str) -> list[tuple[int, bool]]:
         """Return a log's epochs in this file, each with True if the log ended in it."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT epoch, until IS NOT NULL FROM segments WHERE id = ?", (stream_id,)
-            ).fetchall()
+        return self._rows("SELECT epoch, until IS NOT NULL FROM segments WHERE id = ?", stream_id)
 
     def remove(self, segments: Sequence[tuple[str, int]]) -> None:
         """Remove segments, each given as an id and an epoch."""
-        with self._transaction("IMMEDIATE") as db:
+        with self._change() as db:
             for segment in segments:
                 for table in ("pages", "headers"):
                     db.execute(
@@ -250,8 +254,8 @@ class LogFile:
 
     def vacuum(self) -> None:
         """Give some of the file's free space back."""
-        with self._lock:
-            self._db.execute("PRAGMA incremental_vacuum(64)").fetchall()
+        with self._change() as db:
+            db.execute("PRAGMA incremental_vacuum(64)").fetchall()
 
     def is_empty(self) -> bool:
         """Return True if no log has a segment here."""
@@ -268,6 +272,18 @@ def _pages_from(db: sqlite3.Connection, cursor: Cursor) -> list[Entry]:
     ]
 
 
+def _first_of(files: Sequence[LogFile], stream_id: str) -> Segment | None:
+    """Return a log's first segment, if it is in one of the files that are not damaged."""
+    for file in files:
+        try:
+            if segment := file.find(stream_id, 1):
+                return segment
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+    return None
+
+
 class Files:
     """The files of all replicas of a folder."""
 
@@ -276,11 +292,13 @@ class Files:
         self._synchronous = synchronous
         self._timeout = timeout
         self._files: dict[str, LogFile] = {}
+        self._removed: list[LogFile] = []
+        self._to_close: list[LogFile] = []
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close all files."""
-        for file in self._files.values():
+        for file in (*self._files.values(), *self._removed, *self._to_close):
             file.close()
         self._files.clear()
 
@@ -288,17 +306,27 @@ class Files:
         """Return a replica's file, or None if it is gone."""
         with self._lock:
             if name not in self._files:
-                if not self.folder.file(name).exists():
+                try:
+                    file = LogFile(self.folder, name, self._synchronous, self._timeout)
+                except sqlite3.OperationalError:
+                    if self.folder.file(name).exists():
+                        raise
                     return None
-                self._files[name] = LogFile(self.folder, name, self._synchronous, self._timeout)
+                self._files[name] = file
             return self._files[name]
+
+    def close_removed(self) -> None:
+        """Close the files that were gone at the last call already: no thread reads them now."""
+        with self._lock:
+            to_close, self._to_close, self._removed = self._to_close, self._removed, []
+        for file in to_close:
+            file.close()
 
     def all(self) -> list[LogFile]:
         """Return the files that are there now. Raises OSError too."""
         names = set(self.folder.names())
         with self._lock:
-            for name in self._files.keys() - names:
-                self._files.pop(name).close()
+            self._removed += [self._files.pop(name) for name in self._files.keys() - names]
         return [file for name in names if (file := self.get(name)) is not None]
 
     # Logs.
@@ -307,13 +335,8 @@ class Files:
         """Return a log's first segment."""
         with self._lock:
             known = list(self._files.values())
-        for file in known:
-            if segment := file.find(stream_id, 1):
-                return segment
-        for file in self.all():
-            if file not in known and (segment := file.find(stream_id, 1)):
-                return segment
-        return None
+        # The folder is listed only if the log is in no file that is known already.
+        return _first_of(known, stream_id) or _first_of(self.all(), stream_id)
 
     def next(self, segment: Segment) -> Segment | None:
         """Return the segment of the next epoch, if it is there."""

@@ -3,23 +3,29 @@
 import asyncio
 import contextlib
 import functools
+import logging
+import secrets
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from penstock import supervision
 from penstock.errors import StartError
 from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher
-from penstock.store.sqlite.files import Cursor, Files, LogFile
+from penstock.store.sqlite.files import Cursor, Files
 from penstock.store.sqlite.folder import Folder, start_error
 from penstock.store.sqlite.following import Followed, Followers
+from penstock.store.sqlite.keeper import Keeper
 from penstock.store.sqlite.tables import reason
 from penstock.store.sqlite.values import Values
-from penstock.store.sqlite.writer import OwnLog, Statement, Write, Writer, new_name
+from penstock.store.sqlite.writer import Writer
+from penstock.store.sqlite.writes import OwnLog, Statement, Write
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,19 +58,20 @@ class SqliteStore:
 
     def __init__(self, folder: Path, *, patience: float, synchronous: str = "NORMAL") -> None:
         assert synchronous in {"NORMAL", "FULL"}
-        self.replica = new_name()
+        self.replica = secrets.token_hex(16)
         self._folder = Folder(folder, patience)
         self._patience = patience
         self._synchronous = synchronous
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "log-store")
         self._writer = Writer(self._folder, self.replica, patience, synchronous, self._threads)
         self._files = Files(self._folder, synchronous, patience)
-        self._followers = Followers(self._files, self._threads)
+        self._keeper = Keeper(self._folder, self._files, self.replica)
+        # Followers never wait for anything else.
+        self._reading_thread = ThreadPoolExecutor(1, "log-followers")
+        self._followers = Followers(self._files, self._reading_thread)
         self._follows: Counter[str] = Counter()
         self._published: bytes | None = None
         self._is_released = False
-        self._num_others = 0
-        self._dead: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -75,7 +82,7 @@ class SqliteStore:
     @property
     def num_others(self) -> int:
         """How many other replicas have a lease, as last seen."""
-        return self._num_others
+        return self._keeper.num_others
 
     async def start(self, watcher: StoreWatcher) -> None:
         """Open the folder and begin the lease. Raises StartError."""
@@ -83,7 +90,7 @@ class SqliteStore:
         path = self._folder.path
         try:
             await self._in_thread(self._prepare)
-            self._writer.start(watcher, self._first_writes)
+            await self._writer.start(watcher, self._first_writes)
         except OSError as error:
             raise start_error(path, error) from error
         except (StoreError, sqlite3.Error) as error:
@@ -115,6 +122,7 @@ class SqliteStore:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.close()
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._reading_thread.shutdown)
         self._files.close()
         self._values.close()
 
@@ -130,7 +138,8 @@ class SqliteStore:
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """Append entries; usually they are stored before this returns."""
-        self._writer.add(Write(entries, then=then))
+        own = cast("Sequence[tuple[OwnLog, Entry]]", entries)  # only `open` and `claim` make logs
+        self._writer.add(Write(own, then=then))
 
     def end(
         self, log: StoredLog, entry: Entry, retain: float, then: Callable[[], None] = lambda: None
@@ -203,7 +212,7 @@ class SqliteStore:
 
     def _is_followed(self, own: str | None, stream_id: str) -> bool:
         return any(
-            file.name != own and file.follows(stream_id) and file.alive.is_held()
+            file.name != own and file.alive.is_held() and file.follows(stream_id)
             for file in self._files.all()
         )
 
@@ -254,7 +263,7 @@ class SqliteStore:
     def _others_values(self) -> Mapping[str, bytes]:
         values = {}
         for file in self._files.all():
-            replica = _replica_of(file)
+            replica = file.replica
             if replica != self.replica and file.lease.is_held():
                 value = file.published()
                 if value is not None:
@@ -276,44 +285,16 @@ class SqliteStore:
         while True:
             is_round = num_looks % _LOOKS_PER_ROUND == 0
             num_looks += 1
-            orphans = await self._in_thread(self._look, is_round)
-            if orphans and not self._is_released:
-                self._watcher.logs_orphaned(orphans)
-            if is_round:
-                await self._in_thread(self._clean, self._writer.name)
             self._writer.look_for_claims()
+            try:
+                orphans = await self._in_thread(self._keeper.orphans, is_round)
+                if orphans and not self._is_released:
+                    self._watcher.logs_orphaned(orphans)
+                if is_round:
+                    await self._in_thread(self._keeper.clean, self._writer.name)
+            except StoreError as error:
+                log.warning("%s The folder is looked at again.", error, exc_info=True)
             await asyncio.sleep(_LOOK_S)
-
-    def _look(self, is_round: bool) -> list[tuple[str, int]]:
-        """Return the orphans, if there may be new ones or it is time to report them again."""
-        files = self._files.all()
-        held = [file for file in files if file.lease.is_held()]
-        self._num_others = len({_replica_of(file) for file in held} - {self.replica})
-        dead = {file.name for file in files} - {file.name for file in held}
-        has_new = not dead <= self._dead
-        self._dead = dead
-        if not has_new and not is_round:
-            return []
-        segments = [each for file in files if file.name in dead for each in file.running()]
-        segments += [
-            each for file in files for each in file.claimed() if self._files.is_abandoned(each)
-        ]
-        return [(each.stream_id, each.epoch) for each in segments]
-
-    def _clean(self, own: str | None) -> None:
-        """Remove ended logs whose time is over, and the files of dead replicas without a log."""
-        for file in self._files.all():
-            if file.name != own and file.lease.is_held():
-                continue  # its owner does it
-            while expired := file.expired():
-                file.remove([each for each in expired if each[1] == 1])
-                for stream_id, epoch in expired:
-                    if epoch > 1:
-                        self._files.remove(stream_id)
-                file.vacuum()
-            if file.name != own and not file.alive.is_held() and file.is_empty():
-                with self._folder.locked():
-                    self._folder.remove(file.name)
 
     async def _in_thread(self, run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks. Raises StoreError instead of SQLite's and the system's."""
@@ -322,7 +303,3 @@ class SqliteStore:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(reason(error)) from error
-
-
-def _replica_of(file: LogFile) -> str:
-    return file.name.partition(".")[0]

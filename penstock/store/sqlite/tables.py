@@ -11,7 +11,9 @@ number that is taken, and its transaction fails. Old steps are removed, because 
 entries are written again, together, in a *page*.
 """
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,7 +21,7 @@ import msgspec
 from penstock.errors import StartError
 from penstock.store.protocol import Entry
 
-KEPT_STEPS = 256
+KEPT_STEPS = 128
 """So many steps are kept for followers. Those who fall further behind read the pages."""
 
 PAGED_STEPS = 64
@@ -66,7 +68,10 @@ def create(path: Path, synchronous: str) -> sqlite3.Connection:
 
 def create_database(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:
     """Make a private file with tables, unless it is there. Raises sqlite3.Error and StartError."""
-    path.touch(0o600)  # SQLite's other files get the same permissions
+    # SQLite's other files get the same permissions. A file that is there stays closed: to close it
+    # would give up the locks that another connection of this process has on it.
+    if not path.exists():
+        path.touch(0o600)
     db = connect(path, synchronous)
     if db.execute("PRAGMA user_version").fetchone() != (0,):
         return db
@@ -98,6 +103,18 @@ def connect(path: Path, synchronous: str, timeout: float = 5.0) -> sqlite3.Conne
     return db
 
 
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
+    """Run statements in a transaction: all of them, or none. Raises sqlite3.Error."""
+    try:
+        db.execute(begin)
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
 def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
     """Return a segment's entries of one step."""
     return [
@@ -105,6 +122,12 @@ def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
         for number, entry in zip(step[::2], step[1::2], strict=True)
         if number == segment and isinstance(entry, bytes)
     ]
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return True if a file is damaged, so that reading it again cannot help."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def reason(error: Exception) -> str:
