@@ -134,15 +134,8 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a replica's file, then its locks. Call it under the folder's lock."""
-        file = self.file(name)
-        for path in (
-            file,
-            file.with_name(f"{file.name}-wal"),
-            file.with_name(f"{file.name}-shm"),
-            self.new_file(name),
-            self.lease(name),
-            self.alive(name),
-        ):
+        locks = {self.lease(name), self.alive(name)}
+        for path in sorted(self.path.glob(f"{name}.*"), key=lambda path: path in locks):
             path.unlink(missing_ok=True)
 
     # The start.

@@ -102,6 +102,9 @@ class Followers:
             self._is_failing = False
         except sqlite3.Error as error:
             if not self._is_failing:
-                log.warning("%s Streams of other replicas wait for it.", reason(error))
+                log.warning(
+                    "%s Streams of other replicas wait for it.",
+                    reason(error, self._files.folder.path),
+                )
             self._is_failing = True
         return news

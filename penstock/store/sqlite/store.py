@@ -71,6 +71,7 @@ class SqliteStore:
         self._followers = Followers(self._files, self._reading_thread)
         self._follows: Counter[str] = Counter()
         self._published: bytes | None = None
+        self._values: Values | None = None
         self._is_released = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -87,25 +88,31 @@ class SqliteStore:
     async def start(self, watcher: StoreWatcher) -> None:
         """Open the folder and begin the lease. Raises StartError."""
         self._watcher = watcher
-        path = self._folder.path
         try:
-            await self._in_thread(self._prepare)
-            await self._writer.start(watcher, self._first_writes)
-        except OSError as error:
-            raise start_error(path, error) from error
-        except (StoreError, sqlite3.Error) as error:
-            raise StartError(
-                f"The folder {path} cannot be used: {error}",
-                "Free some space or repair the disk, or name another folder.",
-            ) from error
+            await self._open(watcher)
+        except BaseException:
+            await self._close()
+            raise
         self._tasks = [
             supervision.keep("log followers", self._followers.run),
             supervision.keep("log leases", self._look_again),
         ]
 
-    def _prepare(self) -> None:
-        self._folder.prepare()
-        self._values = Values(self._folder, self._synchronous, self._patience)
+    async def _open(self, watcher: StoreWatcher) -> None:
+        path = self._folder.path
+        try:
+            await asyncio.to_thread(self._folder.prepare)
+            self._values = await asyncio.to_thread(
+                Values, self._folder, self._synchronous, self._patience
+            )
+            await self._writer.start(watcher, self._first_writes)
+        except OSError as error:
+            raise start_error(path, error) from error
+        except sqlite3.Error as error:
+            raise StartError(
+                f"The folder {path} cannot be used: {reason(error, self._folder.path)}",
+                "Free some space or repair the disk, or name another folder.",
+            ) from error
 
     async def release(self) -> None:
         """Give the lease back, after what was appended before is stored."""
@@ -120,11 +127,15 @@ class SqliteStore:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._close()
+
+    async def _close(self) -> None:
         await self._writer.close()
-        await asyncio.to_thread(self._threads.shutdown)
-        await asyncio.to_thread(self._reading_thread.shutdown)
+        for threads in (self._threads, self._reading_thread):
+            await asyncio.to_thread(threads.shutdown)
         self._files.close()
-        self._values.close()
+        if self._values:
+            self._values.close()
 
     # Owning.
 
@@ -239,19 +250,24 @@ class SqliteStore:
 
     async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
         """Store a value unless the name has one; return the one it has. Raises StoreError."""
-        return await self._in_thread(self._values.put_if_absent, name, value, ttl)
+        return await self._in_thread(self._shared.put_if_absent, name, value, ttl)
 
     async def put(self, name: str, value: bytes, ttl: float) -> None:
         """Store a value, in place of the old one. Raises StoreError."""
-        await self._in_thread(self._values.put, name, value, ttl)
+        await self._in_thread(self._shared.put, name, value, ttl)
 
     async def get(self, name: str) -> bytes | None:
         """Return a value, or None. Raises StoreError."""
-        return await self._in_thread(self._values.get, name)
+        return await self._in_thread(self._shared.get, name)
 
     async def delete(self, name: str) -> None:
         """Remove a value. Raises StoreError."""
-        await self._in_thread(self._values.delete, name)
+        await self._in_thread(self._shared.delete, name)
+
+    @property
+    def _shared(self) -> Values:
+        assert self._values is not None, "the store has not started"
+        return self._values
 
     async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
         """Publish a value in this replica's file; return the others'. Raises StoreError."""
@@ -302,4 +318,4 @@ class SqliteStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(reason(error)) from error
+            raise StoreError(reason(error, self._folder.path)) from error

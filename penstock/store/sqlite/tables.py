@@ -12,6 +12,7 @@ entries are written again, together, in a *page*.
 """
 
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ KEPT_STEPS = 128
 
 PAGED_STEPS = 64
 """Within so many writes, the entries of a segment are written into a page."""
+
+# A disk with less than this is full: SQLite needs some room for each transaction.
+_FULL_BYTES = 256 * 1024
 
 _SCHEMA = """
 CREATE TABLE segments (
@@ -130,10 +134,11 @@ def is_damage(error: sqlite3.Error) -> bool:
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception, folder: Path) -> str:
     """Say in a sentence why SQLite, or the folder, did not do what it should."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    # SQLite names only some of the failures of a full disk so.
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(folder)):
         return "The disk with the logs is full."
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return "Another process holds the file with the logs locked."
@@ -142,3 +147,9 @@ def reason(error: Exception) -> str:
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
         return "The file with the logs cannot be opened for writing."
     return "The disk with the logs has failed a read or a write."
+
+
+def _is_full(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < _FULL_BYTES
+    return False

@@ -300,7 +300,7 @@ class Writer:
                     return True
             except sqlite3.Error as another:
                 error = another
-        self._wait_after(reason(error))
+        self._wait_after(reason(error, self._folder.path))
         return False
 
     def _wait_after(self, problem: str) -> None:
@@ -360,7 +360,7 @@ class Writer:
         try:
             file = await self._loop.run_in_executor(self._threads, self._new_file)
         except (sqlite3.Error, OSError, StartError) as error:
-            self._wait_after(reason(error))
+            self._wait_after(reason(error, self._folder.path))
             return
         self._begin(file)
         self._queue.extendleft(reversed(self._on_new_file()))
@@ -386,7 +386,10 @@ class Writer:
             finally:
                 self._run()
         except sqlite3.Error as error:
-            log.warning("%s A checkpoint failed; the next one tries again.", reason(error))
+            log.warning(
+                "%s A checkpoint failed; the next one tries again.",
+                reason(error, self._folder.path),
+            )
 
 
 def _call(then: Callable[[], None]) -> None:
