@@ -6,6 +6,7 @@ Methods raise sqlite3.Error.
 """
 
 import contextlib
+import logging
 import sqlite3
 import threading
 import time
@@ -22,11 +23,14 @@ from penstock.store.sqlite.tables import (
     encode,
     entries_of,
     is_damage,
+    removal,
     transaction,
 )
 
-# So many expired logs are removed in one transaction: the file's owner waits for it.
-_REMOVED_AT_ONCE = 20
+log = logging.getLogger(__name__)
+
+# So many expired logs are removed in one transaction: appends wait for it.
+_REMOVED_AT_ONCE = 50
 
 _LAST_PAGE = "SELECT first + number, step FROM pages WHERE segment = ? ORDER BY first DESC LIMIT 1"
 _PAGES_FROM = (
@@ -231,31 +235,22 @@ class LogFile:
                 )
         return bool(changed)
 
-    def expired(self) -> list[tuple[str, int]]:
-        """Return the id and epoch of some ended logs whose time is over."""
-        query = "SELECT id, epoch FROM segments WHERE until <= ? LIMIT ?"
+    def expired(self) -> list[tuple[int, str, int]]:
+        """Return number, id and epoch of some last segments whose log's time is over."""
+        query = "SELECT no, id, epoch FROM segments WHERE until <= ? LIMIT ?"
         return self._rows(query, time.time(), _REMOVED_AT_ONCE)
 
-    def epochs(self, stream_id: str) -> list[tuple[int, bool]]:
-        """Return a log's epochs in this file, each with True if the log ended in it."""
-        return self._rows("SELECT epoch, until IS NOT NULL FROM segments WHERE id = ?", stream_id)
+    def segments(self, stream_id: str) -> list[tuple[int, int, bool]]:
+        """Return epoch and number of a log's segments here, each with True if the log ended."""
+        return self._rows(
+            "SELECT epoch, no, until IS NOT NULL FROM segments WHERE id = ?", stream_id
+        )
 
-    def remove(self, segments: Sequence[tuple[str, int]]) -> None:
-        """Remove segments, each given as an id and an epoch."""
+    def remove(self, segments: Sequence[int]) -> None:
+        """Remove segments."""
         with self._change() as db:
-            for segment in segments:
-                for table in ("pages", "headers"):
-                    db.execute(
-                        f"DELETE FROM {table} WHERE segment ="  # noqa: S608
-                        " (SELECT no FROM segments WHERE id = ? AND epoch = ?)",
-                        segment,
-                    )
-                db.execute("DELETE FROM segments WHERE id = ? AND epoch = ?", segment)
-
-    def vacuum(self) -> None:
-        """Give some of the file's free space back."""
-        with self._change() as db:
-            db.execute("PRAGMA incremental_vacuum(64)").fetchall()
+            for statement, values in removal(segments):
+                db.execute(statement, values).fetchall()  # a vacuum goes on while it is asked
 
     def is_empty(self) -> bool:
         """Return True if no log has a segment here."""
@@ -272,18 +267,6 @@ def _pages_from(db: sqlite3.Connection, cursor: Cursor) -> list[Entry]:
     ]
 
 
-def _first_of(files: Sequence[LogFile], stream_id: str) -> Segment | None:
-    """Return a log's first segment, if it is in one of the files that are not damaged."""
-    for file in files:
-        try:
-            if segment := file.find(stream_id, 1):
-                return segment
-        except sqlite3.Error as error:
-            if not is_damage(error):
-                raise
-    return None
-
-
 class Files:
     """The files of all replicas of a folder."""
 
@@ -292,6 +275,7 @@ class Files:
         self._synchronous = synchronous
         self._timeout = timeout
         self._files: dict[str, LogFile] = {}
+        self._damaged: set[str] = set()
         self._removed: list[LogFile] = []
         self._to_close: list[LogFile] = []
         self._lock = threading.Lock()
@@ -302,15 +286,29 @@ class Files:
             file.close()
         self._files.clear()
 
+    def note_damage(self, name: str, error: sqlite3.Error) -> None:
+        """Leave a damaged file alone from now on. Raises the error if it is another one."""
+        if not is_damage(error):
+            raise error
+        if name not in self._damaged:
+            self._damaged.add(name)
+            path = self.folder.file(name)
+            log.error("%s is damaged; the streams in it are lost. You can remove it.", path)
+
     def get(self, name: str) -> LogFile | None:
-        """Return a replica's file, or None if it is gone."""
+        """Return a replica's file, or None if it is gone or damaged."""
         with self._lock:
+            if name in self._damaged:
+                return None
             if name not in self._files:
                 try:
                     file = LogFile(self.folder, name, self._synchronous, self._timeout)
                 except sqlite3.OperationalError:
                     if self.folder.file(name).exists():
                         raise
+                    return None
+                except sqlite3.DatabaseError as error:
+                    self.note_damage(name, error)
                     return None
                 self._files[name] = file
             return self._files[name]
@@ -336,7 +334,22 @@ class Files:
         with self._lock:
             known = list(self._files.values())
         # The folder is listed only if the log is in no file that is known already.
-        return _first_of(known, stream_id) or _first_of(self.all(), stream_id)
+        return self._first_of(known, stream_id) or self._first_of(self.all(), stream_id)
+
+    def _first_of(self, files: Sequence[LogFile], stream_id: str) -> Segment | None:
+        for file in files:
+            with self.whatever_is_damaged(file):
+                if segment := file.find(stream_id, 1):
+                    return segment
+        return None
+
+    @contextlib.contextmanager
+    def whatever_is_damaged(self, file: LogFile) -> Iterator[None]:
+        """Pass over a damaged file, and go on with the others."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.note_damage(file.name, error)
 
     def next(self, segment: Segment) -> Segment | None:
         """Return the segment of the next epoch, if it is there."""
@@ -356,7 +369,7 @@ class Files:
             return False
         claimant = self.get(segment.claimed_by)
         if claimant is None:
-            return True
+            return not self.folder.file(segment.claimed_by).exists()
         # In this order: a claimant without a lease writes no segment any more.
         return not claimant.lease.is_held() and self.next(segment) is None
 
@@ -395,11 +408,7 @@ class Files:
         Whoever finds a claimed segment whose next one is gone takes the log for abandoned. So the
         next one goes after it.
         """
-        found = [
-            (epoch, has_ended, file)
-            for file in self.all()
-            for epoch, has_ended in file.epochs(stream_id)
-        ]
-        if any(has_ended for _, has_ended, _ in found):
-            for epoch, _, file in sorted(found, key=lambda each: each[0]):
-                file.remove([(stream_id, epoch)])
+        found = [(*segment, file) for file in self.all() for segment in file.segments(stream_id)]
+        if any(has_ended for _, _, has_ended, _ in found):
+            for _, no, _, file in sorted(found, key=lambda each: each[0]):
+                file.remove([no])

@@ -5,15 +5,9 @@ blocks, so it runs in threads; one call at a time. Methods raise sqlite3.Error a
 """
 
 import contextlib
-import logging
-import sqlite3
-from collections.abc import Iterator
 
 from penstock.store.sqlite.files import Files, LogFile, Segment
-from penstock.store.sqlite.folder import SUFFIX, Folder
-from penstock.store.sqlite.tables import is_damage
-
-log = logging.getLogger(__name__)
+from penstock.store.sqlite.folder import Folder
 
 
 class Keeper:
@@ -26,7 +20,6 @@ class Keeper:
         self._files = files
         self._replica = replica
         self._dead: set[str] = set()
-        self._damaged: set[str] = set()
 
     def orphans(self, is_round: bool) -> list[tuple[str, int]]:
         """Return the orphans, if there may be new ones or it is time to report them again."""
@@ -45,49 +38,45 @@ class Keeper:
     def _orphans_in(self, file: LogFile, dead: set[str]) -> list[Segment]:
         """Return a file's segments that nobody owns."""
         found: list[Segment] = []
-        with self._whatever_is_damaged(file):
+        with self._files.whatever_is_damaged(file):
             if file.name in dead:
                 found += file.running()
             found += [each for each in file.claimed() if self._files.is_abandoned(each)]
         return found
 
+    def expired(self, own: str) -> list[int]:
+        """Return some segments in this replica's own file whose log's time is over.
+
+        The replica's writer removes them. A log that has had several owners is removed here.
+        """
+        file = self._files.get(own)
+        return self._remove_claimed(file) if file else []
+
     def clean(self, own: str | None) -> None:
-        """Remove ended logs whose time is over, and the files of dead replicas without a log."""
+        """Remove what is left of dead replicas: expired logs, and at last their files."""
         self._files.close_removed()
         for file in self._files.all():
-            is_own = file.name == own
-            if not is_own and file.lease.is_held():
-                continue  # its owner does it
-            with self._whatever_is_damaged(file):
-                self._remove_expired(file)
-                if not is_own and not file.alive.is_held():
+            if file.name == own or file.lease.is_held():
+                continue
+            with self._files.whatever_is_damaged(file):
+                while expired := self._remove_claimed(file):
+                    file.remove(expired)
+                if not file.alive.is_held():
                     self._clean_dead(file)
 
-    def _remove_expired(self, file: LogFile) -> None:
-        while expired := file.expired():
-            file.remove([each for each in expired if each[1] == 1])
-            for stream_id, epoch in expired:
-                if epoch > 1:
-                    self._files.remove(stream_id)
-            file.vacuum()
+    def _remove_claimed(self, file: LogFile) -> list[int]:
+        """Remove some expired logs that began in other files; return the segments of the rest."""
+        expired = file.expired()
+        for _, stream_id, epoch in expired:
+            if epoch > 1:
+                self._files.remove(stream_id)
+        return [no for no, _, epoch in expired if epoch == 1]
 
     def _clean_dead(self, file: LogFile) -> None:
         for each in file.running():
             # After a power loss, the claim that led here may be gone. Then this is nobody's log.
             if each.epoch > 1 and self._files.at_epoch(each.stream_id, each.epoch) != each:
-                file.remove([(each.stream_id, each.epoch)])
+                file.remove([each.no])
         if file.is_empty():
             with contextlib.suppress(BlockingIOError), self._folder.locked(wait=False):
                 self._folder.remove(file.name)
-
-    @contextlib.contextmanager
-    def _whatever_is_damaged(self, file: LogFile) -> Iterator[None]:
-        """Leave a damaged file alone, and go on with the others."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            if not is_damage(error):
-                raise
-            if file.name not in self._damaged:
-                self._damaged.add(file.name)
-                log.error("%s%s is damaged; its streams are lost. Remove it.", file.name, SUFFIX)

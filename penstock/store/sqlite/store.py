@@ -20,10 +20,10 @@ from penstock.store.sqlite.files import Cursor, Files
 from penstock.store.sqlite.folder import Folder, start_error
 from penstock.store.sqlite.following import Followed, Followers
 from penstock.store.sqlite.keeper import Keeper
-from penstock.store.sqlite.tables import reason
+from penstock.store.sqlite.tables import Statement, reason, removal
 from penstock.store.sqlite.values import Values
 from penstock.store.sqlite.writer import Writer
-from penstock.store.sqlite.writes import OwnLog, Statement, Write
+from penstock.store.sqlite.writes import OwnLog, Write
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +243,10 @@ class SqliteStore:
         await is_stored
         return log
 
+    @property
+    def _can_claim(self) -> bool:
+        return not self._is_released and self._writer.name is not None
+
     def _owns(self, name: str) -> bool:
         return not self._is_released and name == self._writer.name
 
@@ -295,6 +299,10 @@ class SqliteStore:
             statements.append((_PUBLISH, (self._published,)))
         return [Write(statements=statements)]
 
+    def _remove(self, own: str, segments: list[int]) -> None:
+        if segments and own == self._writer.name:
+            self._writer.add(Write(statements=removal(segments)))
+
     async def _look_again(self) -> None:
         """Find the dead, their logs, and what is expired, for ever."""
         num_looks = 0
@@ -304,8 +312,10 @@ class SqliteStore:
             self._writer.look_for_claims()
             try:
                 orphans = await self._in_thread(self._keeper.orphans, is_round)
-                if orphans and not self._is_released:
+                if orphans and self._can_claim:
                     self._watcher.logs_orphaned(orphans)
+                if own := self._writer.name:
+                    self._remove(own, await self._in_thread(self._keeper.expired, own))
                 if is_round:
                     await self._in_thread(self._keeper.clean, self._writer.name)
             except StoreError as error:

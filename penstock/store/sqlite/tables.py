@@ -14,8 +14,9 @@ entries are written again, together, in a *page*.
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -57,6 +58,9 @@ CREATE TABLE pages (
 CREATE TABLE follows (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE published (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
 """
+
+Statement = tuple[str, tuple[Any, ...]]
+"""SQL and its values."""
 
 encode = msgspec.msgpack.Encoder().encode
 decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -128,10 +132,25 @@ def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
     ]
 
 
+def removal(segments: Sequence[int]) -> list[Statement]:
+    """Return the statements that remove segments, and give some free space back."""
+    removed = [
+        (f"DELETE FROM {table} WHERE {column} = ?", (no,))  # noqa: S608
+        for no in segments
+        for table, column in (("pages", "segment"), ("headers", "segment"), ("segments", "no"))
+    ]
+    return [*removed, ("PRAGMA incremental_vacuum(64)", ())]
+
+
 def is_damage(error: sqlite3.Error) -> bool:
     """Return True if a file is damaged, so that reading it again cannot help."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Return True if another process or thread held the file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def reason(error: Exception, folder: Path) -> str:

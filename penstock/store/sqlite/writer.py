@@ -22,13 +22,23 @@ from penstock.errors import StartError
 from penstock.store.protocol import CLAIMED, Entry, StoreError, StoreWatcher
 from penstock.store.sqlite.folder import Folder
 from penstock.store.sqlite.own_file import OwnFile
-from penstock.store.sqlite.tables import KEPT_STEPS, PAGED_STEPS, decode_step, encode, reason
-from penstock.store.sqlite.writes import OwnLog, Statement, Transaction, Write
+from penstock.store.sqlite.tables import (
+    KEPT_STEPS,
+    PAGED_STEPS,
+    Statement,
+    decode_step,
+    encode,
+    is_busy,
+    reason,
+)
+from penstock.store.sqlite.writes import OwnLog, Transaction, Write
 
 log = logging.getLogger(__name__)
 
 # The waits before a transaction is tried again, by the number of failures.
-_RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_RETRY_S = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5)
+# A claimant or a cleaner may hold the file on a busy machine; this is no problem for so long.
+_CALM_S = 1.0
 # When so many bytes were written since the last checkpoint, the next one begins.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
@@ -87,7 +97,8 @@ class Writer:
         self._step = 1
         self._left: dict[int, OwnLog] = {}  # lost logs, of which entries are in no page yet
         self._steps: deque[int] = deque(maxlen=KEPT_STEPS)  # the numbers of the last own writes
-        self._num_bytes = 0
+        self._num_bytes = 0  # written since the last checkpoint
+        self._is_checkpointing = False
 
     @property
     def name(self) -> str | None:
@@ -175,8 +186,8 @@ class Writer:
             else:
                 self._succeed(work)
         self._is_busy = False
-        if self._num_bytes > _CHECKPOINT_BYTES and self._file:
-            self._num_bytes = 0
+        if self._num_bytes > _CHECKPOINT_BYTES and self._file and not self._is_checkpointing:
+            self._is_checkpointing = True
             self._start(self._checkpoint(self._file))
 
     def _run_in_thread(self, db: sqlite3.Connection, work: Transaction) -> None:
@@ -300,10 +311,10 @@ class Writer:
                     return True
             except sqlite3.Error as another:
                 error = another
-        self._wait_after(reason(error, self._folder.path))
+        self._wait_after(reason(error, self._folder.path), is_busy=is_busy(error))
         return False
 
-    def _wait_after(self, problem: str) -> None:
+    def _wait_after(self, problem: str, *, is_busy: bool = False) -> None:
         """Try again later; after `patience` seconds of this, give the file up first."""
         now = time.monotonic()
         if not self._num_failures:
@@ -313,7 +324,7 @@ class Writer:
         if now - self._failing_since >= self._patience:
             self._failing_since = now
             self._give_up()
-        if self._num_failures > 1:  # a claimant or a cleaner may just have held the file
+        if not is_busy or now - self._failing_since >= _CALM_S:
             self._set_problem(problem)
         self._retry = self._loop.call_later(wait, self._try_again)
 
@@ -376,20 +387,22 @@ class Writer:
         Only a writer that waits lets it begin again. So most is written back while appends go on,
         and they wait for the rest only.
         """
+        has_begun_again = False
         try:
             await self._loop.run_in_executor(self._threads, file.checkpoint, "PASSIVE")
-            if self._is_busy or self._file is not file:
-                return
-            self._is_busy = True
-            try:
-                await self._loop.run_in_executor(self._threads, file.checkpoint, "RESTART")
-            finally:
-                self._run()
+            if not self._is_busy and self._file is file:
+                self._is_busy = True
+                try:
+                    has_begun_again = await self._loop.run_in_executor(
+                        self._threads, file.checkpoint, "RESTART"
+                    )
+                finally:
+                    self._run()
         except sqlite3.Error as error:
-            log.warning(
-                "%s A checkpoint failed; the next one tries again.",
-                reason(error, self._folder.path),
-            )
+            log.warning("%s A checkpoint has failed.", reason(error, self._folder.path))
+        self._is_checkpointing = False
+        # If a reader was in the way, the next try comes soon, but not with the next write.
+        self._num_bytes = 0 if has_begun_again else _CHECKPOINT_BYTES * 7 // 8
 
 
 def _call(then: Callable[[], None]) -> None:

@@ -7,15 +7,11 @@ uses this.
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from penstock.store.protocol import Entry, StoredLog
-from penstock.store.sqlite.tables import encode, transaction
+from penstock.store.sqlite.tables import Statement, encode, transaction
 
 _PAGE_BYTES = 4096
-
-Statement = tuple[str, tuple[Any, ...]]
-"""SQL and its values."""
 
 
 class OwnLog(StoredLog):
@@ -68,7 +64,7 @@ class Transaction:
         """Write it. Raises sqlite3.Error; IntegrityError if another replica has added a step."""
         with transaction(db, "BEGIN IMMEDIATE"):
             for statement, values in self.statements:
-                db.execute(statement, values)
+                db.execute(statement, values).fetchall()  # a vacuum goes on while it is asked
             if self.entries:
                 db.execute("INSERT INTO steps VALUES (?, ?)", (self.step, self.entries))
                 for each, entries in self.paged:
