@@ -35,13 +35,17 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def test_thens_are_called_in_the_order_of_the_calls(replicas: Replicas) -> None:
     store = (await replicas.new()).store
-    log = store.open("s", b"header")
+    log, other = store.open("s", b"header"), store.open("other", b"header")
     order: list[str] = []
-    done = asyncio.Event()
+    done, nested_done = asyncio.Event(), asyncio.Event()
+
+    def nested() -> None:
+        order.append("nested")
+        nested_done.set()
 
     def first() -> None:
         order.append("first")
-        store.append([(log, b"nested")], lambda: order.append("nested"))
+        store.append([(other, b"nested")], nested)
 
     store.append([(log, b"1")], first)
     store.append([], lambda: order.append("nothing"))
@@ -50,6 +54,7 @@ async def test_thens_are_called_in_the_order_of_the_calls(replicas: Replicas) ->
     store.append([], done.set)
     async with asyncio.timeout(LONG_S):
         await done.wait()
+        await nested_done.wait()
     # The nested call came after `append` for "first", and some time before its `then`.
     assert [each for each in order if each != "nested"] == ["first", "nothing", "second", "end"]
     assert order.index("nested") > order.index("first")
