@@ -212,6 +212,26 @@ async def test_processes_that_claim_at_once_do_not_both_win(replicas: Replicas) 
     assert [sum(results[index : index + 2]) for index in range(0, 100, 2)] == [1] * 50
 
 
+async def test_a_cancelled_claim_leaves_the_log_to_others(replicas: Replicas) -> None:
+    owner, claimant = await replicas.new(), await replicas.new()
+    ids = [f"s{number}" for number in range(20)]
+    for stream_id in ids:
+        owner.store.open(stream_id, b"h")
+    await owner.stored(owner.store.open("last", b"h"))
+    for number, stream_id in enumerate(ids):
+        cancelled = asyncio.create_task(claimant.store.claim(stream_id, 1))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+    # Whatever the moment: the claimant can claim again, or it has the log already.
+    for stream_id in ids:
+        log = await claimant.store.claim(stream_id, 1) or await claimant.store.claim(stream_id, 2)
+        assert log is not None
+        await claimant.ended(log, b"end")
+        assert (await owner.all_of(stream_id))[-2:] == [CLAIMED, b"end"]
+
+
 async def test_a_live_owner_is_fenced_before_any_later_then(replicas: Replicas) -> None:
     old, new = await replicas.new(), await replicas.new()
     taken, kept = old.store.open("taken", b"h"), old.store.open("kept", b"h")

@@ -175,6 +175,7 @@ async def test_a_torn_write_ahead_log_is_read_as_a_prefix(tmp_path: Path) -> Non
             assert reading.entries == [str(number).encode() for number in range(num)]
             if reading.following is not None:
                 assert reading.followed.header == stream_id.encode()
+                reading.followed.close()
                 await until_orphaned(replica, stream_id)
                 assert await replica.store.claim(stream_id, 1) is not None
                 assert await replica.all_of(stream_id) == [*reading.entries, CLAIMED]

@@ -79,6 +79,9 @@ class Cursor:
         return entries[num:]
 
 
+News = list[tuple[Cursor, Sequence[Entry]]]
+
+
 class LogFile:
     """A replica's file."""
 
@@ -165,22 +168,24 @@ class LogFile:
         cursor.is_fenced = claimed_by is not None
         return cursor.take(entries)
 
-    def read_new(self, cursors: Sequence[Cursor]) -> list[tuple[Cursor, Sequence[Entry]]]:
-        """Return the new entries for cursors that have all read this file before; move them."""
+    def read_new(self, cursors: Sequence[Cursor], news: News) -> None:
+        """Add the new entries for cursors that have all read this file before; move them.
+
+        If it raises, all entries of the cursors that it has moved are in `news`.
+        """
         oldest = min(cursor.step for cursor in cursors)
         rows = self._rows(_STEPS_AFTER, oldest)
         if not rows:
-            return []
+            return
+        steps: list[tuple[int, list[Any]]] = [(step, decode_step(blob)) for step, blob in rows]
         first, last = rows[0][0], rows[-1][0]
-        found: list[tuple[Cursor, Sequence[Entry]]] = []
         in_time: dict[int, list[tuple[Cursor, list[Entry]]]] = {}
         for cursor in cursors:
             if cursor.step + 1 < first:
-                found.append((cursor, self.read(cursor)))
+                news.append((cursor, self.read(cursor)))
             else:
                 in_time.setdefault(cursor.no, []).append((cursor, []))
-        for step, blob in rows:
-            entries: list[Any] = decode_step(blob)
+        for step, entries in steps:
             for no, entry in zip(entries[::2], entries[1::2], strict=True):
                 for cursor, new in in_time.get(no, ()):
                     if cursor.step >= step:
@@ -191,8 +196,7 @@ class LogFile:
                         cursor.is_fenced = True
         for cursor, new in (each for same in in_time.values() for each in same):
             cursor.step = max(cursor.step, last)
-            found.append((cursor, cursor.take(new)))
-        return found
+            news.append((cursor, cursor.take(new)))
 
     def follows(self, stream_id: str) -> bool:
         """Return True if the file's replica follows the log."""
@@ -274,6 +278,8 @@ class Files:
         self.folder = folder
         self._synchronous = synchronous
         self._timeout = timeout
+        self.claiming: set[tuple[str, int]] = set()
+        """The ids and epochs of the logs that this replica claims now."""
         self._files: dict[str, LogFile] = {}
         self._damaged: set[str] = set()
         self._removed: list[LogFile] = []
@@ -363,44 +369,54 @@ class Files:
             segment = self.next(segment)
         return segment
 
-    def is_abandoned(self, segment: Segment) -> bool:
-        """Return True if a segment's claimant died before it wrote the next one."""
+    def is_abandoned(self, segment: Segment, own: str | None) -> bool:
+        """Return True if a segment's claimant died before it wrote the next one.
+
+        Or if it is this replica (`own`), and the claim was cancelled.
+        """
         if segment.claimed_by is None:
             return False
         claimant = self.get(segment.claimed_by)
         if claimant is None:
             return not self.folder.file(segment.claimed_by).exists()
+        is_own = claimant.name == own and (segment.stream_id, segment.epoch) not in self.claiming
         # In this order: a claimant without a lease writes no segment any more.
-        return not claimant.lease.is_held() and self.next(segment) is None
+        return (is_own or not claimant.lease.is_held()) and self.next(segment) is None
 
     def claim(self, stream_id: str, epoch: int, claimant: str) -> bool:
         """Fence a log in this epoch for a claimant; return False if another one owns it now."""
         segment = self.at_epoch(stream_id, epoch)
-        if segment is None or not (segment.claimed_by is None or self.is_abandoned(segment)):
+        file = segment and self.get(segment.name)
+        if segment is None or not isinstance(file, LogFile):
             return False
-        file = self.get(segment.name)
-        return file is not None and file.fence(segment, claimant)
+        if segment.claimed_by == claimant:
+            return self.next(segment) is None  # an earlier claim was cancelled too late
+        if segment.claimed_by is not None and not self.is_abandoned(segment, claimant):
+            return False
+        return file.fence(segment, claimant)
 
-    def read_on(self, cursor: Cursor) -> Sequence[Entry]:
-        """Return all entries that a cursor has not read, from file to file, and move it."""
+    def read_all(self, cursor: Cursor) -> Sequence[Entry]:
+        """Return all entries that a new cursor has not read, from file to file, and move it."""
         file = self.get(cursor.name)
         entries = list(file.read(cursor)) if file else []
-        while cursor.is_fenced and self.advance(cursor):
-            file = self.get(cursor.name)
-            entries += file.read(cursor) if file else []
+        while cursor.is_fenced and (file := self.advance(cursor)):
+            entries += file.read(cursor)
         return entries
 
-    def advance(self, cursor: Cursor) -> bool:
-        """Move a cursor from a segment that was claimed to the next one, if that is there."""
+    def advance(self, cursor: Cursor) -> LogFile | None:
+        """Move a cursor from a segment that was claimed to the next one, if that is there.
+
+        Returns the next one's file.
+        """
         file = self.get(cursor.name)
         segment = file and file.find(cursor.stream_id, cursor.epoch)
-        following = segment and self.next(segment)
-        if not following:
-            return False
+        following = self.next(segment) if isinstance(segment, Segment) else None
+        if following is None:
+            return None
         cursor.name, cursor.no, cursor.epoch = following.name, following.no, following.epoch
         cursor.count = cursor.step = 0
         cursor.is_fenced = False
-        return True
+        return self.get(cursor.name)
 
     def remove(self, stream_id: str) -> None:
         """Remove an ended log from all files, its first segment first.

@@ -21,7 +21,7 @@ class Keeper:
         self._replica = replica
         self._dead: set[str] = set()
 
-    def orphans(self, is_round: bool) -> list[tuple[str, int]]:
+    def orphans(self, is_round: bool, own: str | None) -> list[tuple[str, int]]:
         """Return the orphans, if there may be new ones or it is time to report them again."""
         files = self._files.all()
         held = [file for file in files if file.lease.is_held()]
@@ -32,16 +32,18 @@ class Keeper:
         if not has_new and not is_round:
             return []
         return [
-            (each.stream_id, each.epoch) for file in files for each in self._orphans_in(file, dead)
+            (each.stream_id, each.epoch)
+            for file in files
+            for each in self._orphans_in(file, file.name in dead, own)
         ]
 
-    def _orphans_in(self, file: LogFile, dead: set[str]) -> list[Segment]:
+    def _orphans_in(self, file: LogFile, is_dead: bool, own: str | None) -> list[Segment]:
         """Return a file's segments that nobody owns."""
         found: list[Segment] = []
         with self._files.whatever_is_damaged(file):
-            if file.name in dead:
+            if is_dead:
                 found += file.running()
-            found += [each for each in file.claimed() if self._files.is_abandoned(each)]
+            found += [each for each in file.claimed() if self._files.is_abandoned(each, own)]
         return found
 
     def expired(self, own: str) -> list[int]:

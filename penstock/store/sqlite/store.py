@@ -70,6 +70,7 @@ class SqliteStore:
         self._reading_thread = ThreadPoolExecutor(1, "log-followers")
         self._followers = Followers(self._files, self._reading_thread)
         self._follows: Counter[str] = Counter()
+        self._claims: dict[tuple[str, int], asyncio.Event] = {}
         self._published: bytes | None = None
         self._values: Values | None = None
         self._is_released = False
@@ -195,7 +196,7 @@ class SqliteStore:
         if header is None:
             return None
         cursor = Cursor(stream_id, segment.name, segment.no, segment.epoch, left_out=after)
-        return header, cursor, self._files.read_on(cursor)
+        return header, cursor, self._files.read_all(cursor)
 
     def _close_followed(self, followed: Followed) -> None:
         self._followers.remove(followed)
@@ -204,12 +205,11 @@ class SqliteStore:
     async def _begin_to_follow(self, stream_id: str) -> None:
         """Say that this replica follows a log: in its own file."""
         self._follows[stream_id] += 1
-        if self._follows[stream_id] == 1:
-            try:
-                await self._writer.wait(Write(statements=[(_FOLLOW, (stream_id,))]))
-            except BaseException:
-                self._end_to_follow(stream_id)
-                raise
+        try:
+            await self._writer.wait(Write(statements=[(_FOLLOW, (stream_id,))]))
+        except BaseException:
+            self._end_to_follow(stream_id)
+            raise
 
     def _end_to_follow(self, stream_id: str) -> None:
         self._follows[stream_id] -= 1
@@ -231,17 +231,37 @@ class SqliteStore:
 
     async def claim(self, stream_id: str, epoch: int) -> OwnLog | None:
         """Become the owner of a log that has this epoch. Raises StoreError."""
+        key = (stream_id, epoch)
+        while earlier := self._claims.get(key):
+            await earlier.wait()
+        self._claims[key] = asyncio.Event()
+        self._files.claiming.add(key)
+        fence = asyncio.ensure_future(self._fence(stream_id, epoch))
+        try:
+            # If this is cancelled, the thread still goes on, and the log is an orphan then.
+            name = await asyncio.shield(fence)
+            if name is None:
+                return None
+            if not self._owns(name):  # without the lease of `name`, the log is an orphan again
+                raise StoreError("This server owns no logs now.")
+            log, is_stored = self._writer.take(stream_id, epoch + 1)
+            await is_stored
+            return log
+        finally:
+            fence.add_done_callback(functools.partial(self._end_claim, key))
+
+    def _end_claim(self, key: tuple[str, int], fence: asyncio.Future[str | None]) -> None:
+        fence.exception()  # whoever was cancelled does not ask for it
+        self._files.claiming.discard(key)
+        self._claims.pop(key).set()
+
+    async def _fence(self, stream_id: str, epoch: int) -> str | None:
+        """Fence a log. Returns the name of the file that it was claimed for, or None."""
         name = self._writer.name
         if name is None or not self._owns(name):
             raise StoreError("This server owns no logs now.")
-        if not await self._in_thread(self._files.claim, stream_id, epoch, name):
-            return None
-        # Without the lease of `name`, the log is an orphan again.
-        if not self._owns(name):
-            raise StoreError("This server owns no logs now.")
-        log, is_stored = self._writer.take(stream_id, epoch + 1)
-        await is_stored
-        return log
+        won = await self._in_thread(self._files.claim, stream_id, epoch, name)
+        return name if won else None
 
     @property
     def _can_claim(self) -> bool:
@@ -306,20 +326,25 @@ class SqliteStore:
     async def _look_again(self) -> None:
         """Find the dead, their logs, and what is expired, for ever."""
         num_looks = 0
+        is_failing = False
         while True:
             is_round = num_looks % _LOOKS_PER_ROUND == 0
             num_looks += 1
             self._writer.look_for_claims()
+            own = self._writer.name
             try:
-                orphans = await self._in_thread(self._keeper.orphans, is_round)
+                orphans = await self._in_thread(self._keeper.orphans, is_round, own)
                 if orphans and self._can_claim:
                     self._watcher.logs_orphaned(orphans)
-                if own := self._writer.name:
+                if own is not None:
                     self._remove(own, await self._in_thread(self._keeper.expired, own))
                 if is_round:
-                    await self._in_thread(self._keeper.clean, self._writer.name)
+                    await self._in_thread(self._keeper.clean, own)
+                is_failing = False
             except StoreError as error:
-                log.warning("%s The folder is looked at again.", error, exc_info=True)
+                if not is_failing:
+                    log.warning("%s The folder is looked at again.", error, exc_info=True)
+                is_failing = True
             await asyncio.sleep(_LOOK_S)
 
     async def _in_thread(self, run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

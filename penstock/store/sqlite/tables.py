@@ -63,8 +63,8 @@ Statement = tuple[str, tuple[Any, ...]]
 """SQL and its values."""
 
 encode = msgspec.msgpack.Encoder().encode
-decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
-decode_step = msgspec.msgpack.Decoder(list[int | bytes | None]).decode
+_decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode_step = msgspec.msgpack.Decoder(list[int | bytes | None]).decode
 
 
 def create(path: Path, synchronous: str) -> sqlite3.Connection:
@@ -121,6 +121,26 @@ def transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def decode_page(blob: bytes) -> list[Entry]:
+    """Return a page's entries. Raises sqlite3.Error if they are damaged."""
+    try:
+        return _decode_page(blob)
+    except msgspec.DecodeError as error:
+        raise _Damage("a page cannot be read") from error
+
+
+def decode_step(blob: bytes) -> list[int | Entry | None]:
+    """Return a step: segments and entries by turns. Raises sqlite3.Error if it is damaged."""
+    try:
+        return _decode_step(blob)
+    except msgspec.DecodeError as error:
+        raise _Damage("a step cannot be read") from error
+
+
+class _Damage(sqlite3.DatabaseError):
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
 def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:

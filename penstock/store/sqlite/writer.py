@@ -323,7 +323,8 @@ class Writer:
         self._num_failures += 1
         if now - self._failing_since >= self._patience:
             self._failing_since = now
-            self._give_up()
+            if self._file or self._queue or self._logs:
+                self._give_up()
         if not is_busy or now - self._failing_since >= _CALM_S:
             self._set_problem(problem)
         self._retry = self._loop.call_later(wait, self._try_again)
@@ -375,8 +376,6 @@ class Writer:
             return
         self._begin(file)
         self._queue.extendleft(reversed(self._on_new_file()))
-        self._set_problem("")
-        self._num_failures = 0
         self._run()
 
     # Checkpoints.
