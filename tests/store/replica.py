@@ -1,4 +1,4 @@
-"""A replica in a process of its own, to be killed: `python -m tests.store.replica STORE PLACE`.
+"""A replica in a process of its own: `python -m tests.store.replica STORE PLACE PATIENCE`.
 
 In: lines of JSON on standard input, `[number, action, *arguments]`; the actions are the methods of
 `Server`. Out: lines of JSON on standard output: answers, and what the store reports.
@@ -22,8 +22,8 @@ def say(*line: Any) -> None:
 class Server:
     """The actions that a test can ask for."""
 
-    def __init__(self, name: str, spec: str) -> None:
-        self._store = PLACES[name].from_spec(spec).new_store()
+    def __init__(self, name: str, spec: str, patience: float) -> None:
+        self._store = PLACES[name].from_spec(spec).new_store(patience)
         self._logs: dict[str, StoredLog] = {}
         self._lost: set[str] = set()
         self._followings: list[Following | None] = []
@@ -92,8 +92,8 @@ class Server:
         await done.wait()
 
 
-async def main(name: str, spec: str) -> None:
-    server = Server(name, spec)
+async def main(name: str, spec: str, patience: float) -> None:
+    server = Server(name, spec, patience)
     reader = asyncio.StreamReader(limit=1 << 24)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -108,4 +108,4 @@ async def answer(server: Server, number: int, action: str, *arguments: Any) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

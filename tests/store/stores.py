@@ -36,7 +36,7 @@ class Place(Protocol):
     @classmethod
     def from_spec(cls, spec: str) -> "Place": ...
 
-    def new_store(self) -> LogStore:
+    def new_store(self, patience: float) -> LogStore:
         """Return a new replica's store, not started."""
 
     async def open(self) -> None:
@@ -49,6 +49,8 @@ class Place(Protocol):
 class SqlitePlace:
     """A folder with SQLite's files."""
 
+    synchronous = "NORMAL"
+
     def __init__(self, folder: Path) -> None:
         self.spec = str(folder / "log")
 
@@ -58,15 +60,21 @@ class SqlitePlace:
         place.spec = spec
         return place
 
-    def new_store(self) -> LogStore:
-        return SqliteStore(Path(self.spec), patience=PATIENCE_S)
+    def new_store(self, patience: float) -> LogStore:
+        return SqliteStore(Path(self.spec), patience=patience, synchronous=self.synchronous)
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
-PLACES: dict[str, type[Place]] = {"sqlite": SqlitePlace}
+class FullSqlitePlace(SqlitePlace):
+    """A folder whose files wait for the disk."""
+
+    synchronous = "FULL"
+
+
+PLACES: dict[str, type[Place]] = {"sqlite": SqlitePlace, "sqlite-full": FullSqlitePlace}
 
 
 class Changes:
@@ -186,9 +194,10 @@ class Replica:
 class ReplicaProcess(Changes):
     """A replica in a process of its own (`tests/store/replica.py`)."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, patience: float = PATIENCE_S) -> None:
         super().__init__()
         self._place = place
+        self._patience = patience
         self._process: asyncio.subprocess.Process | None = None
         self._listening: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
@@ -197,12 +206,15 @@ class ReplicaProcess(Changes):
         """How many entries of each log are known to be stored."""
         self.orphans: dict[str, int] = {}
         self.lost: list[str] = []
+        self.problem = ""
+        self.num_unreachable = 0
         self.has_ended = False
 
     async def start(self) -> None:
         """Start the process and its store."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.store.replica", name_of(self._place), self._place.spec,
+            sys.executable, "-m", "tests.store.replica",
+            name_of(self._place), self._place.spec, str(self._patience),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parents[2], limit=1 << 24,
         )  # fmt: skip
@@ -235,14 +247,23 @@ class ReplicaProcess(Changes):
                 self.orphans |= dict(rest[0])
             elif kind == "lost":
                 self.lost.append(rest[0])
+            elif kind == "problem":
+                self.problem = rest[0]
+            elif kind == "unreachable":
+                self.num_unreachable += 1
             self.note()
         self.has_ended = True
         self.note()
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, which: signal.Signals) -> None:
         """Send a signal to the process."""
-        assert self._process is not None
-        os.kill(self._process.pid, which)
+        os.kill(self.pid, which)
 
     async def kill(self) -> None:
         """Kill the process with -9, so that it cleans nothing up. Return when it is dead."""
@@ -256,7 +277,7 @@ class ReplicaProcess(Changes):
 
 def name_of(place: Place) -> str:
     """Return the name of a place's class in `PLACES`."""
-    return next(name for name, each in PLACES.items() if isinstance(place, each))
+    return next(name for name, each in PLACES.items() if type(place) is each)
 
 
 class Replicas:
@@ -264,19 +285,20 @@ class Replicas:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        self.patience = PATIENCE_S
         self._replicas: list[Replica] = []
         self._processes: list[ReplicaProcess] = []
 
     async def new(self) -> Replica:
         """Start a replica in this process."""
-        replica = Replica(self.place.new_store())
+        replica = Replica(self.place.new_store(self.patience))
         await replica.start()
         self._replicas.append(replica)
         return replica
 
     async def new_process(self) -> ReplicaProcess:
         """Start a replica in a process of its own."""
-        process = ReplicaProcess(self.place)
+        process = ReplicaProcess(self.place, self.patience)
         self._processes.append(process)
         await process.start()
         return process

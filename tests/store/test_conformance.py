@@ -35,13 +35,17 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def test_thens_are_called_in_the_order_of_the_calls(replicas: Replicas) -> None:
     store = (await replicas.new()).store
-    log = store.open("s", b"header")
+    log, other = store.open("s", b"header"), store.open("other", b"header")
     order: list[str] = []
-    done = asyncio.Event()
+    done, nested_done = asyncio.Event(), asyncio.Event()
+
+    def nested() -> None:
+        order.append("nested")
+        nested_done.set()
 
     def first() -> None:
         order.append("first")
-        store.append([(log, b"nested")], lambda: order.append("nested"))
+        store.append([(other, b"nested")], nested)
 
     store.append([(log, b"1")], first)
     store.append([], lambda: order.append("nothing"))
@@ -50,6 +54,7 @@ async def test_thens_are_called_in_the_order_of_the_calls(replicas: Replicas) ->
     store.append([], done.set)
     async with asyncio.timeout(LONG_S):
         await done.wait()
+        await nested_done.wait()
     # The nested call came after `append` for "first", and some time before its `then`.
     assert [each for each in order if each != "nested"] == ["first", "nothing", "second", "end"]
     assert order.index("nested") > order.index("first")
@@ -205,6 +210,26 @@ async def test_processes_that_claim_at_once_do_not_both_win(replicas: Replicas) 
     claims = [each.ask("claim", stream_id, 1) for stream_id in ids for each in claimants]
     results = await asyncio.gather(*claims)
     assert [sum(results[index : index + 2]) for index in range(0, 100, 2)] == [1] * 50
+
+
+async def test_a_cancelled_claim_leaves_the_log_to_others(replicas: Replicas) -> None:
+    owner, claimant = await replicas.new(), await replicas.new()
+    ids = [f"s{number}" for number in range(20)]
+    for stream_id in ids:
+        owner.store.open(stream_id, b"h")
+    await owner.stored(owner.store.open("last", b"h"))
+    for number, stream_id in enumerate(ids):
+        cancelled = asyncio.create_task(claimant.store.claim(stream_id, 1))
+        for _ in range(number % 5):
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+    # Whatever the moment: the claimant can claim again, or it has the log already.
+    for stream_id in ids:
+        log = await claimant.store.claim(stream_id, 1) or await claimant.store.claim(stream_id, 2)
+        assert log is not None
+        await claimant.ended(log, b"end")
+        assert (await owner.all_of(stream_id))[-2:] == [CLAIMED, b"end"]
 
 
 async def test_a_live_owner_is_fenced_before_any_later_then(replicas: Replicas) -> None:

@@ -6,18 +6,31 @@ Methods raise sqlite3.Error.
 """
 
 import contextlib
+import logging
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from penstock.store.protocol import Entry
 from penstock.store.sqlite.folder import Folder, OthersLock
-from penstock.store.sqlite.tables import connect, decode_page, decode_step, encode, entries_of
+from penstock.store.sqlite.tables import (
+    connect,
+    decode_page,
+    decode_step,
+    encode,
+    entries_of,
+    is_damage,
+    removal,
+    transaction,
+)
 
-# So many expired logs are removed in one transaction: the file's owner waits for it.
-_REMOVED_AT_ONCE = 20
+log = logging.getLogger(__name__)
+
+# So many expired logs are removed in one transaction: appends wait for it.
+_REMOVED_AT_ONCE = 50
 
 _LAST_PAGE = "SELECT first + number, step FROM pages WHERE segment = ? ORDER BY first DESC LIMIT 1"
 _PAGES_FROM = (
@@ -66,36 +79,51 @@ class Cursor:
         return entries[num:]
 
 
+News = list[tuple[Cursor, Sequence[Entry]]]
+
+
 class LogFile:
     """A replica's file."""
 
     def __init__(self, folder: Folder, name: str, synchronous: str, timeout: float) -> None:
         self.name = name
+        self.replica = name.partition(".")[0]
         self.lease = OthersLock(folder.lease(name))
         self.alive = OthersLock(folder.alive(name))
-        self._db = connect(folder.file(name), synchronous, timeout)
+        self._path = folder.file(name)
+        self._synchronous = synchronous
+        self._timeout = timeout
+        self._db = connect(self._path, synchronous, timeout)
         self._lock = threading.Lock()
+        # Changes have another connection: they may have to wait, and reading never does.
+        self._changing: sqlite3.Connection | None = None
+        self._changing_lock = threading.Lock()
 
     def close(self) -> None:
         """Close the file."""
         self.lease.close()
         self.alive.close()
-        with self._lock:
+        with self._lock, self._changing_lock:
             self._db.close()
+            if self._changing:
+                self._changing.close()
 
     @contextlib.contextmanager
-    def _transaction(self, kind: str = "DEFERRED") -> Iterator[sqlite3.Connection]:
-        """Read one state of the file, or (IMMEDIATE) change it, alone."""
-        with self._lock:
-            self._db.execute(f"BEGIN {kind}")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+    def _state(self) -> Iterator[sqlite3.Connection]:
+        """Read one state of the file."""
+        with self._lock, transaction(self._db, "BEGIN DEFERRED"):
+            yield self._db
 
-    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """Change the file, alone."""
+        with self._changing_lock:
+            if self._changing is None:
+                self._changing = connect(self._path, self._synchronous, self._timeout)
+            with transaction(self._changing, "BEGIN IMMEDIATE"):
+                yield self._changing
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
@@ -109,21 +137,18 @@ class LogFile:
             *(stream_id, epoch, time.time()),
         )
         for no, claimed_by in rows:
-            assert isinstance(no, int)
-            assert claimed_by is None or isinstance(claimed_by, str)
             return Segment(self.name, no, stream_id, epoch, claimed_by)
         return None
 
     def header(self, segment: Segment) -> Entry | None:
         """Return the header of a log's first segment."""
         for (header,) in self._rows("SELECT header FROM headers WHERE segment = ?", segment.no):
-            assert isinstance(header, bytes)
-            return header
+            return bytes(header)
         return None
 
     def read(self, cursor: Cursor) -> Sequence[Entry]:
         """Return all entries that the cursor has not read, and move it."""
-        with self._transaction() as db:
+        with self._state() as db:
             row = db.execute(
                 "SELECT opened, claimed_by FROM segments WHERE no = ?", (cursor.no,)
             ).fetchone()
@@ -143,27 +168,25 @@ class LogFile:
         cursor.is_fenced = claimed_by is not None
         return cursor.take(entries)
 
-    def read_new(self, cursors: Sequence[Cursor]) -> list[tuple[Cursor, Sequence[Entry]]]:
-        """Return the new entries for cursors that have all read this file before; move them."""
+    def read_new(self, cursors: Sequence[Cursor], news: News) -> None:
+        """Add the new entries for cursors that have all read this file before; move them.
+
+        If it raises, all entries of the cursors that it has moved are in `news`.
+        """
         oldest = min(cursor.step for cursor in cursors)
         rows = self._rows(_STEPS_AFTER, oldest)
         if not rows:
-            return []
-        first = rows[0][0]
-        assert isinstance(first, int)
-        found: list[tuple[Cursor, Sequence[Entry]]] = []
+            return
+        steps: list[tuple[int, list[Any]]] = [(step, decode_step(blob)) for step, blob in rows]
+        first, last = rows[0][0], rows[-1][0]
         in_time: dict[int, list[tuple[Cursor, list[Entry]]]] = {}
         for cursor in cursors:
             if cursor.step + 1 < first:
-                found.append((cursor, self.read(cursor)))
+                news.append((cursor, self.read(cursor)))
             else:
                 in_time.setdefault(cursor.no, []).append((cursor, []))
-        for step, blob in rows:
-            assert isinstance(step, int)
-            assert isinstance(blob, bytes)
-            entries = decode_step(blob)
+        for step, entries in steps:
             for no, entry in zip(entries[::2], entries[1::2], strict=True):
-                assert isinstance(no, int)
                 for cursor, new in in_time.get(no, ()):
                     if cursor.step >= step:
                         continue
@@ -171,12 +194,9 @@ class LogFile:
                         new.append(entry)
                     else:
                         cursor.is_fenced = True
-        last = rows[-1][0]
-        assert isinstance(last, int)
         for cursor, new in (each for same in in_time.values() for each in same):
             cursor.step = max(cursor.step, last)
-            found.append((cursor, cursor.take(new)))
-        return found
+            news.append((cursor, cursor.take(new)))
 
     def follows(self, stream_id: str) -> bool:
         """Return True if the file's replica follows the log."""
@@ -185,8 +205,7 @@ class LogFile:
     def published(self) -> bytes | None:
         """Return what the file's replica has published."""
         for (value,) in self._rows("SELECT value FROM published"):
-            assert isinstance(value, bytes)
-            return value
+            return bytes(value)
         return None
 
     def running(self) -> list[Segment]:
@@ -198,17 +217,16 @@ class LogFile:
         return self._segments("claimed_by IS NOT NULL")
 
     def _segments(self, condition: str) -> list[Segment]:
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT no, id, epoch, claimed_by FROM segments WHERE {condition}"  # noqa: S608
-            ).fetchall()
+        rows = self._rows(
+            f"SELECT no, id, epoch, claimed_by FROM segments WHERE {condition}"  # noqa: S608
+        )
         return [Segment(self.name, *row) for row in rows]
 
     # Changing.
 
     def fence(self, segment: Segment, claimant: str) -> bool:
         """Give the log to a claimant, if it has not changed and has not ended."""
-        with self._transaction("IMMEDIATE") as db:
+        with self._change() as db:
             changed = db.execute(
                 "UPDATE segments SET claimed_by = ?"
                 " WHERE no = ? AND id = ? AND until IS NULL AND claimed_by IS ?",
@@ -221,37 +239,22 @@ class LogFile:
                 )
         return bool(changed)
 
-    def expired(self) -> list[tuple[str, int]]:
-        """Return the id and epoch of some ended logs whose time is over."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT id, epoch FROM segments WHERE until <= ? LIMIT ?",
-                (time.time(), _REMOVED_AT_ONCE),
-            ).fetchall()
+    def expired(self) -> list[tuple[int, str, int]]:
+        """Return number, id and epoch of some last segments whose log's time is over."""
+        query = "SELECT no, id, epoch FROM segments WHERE until <= ? LIMIT ?"
+        return self._rows(query, time.time(), _REMOVED_AT_ONCE)
 
-    def epochs(self, stream_id: str) -> list[tuple[int, bool]]:
-        """Return a log's epochs in this file, each with True if the log ended in it."""
-        with self._lock:
-            return self._db.execute(
-                "SELECT epoch, until IS NOT NULL FROM segments WHERE id = ?", (stream_id,)
-            ).fetchall()
+    def segments(self, stream_id: str) -> list[tuple[int, int, bool]]:
+        """Return epoch and number of a log's segments here, each with True if the log ended."""
+        return self._rows(
+            "SELECT epoch, no, until IS NOT NULL FROM segments WHERE id = ?", stream_id
+        )
 
-    def remove(self, segments: Sequence[tuple[str, int]]) -> None:
-        """Remove segments, each given as an id and an epoch."""
-        with self._transaction("IMMEDIATE") as db:
-            for segment in segments:
-                for table in ("pages", "headers"):
-                    db.execute(
-                        f"DELETE FROM {table} WHERE segment ="  # noqa: S608
-                        " (SELECT no FROM segments WHERE id = ? AND epoch = ?)",
-                        segment,
-                    )
-                db.execute("DELETE FROM segments WHERE id = ? AND epoch = ?", segment)
-
-    def vacuum(self) -> None:
-        """Give some of the file's free space back."""
-        with self._lock:
-            self._db.execute("PRAGMA incremental_vacuum(64)").fetchall()
+    def remove(self, segments: Sequence[int]) -> None:
+        """Remove segments."""
+        with self._change() as db:
+            for statement, values in removal(segments):
+                db.execute(statement, values).fetchall()  # a vacuum goes on while it is asked
 
     def is_empty(self) -> bool:
         """Return True if no log has a segment here."""
@@ -275,30 +278,59 @@ class Files:
         self.folder = folder
         self._synchronous = synchronous
         self._timeout = timeout
+        self.claiming: set[tuple[str, int]] = set()
+        """The ids and epochs of the logs that this replica claims now."""
         self._files: dict[str, LogFile] = {}
+        self._damaged: set[str] = set()
+        self._removed: list[LogFile] = []
+        self._to_close: list[LogFile] = []
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close all files."""
-        for file in self._files.values():
+        for file in (*self._files.values(), *self._removed, *self._to_close):
             file.close()
         self._files.clear()
 
+    def note_damage(self, name: str, error: sqlite3.Error) -> None:
+        """Leave a damaged file alone from now on. Raises the error if it is another one."""
+        if not is_damage(error):
+            raise error
+        if name not in self._damaged:
+            self._damaged.add(name)
+            path = self.folder.file(name)
+            log.error("%s is damaged; the streams in it are lost. You can remove it.", path)
+
     def get(self, name: str) -> LogFile | None:
-        """Return a replica's file, or None if it is gone."""
+        """Return a replica's file, or None if it is gone or damaged."""
         with self._lock:
+            if name in self._damaged:
+                return None
             if name not in self._files:
-                if not self.folder.file(name).exists():
+                try:
+                    file = LogFile(self.folder, name, self._synchronous, self._timeout)
+                except sqlite3.OperationalError:
+                    if self.folder.file(name).exists():
+                        raise
                     return None
-                self._files[name] = LogFile(self.folder, name, self._synchronous, self._timeout)
+                except sqlite3.DatabaseError as error:
+                    self.note_damage(name, error)
+                    return None
+                self._files[name] = file
             return self._files[name]
+
+    def close_removed(self) -> None:
+        """Close the files that were gone at the last call already: no thread reads them now."""
+        with self._lock:
+            to_close, self._to_close, self._removed = self._to_close, self._removed, []
+        for file in to_close:
+            file.close()
 
     def all(self) -> list[LogFile]:
         """Return the files that are there now. Raises OSError too."""
         names = set(self.folder.names())
         with self._lock:
-            for name in self._files.keys() - names:
-                self._files.pop(name).close()
+            self._removed += [self._files.pop(name) for name in self._files.keys() - names]
         return [file for name in names if (file := self.get(name)) is not None]
 
     # Logs.
@@ -307,13 +339,23 @@ class Files:
         """Return a log's first segment."""
         with self._lock:
             known = list(self._files.values())
-        for file in known:
-            if segment := file.find(stream_id, 1):
-                return segment
-        for file in self.all():
-            if file not in known and (segment := file.find(stream_id, 1)):
-                return segment
+        # The folder is listed only if the log is in no file that is known already.
+        return self._first_of(known, stream_id) or self._first_of(self.all(), stream_id)
+
+    def _first_of(self, files: Sequence[LogFile], stream_id: str) -> Segment | None:
+        for file in files:
+            with self.whatever_is_damaged(file):
+                if segment := file.find(stream_id, 1):
+                    return segment
         return None
+
+    @contextlib.contextmanager
+    def whatever_is_damaged(self, file: LogFile) -> Iterator[None]:
+        """Pass over a damaged file, and go on with the others."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.note_damage(file.name, error)
 
     def next(self, segment: Segment) -> Segment | None:
         """Return the segment of the next epoch, if it is there."""
@@ -327,44 +369,54 @@ class Files:
             segment = self.next(segment)
         return segment
 
-    def is_abandoned(self, segment: Segment) -> bool:
-        """Return True if a segment's claimant died before it wrote the next one."""
+    def is_abandoned(self, segment: Segment, own: str | None) -> bool:
+        """Return True if a segment's claimant died before it wrote the next one.
+
+        Or if it is this replica (`own`), and the claim was cancelled.
+        """
         if segment.claimed_by is None:
             return False
         claimant = self.get(segment.claimed_by)
         if claimant is None:
-            return True
+            return not self.folder.file(segment.claimed_by).exists()
+        is_own = claimant.name == own and (segment.stream_id, segment.epoch) not in self.claiming
         # In this order: a claimant without a lease writes no segment any more.
-        return not claimant.lease.is_held() and self.next(segment) is None
+        return (is_own or not claimant.lease.is_held()) and self.next(segment) is None
 
     def claim(self, stream_id: str, epoch: int, claimant: str) -> bool:
         """Fence a log in this epoch for a claimant; return False if another one owns it now."""
         segment = self.at_epoch(stream_id, epoch)
-        if segment is None or not (segment.claimed_by is None or self.is_abandoned(segment)):
+        file = segment and self.get(segment.name)
+        if segment is None or not isinstance(file, LogFile):
             return False
-        file = self.get(segment.name)
-        return file is not None and file.fence(segment, claimant)
+        if segment.claimed_by == claimant:
+            return self.next(segment) is None  # an earlier claim was cancelled too late
+        if segment.claimed_by is not None and not self.is_abandoned(segment, claimant):
+            return False
+        return file.fence(segment, claimant)
 
-    def read_on(self, cursor: Cursor) -> Sequence[Entry]:
-        """Return all entries that a cursor has not read, from file to file, and move it."""
+    def read_all(self, cursor: Cursor) -> Sequence[Entry]:
+        """Return all entries that a new cursor has not read, from file to file, and move it."""
         file = self.get(cursor.name)
         entries = list(file.read(cursor)) if file else []
-        while cursor.is_fenced and self.advance(cursor):
-            file = self.get(cursor.name)
-            entries += file.read(cursor) if file else []
+        while cursor.is_fenced and (file := self.advance(cursor)):
+            entries += file.read(cursor)
         return entries
 
-    def advance(self, cursor: Cursor) -> bool:
-        """Move a cursor from a segment that was claimed to the next one, if that is there."""
+    def advance(self, cursor: Cursor) -> LogFile | None:
+        """Move a cursor from a segment that was claimed to the next one, if that is there.
+
+        Returns the next one's file.
+        """
         file = self.get(cursor.name)
         segment = file and file.find(cursor.stream_id, cursor.epoch)
-        following = segment and self.next(segment)
-        if not following:
-            return False
+        following = self.next(segment) if isinstance(segment, Segment) else None
+        if following is None:
+            return None
         cursor.name, cursor.no, cursor.epoch = following.name, following.no, following.epoch
         cursor.count = cursor.step = 0
         cursor.is_fenced = False
-        return True
+        return self.get(cursor.name)
 
     def remove(self, stream_id: str) -> None:
         """Remove an ended log from all files, its first segment first.
@@ -372,11 +424,7 @@ class Files:
         Whoever finds a claimed segment whose next one is gone takes the log for abandoned. So the
         next one goes after it.
         """
-        found = [
-            (epoch, has_ended, file)
-            for file in self.all()
-            for epoch, has_ended in file.epochs(stream_id)
-        ]
-        if any(has_ended for _, has_ended, _ in found):
-            for epoch, _, file in sorted(found, key=lambda each: each[0]):
-                file.remove([(stream_id, epoch)])
+        found = [(*segment, file) for file in self.all() for segment in file.segments(stream_id)]
+        if any(has_ended for _, _, has_ended, _ in found):
+            for _, no, _, file in sorted(found, key=lambda each: each[0]):
+                file.remove([no])

@@ -92,6 +92,10 @@ class Folder:
         """Return the path of a replica's file."""
         return self.path / f"{name}{SUFFIX}"
 
+    def new_file(self, name: str) -> Path:
+        """Return the path of a replica's file while it is made."""
+        return self.path / f"{name}.new"
+
     def lease(self, name: str) -> Path:
         """Return the path of a replica's lease."""
         return self.path / f"{name}.lease"
@@ -109,9 +113,12 @@ class Folder:
         ]
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder's lock: files come and go only under it. Raises OSError."""
-        give_up = time.monotonic() + self._patience
+    def locked(self, *, wait: bool = True) -> Iterator[None]:
+        """Hold the folder's lock: files come and go only under it.
+
+        Raises OSError, BlockingIOError if another process holds it (for longer than `patience`).
+        """
+        give_up = time.monotonic() + (self._patience if wait else 0.0)
         while True:
             try:
                 lock = HeldLock(self.path / _LOCK_FILE)
@@ -127,14 +134,8 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a replica's file, then its locks. Call it under the folder's lock."""
-        file = self.file(name)
-        for path in (
-            file,
-            file.with_name(f"{file.name}-wal"),
-            file.with_name(f"{file.name}-shm"),
-            self.lease(name),
-            self.alive(name),
-        ):
+        locks = {self.lease(name), self.alive(name)}
+        for path in sorted(self.path.glob(f"{name}.*"), key=lambda path: path in locks):
             path.unlink(missing_ok=True)
 
     # The start.
@@ -148,6 +149,7 @@ class Folder:
             self._check_locks()
             with self.locked():
                 self._check_format()
+                self._remove_unfinished()
         except OSError as error:
             raise start_error(self.path, error) from error
 
@@ -202,6 +204,13 @@ class Folder:
                 f" {FORMAT}).",
                 "Start the version of Penstock that wrote them, or name another folder.",
             )
+
+    def _remove_unfinished(self) -> None:
+        """Remove what replicas have left that died before their file was there."""
+        for lease in self.path.glob("*.lease"):
+            name = lease.name.removesuffix(".lease")
+            if not self.file(name).exists() and not OthersLock(lease).is_held():
+                self.remove(name)
 
 
 def start_error(path: Path, error: OSError) -> StartError:

@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from penstock.store.protocol import Entry
-from penstock.store.sqlite.files import Cursor, Files
+from penstock.store.sqlite.files import Cursor, Files, News
 from penstock.store.sqlite.tables import reason
 
 log = logging.getLogger(__name__)
 
 TAIL_S = 0.02
-
-News = list[tuple[Cursor, Sequence[Entry]]]
 
 
 class Followed:
@@ -84,7 +82,7 @@ class Followers:
             for cursor, entries in await loop.run_in_executor(self._threads, self._read, cursors):
                 followed = self._followed.get(id(cursor))
                 if entries and followed is not None:
-                    followed.on_entries(entries)
+                    _pass_on(followed, entries)
 
     def _read(self, cursors: Sequence[Cursor]) -> News:
         """Read what is new (in a thread). A file that cannot be read is tried again next time."""
@@ -95,13 +93,24 @@ class Followers:
         try:
             for name, same in by_file.items():
                 if file := self._files.get(name):
-                    news += file.read_new(same)
+                    with self._files.whatever_is_damaged(file):
+                        file.read_new(same, news)
             for cursor in cursors:
-                while cursor.is_fenced and self._files.advance(cursor):
-                    news.append((cursor, self._files.read_on(cursor)))
+                while cursor.is_fenced and (file := self._files.advance(cursor)):
+                    news.append((cursor, file.read(cursor)))
             self._is_failing = False
         except sqlite3.Error as error:
             if not self._is_failing:
-                log.warning("%s Streams of other replicas wait for it.", reason(error))
+                log.warning(
+                    "%s Streams of other replicas wait for it.",
+                    reason(error, self._files.folder.path),
+                )
             self._is_failing = True
         return news
+
+
+def _pass_on(followed: Followed, entries: Sequence[Entry]) -> None:
+    try:
+        followed.on_entries(entries)
+    except Exception:
+        log.exception("a follower of a stream failed; the other followers go on")

@@ -3,23 +3,29 @@
 import asyncio
 import contextlib
 import functools
+import logging
+import secrets
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from penstock import supervision
 from penstock.errors import StartError
 from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher
-from penstock.store.sqlite.files import Cursor, Files, LogFile
+from penstock.store.sqlite.files import Cursor, Files
 from penstock.store.sqlite.folder import Folder, start_error
 from penstock.store.sqlite.following import Followed, Followers
-from penstock.store.sqlite.tables import reason
+from penstock.store.sqlite.keeper import Keeper
+from penstock.store.sqlite.tables import Statement, reason, removal
 from penstock.store.sqlite.values import Values
-from penstock.store.sqlite.writer import OwnLog, Statement, Write, Writer, new_name
+from penstock.store.sqlite.writer import Writer
+from penstock.store.sqlite.writes import OwnLog, Write
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,19 +58,22 @@ class SqliteStore:
 
     def __init__(self, folder: Path, *, patience: float, synchronous: str = "NORMAL") -> None:
         assert synchronous in {"NORMAL", "FULL"}
-        self.replica = new_name()
+        self.replica = secrets.token_hex(16)
         self._folder = Folder(folder, patience)
         self._patience = patience
         self._synchronous = synchronous
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "log-store")
         self._writer = Writer(self._folder, self.replica, patience, synchronous, self._threads)
         self._files = Files(self._folder, synchronous, patience)
-        self._followers = Followers(self._files, self._threads)
+        self._keeper = Keeper(self._folder, self._files, self.replica)
+        # Followers never wait for anything else.
+        self._reading_thread = ThreadPoolExecutor(1, "log-followers")
+        self._followers = Followers(self._files, self._reading_thread)
         self._follows: Counter[str] = Counter()
+        self._claims: dict[tuple[str, int], asyncio.Event] = {}
         self._published: bytes | None = None
+        self._values: Values | None = None
         self._is_released = False
-        self._num_others = 0
-        self._dead: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -75,30 +84,36 @@ class SqliteStore:
     @property
     def num_others(self) -> int:
         """How many other replicas have a lease, as last seen."""
-        return self._num_others
+        return self._keeper.num_others
 
     async def start(self, watcher: StoreWatcher) -> None:
         """Open the folder and begin the lease. Raises StartError."""
         self._watcher = watcher
-        path = self._folder.path
         try:
-            await self._in_thread(self._prepare)
-            self._writer.start(watcher, self._first_writes)
-        except OSError as error:
-            raise start_error(path, error) from error
-        except (StoreError, sqlite3.Error) as error:
-            raise StartError(
-                f"The folder {path} cannot be used: {error}",
-                "Free some space or repair the disk, or name another folder.",
-            ) from error
+            await self._open(watcher)
+        except BaseException:
+            await self._close()
+            raise
         self._tasks = [
             supervision.keep("log followers", self._followers.run),
             supervision.keep("log leases", self._look_again),
         ]
 
-    def _prepare(self) -> None:
-        self._folder.prepare()
-        self._values = Values(self._folder, self._synchronous, self._patience)
+    async def _open(self, watcher: StoreWatcher) -> None:
+        path = self._folder.path
+        try:
+            await asyncio.to_thread(self._folder.prepare)
+            self._values = await asyncio.to_thread(
+                Values, self._folder, self._synchronous, self._patience
+            )
+            await self._writer.start(watcher, self._first_writes)
+        except OSError as error:
+            raise start_error(path, error) from error
+        except sqlite3.Error as error:
+            raise StartError(
+                f"The folder {path} cannot be used: {reason(error, self._folder.path)}",
+                "Free some space or repair the disk, or name another folder.",
+            ) from error
 
     async def release(self) -> None:
         """Give the lease back, after what was appended before is stored."""
@@ -113,10 +128,15 @@ class SqliteStore:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._close()
+
+    async def _close(self) -> None:
         await self._writer.close()
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._threads, self._reading_thread):
+            await asyncio.to_thread(threads.shutdown)
         self._files.close()
-        self._values.close()
+        if self._values:
+            self._values.close()
 
     # Owning.
 
@@ -130,7 +150,8 @@ class SqliteStore:
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """Append entries; usually they are stored before this returns."""
-        self._writer.add(Write(entries, then=then))
+        own = cast("Sequence[tuple[OwnLog, Entry]]", entries)  # only `open` and `claim` make logs
+        self._writer.add(Write(own, then=then))
 
     def end(
         self, log: StoredLog, entry: Entry, retain: float, then: Callable[[], None] = lambda: None
@@ -175,7 +196,7 @@ class SqliteStore:
         if header is None:
             return None
         cursor = Cursor(stream_id, segment.name, segment.no, segment.epoch, left_out=after)
-        return header, cursor, self._files.read_on(cursor)
+        return header, cursor, self._files.read_all(cursor)
 
     def _close_followed(self, followed: Followed) -> None:
         self._followers.remove(followed)
@@ -184,12 +205,11 @@ class SqliteStore:
     async def _begin_to_follow(self, stream_id: str) -> None:
         """Say that this replica follows a log: in its own file."""
         self._follows[stream_id] += 1
-        if self._follows[stream_id] == 1:
-            try:
-                await self._writer.wait(Write(statements=[(_FOLLOW, (stream_id,))]))
-            except BaseException:
-                self._end_to_follow(stream_id)
-                raise
+        try:
+            await self._writer.wait(Write(statements=[(_FOLLOW, (stream_id,))]))
+        except BaseException:
+            self._end_to_follow(stream_id)
+            raise
 
     def _end_to_follow(self, stream_id: str) -> None:
         self._follows[stream_id] -= 1
@@ -203,7 +223,7 @@ class SqliteStore:
 
     def _is_followed(self, own: str | None, stream_id: str) -> bool:
         return any(
-            file.name != own and file.follows(stream_id) and file.alive.is_held()
+            file.name != own and file.alive.is_held() and file.follows(stream_id)
             for file in self._files.all()
         )
 
@@ -211,17 +231,41 @@ class SqliteStore:
 
     async def claim(self, stream_id: str, epoch: int) -> OwnLog | None:
         """Become the owner of a log that has this epoch. Raises StoreError."""
+        key = (stream_id, epoch)
+        while earlier := self._claims.get(key):
+            await earlier.wait()
+        self._claims[key] = asyncio.Event()
+        self._files.claiming.add(key)
+        fence = asyncio.ensure_future(self._fence(stream_id, epoch))
+        try:
+            # If this is cancelled, the thread still goes on, and the log is an orphan then.
+            name = await asyncio.shield(fence)
+            if name is None:
+                return None
+            if not self._owns(name):  # without the lease of `name`, the log is an orphan again
+                raise StoreError("This server owns no logs now.")
+            log, is_stored = self._writer.take(stream_id, epoch + 1)
+            await is_stored
+            return log
+        finally:
+            fence.add_done_callback(functools.partial(self._end_claim, key))
+
+    def _end_claim(self, key: tuple[str, int], fence: asyncio.Future[str | None]) -> None:
+        fence.exception()  # whoever was cancelled does not ask for it
+        self._files.claiming.discard(key)
+        self._claims.pop(key).set()
+
+    async def _fence(self, stream_id: str, epoch: int) -> str | None:
+        """Fence a log. Returns the name of the file that it was claimed for, or None."""
         name = self._writer.name
         if name is None or not self._owns(name):
             raise StoreError("This server owns no logs now.")
-        if not await self._in_thread(self._files.claim, stream_id, epoch, name):
-            return None
-        # Without the lease of `name`, the log is an orphan again.
-        if not self._owns(name):
-            raise StoreError("This server owns no logs now.")
-        log, is_stored = self._writer.take(stream_id, epoch + 1)
-        await is_stored
-        return log
+        won = await self._in_thread(self._files.claim, stream_id, epoch, name)
+        return name if won else None
+
+    @property
+    def _can_claim(self) -> bool:
+        return not self._is_released and self._writer.name is not None
 
     def _owns(self, name: str) -> bool:
         return not self._is_released and name == self._writer.name
@@ -230,19 +274,24 @@ class SqliteStore:
 
     async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
         """Store a value unless the name has one; return the one it has. Raises StoreError."""
-        return await self._in_thread(self._values.put_if_absent, name, value, ttl)
+        return await self._in_thread(self._shared.put_if_absent, name, value, ttl)
 
     async def put(self, name: str, value: bytes, ttl: float) -> None:
         """Store a value, in place of the old one. Raises StoreError."""
-        await self._in_thread(self._values.put, name, value, ttl)
+        await self._in_thread(self._shared.put, name, value, ttl)
 
     async def get(self, name: str) -> bytes | None:
         """Return a value, or None. Raises StoreError."""
-        return await self._in_thread(self._values.get, name)
+        return await self._in_thread(self._shared.get, name)
 
     async def delete(self, name: str) -> None:
         """Remove a value. Raises StoreError."""
-        await self._in_thread(self._values.delete, name)
+        await self._in_thread(self._shared.delete, name)
+
+    @property
+    def _shared(self) -> Values:
+        assert self._values is not None, "the store has not started"
+        return self._values
 
     async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
         """Publish a value in this replica's file; return the others'. Raises StoreError."""
@@ -254,7 +303,7 @@ class SqliteStore:
     def _others_values(self) -> Mapping[str, bytes]:
         values = {}
         for file in self._files.all():
-            replica = _replica_of(file)
+            replica = file.replica
             if replica != self.replica and file.lease.is_held():
                 value = file.published()
                 if value is not None:
@@ -270,50 +319,33 @@ class SqliteStore:
             statements.append((_PUBLISH, (self._published,)))
         return [Write(statements=statements)]
 
+    def _remove(self, own: str, segments: list[int]) -> None:
+        if segments and own == self._writer.name:
+            self._writer.add(Write(statements=removal(segments)))
+
     async def _look_again(self) -> None:
         """Find the dead, their logs, and what is expired, for ever."""
         num_looks = 0
+        is_failing = False
         while True:
             is_round = num_looks % _LOOKS_PER_ROUND == 0
             num_looks += 1
-            orphans = await self._in_thread(self._look, is_round)
-            if orphans and not self._is_released:
-                self._watcher.logs_orphaned(orphans)
-            if is_round:
-                await self._in_thread(self._clean, self._writer.name)
             self._writer.look_for_claims()
+            own = self._writer.name
+            try:
+                orphans = await self._in_thread(self._keeper.orphans, is_round, own)
+                if orphans and self._can_claim:
+                    self._watcher.logs_orphaned(orphans)
+                if own is not None:
+                    self._remove(own, await self._in_thread(self._keeper.expired, own))
+                if is_round:
+                    await self._in_thread(self._keeper.clean, own)
+                is_failing = False
+            except StoreError as error:
+                if not is_failing:
+                    log.warning("%s The folder is looked at again.", error, exc_info=True)
+                is_failing = True
             await asyncio.sleep(_LOOK_S)
-
-    def _look(self, is_round: bool) -> list[tuple[str, int]]:
-        """Return the orphans, if there may be new ones or it is time to report them again."""
-        files = self._files.all()
-        held = [file for file in files if file.lease.is_held()]
-        self._num_others = len({_replica_of(file) for file in held} - {self.replica})
-        dead = {file.name for file in files} - {file.name for file in held}
-        has_new = not dead <= self._dead
-        self._dead = dead
-        if not has_new and not is_round:
-            return []
-        segments = [each for file in files if file.name in dead for each in file.running()]
-        segments += [
-            each for file in files for each in file.claimed() if self._files.is_abandoned(each)
-        ]
-        return [(each.stream_id, each.epoch) for each in segments]
-
-    def _clean(self, own: str | None) -> None:
-        """Remove ended logs whose time is over, and the files of dead replicas without a log."""
-        for file in self._files.all():
-            if file.name != own and file.lease.is_held():
-                continue  # its owner does it
-            while expired := file.expired():
-                file.remove([each for each in expired if each[1] == 1])
-                for stream_id, epoch in expired:
-                    if epoch > 1:
-                        self._files.remove(stream_id)
-                file.vacuum()
-            if file.name != own and not file.alive.is_held() and file.is_empty():
-                with self._folder.locked():
-                    self._folder.remove(file.name)
 
     async def _in_thread(self, run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks. Raises StoreError instead of SQLite's and the system's."""
@@ -321,8 +353,4 @@ class SqliteStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(reason(error)) from error
-
-
-def _replica_of(file: LogFile) -> str:
-    return file.name.partition(".")[0]
+            raise StoreError(reason(error, self._folder.path)) from error

@@ -11,19 +11,26 @@ number that is taken, and its transaction fails. Old steps are removed, because 
 entries are written again, together, in a *page*.
 """
 
+import contextlib
+import shutil
 import sqlite3
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from penstock.errors import StartError
 from penstock.store.protocol import Entry
 
-KEPT_STEPS = 256
+KEPT_STEPS = 128
 """So many steps are kept for followers. Those who fall further behind read the pages."""
 
 PAGED_STEPS = 64
 """Within so many writes, the entries of a segment are written into a page."""
+
+# A disk with less than this is full: SQLite needs some room for each transaction.
+_FULL_BYTES = 256 * 1024
 
 _SCHEMA = """
 CREATE TABLE segments (
@@ -52,9 +59,12 @@ CREATE TABLE follows (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE published (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
 """
 
+Statement = tuple[str, tuple[Any, ...]]
+"""SQL and its values."""
+
 encode = msgspec.msgpack.Encoder().encode
-decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
-decode_step = msgspec.msgpack.Decoder(list[int | bytes | None]).decode
+_decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
+_decode_step = msgspec.msgpack.Decoder(list[int | bytes | None]).decode
 
 
 def create(path: Path, synchronous: str) -> sqlite3.Connection:
@@ -66,7 +76,10 @@ def create(path: Path, synchronous: str) -> sqlite3.Connection:
 
 def create_database(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:
     """Make a private file with tables, unless it is there. Raises sqlite3.Error and StartError."""
-    path.touch(0o600)  # SQLite's other files get the same permissions
+    # SQLite's other files get the same permissions. A file that is there stays closed: to close it
+    # would give up the locks that another connection of this process has on it.
+    if not path.exists():
+        path.touch(0o600)
     db = connect(path, synchronous)
     if db.execute("PRAGMA user_version").fetchone() != (0,):
         return db
@@ -98,6 +111,38 @@ def connect(path: Path, synchronous: str, timeout: float = 5.0) -> sqlite3.Conne
     return db
 
 
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection, begin: str) -> Iterator[None]:
+    """Run statements in a transaction: all of them, or none. Raises sqlite3.Error."""
+    try:
+        db.execute(begin)
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def decode_page(blob: bytes) -> list[Entry]:
+    """Return a page's entries. Raises sqlite3.Error if they are damaged."""
+    try:
+        return _decode_page(blob)
+    except msgspec.DecodeError as error:
+        raise _Damage("a page cannot be read") from error
+
+
+def decode_step(blob: bytes) -> list[int | Entry | None]:
+    """Return a step: segments and entries by turns. Raises sqlite3.Error if it is damaged."""
+    try:
+        return _decode_step(blob)
+    except msgspec.DecodeError as error:
+        raise _Damage("a step cannot be read") from error
+
+
+class _Damage(sqlite3.DatabaseError):
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
 def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
     """Return a segment's entries of one step."""
     return [
@@ -107,10 +152,32 @@ def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
     ]
 
 
-def reason(error: Exception) -> str:
+def removal(segments: Sequence[int]) -> list[Statement]:
+    """Return the statements that remove segments, and give some free space back."""
+    removed = [
+        (f"DELETE FROM {table} WHERE {column} = ?", (no,))  # noqa: S608
+        for no in segments
+        for table, column in (("pages", "segment"), ("headers", "segment"), ("segments", "no"))
+    ]
+    return [*removed, ("PRAGMA incremental_vacuum(64)", ())]
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return True if a file is damaged, so that reading it again cannot help."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Return True if another process or thread held the file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def reason(error: Exception, folder: Path) -> str:
     """Say in a sentence why SQLite, or the folder, did not do what it should."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    # SQLite names only some of the failures of a full disk so.
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_full(folder)):
         return "The disk with the logs is full."
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return "Another process holds the file with the logs locked."
@@ -119,3 +186,9 @@ def reason(error: Exception) -> str:
     if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN}:
         return "The file with the logs cannot be opened for writing."
     return "The disk with the logs has failed a read or a write."
+
+
+def _is_full(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < _FULL_BYTES
+    return False

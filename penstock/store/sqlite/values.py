@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 from penstock.store.sqlite.folder import SHARED, Folder
-from penstock.store.sqlite.tables import connect, create_database
+from penstock.store.sqlite.tables import connect, create_database, transaction
 
 _SCHEMA = """
 CREATE TABLE vals (name TEXT PRIMARY KEY, value BLOB NOT NULL, until REAL NOT NULL);
@@ -39,15 +39,9 @@ class Values:
     @contextlib.contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         """Change values, alone. The values whose time is over go first."""
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.execute("DELETE FROM vals WHERE until <= ?", (time.time(),))
-                yield self._db
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        with self._lock, transaction(self._db, "BEGIN IMMEDIATE"):
+            self._db.execute("DELETE FROM vals WHERE until <= ?", (time.time(),))
+            yield self._db
 
     def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
         """Store a value unless the name has one; return the one it has."""

@@ -11,137 +11,41 @@ new file as soon as it can.
 """
 
 import asyncio
-import contextlib
 import logging
-import secrets
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any
 
 from penstock.errors import StartError
-from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreError, StoreWatcher
-from penstock.store.sqlite.folder import Folder, HeldLock
+from penstock.store.protocol import CLAIMED, Entry, StoreError, StoreWatcher
+from penstock.store.sqlite.folder import Folder
+from penstock.store.sqlite.own_file import OwnFile
 from penstock.store.sqlite.tables import (
     KEPT_STEPS,
     PAGED_STEPS,
-    connect,
-    create,
+    Statement,
     decode_step,
     encode,
+    is_busy,
     reason,
 )
+from penstock.store.sqlite.writes import OwnLog, Transaction, Write
 
 log = logging.getLogger(__name__)
 
-# A claimant or a cleaner holds the file for about 0.1 ms. The event loop waits no longer than this.
-_BUSY_S = 0.02
-_RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+# The waits before a transaction is tried again, by the number of failures.
+_RETRY_S = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5)
+# A claimant or a cleaner may hold the file on a busy machine; this is no problem for so long.
+_CALM_S = 1.0
 # When so many bytes were written since the last checkpoint, the next one begins.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
-_PAGE_BYTES = 4096
 
 _INSERT_HEADER = "INSERT INTO headers VALUES (?, ?)"
 _INSERT_SEGMENT = (
     "INSERT INTO segments (no, id, epoch, opened) SELECT ?, ?, ?, max(step) FROM steps"
 )
-
-
-Statement = tuple[str, tuple[Any, ...]]
-"""SQL and its values."""
-
-
-class OwnLog(StoredLog):
-    """A log, or one epoch of it, that this replica owns or has owned."""
-
-    __slots__ = ("is_lost", "no", "num_paged", "recent")
-
-    def __init__(self, stream_id: str, epoch: int, no: int) -> None:
-        super().__init__(stream_id, epoch)
-        self.no = no
-        self.is_lost = False
-        self.num_paged = 0
-        self.recent: list[Entry] = []
-        """The stored entries that are in no page yet."""
-
-
-@dataclass(slots=True)
-class Write:
-    """What one call wants to be written."""
-
-    entries: Sequence[tuple[StoredLog, Entry]] = ()
-    statements: Sequence[Statement] = ()
-    ended: OwnLog | None = None
-    """The log whose last entry this is; the statements say so."""
-    then: Callable[[], None] | None = None
-    failed: Callable[[], None] | None = None
-    """Called instead of `then` if the write was given up."""
-
-
-@dataclass(slots=True)
-class _Transaction:
-    """The writes of one transaction, as SQL."""
-
-    num_writes: int
-    step: int
-    entries: bytes = b""
-    statements: list[Statement] = field(default_factory=list)
-    paged: list[tuple[OwnLog, list[Entry]]] = field(default_factory=list)
-    keep_from: int = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """About how many bytes it adds to the write-ahead log."""
-        values = [value for _, values in self.statements for value in values]
-        texts = sum(len(value) for value in values if isinstance(value, bytes))
-        num_rows = 3 + 2 * len(self.statements) + 2 * len(self.paged)
-        return len(self.entries) + texts + num_rows * _PAGE_BYTES
-
-    def run(self, db: sqlite3.Connection) -> None:
-        """Write it. Raises sqlite3.Error; IntegrityError if another replica has added a step."""
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for statement, values in self.statements:
-                db.execute(statement, values)
-            if self.entries:
-                db.execute("INSERT INTO steps VALUES (?, ?)", (self.step, self.entries))
-                for each, entries in self.paged:
-                    db.execute(
-                        "INSERT INTO pages VALUES (?, ?, ?, ?, ?)",
-                        (each.no, each.num_paged, len(entries), self.step, encode(entries)),
-                    )
-                if self.keep_from:
-                    db.execute("DELETE FROM steps WHERE step < ?", (self.keep_from,))
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-
-
-class _File:
-    """This replica's file, with its locks. Raises OSError, sqlite3.Error and StartError."""
-
-    def __init__(self, folder: Folder, name: str, synchronous: str) -> None:
-        self.name = name
-        with folder.locked(), contextlib.ExitStack() as undo:
-            self.lease = HeldLock(folder.lease(name))
-            undo.callback(self.lease.release)
-            self.alive = HeldLock(folder.alive(name))
-            undo.callback(self.alive.release)
-            undo.callback(folder.remove, name)
-            create(folder.file(name), synchronous).close()
-            self.db = connect(folder.file(name), synchronous, _BUSY_S)
-            undo.pop_all()
-
-    def close(self) -> None:
-        """Close the file and give back its locks."""
-        with contextlib.suppress(sqlite3.Error):
-            self.db.close()
-        self.lease.release()
-        self.alive.release()
 
 
 class Writer:
@@ -156,7 +60,7 @@ class Writer:
         self._patience = patience
         self._synchronous = synchronous
         self._threads = threads
-        self._file: _File | None = None
+        self._file: OwnFile | None = None
         self._queue: deque[Write] = deque()
         self._is_busy = False
         self._retry: asyncio.TimerHandle | None = None
@@ -171,7 +75,7 @@ class Writer:
         self._buckets: list[dict[int, OwnLog]] = [{} for _ in range(PAGED_STEPS)]
         self._turn = 0
 
-    def start(self, watcher: StoreWatcher, on_new_file: Callable[[], list[Write]]) -> None:
+    async def start(self, watcher: StoreWatcher, on_new_file: Callable[[], list[Write]]) -> None:
         """Begin the first file. `on_new_file` returns the first writes for each later one.
 
         Raises OSError, sqlite3.Error and StartError.
@@ -179,21 +83,22 @@ class Writer:
         self._watcher = watcher
         self._on_new_file = on_new_file
         self._loop = asyncio.get_running_loop()
-        self._begin(self._new_file())
+        self._begin(await self._loop.run_in_executor(self._threads, self._new_file))
 
-    def _new_file(self) -> _File:
+    def _new_file(self) -> OwnFile:
         name = f"{self._replica}.{self._num_files}"
         self._num_files += 1
-        return _File(self._folder, name, self._synchronous)
+        return OwnFile(self._folder, name, self._synchronous)
 
-    def _begin(self, file: _File) -> None:
+    def _begin(self, file: OwnFile) -> None:
         self._file = file
         if self._is_released:
             file.lease.release()
         self._step = 1
         self._left: dict[int, OwnLog] = {}  # lost logs, of which entries are in no page yet
         self._steps: deque[int] = deque(maxlen=KEPT_STEPS)  # the numbers of the last own writes
-        self._num_bytes = 0
+        self._num_bytes = 0  # written since the last checkpoint
+        self._is_checkpointing = False
 
     @property
     def name(self) -> str | None:
@@ -269,43 +174,43 @@ class Writer:
         while self._queue:
             if self._file is None:
                 return  # `_try_again` goes on
-            transaction = self._transaction()
+            work = self._gather()
             if self._synchronous == "FULL":
-                self._run_in_thread(self._file.db, transaction)
+                self._run_in_thread(self._file.db, work)
                 return
             try:
-                transaction.run(self._file.db)
+                work.run(self._file.db)
             except sqlite3.Error as error:
                 if not self._handle(error):
                     return
             else:
-                self._succeed(transaction)
+                self._succeed(work)
         self._is_busy = False
-        if self._num_bytes > _CHECKPOINT_BYTES:
-            self._num_bytes = 0
+        if self._num_bytes > _CHECKPOINT_BYTES and self._file and not self._is_checkpointing:
+            self._is_checkpointing = True
             self._start(self._checkpoint(self._file))
 
-    def _run_in_thread(self, db: sqlite3.Connection, transaction: _Transaction) -> None:
+    def _run_in_thread(self, db: sqlite3.Connection, work: Transaction) -> None:
         async def run() -> None:
             try:
-                await self._loop.run_in_executor(self._threads, transaction.run, db)
+                await self._loop.run_in_executor(self._threads, work.run, db)
             except sqlite3.Error as error:
                 if not self._handle(error):
                     return
             else:
-                self._succeed(transaction)
+                self._succeed(work)
             self._run()
 
         self._start(run())
 
-    def _start(self, job: Any) -> None:
+    def _start(self, job: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(job)
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
 
-    def _transaction(self) -> _Transaction:
+    def _gather(self) -> Transaction:
         """Return a transaction of everything that waits. It changes nothing here."""
-        transaction = _Transaction(len(self._queue), self._step + 1)
+        work = Transaction(len(self._queue), self._step + 1)
         due = self._left | self._buckets[self._turn] if self._queue else {}
         step: list[int | Entry] = []
         fresh: dict[int, list[Entry]] = {}
@@ -314,10 +219,9 @@ class Writer:
                 if write.ended.is_lost:
                     continue
                 due[write.ended.no] = write.ended
-            transaction.statements += write.statements
+            work.statements += write.statements
         for write in self._queue:
             for each, entry in write.entries:
-                assert isinstance(each, OwnLog)
                 if not each.is_lost:
                     no = each.no
                     step.append(no)
@@ -325,41 +229,41 @@ class Writer:
                     if no in due:
                         fresh.setdefault(no, []).append(entry)
         if step:
-            transaction.entries = encode(step)
-            transaction.paged = [
+            work.entries = encode(step)
+            work.paged = [
                 (each, entries)
                 for no, each in due.items()
                 if (entries := each.recent + fresh.get(no, []))
             ]
             if len(self._steps) == KEPT_STEPS:
-                transaction.keep_from = self._steps[0]
-        return transaction
+                work.keep_from = self._steps[0]
+        return work
 
-    def _succeed(self, transaction: _Transaction) -> None:
+    def _succeed(self, work: Transaction) -> None:
         """Note what was written, and call the `then`s."""
         if self.problem:
             self._set_problem("")
         self._num_failures = 0
-        self._num_bytes += transaction.num_bytes
-        done = [self._queue.popleft() for _ in range(transaction.num_writes)]
-        if transaction.entries:
-            self._note_step(transaction, done)
+        self._num_bytes += work.num_bytes
+        done = [self._queue.popleft() for _ in range(work.num_writes)]
+        if work.entries:
+            self._note_step(work, done)
         for write in done:
             if write.then is not None:
                 _call(write.then)
 
-    def _note_step(self, transaction: _Transaction, done: Sequence[Write]) -> None:
-        self._step = transaction.step
-        self._steps.append(transaction.step)
+    def _note_step(self, work: Transaction, done: Sequence[Write]) -> None:
+        self._step = work.step
+        self._steps.append(work.step)
         self._turn = (self._turn + 1) % PAGED_STEPS
         self._left = {}
         for write in done:
             for each, entry in write.entries:
-                if not each.is_lost:  # type: ignore[attr-defined]
-                    each.recent.append(entry)  # type: ignore[attr-defined]
+                if not each.is_lost:
+                    each.recent.append(entry)
             if write.ended is not None:
                 self._forget(write.ended)
-        for each, entries in transaction.paged:
+        for each, entries in work.paged:
             each.num_paged += len(entries)
             each.recent.clear()
 
@@ -407,10 +311,10 @@ class Writer:
                     return True
             except sqlite3.Error as another:
                 error = another
-        self._wait_after(reason(error))
+        self._wait_after(reason(error, self._folder.path), is_busy=is_busy(error))
         return False
 
-    def _wait_after(self, problem: str) -> None:
+    def _wait_after(self, problem: str, *, is_busy: bool = False) -> None:
         """Try again later; after `patience` seconds of this, give the file up first."""
         now = time.monotonic()
         if not self._num_failures:
@@ -419,8 +323,9 @@ class Writer:
         self._num_failures += 1
         if now - self._failing_since >= self._patience:
             self._failing_since = now
-            self._give_up()
-        if self._num_failures > 1:  # a claimant or a cleaner may just have held the file
+            if self._file or self._queue or self._logs:
+                self._give_up()
+        if not is_busy or now - self._failing_since >= _CALM_S:
             self._set_problem(problem)
         self._retry = self._loop.call_later(wait, self._try_again)
 
@@ -451,7 +356,7 @@ class Writer:
         self._queue.clear()
         for write in dropped:
             for each, _ in write.entries:
-                each.is_lost = True  # type: ignore[attr-defined]
+                each.is_lost = True
             if write.failed is not None:
                 write.failed()
 
@@ -467,45 +372,36 @@ class Writer:
         try:
             file = await self._loop.run_in_executor(self._threads, self._new_file)
         except (sqlite3.Error, OSError, StartError) as error:
-            self._wait_after(reason(error))
+            self._wait_after(reason(error, self._folder.path))
             return
         self._begin(file)
         self._queue.extendleft(reversed(self._on_new_file()))
-        self._set_problem("")
-        self._num_failures = 0
         self._run()
 
     # Checkpoints.
 
-    async def _checkpoint(self, file: _File | None) -> None:
+    async def _checkpoint(self, file: OwnFile) -> None:
         """Write the write-ahead log back into the file, so that it begins again.
 
         Only a writer that waits lets it begin again. So most is written back while appends go on,
         and they wait for the rest only.
         """
-        if file is None:
-            return
-        path = self._folder.file(file.name)
-        checkpoint = self._loop.run_in_executor
+        has_begun_again = False
         try:
-            await checkpoint(self._threads, _checkpoint, path, "PASSIVE")
-            if self._is_busy or self._file is not file:
-                return
-            self._is_busy = True
-            try:
-                await checkpoint(self._threads, _checkpoint, path, "RESTART")
-            finally:
-                self._run()
+            await self._loop.run_in_executor(self._threads, file.checkpoint, "PASSIVE")
+            if not self._is_busy and self._file is file:
+                self._is_busy = True
+                try:
+                    has_begun_again = await self._loop.run_in_executor(
+                        self._threads, file.checkpoint, "RESTART"
+                    )
+                finally:
+                    self._run()
         except sqlite3.Error as error:
-            log.warning("%s (a checkpoint failed; it is tried again)", reason(error))
-
-
-def _checkpoint(path: Any, kind: str) -> None:
-    db = connect(path, "NORMAL", _BUSY_S)
-    try:
-        db.execute(f"PRAGMA wal_checkpoint({kind})").fetchone()
-    finally:
-        db.close()
+            log.warning("%s A checkpoint has failed.", reason(error, self._folder.path))
+        self._is_checkpointing = False
+        # If a reader was in the way, the next try comes soon, but not with the next write.
+        self._num_bytes = 0 if has_begun_again else _CHECKPOINT_BYTES * 7 // 8
 
 
 def _call(then: Callable[[], None]) -> None:
@@ -513,8 +409,3 @@ def _call(then: Callable[[], None]) -> None:
         then()
     except Exception:
         log.exception("a stream failed after its entries were stored; the other streams go on")
-
-
-def new_name() -> str:
-    """Return an unguessable name."""
-    return secrets.token_hex(16)

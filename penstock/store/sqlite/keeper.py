@@ -1,0 +1,84 @@
+"""Looks after the folder: who has died, which logs are orphans, what can be removed.
+
+In: the files of all replicas. Out: orphans, and a folder that does not grow. Everything here
+blocks, so it runs in threads; one call at a time. Methods raise sqlite3.Error and OSError.
+"""
+
+import contextlib
+
+from penstock.store.sqlite.files import Files, LogFile, Segment
+from penstock.store.sqlite.folder import Folder
+
+
+class Keeper:
+    """One replica's part in looking after the folder."""
+
+    def __init__(self, folder: Folder, files: Files, replica: str) -> None:
+        self.num_others = 0
+        """How many other replicas had a lease at the last look."""
+        self._folder = folder
+        self._files = files
+        self._replica = replica
+        self._dead: set[str] = set()
+
+    def orphans(self, is_round: bool, own: str | None) -> list[tuple[str, int]]:
+        """Return the orphans, if there may be new ones or it is time to report them again."""
+        files = self._files.all()
+        held = [file for file in files if file.lease.is_held()]
+        self.num_others = len({file.replica for file in held} - {self._replica})
+        dead = {file.name for file in files} - {file.name for file in held}
+        has_new = not dead <= self._dead
+        self._dead = dead
+        if not has_new and not is_round:
+            return []
+        return [
+            (each.stream_id, each.epoch)
+            for file in files
+            for each in self._orphans_in(file, file.name in dead, own)
+        ]
+
+    def _orphans_in(self, file: LogFile, is_dead: bool, own: str | None) -> list[Segment]:
+        """Return a file's segments that nobody owns."""
+        found: list[Segment] = []
+        with self._files.whatever_is_damaged(file):
+            if is_dead:
+                found += file.running()
+            found += [each for each in file.claimed() if self._files.is_abandoned(each, own)]
+        return found
+
+    def expired(self, own: str) -> list[int]:
+        """Return some segments in this replica's own file whose log's time is over.
+
+        The replica's writer removes them. A log that has had several owners is removed here.
+        """
+        file = self._files.get(own)
+        return self._remove_claimed(file) if file else []
+
+    def clean(self, own: str | None) -> None:
+        """Remove what is left of dead replicas: expired logs, and at last their files."""
+        self._files.close_removed()
+        for file in self._files.all():
+            if file.name == own or file.lease.is_held():
+                continue
+            with self._files.whatever_is_damaged(file):
+                while expired := self._remove_claimed(file):
+                    file.remove(expired)
+                if not file.alive.is_held():
+                    self._clean_dead(file)
+
+    def _remove_claimed(self, file: LogFile) -> list[int]:
+        """Remove some expired logs that began in other files; return the segments of the rest."""
+        expired = file.expired()
+        for _, stream_id, epoch in expired:
+            if epoch > 1:
+                self._files.remove(stream_id)
+        return [no for no, _, epoch in expired if epoch == 1]
+
+    def _clean_dead(self, file: LogFile) -> None:
+        for each in file.running():
+            # After a power loss, the claim that led here may be gone. Then this is nobody's log.
+            if each.epoch > 1 and self._files.at_epoch(each.stream_id, each.epoch) != each:
+                file.remove([each.no])
+        if file.is_empty():
+            with contextlib.suppress(BlockingIOError), self._folder.locked(wait=False):
+                self._folder.remove(file.name)

@@ -1,0 +1,320 @@
+"""What SQLite's store does when the disk fails it, or when files are torn, damaged or lost."""
+
+import asyncio
+import contextlib
+import resource
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from penstock.store.protocol import CLAIMED, StoredLog
+from penstock.store.sqlite.store import SqliteStore
+from tests.store.disks import small_disk
+from tests.store.stores import (
+    LONG_S,
+    Replica,
+    ReplicaProcess,
+    Replicas,
+    SqlitePlace,
+    replicas_of,
+)
+
+MIB = 1 << 20
+
+
+@pytest.fixture(params=["sqlite", "sqlite-full"])
+async def replicas(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Replicas]:
+    async with replicas_of(request.param, tmp_path) as opened:
+        yield opened
+
+
+def paths_of(folder: str, pattern: str) -> list[Path]:
+    return sorted(Path(folder).glob(pattern))
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return shutil.copytree(folder, to)
+
+
+def allow_files_of(process: ReplicaProcess, num_bytes: int) -> None:
+    """Let a process write no file beyond this size, so that its disk seems to fail."""
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
+
+
+async def fill_until_it_waits(replica: Replica, logs: Sequence[StoredLog], done: list[int]) -> int:
+    """Append numbers until the disk is full, and some more. Return how many were appended."""
+    number = 0
+    while not replica.store.problem:
+        for _ in range(10):
+            entry = str(number).encode()
+            replica.store.append([(log, entry) for log in logs], lambda n=number: done.append(n))  # type: ignore[misc]
+            number += 1
+        await asyncio.sleep(0)
+    return number
+
+
+@pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
+async def test_appends_wait_in_order_while_the_disk_is_full(
+    tmp_path: Path, synchronous: str
+) -> None:
+    with small_disk(tmp_path / "disk", 2 * MIB) as disk:
+        disk.empty()
+        store = SqliteStore(disk.path, patience=LONG_S, synchronous=synchronous)
+        replica = Replica(store)
+        await replica.start()
+        logs = [store.open(f"s{number}", b"h") for number in range(20)]
+        done: list[int] = []
+        disk.fill(but=100_000)
+        number = await fill_until_it_waits(replica, logs, done)
+        num_stored = len(done)
+        assert "is full" in store.problem
+        assert num_stored < number
+        with contextlib.suppress(OSError):
+            disk.fill()
+        waiting = asyncio.create_task(replica.stored(logs[0], b"waited"))
+        late = store.open("late", b"h")
+        await asyncio.sleep(0.3)  # several tries fail meanwhile
+        assert len(done) == num_stored
+        assert not waiting.done()
+        disk.empty()
+        await waiting
+        await replica.stored(late, b"1")
+        assert done == list(range(number))
+        assert store.problem == ""
+        assert replica.reports.num_changes == 2
+        assert not replica.reports.lost
+        assert not replica.reports.num_unreachable
+        expected = [str(each).encode() for each in range(number)]
+        assert await replica.all_of("s0") == [*expected, b"waited"]
+        assert await replica.all_of("s19") == expected
+        assert await replica.all_of("late") == [b"1"]
+        await replica.stop()
+
+
+async def test_after_its_patience_a_replica_loses_its_logs_and_begins_again(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", 2 * MIB) as disk:
+        disk.empty()
+        replica = Replica(SqliteStore(disk.path, patience=0.5))
+        await replica.start()
+        store = replica.store
+        log = store.open("s", b"h")
+        await replica.stored(log, b"1")
+        following = await replica.reading("s")
+        done: list[int] = []
+        disk.fill(but=50_000)
+        await fill_until_it_waits(replica, [log], done)
+        num_stored = len(done)
+        await replica.reports.until(lambda: replica.reports.num_unreachable > 0)
+        disk.empty()
+        await replica.reports.until(lambda: replica.reports.orphans == {"s": 1})
+        assert store.problem == ""
+        assert len(done) == num_stored
+        await replica.stored(log, b"too late")
+        again = await store.claim("s", 1)
+        assert again is not None
+        await replica.stored(again, b"2")
+        stored = [str(number).encode() for number in range(num_stored)]
+        assert await replica.all_of("s") == [b"1", *stored, CLAIMED, b"2"]
+        await following.until_it_has(num_stored + 3)
+        assert following.entries == [b"1", *stored, CLAIMED, b"2"]
+        await replica.ended(store.open("new", b"h"), b"end")
+        await replica.stop()
+
+
+async def test_others_take_the_logs_of_a_replica_whose_disk_fails(replicas: Replicas) -> None:
+    replicas.patience = 1.0
+    failing, other = await replicas.new_process(), await replicas.new()
+    await failing.ask("open", "s", "idle")
+    await failing.ask("follow", "idle")
+    allow_files_of(failing, 300_000)
+    failing.tell("count", "s")
+    await failing.until(lambda: failing.problem != "")
+    assert not other.reports.orphans
+    await failing.until(lambda: failing.num_unreachable > 0)
+    await other.reports.until(lambda: other.reports.orphans == {"s": 1, "idle": 1})
+    claimed = await other.store.claim("s", 1)
+    assert claimed is not None
+    await other.ended(claimed, b"end")
+    num = failing.acknowledged["s"]
+    entries = await other.all_of("s")
+    assert entries[:num] == [str(number).encode() for number in range(num)]
+    assert entries[-2:] == [CLAIMED, b"end"]
+    # It goes on with a new file, which is small, and says again what it follows.
+    await failing.until(lambda: failing.problem == "")
+    assert not await failing.ask("claim", "s", 1)
+    assert await other.store.is_followed("idle")
+    await failing.ask("open", "new")
+    await failing.ask("append", "new", "1")
+    assert await other.all_of("new") == [b"1"]
+
+
+async def test_a_torn_write_ahead_log_is_read_as_a_prefix(tmp_path: Path) -> None:
+    place = SqlitePlace(tmp_path)
+    process = ReplicaProcess(place)
+    await process.start()
+    await process.ask("open", "s", "t")
+    process.tell("count", "s", "t")
+    await process.until(lambda: process.acknowledged.get("t", 0) > 150)
+    await process.kill()
+    num_all = process.acknowledged["s"]
+    found = []
+    size = size_of_log(Path(place.spec))
+    for part in range(25):
+        folder = copy(Path(place.spec), tmp_path / f"torn{part}")
+        tear(folder, size * part // 24 + part % 3)
+        replica = Replica(SqliteStore(folder, patience=10.0))
+        await replica.start()
+        for stream_id in ("s", "t"):
+            reading = await replica.reading(stream_id)
+            num = len(reading.entries)
+            assert reading.entries == [str(number).encode() for number in range(num)]
+            if reading.following is not None:
+                assert reading.followed.header == stream_id.encode()
+                reading.followed.close()
+                await until_orphaned(replica, stream_id)
+                assert await replica.store.claim(stream_id, 1) is not None
+                assert await replica.all_of(stream_id) == [*reading.entries, CLAIMED]
+            found.append(num)
+        await replica.stop()
+    assert found == sorted(found)
+    assert found[0] == 0
+    assert found[-1] >= num_all
+    assert len(set(found)) > 15
+
+
+async def until_orphaned(replica: Replica, stream_id: str) -> None:
+    await replica.reports.until(lambda: stream_id in replica.reports.orphans)
+
+
+def size_of_log(folder: Path) -> int:
+    (path,) = folder.glob("*.log-wal")
+    return path.stat().st_size
+
+
+def tear(folder: Path, num_bytes: int) -> None:
+    (path,) = folder.glob("*.log-wal")
+    with path.open("r+b") as file:
+        file.truncate(num_bytes)
+
+
+def damage(folder: str) -> None:
+    for path in Path(folder).glob("*.log*"):
+        path.write_bytes(b"damage" * 5000)
+
+
+async def test_a_damaged_file_harms_no_other_stream(replicas: Replicas) -> None:
+    killed = await replicas.new_process()
+    await killed.ask("open", "damaged")
+    await killed.kill()
+    damage(replicas.place.spec)
+    killed = await replicas.new_process()
+    await killed.ask("open", "whole")
+    await killed.kill()
+    replica = await replicas.new()
+    await replica.reports.until(lambda: replica.reports.orphans == {"whole": 1})
+    assert await replica.store.claim("whole", 1) is not None
+    assert (await replica.reading("damaged")).following is None
+    assert await replica.store.exchange(b"") == {}
+    assert not await replica.store.is_followed("whole")
+
+
+async def test_a_log_survives_the_loss_of_the_claim_that_led_to_its_second_part(
+    tmp_path: Path,
+) -> None:
+    """A power loss may take the claim from the first owner's file and leave what came of it."""
+    async with replicas_of("sqlite", tmp_path) as replicas:
+        first, second = await replicas.new_process(), await replicas.new_process()
+        await first.ask("open", "s")
+        await first.ask("append", "s", "1")
+        await first.kill()
+        before = copy(Path(replicas.place.spec), tmp_path / "before")
+        await second.until(lambda: "s" in second.orphans)
+        assert await second.ask("claim", "s", 1)
+        await second.ask("append", "s", "2")
+        await second.kill()
+        restore(before, Path(replicas.place.spec))
+        third = await replicas.new()
+        await third.reports.until(lambda: "s" in third.reports.orphans)
+        log = await third.store.claim("s", 1)
+        assert log is not None
+        await third.stored(log, b"3")
+        assert await third.all_of("s") == [b"1", CLAIMED, b"3"]
+
+        async def is_cleaned() -> bool:
+            third.reports.orphans.clear()
+            return len(paths_of(replicas.place.spec, "*.log")) == 2
+
+        async with asyncio.timeout(LONG_S):
+            while not await is_cleaned():  # noqa: ASYNC110 - no event says it
+                await asyncio.sleep(0.05)
+
+
+def restore(before: Path, folder: Path) -> None:
+    """Put back the files of replicas that were dead then."""
+    for log in before.glob("*.log"):
+        lease = log.with_suffix(".lease").name
+        assert (folder / lease).exists()
+        if (folder / f"{log.name}-wal").stat().st_size != size_of(before / f"{log.name}-wal"):
+            for path in folder.glob(f"{log.name}*"):
+                path.unlink()
+            for path in before.glob(f"{log.name}*"):
+                if not path.name.endswith("-shm"):
+                    shutil.copy(path, folder)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+# The folder does not grow.
+
+
+async def test_files_stay_small_while_much_is_written(replicas: Replicas) -> None:
+    """50 MB pass through; ended logs are removed, and the write-ahead log begins again."""
+    replica = await replicas.new()
+    store = replica.store
+    for _ in range(20):
+        logs = [store.open(f"s{number}-{_}", b"h" * 1000) for number in range(64)]
+        for _step in range(100):
+            store.append([(log, b"x" * 200) for log in logs])
+        for log in logs[:-1]:
+            store.end(log, b"end", 0.1)
+        await replica.ended(logs[-1], b"end", 0.1)
+        await asyncio.sleep(0.1)
+
+    async def are_removed() -> bool:
+        return (await replica.reading("s63-19")).following is None
+
+    async with asyncio.timeout(LONG_S):
+        while not await are_removed():  # noqa: ASYNC110 - no event says it
+            await asyncio.sleep(0.05)
+    sizes = {path.suffix: size_of(path) for path in paths_of(replicas.place.spec, "*.log*")}
+    assert sizes[".log-wal"] < 40 * MIB, sizes
+    assert sizes[".log"] < 40 * MIB, sizes
+
+
+async def test_files_of_the_dead_go_with_their_last_log(replicas: Replicas) -> None:
+    first, second = await replicas.new_process(), await replicas.new_process()
+    await first.ask("open", "a", "b")
+    await first.kill()
+    await second.until(lambda: len(second.orphans) == 2)
+    assert await second.ask("claim", "a", 1)
+    await second.ask("end", "a", "end")
+    await second.kill()
+    replica = await replicas.new()
+    log = await replica.store.claim("b", 1)
+    assert log is not None
+    await replica.ended(log, b"end")
+    assert len(paths_of(replicas.place.spec, "*.log")) == 3
+    replica.store.drop("a")
+    replica.store.drop("b")
+    async with asyncio.timeout(LONG_S):
+        while len(paths_of(replicas.place.spec, "*.lease")) > 1:  # noqa: ASYNC110 - no event says it
+            await asyncio.sleep(0.05)
+    names = {path.name.partition(".")[0] for path in paths_of(replicas.place.spec, "*")}
+    assert names == {"format", "lock", "shared", replica.store.replica}
