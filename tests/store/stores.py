@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from penstock.store.protocol import Entry, Following, LogStore, StoredLog
+from penstock.store.redis import RedisStore
 from penstock.store.sqlite.store import SqliteStore
+from tests.store.servers import RedisServer
 
 PATIENCE_S = 10.0
 # How long a test waits for what must happen. Only a failing test waits so long.
@@ -66,7 +68,42 @@ class SqlitePlace:
     async def close(self) -> None: ...
 
 
-PLACES: dict[str, type[Place]] = {"sqlite": SqlitePlace}
+class RedisPlace:
+    """A server of Redis."""
+
+    program = "redis"
+
+    def __init__(self, folder: Path) -> None:
+        self._server = RedisServer(folder, self.program)
+        self.spec = self._server.url
+
+    @classmethod
+    def from_spec(cls, spec: str) -> "RedisPlace":
+        place = cls.__new__(cls)
+        place.spec = spec
+        return place
+
+    def new_store(self) -> LogStore:
+        return RedisStore(self.spec, patience=PATIENCE_S)
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._server.start)
+
+    async def close(self) -> None:
+        self._server.kill()
+
+
+class ValkeyPlace(RedisPlace):
+    """A server of Valkey."""
+
+    program = "valkey"
+
+
+PLACES: dict[str, type[Place]] = {
+    "sqlite": SqlitePlace,
+    "redis": RedisPlace,
+    "valkey": ValkeyPlace,
+}
 
 
 class Changes:
@@ -256,7 +293,7 @@ class ReplicaProcess(Changes):
 
 def name_of(place: Place) -> str:
     """Return the name of a place's class in `PLACES`."""
-    return next(name for name, each in PLACES.items() if isinstance(place, each))
+    return next(name for name, each in PLACES.items() if type(place) is each)
 
 
 class Replicas:

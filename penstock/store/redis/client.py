@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -12,6 +12,8 @@ from penstock.store.redis.scripts import Script
 from penstock.store.redis.trouble import store_error
 
 TIMEOUT_S = 5.0
+MAX_CONNECTIONS = 16
+"""Calls beyond these wait for their turn."""
 
 
 class Client:
@@ -19,18 +21,22 @@ class Client:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._redis = Redis(
+        tls: dict[str, Any] = {"connection_class": SSLConnection} if address.tls else {}
+        pool = BlockingConnectionPool(
+            max_connections=MAX_CONNECTIONS,
+            timeout=TIMEOUT_S,
             host=address.host,
             port=address.port,
             db=address.db,
             username=address.username or None,
             password=address.password or None,
-            ssl=address.tls,
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 1),
             protocol=2,
+            **tls,
         )
+        self._redis = Redis.from_pool(pool)  # which it closes
         for name in ("SET", "XRANGE", "XREAD"):
             # redis-py would make a dictionary of each entry, and hide the old value of SET GET.
             self._redis.set_response_callback(name, _as_it_is)

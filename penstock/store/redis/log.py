@@ -19,7 +19,16 @@ class RedisLog(StoredLog):
     `history` are those of earlier epochs, with their ids.
     """
 
-    __slots__ = ("entries", "head", "history", "is_lost", "key", "retain_ms", "wider_at")
+    __slots__ = (
+        "entries",
+        "head",
+        "history",
+        "is_closed",
+        "is_lost",
+        "key",
+        "retain_ms",
+        "wider_at",
+    )
 
     def __init__(
         self,
@@ -32,6 +41,8 @@ class RedisLog(StoredLog):
         self.key = LOGS + stream_id
         self.entries: list[Entry] = [first]
         self.history = history
+        self.is_closed = False
+        """Whether it takes no more entries: it is lost, or its last entry was appended."""
         self.is_lost = False
         self.retain_ms: int | None = None
         """How long the log stays after its end; None until it is ended."""
@@ -76,6 +87,11 @@ class RedisLog(StoredLog):
         for each in range(number + 1):
             words += (b"%d-%d" % (self.epoch, each), self.entries[each])
         return words
+
+    def lose(self) -> None:
+        """Note that this replica owns the log no more."""
+        self.is_lost = self.is_closed = True
+        self.forget()
 
     def forget(self) -> None:
         """Free the entries: the log has ended or is lost."""

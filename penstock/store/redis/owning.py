@@ -15,7 +15,7 @@ from typing import cast
 from penstock.errors import StartError
 from penstock.store.protocol import Entry, StoredLog, StoreWatcher
 from penstock.store.redis.address import Address
-from penstock.store.redis.layout import LEASE_MS, LOGS, OPEN, RENEW_S, command
+from penstock.store.redis.layout import LEASE_MS, LOGS, OPEN, RENEW_S, TAKEN, command
 from penstock.store.redis.line import Line, One, Reply, ReplyError, connect
 from penstock.store.redis.log import ENTRY_FORMAT, RedisLog
 from penstock.store.redis.recovery import Stored, num_unacknowledged, plan, recover
@@ -26,6 +26,9 @@ from penstock.store.redis.trouble import sentence, start_error
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """The most that waits for the store; beyond it the store counts as unreachable."""
+
+MAX_TAKEN = 1000
+"""Logs taken from this replica that it learns of at once."""
 
 SLOW_S = 1.0
 """A store that has not answered for this long has a problem."""
@@ -59,7 +62,6 @@ class Owning:
         self._num_steps = 0
         self._is_confirming = False
         self._drops: set[str] = set()
-        self._settling: set[RedisLog] = set()
         self._down_since: float | None = None
         self._heartbeats: deque[float] = deque()  # when those without a reply were sent
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,7 +117,7 @@ class Owning:
         parts: list[bytes] = []
         logs: list[RedisLog] = []
         for log, entry in cast("Sequence[tuple[RedisLog, Entry]]", entries):
-            if log.is_lost:
+            if log.is_closed:
                 continue
             number = len(log.entries)
             log.entries.append(entry)
@@ -130,9 +132,10 @@ class Owning:
 
     def end(self, log: RedisLog, entry: Entry, retain: float, then: Callable[[], None]) -> None:
         """Append the last entry."""
-        if log.is_lost:
+        if log.is_closed:
             self.append((), then)
             return
+        log.is_closed = True
         log.entries.append(entry)
         log.retain_ms = max(1, round(retain * 1000))
         step = Step(self, [log], then, ends=log)
@@ -174,6 +177,12 @@ class Owning:
                 log.forget()
             step.then()
 
+    def _take_taken(self, reply: Reply) -> None:
+        """Take the ids of logs that others have claimed, as they say."""
+        for stream_id in () if isinstance(reply, ReplyError) else reply or ():
+            if (log := self.logs.get(stream_id.decode())) is not None:
+                self._settle(None, log)
+
     def take_odd(self, step: Step, log: RedisLog, reply: Reply) -> None:
         """Take the reply to an entry that the store did not simply add."""
         if log.is_lost:
@@ -186,10 +195,10 @@ class Owning:
         else:
             self._break(sentence(reply, self._address))
 
-    def _take_settled(self, step: Step, log: RedisLog, reply: Reply) -> None:
-        """Take what the store says of a log that it did not let us append to."""
-        self._settling.discard(log)
-        step.num_held -= 1
+    def _take_settled(self, step: Step | None, log: RedisLog, reply: Reply) -> None:
+        """Take what the store says of a log that another owner may have."""
+        if step is not None:
+            step.num_held -= 1
         if reply == LOST:
             self.lose(log)
         elif not isinstance(reply, int) or reply < 0:
@@ -199,8 +208,7 @@ class Owning:
     def lose(self, log: RedisLog) -> None:
         """Let go of a log that has another owner."""
         if not log.is_lost:
-            log.is_lost = True
-            log.forget()
+            log.lose()
             if self.logs.get(log.stream_id) is log:
                 del self.logs[log.stream_id]
             self._watcher.log_lost(log)
@@ -232,11 +240,12 @@ class Owning:
         if not isinstance(reply, ReplyError):
             self._drops.discard(stream_id)
 
-    def _settle(self, step: Step, log: RedisLog) -> None:
-        if log in self._settling or self._line is None:
+    def _settle(self, step: Step | None, log: RedisLog) -> None:
+        """Ask whether a log is still ours; the step waits for the answer."""
+        if self._line is None:
             return
-        self._settling.add(log)
-        step.num_held += 1
+        if step is not None:
+            step.num_held += 1
         acked = len(log.entries) - num_unacknowledged(self._steps)[log] - 1
         keys = [log.key, OPEN + self._tenure.name]
         words = (log.stream_id, log.epoch, acked, log.last_number)
@@ -265,8 +274,7 @@ class Owning:
         if not self.logs and not self._steps:
             return
         for log in self.logs.values():
-            log.is_lost = True
-            log.forget()
+            log.lose()
         self.logs.clear()
         self._steps.clear()
         self._waiting_bytes = 0
@@ -314,7 +322,6 @@ class Owning:
         self._line = line
         self._down_since = None
         self._heartbeats.clear()
-        self._settling.clear()
         self._is_confirming = False
         self._set_problem("")
         repair = Step(self, [])
@@ -336,6 +343,8 @@ class Owning:
                 self._heartbeats.append(now())
                 take = partial(self._take_heartbeat, self._heartbeats[-1])
                 self._line.send(self._tenure.renewal(), One(take))
+                taken = command("SPOP", TAKEN + self._tenure.name, MAX_TAKEN)
+                self._line.send(taken, One(self._take_taken))
             self._judge_silence()
             await asyncio.sleep(RENEW_S)
 

@@ -12,6 +12,7 @@ from typing import Any
 from penstock.store.protocol import Entry, StoreError
 from penstock.store.redis.client import Client
 from penstock.store.redis.layout import LOGS, READERS, RENEW_S, parse_id
+from penstock.store.redis.loops import Loop
 from penstock.store.redis.scripts import FOLLOW, IS_FOLLOWED
 
 POLL_S = 0.025
@@ -76,17 +77,16 @@ class Reading:
         self._followings: dict[str, list[RedisFollowing]] = {}
         self._left: set[str] = set()
         self._wakened = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._loops: list[Loop] = []
 
     def start(self) -> None:
         """Begin to poll."""
-        self._tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._stay())]
+        self._loops = [Loop(self._poll, POLL_S), Loop(self._stay, RENEW_S)]
 
     async def stop(self) -> None:
         """Follow nothing any more."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for loop in self._loops:
+            await loop.stop()
         with contextlib.suppress(StoreError):
             await self._say_left({*self._followings, *self._left})
 
@@ -122,15 +122,13 @@ class Reading:
         return bool(await self._client.run(IS_FOLLOWED, [READERS + stream_id], self._replica))
 
     async def _poll(self) -> None:
-        while True:
-            await self._wakened.wait()
-            with contextlib.suppress(StoreError):  # the owning side reports it
-                await self._say_left(self._left)
-                self._left.clear()
-                await self._read_once()
-            if not self._followings and not self._left:
-                self._wakened.clear()
-            await asyncio.sleep(POLL_S)
+        await self._wakened.wait()
+        with contextlib.suppress(StoreError):  # the owning side reports it
+            await self._say_left(self._left)
+            self._left.clear()
+            await self._read_once()
+        if not self._followings and not self._left:
+            self._wakened.clear()
 
     async def _read_once(self) -> None:
         if not self._followings:
@@ -145,12 +143,10 @@ class Reading:
                 following.take(entries)
 
     async def _stay(self) -> None:
-        while True:
-            if self._followings:
-                keys = [READERS + stream_id for stream_id in self._followings]
-                with contextlib.suppress(StoreError):
-                    await self._client.run(FOLLOW, keys, self._replica, FOLLOWED_MS)
-            await asyncio.sleep(RENEW_S)
+        if self._followings:
+            keys = [READERS + stream_id for stream_id in self._followings]
+            with contextlib.suppress(StoreError):
+                await self._client.run(FOLLOW, keys, self._replica, FOLLOWED_MS)
 
     async def _say_left(self, stream_ids: set[str]) -> None:
         for stream_id in list(stream_ids - self._followings.keys()):

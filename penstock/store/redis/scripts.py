@@ -89,8 +89,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 0
 """)
 
-# Moves a log to a new owner and begins its epoch, which fences the old one.
-# KEYS: log, replicas, open. ARGV: prefix of open, id, epoch, tenure, safety.
+# Moves a log to a new owner and begins its epoch, which fences the old one. The old one, if it is
+# alive, also finds the log in the set of those taken from it.
+# KEYS: log, replicas, open. ARGV: prefix of open, id, epoch, tenure, safety, prefix of taken.
 CLAIM = Script("""
 local owner
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[2])) do
@@ -111,6 +112,8 @@ if type(added) == 'table' then
   return 0
 end
 redis.call('HDEL', ARGV[1] .. owner, ARGV[2])
+redis.call('SADD', ARGV[6] .. owner, ARGV[2])
+redis.call('PEXPIRE', ARGV[6] .. owner, 60000)
 return 1
 """)
 
@@ -132,18 +135,17 @@ redis.call('PEXPIRE', KEYS[3], ARGV[4])
 return 0
 """)
 
-# Lists the tenures: those with a lease by their name alone, the others with logs that they left.
+# Lists the tenures, each with the number of logs that it left, or -1 if it has its lease.
 # KEYS: replicas. ARGV: prefix of leases, prefix of open.
 SURVEY = Script("""
 local found = {}
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if redis.call('EXISTS', ARGV[1] .. name) == 1 then
-    found[#found + 1] = {name}
-  elseif redis.call('EXISTS', ARGV[2] .. name) == 0 then
-    redis.call('SREM', KEYS[1], name)
+    found[#found + 1] = {name, -1}
   else
-    local orphans = redis.call('HSCAN', ARGV[2] .. name, 0, 'COUNT', 1000)[2]
-    found[#found + 1] = {name, orphans}
+    local num = redis.call('HLEN', ARGV[2] .. name)
+    if num == 0 then redis.call('SREM', KEYS[1], name) end
+    found[#found + 1] = {name, num}
   end
 end
 return found

@@ -12,6 +12,7 @@ from penstock.store.redis.layout import (
     OPEN,
     REPLICAS,
     SAFETY_MS,
+    TAKEN,
     parse_id,
     value_key,
 )
@@ -118,7 +119,8 @@ class RedisStore:
         """Become the owner of a log that has this epoch, or return None. Raises StoreError."""
         tenure = self._tenure.name
         keys = [LOGS + stream_id, REPLICAS, OPEN + tenure]
-        if not await self._client.run(CLAIM, keys, OPEN, stream_id, epoch, tenure, SAFETY_MS):
+        words = (OPEN, stream_id, epoch, tenure, SAFETY_MS, TAKEN)
+        if not await self._client.run(CLAIM, keys, *words):
             return None
         history = [
             (entry_id, fields[1])

@@ -1,12 +1,11 @@
 """Looks at all replicas twenty times a second: who has a lease, and which logs have no owner."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from penstock.store.protocol import StoreError, StoreWatcher
 from penstock.store.redis.client import Client
 from penstock.store.redis.layout import LEASE_MS, LEASES, OPEN, REPLICAS
+from penstock.store.redis.loops import Loop
 from penstock.store.redis.scripts import SURVEY
 from penstock.store.redis.tenure import Tenure, now
 
@@ -16,8 +15,6 @@ REPEAT_S = 0.5
 
 LATE_S = 0.5
 """A look that takes longer says nothing about leases: while the store was away, they all lapsed."""
-
-Orphans = Sequence[tuple[str, int]]
 
 
 class Survey:
@@ -30,47 +27,50 @@ class Survey:
         self._tenure = tenure
         self._reconnected_at = reconnected_at
         self._trusted_after = 0.0
-        self._reported: Orphans = ()
+        self._reported: dict[str, int] = {}
         self._reported_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._loop: Loop | None = None
 
     def start(self, watcher: StoreWatcher) -> None:
         """Begin to look."""
-        self._task = asyncio.create_task(self._look_again_and_again(watcher))
+        self._loop = Loop(lambda: self._look(watcher), SURVEY_S)
 
     async def stop(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._loop is not None:
+            await self._loop.stop()
 
-    async def _look_again_and_again(self, watcher: StoreWatcher) -> None:
-        while True:
-            asked_at = now()
-            try:
-                found = await self._client.run(SURVEY, [REPLICAS], LEASES, OPEN)
-            except StoreError:
-                found = None
-            if found is None or now() - asked_at > LATE_S:
-                self._trusted_after = now() + LEASE_MS / 1000
-            if found is not None:
-                self._take(found, watcher)
-            await asyncio.sleep(SURVEY_S)
+    async def _look(self, watcher: StoreWatcher) -> None:
+        asked_at = now()
+        try:
+            found = await self._client.run(SURVEY, [REPLICAS], LEASES, OPEN)
+        except StoreError:
+            found = None
+        if found is None or now() - asked_at > LATE_S:
+            self._trusted_after = now() + LEASE_MS / 1000
+        if found is not None:
+            await self._take(found, watcher)
 
-    def _take(self, found: list[list[Any]], watcher: StoreWatcher) -> None:
-        alive = {each[0].decode().partition(".")[0] for each in found if len(each) == 1}
+    async def _take(self, found: list[tuple[bytes, int]], watcher: StoreWatcher) -> None:
+        """Take the tenures, each with the number of logs that it left, or -1 if it has a lease."""
+        numbers = {name.decode(): num for name, num in found}
+        alive = {name.partition(".")[0] for name, num in numbers.items() if num < 0}
         self.num_others = len(alive - {self._tenure.replica})
-        orphans = sorted(
-            (log[0].decode(), int(log[1]))
-            for name, *logs in found
-            for log in _pairs(logs)
-            if name.decode() != self._tenure.name
-        )
-        if not orphans or not self._trusts():
-            self._reported = ()
-        elif orphans != self._reported or now() - self._reported_at > REPEAT_S:
-            self._reported, self._reported_at = orphans, now()
-            watcher.logs_orphaned(orphans)
+        left = {n: num for n, num in numbers.items() if num > 0 and n != self._tenure.name}
+        if not left or not self._trusts():
+            self._reported = {}
+        elif left != self._reported or now() - self._reported_at > REPEAT_S:
+            self._reported, self._reported_at = left, now()
+            orphans = [each for name in left for each in await self._logs_of(name)]
+            if orphans:
+                watcher.logs_orphaned(orphans)
+
+    async def _logs_of(self, tenure: str) -> list[tuple[str, int]]:
+        try:
+            logs: dict[bytes, bytes] = await self._client.call("HGETALL", OPEN + tenure)
+        except StoreError:
+            return []
+        return [(stream_id.decode(), int(epoch)) for stream_id, epoch in logs.items()]
 
     def _trusts(self) -> bool:
         """Return False for the time of a lease after the store was away.
@@ -79,8 +79,3 @@ class Survey:
         """
         trusted_after = max(self._trusted_after, self._reconnected_at() + LEASE_MS / 1000)
         return now() > trusted_after and not self._tenure.is_given_back
-
-
-def _pairs(logs: list[list[bytes]]) -> list[tuple[bytes, bytes]]:
-    flat = logs[0] if logs else []
-    return list(zip(flat[::2], flat[1::2], strict=True))
