@@ -52,7 +52,9 @@ class RedisServer:
         self._folder = folder / f"{program}-{self.port}"
         self._folder.mkdir()
         self._program = program
-        self._options = {"save": "", "appendonly": "no"} | dict(options or {})
+        # Without the delay, a replica joins at once.
+        quick = {"save": "", "appendonly": "no", "repl-diskless-sync-delay": "0"}
+        self._options = quick | dict(options or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -115,9 +115,8 @@ async def test_a_slow_store_delays_and_its_leases_hold(
     async with proxied(server.address, up=[latency(0.5)], down=[latency(0.5)]) as proxy:
         slow = await new_replica(proxy.address)
         writing = Writing(slow)
-        for _ in range(3):
-            writing.write()
-            await writing.until_acknowledged()
+        writing.write()
+        await writing.until_acknowledged()
         await writing.check(other)
         assert other.reports.orphans == {}
         await slow.stop()
@@ -272,6 +271,8 @@ async def test_a_log_that_was_evicted_is_written_again(
     writing = Writing(a)
     writing.write()
     await writing.until_acknowledged()
+    await a.reports.until(lambda: a.reports.lost == [log])
+    a.reports.order.clear()
     await command(server, "DEL", f"{LOGS}s0", f"{LOGS}claimed")
     await b.stored(claimed, b"2")
     await writing.check(b)

@@ -181,7 +181,7 @@ class Owning:
         """Take the ids of logs that others have claimed, as they say."""
         for stream_id in () if isinstance(reply, ReplyError) else reply or ():
             if (log := self.logs.get(stream_id.decode())) is not None:
-                self._settle(None, log)
+                self._settle(None, log, -1)
 
     def take_odd(self, step: Step, log: RedisLog, reply: Reply) -> None:
         """Take the reply to an entry that the store did not simply add."""
@@ -191,17 +191,20 @@ class Owning:
             self._break("A log has disappeared from the store.")  # NOMKSTREAM: the key is gone
         elif "equal or smaller" in str(reply):
             # Another owner has written, or this very entry came by an earlier connection.
-            self._settle(step, log)
+            self._settle(step, log, self._number_of(step, log))
         else:
             self._break(sentence(reply, self._address))
 
-    def _take_settled(self, step: Step | None, log: RedisLog, reply: Reply) -> None:
-        """Take what the store says of a log that another owner may have."""
+    def _take_settled(self, step: Step | None, log: RedisLog, number: int, reply: Reply) -> None:
+        """Take what the store says of a log that another owner may have.
+
+        If it is ours, the store must have the entry with this number.
+        """
         if step is not None:
             step.num_held -= 1
         if reply == LOST:
             self.lose(log)
-        elif not isinstance(reply, int) or reply < 0:
+        elif not isinstance(reply, int) or reply < max(number, 0):
             self._break("The store has lost a part of a log.")
         self.advance()
 
@@ -240,7 +243,16 @@ class Owning:
         if not isinstance(reply, ReplyError):
             self._drops.discard(stream_id)
 
-    def _settle(self, step: Step | None, log: RedisLog) -> None:
+    def _number_of(self, step: Step, log: RedisLog) -> int:
+        """Return the number of the entry whose reply has just come."""
+        number = len(log.entries) - num_unacknowledged(self._steps)[log] - 1
+        for each in self._steps:
+            if each is step:
+                break
+            number += each.logs.count(log)
+        return number + step.logs[: len(step.logs) - step.num_left].count(log)
+
+    def _settle(self, step: Step | None, log: RedisLog, number: int) -> None:
         """Ask whether a log is still ours; the step waits for the answer."""
         if self._line is None:
             return
@@ -249,7 +261,9 @@ class Owning:
         acked = len(log.entries) - num_unacknowledged(self._steps)[log] - 1
         keys = [log.key, OPEN + self._tenure.name]
         words = (log.stream_id, log.epoch, acked, log.last_number)
-        self._line.send(SETTLE.call(keys, *words), One(partial(self._take_settled, step, log)))
+        self._line.send(
+            SETTLE.call(keys, *words), One(partial(self._take_settled, step, log, number))
+        )
 
     def _confirm(self) -> None:
         # One WAIT at a time: it blocks the connection at the server, and covers all before it.
