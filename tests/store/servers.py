@@ -53,7 +53,7 @@ class RedisServer:
         self._folder.mkdir()
         self._program = program
         # Without the delay, a replica joins at once.
-        quick = {"save": "", "appendonly": "no", "repl-diskless-sync-delay": "0"}
+        quick = {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
         self._options = quick | dict(options or {})
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -69,9 +69,10 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        port = [] if "port" in self._options else ["--port", str(self.port)]
-        options = [word for name, value in self._options.items() for word in (f"--{name}", value)]
-        command = [find(self._program), *port, "--bind", "127.0.0.1", *options]
+        options = {"port": str(self.port), "bind": "127.0.0.1"} | self._options
+        lines = [f"{name} {value}\n" for name, value in options.items()]
+        (self._folder / "server.conf").write_text("".join(lines), encoding="utf-8")
+        command = [find(self._program), "server.conf"]
         with (self._folder / "output").open("ab") as output:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, stdout=output, stderr=output

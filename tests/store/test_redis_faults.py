@@ -444,7 +444,7 @@ async def test_a_failover_that_loses_the_tail_loses_nothing(
         following = await a.reading("s0")
         async with Redis(port=primary.port) as redis:
             await redis.set("mark", 1)
-            assert await redis.wait(1, 10_000) == 1  # type: ignore[no-untyped-call]
+            assert await redis.wait(1, 10_000) == 1
         await command(second, "REPLICAOF", "NO", "ONE")
         writing.write()
         await writing.until_acknowledged()

@@ -11,9 +11,10 @@ from penstock.errors import StartError
 try:
     from penstock.store.redis.store import RedisStore
 except ModuleNotFoundError as missing:
+    name = (missing.name or "").partition(".")[0]
     raise StartError(
-        f"The log in Redis needs the package {missing.name!r}, which is not installed.",
-        "Install it: pip install 'penstock-server[redis]'",
+        f"The log in Redis needs the package {name!r}, which is not installed.",
+        "Install it: pip install '.[redis]'",
     ) from None
 
 __all__ = ["RedisStore"]

@@ -15,7 +15,7 @@ class Loop:
         # A cancellation may get lost inside redis-py, so the flag counts as well.
         while not self._is_stopping:
             await once()
-            await asyncio.sleep(0 if self._is_stopping else interval)
+            await asyncio.sleep(interval)
 
     async def stop(self) -> None:
         """Return when the task has ended."""

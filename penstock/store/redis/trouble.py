@@ -28,6 +28,7 @@ _REPLIES = {
     ),
     "NOPERM": ("does not permit a command or key", "See the access rules in docs/stores.md."),
     "MOVED": ("is a cluster", "Use a server that is not a cluster."),
+    "CLUSTERDOWN": ("is a cluster", "Use a server that is not a cluster."),
     "CROSSSLOT": ("is a cluster", "Use a server that is not a cluster."),
 }
 
@@ -61,7 +62,8 @@ def _explain(error: Exception, address: Address) -> tuple[str, str]:
             "Check the address; for an authority of your own, set SSL_CERT_FILE.",
         )
     if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":
-        return f"{where} does not answer.", "Check that it runs and is not overloaded."
+        hint = " Check that it speaks TLS, or use redis://." if address.tls else ""
+        return f"{where} does not answer.", f"Check that it runs and is not overloaded.{hint}"
     return f"{where} cannot be reached.", "Check that it runs there and accepts connections."
 
 
