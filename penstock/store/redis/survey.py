@@ -13,8 +13,9 @@ SURVEY_S = 0.05
 REPEAT_S = 0.5
 """How often orphans that nobody claims are reported again."""
 
-LATE_S = 0.5
-"""A look that takes longer says nothing about leases: while the store was away, they all lapsed."""
+LATE_S = 1.0
+"""A look that takes longer says nothing about leases: if the store was away, they may all have
+lapsed. In less time none does, because leases are renewed every 0.5 s."""
 
 
 class Survey:
