@@ -112,7 +112,7 @@ async def test_a_slow_store_delays_and_its_leases_hold(
 ) -> None:
     server = start_server()
     other = await new_replica(server.address)
-    async with proxied(server.address, up=[latency(0.5)], down=[latency(0.5)]) as proxy:
+    async with proxied(server.address, up=[latency(0.4)], down=[latency(0.4)]) as proxy:
         slow = await new_replica(proxy.address)
         writing = Writing(slow)
         writing.write()
@@ -347,7 +347,7 @@ async def test_a_lost_reply_repeats_nothing(
         writing = Writing(a)
         proxy.faults_of = cut_replies
         await proxy.drop()
-        while proxy.num_cuts < 30:
+        while proxy.num_cuts < 12:
             writing.write(1)
             await asyncio.sleep(0.001)
         proxy.faults_of = lambda _: Faults()

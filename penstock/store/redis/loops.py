@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from penstock import supervision
+
 
 class Loop:
     """Calls `once` every `interval` seconds, from now on."""
 
-    def __init__(self, once: Callable[[], Awaitable[None]], interval: float) -> None:
+    def __init__(self, name: str, once: Callable[[], Awaitable[None]], interval: float) -> None:
         self._is_stopping = False
-        self._task = asyncio.create_task(self._run(once, interval))
+        self._task = supervision.keep(name, lambda: self._run(once, interval))
 
     async def _run(self, once: Callable[[], Awaitable[None]], interval: float) -> None:
         # A cancellation may get lost inside redis-py, so the flag counts as well.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
+from penstock import supervision
 from penstock.errors import StartError
 from penstock.store.protocol import Entry, StoredLog, StoreWatcher
 from penstock.store.redis.address import Address
@@ -55,6 +56,7 @@ class Owning:
         self._tenure = tenure
         self._patience = patience
         self._watcher: StoreWatcher
+        self._fresh: tuple[Line, Stored] | None = None  # the first connection
         self._line: Line | None = None  # None until everything is settled on it
         self._steps: deque[Step] = deque()
         self._waiting_bytes = 0
@@ -72,13 +74,15 @@ class Owning:
         """Connect and begin the lease. Raises StartError."""
         self._watcher = watcher
         try:
-            line, stored = await self._open_line()
+            self._fresh = await self._open_line()
         except StartError:
             raise
         except (OSError, TimeoutError, ReplyError) as error:
             raise start_error(error, self._address) from None
-        self._tasks = [asyncio.create_task(self._stay_connected(line, stored))]
-        self._tasks.append(asyncio.create_task(self._keep_time()))
+        self._tasks = [
+            supervision.keep("log connection", self._stay_connected),
+            supervision.keep("log lease", self._keep_time),
+        ]
 
     async def release(self) -> None:
         """Give the lease back, after everything that was appended before."""
@@ -96,8 +100,8 @@ class Owning:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._line is not None:
-            self._line.close("")
+        if self._fresh is not None:
+            self._fresh[0].close("")
 
     # Appending.
 
@@ -305,30 +309,38 @@ class Owning:
             line.close("")
             raise
 
-    async def _stay_connected(self, line: Line, stored: Stored) -> None:
+    async def _stay_connected(self) -> None:
         pause = PAUSE_S
         while True:
-            self._use(line, stored)
             began = now()
-            await line.closed.wait()
-            self._line = None
-            self._down_since = now()
-            self._set_problem(line.reason)
+            fresh, self._fresh = self._fresh or await self._try_to_connect(), None
+            if fresh is not None:
+                await self._use_until_closed(*fresh)
             if now() - began > SLOW_S:
                 pause = PAUSE_S
-            while (fresh := await self._try_to_connect()) is None:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-            line, stored = fresh
-            self.reconnected_at = now()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _use_until_closed(self, line: Line, stored: Stored) -> None:
+        try:
+            self._use(line, stored)
+            await line.closed.wait()
+        finally:
+            line.close("")
+            self._line = None
+            self._down_since = now()
+        self._set_problem(line.reason)
 
     async def _try_to_connect(self) -> tuple[Line, Stored] | None:
         try:
-            return await self._open_line()
+            fresh = await self._open_line()
         except (OSError, TimeoutError, ReplyError) as error:
             self._set_problem(sentence(error, self._address))
         except StartError as error:
             self._set_problem(str(error))
+        else:
+            self.reconnected_at = now()
+            return fresh
         return None
 
     def _use(self, line: Line, stored: Stored) -> None:

@@ -81,7 +81,10 @@ class Reading:
 
     def start(self) -> None:
         """Begin to poll."""
-        self._loops = [Loop(self._poll, POLL_S), Loop(self._stay, RENEW_S)]
+        self._loops = [
+            Loop("log followers", self._poll, POLL_S),
+            Loop("log presence", self._stay, RENEW_S),
+        ]
 
     async def stop(self) -> None:
         """Follow nothing any more."""

@@ -34,7 +34,7 @@ class Survey:
 
     def start(self, watcher: StoreWatcher) -> None:
         """Begin to look."""
-        self._loop = Loop(lambda: self._look(watcher), SURVEY_S)
+        self._loop = Loop("log survey", lambda: self._look(watcher), SURVEY_S)
 
     async def stop(self) -> None:
         """Look no more."""
