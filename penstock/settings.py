@@ -344,6 +344,7 @@ def _refuse_unknown_variables() -> None:
             "REQUIRE_NPM",
             "REQUIRE_PROMETHEUS",
             "REQUIRE_PROXIES",
+            "REQUIRE_REDIS",
             "REQUIRE_STRACE",
         )
     }

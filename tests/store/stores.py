@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from penstock.store.protocol import Entry, Following, LogStore, StoredLog
+from penstock.store.redis import RedisStore
 from penstock.store.sqlite.store import SqliteStore
+from tests.store.servers import RedisServer
 
 PATIENCE_S = 10.0
 # How long a test waits for what must happen. Only a failing test waits so long.
@@ -74,7 +76,43 @@ class FullSqlitePlace(SqlitePlace):
     synchronous = "FULL"
 
 
-PLACES: dict[str, type[Place]] = {"sqlite": SqlitePlace, "sqlite-full": FullSqlitePlace}
+class RedisPlace:
+    """A server of Redis."""
+
+    program = "redis"
+
+    def __init__(self, folder: Path) -> None:
+        self._server = RedisServer(folder, self.program)
+        self.spec = self._server.url
+
+    @classmethod
+    def from_spec(cls, spec: str) -> "RedisPlace":
+        place = cls.__new__(cls)
+        place.spec = spec
+        return place
+
+    def new_store(self, patience: float = PATIENCE_S) -> LogStore:
+        return RedisStore(self.spec, patience=patience)
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._server.start)
+
+    async def close(self) -> None:
+        self._server.kill()
+
+
+class ValkeyPlace(RedisPlace):
+    """A server of Valkey."""
+
+    program = "valkey"
+
+
+PLACES: dict[str, type[Place]] = {
+    "sqlite": SqlitePlace,
+    "sqlite-full": FullSqlitePlace,
+    "redis": RedisPlace,
+    "valkey": ValkeyPlace,
+}
 
 
 class Changes:

@@ -1,0 +1,167 @@
+"""The reading side: logs that this replica follows while others append to them.
+
+One XREAD asks for all followed logs at once, every 25 ms. It never blocks: nothing is lost between
+a notice and a read, and a connection that breaks costs one more poll.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from penstock.store.protocol import Entry, StoreError
+from penstock.store.redis.client import Client
+from penstock.store.redis.layout import LOGS, READERS, RENEW_S, parse_id
+from penstock.store.redis.loops import Loop
+from penstock.store.redis.scripts import FOLLOW, IS_FOLLOWED
+
+POLL_S = 0.025
+CHUNK = 1000
+"""Entries of one log that one read returns at most."""
+
+FOLLOWED_MS = 2000
+"""How long a log counts as followed without a sign from its follower."""
+
+
+class RedisFollowing:
+    """A log that is followed."""
+
+    def __init__(
+        self,
+        reading: "Reading",
+        stream_id: str,
+        on_entries: Callable[[Sequence[Entry]], None],
+        after: int,
+    ) -> None:
+        self.stream_id = stream_id
+        self.header: Entry = b""
+        self.position = (0, 0)
+        """Where to read on: the id of the last entry that was taken."""
+        self._next = (1, 0)
+        self._left_out = after
+        self._on_entries = on_entries
+        self._reading = reading
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last entry."""
+        return self.position[0]
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._reading.leave(self)
+
+    def take(self, found: Sequence[tuple[bytes, Sequence[bytes]]]) -> None:
+        """Take entries as the store returns them; those taken before are left out."""
+        entries: list[Entry] = []
+        for entry_id, fields in found:
+            epoch, number = parse_id(entry_id)
+            if (epoch, number) == self._next or (epoch > self.epoch and number == 0):
+                self.position, self._next = (epoch, number), (epoch, number + 1)
+                entries.append(fields[1])
+            # Other entries lie behind a gap: their owner writes them again, or they are void.
+        if entries and not self.header:
+            self.header = entries.pop(0)
+        dropped = min(self._left_out, len(entries))
+        self._left_out -= dropped
+        if len(entries) > dropped:
+            self._on_entries(entries[dropped:])
+
+
+class Reading:
+    """All logs that this replica follows."""
+
+    def __init__(self, client: Client, replica: str) -> None:
+        self._client = client
+        self._replica = replica
+        self._followings: dict[str, list[RedisFollowing]] = {}
+        self._left: set[str] = set()
+        self._wakened = asyncio.Event()
+        self._loops: list[Loop] = []
+
+    def start(self) -> None:
+        """Begin to poll."""
+        self._loops = [
+            Loop("log followers", self._poll, POLL_S),
+            Loop("log presence", self._stay, RENEW_S),
+        ]
+
+    async def stop(self) -> None:
+        """Follow nothing any more."""
+        for loop in self._loops:
+            await loop.stop()
+        with contextlib.suppress(StoreError):
+            await self._say_left({*self._followings, *self._left})
+
+    async def follow(
+        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int
+    ) -> RedisFollowing | None:
+        """Read what there is, and follow. Raises StoreError."""
+        key = LOGS + stream_id
+        if not await self._client.call("EXISTS", key):
+            return None
+        following = RedisFollowing(self, stream_id, on_entries, after)
+        await self._client.run(FOLLOW, [READERS + stream_id], self._replica, FOLLOWED_MS)
+        async for found in read(self._client, key):
+            following.take(found)
+        if not following.header:
+            return None  # it has disappeared meanwhile
+        self._followings.setdefault(stream_id, []).append(following)
+        self._wakened.set()
+        return following
+
+    def leave(self, following: RedisFollowing) -> None:
+        """Follow a log no more."""
+        same = self._followings.get(following.stream_id, [])
+        if following in same:
+            same.remove(following)
+            if not same:
+                del self._followings[following.stream_id]
+                self._left.add(following.stream_id)
+                self._wakened.set()
+
+    async def is_followed(self, stream_id: str) -> bool:
+        """Return True if another replica follows the log. Raises StoreError."""
+        return bool(await self._client.run(IS_FOLLOWED, [READERS + stream_id], self._replica))
+
+    async def _poll(self) -> None:
+        await self._wakened.wait()
+        with contextlib.suppress(StoreError):  # the owning side reports it
+            await self._say_left(self._left)
+            self._left.clear()
+            await self._read_once()
+        if not self._followings and not self._left:
+            self._wakened.clear()
+
+    async def _read_once(self) -> None:
+        if not self._followings:
+            return
+        keys = [LOGS + stream_id for stream_id in self._followings]
+        positions = [min(f.position for f in same) for same in self._followings.values()]
+        ids = [f"{epoch}-{number}" for epoch, number in positions]
+        found = await self._client.call("XREAD", "COUNT", CHUNK, "STREAMS", *keys, *ids)
+        for key, entries in found or ():
+            stream_id = key.decode().removeprefix(LOGS)
+            for following in list(self._followings.get(stream_id, ())):
+                following.take(entries)
+
+    async def _stay(self) -> None:
+        if self._followings:
+            keys = [READERS + stream_id for stream_id in self._followings]
+            with contextlib.suppress(StoreError):
+                await self._client.run(FOLLOW, keys, self._replica, FOLLOWED_MS)
+
+    async def _say_left(self, stream_ids: set[str]) -> None:
+        for stream_id in list(stream_ids - self._followings.keys()):
+            await self._client.call("ZREM", READERS + stream_id, self._replica)
+
+
+async def read(client: Client, key: str) -> Any:
+    """Yield the entries of a log, in chunks, from its beginning to its end. Raises StoreError."""
+    after = "-"
+    while True:
+        found = await client.call("XRANGE", key, after, "+", "COUNT", CHUNK)
+        yield found
+        if len(found) < CHUNK:
+            return
+        after = "(" + found[-1][0].decode()

@@ -1,0 +1,192 @@
+"""Lua scripts: what must be one step at the server.
+
+Redis keeps loaded scripts until it restarts, so each new connection loads them again.
+"""
+
+from hashlib import sha1
+from typing import Final
+
+from penstock.store.redis.layout import command
+
+
+class Script:
+    """A script and the hash by which the server knows it."""
+
+    def __init__(self, text: str) -> None:
+        self.text: Final = text
+        self.sha: Final = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def load(self) -> bytes:
+        """Return the command that loads this script."""
+        return command("SCRIPT", "LOAD", self.text)
+
+    def call(self, keys: list[str], *arguments: bytes | str | int | float) -> bytes:
+        """Return the command that runs this script."""
+        return command("EVALSHA", self.sha, len(keys), *keys, *arguments)
+
+
+GONE = -1
+LOST = -2
+AGAIN = -3
+
+# KEYS: log, open, replicas. ARGV: id, header, tenure, safety.
+OPENING = Script("""
+redis.call('XADD', KEYS[1], '1-0', 'e', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('HSET', KEYS[2], ARGV[1], 1)
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('SADD', KEYS[3], ARGV[3])
+return '1-0'
+""")
+
+# KEYS: log, open. ARGV: id, the entry's id, the entry, retain in ms. The order matters: if this
+# owner is fenced, XADD fails, and the log of the new owner stays as it is.
+ENDING = Script("""
+if not redis.call('XADD', KEYS[1], 'NOMKSTREAM', ARGV[2], 'e', ARGV[3]) then return false end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('HDEL', KEYS[2], ARGV[1])
+return ARGV[2]
+""")
+
+# Says what the server has of a log that this tenure believes to own: the number of the last entry
+# of its epoch; GONE; or LOST, if there is a newer epoch. Entries behind a gap, which errors in the
+# middle of a pipeline leave, are removed: nobody has read them (`reading.py`), and the owner writes
+# them again in order.
+# KEYS: log, open. ARGV: id, epoch, last acknowledged number, last number if ended.
+SETTLE = Script(f"""
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not top then return {GONE} end
+local epoch, last = string.match(top[1], '(%d+)-(%d+)')
+local mine, good = tonumber(ARGV[2]), tonumber(ARGV[3])
+epoch, last = tonumber(epoch), tonumber(last)
+if epoch > mine then return {LOST} end
+if epoch < mine then
+  last = -1
+elseif last > good then
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], mine .. '-' .. (good + 1), '+')) do
+    if tonumber(string.match(entry[1], '-(%d+)')) == good + 1 then
+      good = good + 1
+    else
+      redis.call('XDEL', KEYS[1], entry[1])
+    end
+  end
+  if good < last then redis.call('XSETID', KEYS[1], mine .. '-' .. good) end
+  last = good
+end
+if last < tonumber(ARGV[4]) then redis.call('HSET', KEYS[2], ARGV[1], mine) end
+return last
+""")
+
+# Writes a log whose key is gone, if this tenure's lease has never lapsed (a tenure is one
+# uninterrupted lease) and nobody has claimed the log.
+# KEYS: log, open, lease. ARGV: id, epoch, safety, then pairs of id and entry.
+REVIVE = Script(f"""
+if redis.call('EXISTS', KEYS[3]) == 0 then return {LOST} end
+if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return {LOST} end
+if redis.call('EXISTS', KEYS[1]) == 1 then return {AGAIN} end
+for i = 4, #ARGV, 2 do redis.call('XADD', KEYS[1], ARGV[i], 'e', ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 0
+""")
+
+# Moves a log to a new owner and begins its epoch, which fences the old one. The old one, if it is
+# alive, also finds the log in the set of those taken from it.
+# KEYS: log, replicas, open. ARGV: prefix of open, id, epoch, tenure, safety, prefix of taken.
+CLAIM = Script("""
+local owner
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  if redis.call('HGET', ARGV[1] .. name, ARGV[2]) == ARGV[3] then owner = name end
+end
+if not owner then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('HDEL', ARGV[1] .. owner, ARGV[2])
+  return 0
+end
+local epoch = tonumber(ARGV[3]) + 1
+redis.call('HSET', KEYS[3], ARGV[2], epoch)
+redis.call('PEXPIRE', KEYS[3], ARGV[5])
+redis.call('SADD', KEYS[2], ARGV[4])
+local added = redis.pcall('XADD', KEYS[1], epoch .. '-0', 'e', '')
+if type(added) == 'table' then
+  redis.call('HDEL', KEYS[3], ARGV[2])
+  return 0
+end
+redis.call('HDEL', ARGV[1] .. owner, ARGV[2])
+redis.call('SADD', ARGV[6] .. owner, ARGV[2])
+redis.call('PEXPIRE', ARGV[6] .. owner, 60000)
+return 1
+""")
+
+# Begins a tenure, which takes over what earlier ones own, as far as nobody has claimed it.
+# KEYS: replicas, lease, open. ARGV: tenure, lease in ms, its value, safety, prefix of leases,
+# prefix of open, the number of earlier tenures, these, then pairs of id and epoch to own.
+BEGIN = Script("""
+redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[2])
+redis.call('SADD', KEYS[1], ARGV[1])
+local first_pair = 8 + ARGV[7]
+for i = 8, first_pair - 1 do
+  local logs = redis.call('HGETALL', ARGV[6] .. ARGV[i])
+  for j = 1, #logs, 2 do redis.call('HSET', KEYS[3], logs[j], logs[j + 1]) end
+  redis.call('DEL', ARGV[5] .. ARGV[i], ARGV[6] .. ARGV[i])
+  redis.call('SREM', KEYS[1], ARGV[i])
+end
+for i = first_pair, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[3], ARGV[4])
+return 0
+""")
+
+# Lists the tenures, each with the number of logs that it left, or -1 if it has its lease.
+# KEYS: replicas. ARGV: prefix of leases, prefix of open.
+SURVEY = Script("""
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  if redis.call('EXISTS', ARGV[1] .. name) == 1 then
+    found[#found + 1] = {name, -1}
+  else
+    local num = redis.call('HLEN', ARGV[2] .. name)
+    if num == 0 then redis.call('SREM', KEYS[1], name) end
+    found[#found + 1] = {name, num}
+  end
+end
+return found
+""")
+
+# Publishes a tenure's value with its lease; returns tenures and their values.
+# KEYS: replicas, lease. ARGV: prefix of leases, lease in ms, value.
+EXCHANGE = Script("""
+redis.call('SET', KEYS[2], ARGV[3], 'XX', 'PX', ARGV[2])
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local value = redis.call('GET', ARGV[1] .. name)
+  if value then
+    found[#found + 1] = name
+    found[#found + 1] = value
+  end
+end
+return found
+""")
+
+# Says that a replica follows logs. KEYS: the sets of readers. ARGV: replica, how long in ms.
+FOLLOW = Script("""
+local now = redis.call('TIME')
+local until_ms = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2]
+for _, key in ipairs(KEYS) do
+  redis.call('ZADD', key, string.format('%d', until_ms), ARGV[1])
+  redis.call('PEXPIRE', key, ARGV[2])
+end
+return 0
+""")
+
+# KEYS: a set of readers. ARGV: replica.
+IS_FOLLOWED = Script("""
+local now = redis.call('TIME')
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local after = '(' .. string.format('%d', now_ms)
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], after, '+inf')) do
+  if name ~= ARGV[1] then return 1 end
+end
+return 0
+""")
+
+OF_THE_LINE = (OPENING, ENDING, SETTLE, REVIVE, BEGIN)
+"""The scripts that the owning side calls on its own connection."""

@@ -1,0 +1,169 @@
+"""The store of logs in Redis or Valkey, as `store.protocol.LogStore` describes it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreWatcher
+from penstock.store.redis.address import parse_address
+from penstock.store.redis.client import Client
+from penstock.store.redis.layout import (
+    LEASE_MS,
+    LEASES,
+    LOGS,
+    OPEN,
+    REPLICAS,
+    SAFETY_MS,
+    TAKEN,
+    parse_id,
+    value_key,
+)
+from penstock.store.redis.log import RedisLog
+from penstock.store.redis.owning import Owning
+from penstock.store.redis.reading import Reading, RedisFollowing, read
+from penstock.store.redis.scripts import CLAIM, EXCHANGE
+from penstock.store.redis.survey import Survey
+from penstock.store.redis.tenure import Tenure
+
+
+class RedisStore:
+    """A `LogStore` whose logs are streams in Redis 7 or Valkey 8, or newer.
+
+    `url` is redis://HOST:PORT/DB, or rediss:// for TLS. `?wait=N` in it counts an entry as stored
+    only if N of the store's own replicas have it. `username` and `password` win over those in the
+    URL. `patience` is in seconds. Raises StartError if the URL cannot be read.
+    """
+
+    def __init__(
+        self, url: str, *, patience: float, username: str = "", password: str = ""
+    ) -> None:
+        address = parse_address(url, username, password)
+        self._tenure = Tenure()
+        self._client = Client(address)
+        self._owning = Owning(address, self._tenure, patience)
+        self._reading = Reading(self._client, self._tenure.replica)
+        self._survey = Survey(self._client, self._tenure, lambda: self._owning.reconnected_at)
+        self._wait = address.wait
+
+    @property
+    def replica(self) -> str:
+        """This replica's unguessable name."""
+        return self._tenure.replica
+
+    @property
+    def problem(self) -> str:
+        """Why the store does not answer now, as a sentence, or ""."""
+        return self._owning.problem
+
+    @property
+    def num_others(self) -> int:
+        """How many other replicas had a lease 50 ms ago."""
+        return self._survey.num_others
+
+    async def start(self, watcher: StoreWatcher) -> None:
+        """Connect and begin the lease. Raises StartError."""
+        await self._owning.start(watcher)
+        self._reading.start()
+        self._survey.start(watcher)
+
+    async def release(self) -> None:
+        """Give the lease back; the others see it within 50 ms."""
+        await self._owning.release()
+
+    async def stop(self) -> None:
+        """Release, and close all connections."""
+        await self._owning.release()
+        await self._survey.stop()
+        await self._reading.stop()
+        await self._owning.stop()
+        await self._client.close()
+
+    # Owning.
+
+    def open(self, stream_id: str, header: Entry) -> StoredLog:
+        """Begin a log in epoch 1."""
+        return self._owning.open(stream_id, header)
+
+    def append(
+        self,
+        entries: Sequence[tuple[StoredLog, Entry]],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Append entries in one write; call `then` when they are stored."""
+        self._owning.append(entries, then)
+
+    def end(
+        self, log: StoredLog, entry: Entry, retain: float, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Append the last entry; the log expires `retain` seconds later."""
+        assert isinstance(log, RedisLog)
+        self._owning.end(log, entry, retain, then)
+
+    def drop(self, stream_id: str) -> None:
+        """Remove an ended log."""
+        self._owning.drop(stream_id)
+
+    # Reading.
+
+    async def follow(
+        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
+    ) -> RedisFollowing | None:
+        """Read a log, and what is appended later. Raises StoreError."""
+        return await self._reading.follow(stream_id, on_entries, after)
+
+    async def is_followed(self, stream_id: str) -> bool:
+        """Return True if another replica follows the log now. Raises StoreError."""
+        return await self._reading.is_followed(stream_id)
+
+    # Taking over.
+
+    async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
+        """Become the owner of a log that has this epoch, or return None. Raises StoreError."""
+        tenure = self._tenure.name
+        keys = [LOGS + stream_id, REPLICAS, OPEN + tenure]
+        words = (OPEN, stream_id, epoch, tenure, SAFETY_MS, TAKEN)
+        if not await self._client.run(CLAIM, keys, *words):
+            return None
+        history = [
+            (entry_id, fields[1])
+            async for found in read(self._client, LOGS + stream_id)
+            for entry_id, fields in found
+            if parse_id(entry_id)[0] <= epoch
+        ]
+        log = RedisLog(stream_id, epoch + 1, CLAIMED, history)
+        self._owning.adopt(log)
+        return log
+
+    # Small values that replicas share.
+
+    async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
+        """Store a value unless the name has one; return the one it has. Raises StoreError."""
+        ttl_ms = max(1, round(ttl * 1000))
+        found: bytes | None = await self._client.call(
+            "SET", value_key(name), value, "PX", ttl_ms, "NX", "GET"
+        )
+        return found
+
+    async def put(self, name: str, value: bytes, ttl: float) -> None:
+        """Store a value in place of the old one. Raises StoreError."""
+        await self._client.call("SET", value_key(name), value, "PX", max(1, round(ttl * 1000)))
+
+    async def get(self, name: str) -> bytes | None:
+        """Return a value, or None. Raises StoreError."""
+        found: bytes | None = await self._client.call("GET", value_key(name))
+        return found
+
+    async def delete(self, name: str) -> None:
+        """Remove a value. Raises StoreError."""
+        await self._client.call("DEL", value_key(name))
+
+    async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
+        """Publish a value with the lease; return those of the other replicas. Raises StoreError."""
+        self._tenure.shared = b"=" + mine
+        keys = [REPLICAS, self._tenure.lease]
+        found = await self._client.run(EXCHANGE, keys, LEASES, LEASE_MS, self._tenure.shared)
+        others = {
+            name.decode().partition(".")[0]: value[1:]
+            for name, value in zip(found[::2], found[1::2], strict=True)
+            if value.startswith(b"=")
+        }
+        others.pop(self.replica, None)
+        return others
