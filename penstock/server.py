@@ -38,6 +38,7 @@ from penstock.supervision import end_process, keep
 from penstock.web.body import BodyReader
 from penstock.web.granian import GranianServers
 from penstock.web.host import is_loopback
+from penstock.web.http1.accepting import Turns
 from penstock.web.http1.server import Http1Server, Timeouts
 from penstock.web.key_file import key_ring
 from penstock.web.keys import KeyRing, watch_expiries
@@ -65,11 +66,12 @@ class Place:
     """A server's place among several processes at one address.
 
     All of them accept connections from `listener`. Unless `accepts_at_once`, this server accepts
-    none before its model is loaded: until then the others do.
+    none before its model is loaded: until then the others do. `turns` says who accepts the next.
     """
 
     listener: socket.socket
     siblings: Siblings
+    turns: Turns
     accepts_at_once: bool
 
 
@@ -195,7 +197,10 @@ class Server:
                 pair=pair,
             )
         else:
-            http = Http1Server(app, listener, settings.max_connections, timeouts, proxies.trusts)
+            http = Http1Server(
+                *(app, listener, settings.max_connections, timeouts, proxies.trusts),
+                turns=place.turns if place else None,
+            )
         if store is not None and replication is not None:
             await store.start(replication.fleet)
         closing = asyncio.Event()

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from penstock.children import manner_of
 from penstock.engine.protocol import ModelInfo
@@ -52,6 +53,7 @@ class Child:
         number: int,
         share: Share,
         listener: socket.socket,
+        loads: Path,
         *,
         on_loading: Callable[[int], None],
         on_state: Callable[[], None],
@@ -65,6 +67,7 @@ class Child:
         self.started: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
         self._share = share
         self._listener = listener
+        self._loads = loads
         self._on_loading = on_loading
         self._on_state = on_state
         self._on_wanted = on_wanted
@@ -155,10 +158,13 @@ class Child:
             return error.strerror or type(error).__name__
         self._process, self._link = process, link
         self._has_spoken, self._num_silent_looks = False, 0
+        # While all load the model, one answers that they do. Later, only ready ones accept.
         is_first = not self.started.done()
         link.send(
             messages.Start(
-                settings_to(self._share.settings), self.number, self._share.cores, is_first
+                *(settings_to(self._share.settings), self.number, self._share.cores),
+                accepts_at_once=is_first and self.number == 1,
+                loads=str(self._loads),
             )
         )
         if self._stopping.is_set():

@@ -10,6 +10,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -20,6 +21,7 @@ from penstock.observe.logs import report_loop_error
 from penstock.processes import messages
 from penstock.processes.messages import FromServer, Link, Start, ToServer, link_to_supervisor
 from penstock.processes.totals import Collected, families_of
+from penstock.processes.turns import LeastConnections
 from penstock.server import Place, Server
 from penstock.settings import Settings
 from penstock.supervision import keep
@@ -33,7 +35,7 @@ EXIT_NOT_STARTED = 1
 class Member:
     """This process among its siblings (see `Siblings`)."""
 
-    def __init__(self, link: Link[FromServer, ToServer], number: int) -> None:
+    def __init__(self, link: Link[FromServer, ToServer], number: int, loads: Path) -> None:
         self._link = link
         self._number = number
         self._metrics: Collector = CollectorRegistry()
@@ -41,6 +43,7 @@ class Member:
         self._states: dict[int, str] = {}
         self._questions = itertools.count(1)
         self._answers: dict[int, asyncio.Future[list[messages.Family]]] = {}
+        self.turns = LeastConnections(loads, number - 1, lambda: self._state() == "ready")
 
     def attach(self, metrics: Collector, state: Callable[[], str]) -> None:
         """Take the sources of this process's own metrics and state."""
@@ -89,6 +92,7 @@ class Member:
         while True:
             if not self._link.is_congested:  # a supervisor that stands still must not cost memory
                 self._link.send(messages.Beat(self._state()))
+            self.turns.publish()
             await asyncio.sleep(BEAT_EVERY_S)
 
 
@@ -98,7 +102,7 @@ async def serve(start: Start, connection: socket.socket, listener: socket.socket
     if start.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, start.cores)
     link = await link_to_supervisor(connection)
-    member = Member(link, start.number)
+    member = Member(link, start.number, Path(start.loads))
 
     def tell_ready(_: Server, info: ModelInfo) -> None:
         link.send(messages.Ready(info))
@@ -107,7 +111,7 @@ async def serve(start: Start, connection: socket.socket, listener: socket.socket
         settings_from(start.settings),
         on_ready=tell_ready,
         on_loading=lambda pid: link.send(messages.Loading(pid)),
-        place=Place(listener, member, start.accepts_at_once),
+        place=Place(listener, member, member.turns, start.accepts_at_once),
     )
     beating = keep("heartbeat", member.beat)
     obeying = keep("supervisor's orders", lambda: member.obey(server))

@@ -27,13 +27,15 @@ class Family(msgspec.Struct, array_like=True):
 class Start(msgspec.Struct, tag=True):
     """Serve with these settings, on these cores (all, if empty), as the process `number`.
 
-    With `accepts_at_once` the process accepts connections while it loads the model.
+    With `accepts_at_once` the process accepts connections while it loads the model. `loads` is the
+    path of the file with every process's number of connections.
     """
 
     settings: dict[str, Any]
     number: int
     cores: tuple[int, ...]
     accepts_at_once: bool
+    loads: str
 
 
 class Stop(msgspec.Struct, tag=True):

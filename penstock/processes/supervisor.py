@@ -17,6 +17,7 @@ from penstock.folders import ServerFolder, remove_left_behind
 from penstock.processes.child import Child
 from penstock.processes.division import divide
 from penstock.processes.totals import Totals
+from penstock.processes.turns import new_loads
 from penstock.server import listener_of
 from penstock.settings import Settings
 from penstock.supervision import keep
@@ -77,11 +78,12 @@ class Supervisor:
         if settings.log == "memory":  # one process cannot read another's memory
             settings = settings.model_copy(update={"log": str(folder.path / "log")})
         shares = divide(settings)
+        loads = new_loads(folder.path / "loads", len(shares))
         with contextlib.closing(listener_of(settings)) as listener:
             url = url_of(listener, "https" if settings.tls_cert else "http")
             self._children = [
                 Child(
-                    *(number, share, listener),
+                    *(number, share, listener, loads),
                     on_loading=self._on_loading if number == 1 else lambda pid: None,
                     on_state=self._tell_states,
                     on_wanted=self._gather_for,
