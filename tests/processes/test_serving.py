@@ -17,6 +17,7 @@ from tests.support.several import (
     all_ready,
     connection_to,
     family_of,
+    number_of,
     processes_of,
     states_of,
 )
@@ -154,6 +155,14 @@ def test_a_killed_process_costs_its_own_streams_and_no_connection(server: Runnin
         connection.close()
     assert eventually(lambda: is_gone(engine), PATIENCE_S)
     assert has_said(server, "server process 2 ended (signal SIGKILL); starting another")
+
+
+def test_new_streams_go_to_the_process_that_has_fewer(server: RunningServer) -> None:
+    streams = [open_stream(server.port, generate(max_tokens=1000))[0] for _ in range(20)]
+    numbers = [number_of(server, stream) for stream in streams]
+    for stream in streams:
+        stream.close()
+    assert 5 <= numbers.count(1) <= 15  # exactly half, unless the machine is very busy
 
 
 def test_a_stopped_process_is_killed_and_replaced(server: RunningServer) -> None:
