@@ -66,13 +66,15 @@ class Place:
     """A server's place among several processes at one address.
 
     All of them accept connections from `listener`. Unless `accepts_at_once`, this server accepts
-    none before its model is loaded: until then the others do. `turns` says who accepts the next.
+    none before its model is loaded: until then the others do. `turns` says who accepts the next. A
+    private log ends with all processes.
     """
 
     listener: socket.socket
     siblings: Siblings
     turns: Turns
     accepts_at_once: bool
+    has_private_log: bool
 
 
 class Server:
@@ -152,7 +154,10 @@ class Server:
         replication = None
         if store is not None and stored is not None:
             model = functools.partial(_model_of, engine)
-            fleet = Fleet(store, stored, model, settings.engine_restart_timeout)
+            fleet = Fleet(
+                *(store, stored, model, settings.engine_restart_timeout, settings.processes - 1),
+                outlives=not (self._place and self._place.has_private_log),
+            )
             replication = Replication(stored, fleet)
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)

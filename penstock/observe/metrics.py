@@ -368,6 +368,7 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_store_up",
         "1 if the store of logs answers, or if there is none; 0 if it does not.",
         lambda levels: levels.store_up,
+        over_processes="each",
     ),
     Gauge(
         "penstock_streams_stored",

@@ -109,6 +109,8 @@ class Child:
         """Have the process drain its streams and end; at once, if this is the second call."""
         self._stopping.set()
         self._say(messages.Stop())
+        if self._process is not None and not self._has_spoken:  # it has nothing to end yet
+            self._kill(self._process)
 
     def reload(self) -> None:
         """Have the process read the file of keys again."""
@@ -164,6 +166,7 @@ class Child:
             messages.Start(
                 *(settings_to(self._share.settings), self.number, self._share.cores),
                 accepts_at_once=is_first and self.number == 1,
+                has_private_log=self._share.has_private_log,
                 loads=str(self._loads),
             )
         )

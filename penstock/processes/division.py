@@ -4,6 +4,7 @@ In: the settings. Out: each process's share: its settings, its processor cores, 
 that name its GPUs. If there are more processes than fit, a StartError says how many do.
 """
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,20 @@ TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/{}"
 
 @dataclass(frozen=True)
 class Share:
-    """What one process gets. No `cores` means that it may use all of them."""
+    """What one process gets. No `cores` means that it may use all of them.
+
+    A private log is of no use to anybody after the last process has ended.
+    """
 
     settings: Settings
     cores: tuple[int, ...]
     environment: Mapping[str, str]
+    has_private_log: bool = False
+
+    def with_private_log(self, folder: Path) -> "Share":
+        """Return this share with a log in `folder`."""
+        settings = self.settings.model_copy(update={"log": str(folder)})
+        return dataclasses.replace(self, settings=settings, has_private_log=True)
 
 
 def divide(settings: Settings) -> list[Share]:

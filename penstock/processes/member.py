@@ -111,7 +111,11 @@ async def serve(start: Start, connection: socket.socket, listener: socket.socket
         settings_from(start.settings),
         on_ready=tell_ready,
         on_loading=lambda pid: link.send(messages.Loading(pid)),
-        place=Place(listener, member, member.turns, start.accepts_at_once),
+        place=Place(
+            *(listener, member, member.turns),
+            accepts_at_once=start.accepts_at_once,
+            has_private_log=start.has_private_log,
+        ),
     )
     beating = keep("heartbeat", member.beat)
     obeying = keep("supervisor's orders", lambda: member.obey(server))

@@ -28,13 +28,15 @@ class Start(msgspec.Struct, tag=True):
     """Serve with these settings, on these cores (all, if empty), as the process `number`.
 
     With `accepts_at_once` the process accepts connections while it loads the model. `loads` is the
-    path of the file with every process's number of connections.
+    path of the file with every process's number of connections. A private log ends with all
+    processes.
     """
 
     settings: dict[str, Any]
     number: int
     cores: tuple[int, ...]
     accepts_at_once: bool
+    has_private_log: bool
     loads: str
 
 

@@ -75,9 +75,9 @@ class Supervisor:
 
     async def _run_in(self, folder: ServerFolder) -> None:
         settings = self._settings
-        if settings.log == "memory":  # one process cannot read another's memory
-            settings = settings.model_copy(update={"log": str(folder.path / "log")})
         shares = divide(settings)
+        if settings.log == "memory":  # one process cannot read another's memory
+            shares = [each.with_private_log(folder.path / "log") for each in shares]
         loads = new_loads(folder.path / "loads", len(shares))
         with contextlib.closing(listener_of(settings)) as listener:
             url = url_of(listener, "https" if settings.tls_cert else "http")

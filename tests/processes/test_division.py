@@ -134,7 +134,9 @@ def test_settings_reach_a_process_as_they_are(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PENSTOCK_HEARTBEAT", "3")
     settings = load_settings(engine="mock", processes=2, api_key=["secret"], model_name="a,b")
     settings = settings.model_copy(update={"engine_tables": {"mock": {"length": 3}}})
-    sent = framed(Start(settings_to(settings), 1, (), accepts_at_once=True, loads=""))[4:]
+    sent = framed(
+        Start(settings_to(settings), 1, (), accepts_at_once=True, has_private_log=True, loads="")
+    )[4:]
     monkeypatch.setenv("PENSTOCK_HEARTBEAT", "7")
     received = settings_from(msgspec.msgpack.decode(sent, type=Start).settings)
     assert received == settings

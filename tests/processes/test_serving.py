@@ -5,12 +5,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.support.keyed import Keys
-from tests.support.raw import Connection, ask, generate, open_stream, request
+from tests.support.raw import Connection, ask, generate, open_stream, request, text_of
 from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer, refuses_to_start, serve, start
 from tests.support.several import (
@@ -23,7 +24,11 @@ from tests.support.several import (
 )
 from tests.support.waiting import eventually
 
-LONG = {"engine": "mock", "mock_interval": 0.02, "engine_arg": ["length=100000"]}
+LONG = {
+    "engine": "mock",
+    "mock_interval": 0.02,
+    "engine_arg": ["length=100000", "numbered=true"],
+}
 PATIENCE_S = 40.0
 PROBE = request("GET", "/health/live")
 
@@ -100,7 +105,8 @@ def test_metrics_are_the_sums_of_all_processes_and_never_go_back(server: Running
 
     killed = processes_of(server)[1]
     killed.kill()
-    assert eventually(lambda: Scrape(server)("penstock_process_restarts_total") == 1, PATIENCE_S)
+    restarts = "penstock_process_restarts_total"
+    assert eventually(lambda: Scrape(server)(restarts) == before(restarts) + 1, PATIENCE_S)
     assert all_ready(server)
     finally_ = Scrape(server)
     for name in ("penstock_streams_started_total", "penstock_completion_tokens_total"):
@@ -165,14 +171,48 @@ def test_new_streams_go_to_the_process_that_has_fewer(server: RunningServer) -> 
     assert 5 <= numbers.count(1) <= 15  # exactly half, unless the machine is very busy
 
 
-def test_a_stopped_process_is_killed_and_replaced(server: RunningServer) -> None:
+def test_a_resumable_stream_of_a_killed_process_goes_on_at_another(server: RunningServer) -> None:
+    with connection_to(server, 1) as connection:
+        stream_id, events = open_resumable(connection)
+        seen = [next(events) for _ in range(10)]
+        processes_of(server)[1].kill()
+        with pytest.raises((EOFError, ConnectionError)):
+            seen.extend(events)
+    check_rest(server, stream_id, seen)
+    assert all_ready(server)
+
+
+def test_a_stopped_process_is_killed_and_replaced_and_its_stream_goes_on(
+    server: RunningServer,
+) -> None:
     stopped = processes_of(server)[1]
-    stopped.suspend()
-    assert has_said(server, "server process 1 is silent; killing it")
+    with connection_to(server, 1) as connection:
+        stream_id, events = open_resumable(connection)
+        seen = [next(events) for _ in range(10)]
+        stopped.suspend()
+        assert has_said(server, "server process 1 is silent; killing it")
+    check_rest(server, stream_id, seen)
     assert eventually(lambda: is_gone(stopped), PATIENCE_S)
     assert all_ready(server)
     with connection_to(server, 1) as connection:
         assert connection.send(generate(max_tokens=1, stream=False)).response().status == 200
+
+
+def open_resumable(connection: Connection) -> tuple[str, Iterator[dict[str, Any]]]:
+    """Open a resumable stream of 200 numbered tokens; return its id and its events."""
+    head = connection.send(generate(max_tokens=200, resumable=True)).head()
+    return head.headers["x-stream-id"], connection.events()
+
+
+def check_rest(server: RunningServer, stream_id: str, seen: list[dict[str, Any]]) -> None:
+    """Read the rest of the stream at process 2, and check that nothing is lost or changed."""
+    last = f"Last-Event-ID: {seen[-1]['index']}"
+    with connection_to(server, 2) as other:
+        assert other.send(request("GET", f"/streams/{stream_id}", last)).head().status == 200
+        seen = [*seen, *other.events()]
+    assert [event["index"] for event in seen] == list(range(len(seen)))
+    assert text_of(seen) == "".join(f"Hello:{number} " for number in range(200))
+    assert seen[-1]["finish_reason"] == "length"
 
 
 def test_a_scrape_while_a_process_is_stopped_has_its_last_counts(server: RunningServer) -> None:
