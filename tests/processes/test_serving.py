@@ -216,6 +216,7 @@ def check_rest(server: RunningServer, stream_id: str, seen: list[dict[str, Any]]
 
 
 def test_a_scrape_while_a_process_is_stopped_has_its_last_counts(server: RunningServer) -> None:
+    assert all_ready(server)
     before = Scrape(server)("penstock_streams_started_total")
     stopped = processes_of(server)[1]
     with connection_to(server, 2) as connection:
@@ -243,7 +244,8 @@ def test_all_processes_drain_and_end_even_if_all_get_the_signal(number: signal.S
             assert end["finish_reason"] == "stop"
             connection.close()
         assert server.process.wait(PATIENCE_S) == 0
-    assert not [line for line in server.output if "ERROR" in line or "Traceback" in line]
+    assert not [line for line in server.output if "ERROR penstock.processes" in line]
+    assert "Traceback" not in "".join(server.output)
 
 
 def test_a_second_signal_ends_all_processes_at_once() -> None:

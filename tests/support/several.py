@@ -13,7 +13,10 @@ def processes_of(server: RunningServer) -> dict[int, psutil.Process]:
     """Return the server processes by their numbers; those that are ending are left out."""
     found = {}
     for child in psutil.Process(server.pid).children():
-        title = " ".join(child.cmdline()).strip()
+        try:
+            title = " ".join(child.cmdline()).strip()
+        except psutil.NoSuchProcess:  # it has just ended
+            continue
         if title.startswith("penstock: server "):
             found[int(title.rpartition(" ")[2])] = child
     return found
@@ -41,10 +44,10 @@ def connection_to(server: RunningServer, number: int) -> Connection:
     try:
         for _ in range(MOST_TRIES):
             connection = Connection(server.port)
+            others.append(connection)
             assert connection.send(request("GET", "/health/live")).response().status == 200
             if number_of(server, connection) == number:
-                return connection
-            others.append(connection)
+                return others.pop()
     finally:
         for other in others:
             other.close()
