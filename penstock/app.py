@@ -16,6 +16,7 @@ from penstock.api.openai.routes import openai_apis
 from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
 from penstock.api.serving import ServedModel
+from penstock.api.siblings import Siblings
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import Settings
@@ -60,10 +61,12 @@ def create_app(
     proxies: TrustedProxies,
     memory: MemoryGuard,
     shared_names: Names,
+    siblings: Siblings | None = None,
 ) -> AccessMiddleware:
     """Return the application that serves `streams` to the owners of `keys`.
 
     `shared_names` has what the replicas that share a store know of each other's requests.
+    `siblings` are the other server processes at this address, if there are any.
     """
 
     def unready() -> str | None:
@@ -97,9 +100,12 @@ def create_app(
         anthropic_api(answering, model),
         models_api(model),
     ]
+    registry = metrics_registry(settings, engine, streams, liveness, memory)
+    if siblings is not None:
+        siblings.attach(registry, lambda: unready() or "ready")
     others = [
-        *health_routes(unready),
-        *metrics_routes(metrics_registry(settings, engine, streams, liveness, memory)),
+        *health_routes(unready, siblings),
+        *metrics_routes(registry, siblings),
         *page_routes(settings.served_name),
     ]
     apis.append(

@@ -155,6 +155,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         " stopped again and again at this request.",
         retry_safe=True,
     ),
+    "metrics_incomplete": ProblemKind(
+        503, "The other server processes' metrics did not arrive in time.", retry_safe=True
+    ),
     "draining": ProblemKind(503, "The server is shutting down.", retry_safe=True),
     "server_shutdown": ProblemKind(
         503, "The server shut down before the stream ended.", retry_safe=True

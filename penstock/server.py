@@ -8,13 +8,16 @@ import logging
 import queue
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import uvloop
 
+from penstock.api.siblings import Siblings
 from penstock.app import create_app
 from penstock.engine.catalog import create_engine, entry_of
 from penstock.engine.protocol import EngineHandle, ModelInfo
@@ -36,6 +39,7 @@ from penstock.supervision import end_process, keep
 from penstock.web.body import BodyReader
 from penstock.web.granian import GranianServers
 from penstock.web.host import is_loopback
+from penstock.web.http1.accepting import Turns
 from penstock.web.http1.server import Http1Server, Timeouts
 from penstock.web.key_file import key_ring
 from penstock.web.keys import KeyRing, watch_expiries
@@ -58,11 +62,28 @@ WANTED_OPEN_FILES = 65_536
 GC_THRESHOLDS = (20_000, 20, 20)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A server's place among several processes at one address.
+
+    All of them accept connections from `listener`. Unless `accepts_at_once`, this server accepts
+    none before its model is loaded: until then the others do. `turns` says who accepts the next. A
+    private log ends with all processes.
+    """
+
+    listener: socket.socket
+    siblings: Siblings
+    turns: Turns
+    accepts_at_once: bool
+    has_private_log: bool
+
+
 class Server:
     """One server. `run` serves until `stop` is called; `url` is known once it listens.
 
     `on_loading` gets the engine's process id when the engine begins to load the model. `on_ready`
-    gets the model's information when the model can be used.
+    gets the model's information when the model can be used. Without a `place`, the server opens a
+    listening socket of its own.
     """
 
     def __init__(
@@ -71,8 +92,10 @@ class Server:
         *,
         on_ready: Callable[["Server", ModelInfo], None] = lambda server, info: None,
         on_loading: Callable[[int], None] = lambda pid: None,
+        place: Place | None = None,
     ) -> None:
         self._settings = settings
+        self._place = place
         self._on_ready = on_ready
         self._on_loading = on_loading
         self._stopping = asyncio.Event()
@@ -132,7 +155,10 @@ class Server:
         replication = None
         if store is not None and stored is not None:
             model = functools.partial(_model_of, engine)
-            fleet = Fleet(store, stored, model, settings.engine_restart_timeout)
+            fleet = Fleet(
+                *(store, stored, model, settings.engine_restart_timeout, settings.processes - 1),
+                outlives=not (self._place and self._place.has_private_log),
+            )
             replication = Replication(stored, fleet)
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
@@ -140,9 +166,8 @@ class Server:
         proxies = TrustedProxies(settings.trusted_proxy)
         tls = tls_of(settings.tls_cert, settings.tls_key)
         pair = await first_pair(tls) if tls else None
-        listener = open_listener(
-            settings.host, settings.port, settings.max_connections, settings.stall_timeout
-        )
+        place = self._place
+        listener = place.listener if place else listener_of(settings)
         self.url = url_of(listener, "https" if tls else "http")
         limits = Limits(
             settings.linger,
@@ -164,8 +189,11 @@ class Server:
             resident_bytes,
             return_freed_memory,
         )
-        names = MemoryNames() if store is None else store
-        app = create_app(settings, engine, streams, liveness, bodies, keys, proxies, memory, names)
+        app = create_app(
+            *(settings, engine, streams, liveness, bodies, keys, proxies, memory),
+            MemoryNames() if store is None else store,
+            siblings=place.siblings if place else None,
+        )
         timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
         http: Http1Server | GranianServers
         if tls is not None or settings.http2:
@@ -176,11 +204,17 @@ class Server:
                 pair=pair,
             )
         else:
-            http = Http1Server(app, listener, settings.max_connections, timeouts, proxies.trusts)
+            http = Http1Server(
+                *(app, listener, settings.max_connections, timeouts, proxies.trusts),
+                turns=place.turns if place else None,
+            )
         if store is not None and replication is not None:
             await store.start(replication.fleet)
         closing = asyncio.Event()
-        serving = asyncio.create_task(http.serve_until(closing))
+        accepting = asyncio.Event()
+        if place is None or place.accepts_at_once:
+            accepting.set()
+        serving = asyncio.create_task(serve_between(accepting, closing, http))
         watching = keep("liveness", liveness.run)
         guarding = keep("memory guard", memory.run)
         measure = functools.partial(measure_loop_lag, meter.loop_lag)
@@ -200,6 +234,7 @@ class Server:
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
+                accepting.set()
                 self._on_ready(self, info)
                 await self._until_stopped(serving)
             await self._announce_end(streams)
@@ -208,6 +243,7 @@ class Server:
         finally:
             streams.shut_down()
             closing.set()
+            accepting.set()
             await self._close(serving, app.idle)
             watching.cancel()
             guarding.cancel()
@@ -297,6 +333,22 @@ def _model_of(engine: EngineHandle) -> str:
     return f"{info.engine}/{info.id}/{info.vocabulary_size}"
 
 
+async def serve_between(
+    accepting: asyncio.Event, closing: asyncio.Event, http: Http1Server | GranianServers
+) -> None:
+    """Serve from `accepting` until `closing` is set and every response has ended."""
+    await accepting.wait()
+    if not closing.is_set():
+        await http.serve_until(closing)
+
+
+def listener_of(settings: Settings) -> socket.socket:
+    """Return a new listening socket. Raises StartError if the address is not available."""
+    return open_listener(
+        settings.host, settings.port, settings.max_connections, settings.stall_timeout
+    )
+
+
 def with_local_model(settings: Settings) -> Settings:
     """Return `settings` with a `model` that the engine can load from this machine.
 
@@ -328,7 +380,20 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(make_server: Callable[[], Server]) -> None:
+class Runnable(Protocol):
+    """A server, or a supervisor of several."""
+
+    def stop(self) -> None:
+        """Drain the streams and end. A second call ends at once."""
+
+    def reload(self) -> None:
+        """Read the file of keys again."""
+
+    async def run(self) -> None:
+        """Serve until `stop`. Raises StartError."""
+
+
+def run(make_server: Callable[[], Runnable]) -> None:
     """Serve in this process until SIGINT or SIGTERM. Raises StartError."""
 
     async def main() -> None:

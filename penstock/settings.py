@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     """The engine that runs the model: llamacpp, vllm, mock, or your own (package.module:Class).
     vllm is for GPUs and must be installed: pip install '.[vllm]' (docs/scaling.md). mock repeats
     a fixed text; it is for client developers and tests."""
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """The number of server processes that share the address, each with its own engine and its part
+    of the processor's cores or of the GPUs (docs/scaling.md). --slots and --context are for each of
+    them; --max-queue, --max-connections, --retain-bytes, --retain-responses-bytes and
+    --memory-limit are divided among them."""
     slots: Annotated[int, Field(ge=0, le=4096)] = 0
     """The number of requests that run at once; further requests wait in the queue. 0 means the
     engine's own number: 8 for llamacpp and vllm, no bound for mock."""
@@ -231,6 +236,7 @@ class Settings(BaseSettings):
             "slots": self.slots,
             "context": self.context,
             "mock_interval": self.mock_interval,
+            "processes": self.processes,
         }
 
     @property

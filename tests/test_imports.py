@@ -21,10 +21,12 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     "sse": set(),
     "supervision": set(),
+    "children": set(),
+    "folders": set(),
     "settings": {"errors", "engine.catalog"},
     "observe": {"observe"},
     "store": {"errors", "store", "supervision"},
-    "engine": {"events", "request", "errors", "engine", "supervision"},
+    "engine": {"events", "request", "errors", "engine", "supervision", "children", "folders"},
     "stream": WORDS
     | {"stream", "engine.protocol", "store.protocol", "observe.meter", "supervision"},
     "web": WORDS | {"web", "stream", "observe.meter", "supervision"},
@@ -36,9 +38,21 @@ ALLOWED: dict[str, set[str]] = {
     "app": WORDS | {"api", "web", "store.names", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision", "store.catalog", "store.names"},
+    | {"supervision", "store.catalog", "store.names", "api.siblings"},
+    "processes": {"processes", "server", "settings", "errors", "supervision", "children", "folders"}
+    | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings"},
     "cli": WORDS
-    | {"cli", "client", "bench", "server", "settings", "observe.logs", "web.keys"}
+    | {
+        "cli",
+        "client",
+        "bench",
+        "server",
+        "processes",
+        "children",
+        "settings",
+        "observe.logs",
+        "web.keys",
+    }
     | {"web.key_file", "web.key_edits"}
     | {"engine.protocol", "engine.catalog", "__init__"},
 }

@@ -185,6 +185,9 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
                 "restarts in the last hour": (
                     f"sum(increase(penstock_engine_restarts_total{{{WHERE}}}[1h]))"
                 ),
+                "restarts of server processes in the last hour": (
+                    f"sum(increase(penstock_process_restarts_total{{{WHERE}}}[1h]))"
+                ),
                 "cancelled requests that it still works on": level("penstock_engine_stopping"),
                 "failures of tasks in the last hour": (
                     f"sum(increase(penstock_task_failures_total{{{WHERE}}}[1h]))"

@@ -1,22 +1,37 @@
-"""Health checks: whether the process runs, and whether it can serve requests."""
+"""Health checks: whether the process runs, and whether it can serve requests.
+
+If several processes share the address, every check speaks for all of them: they can serve requests
+if one can.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from penstock.api.siblings import Siblings
 
-def health_routes(unready: Callable[[], str | None]) -> list[Route]:
+
+def health_routes(
+    unready: Callable[[], str | None], siblings: Siblings | None = None
+) -> list[Route]:
     """Return the routes under `/health`.
 
-    `unready` says why the server cannot serve requests now, or returns None.
+    `unready` says why this process cannot serve requests now, or returns None.
     """
 
     def answer(status: str, reason: str | None) -> Response:
+        content: dict[str, Any] = {"status": status}
+        if siblings is not None:
+            states = siblings.states()
+            content["processes"] = {str(number): state for number, state in states.items()}
+            reason = None if "ready" in states.values() else reason
         if reason is None:
-            return JSONResponse({"status": status})
-        return JSONResponse({"status": reason}, status_code=503, headers={"Retry-After": "1"})
+            return JSONResponse(content)
+        headers = {"Retry-After": "1"}
+        return JSONResponse({**content, "status": reason}, status_code=503, headers=headers)
 
     async def health(_: Request) -> Response:
         """Report whether the server can serve requests."""

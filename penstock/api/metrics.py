@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, ProcessCollector, exposition
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock import __version__, supervision
+from penstock.api.siblings import Siblings
 from penstock.engine.protocol import EngineHandle
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
@@ -23,22 +25,23 @@ PLAIN = exposition.CONTENT_TYPE_PLAIN_0_0_4
 _WEIGHT = re.compile(r"1(\.0*)?|0\.0*[1-9][0-9]*")
 
 
-def metrics_routes(registry: CollectorRegistry) -> list[Route]:
+def metrics_routes(registry: CollectorRegistry, siblings: Siblings | None = None) -> list[Route]:
     """Return the route `/metrics`: Prometheus' text format, or OpenMetrics on request."""
 
     async def metrics(http: Request) -> Response:
         """Return the server's metrics for Prometheus."""
+        source = registry if siblings is None else await siblings.metrics()
         if _takes_openmetrics(http.headers.get("accept", "")):
-            content, content_type = _openmetrics(registry), OPENMETRICS
+            content, content_type = _openmetrics(source), OPENMETRICS
         else:
-            content, content_type = exposition.generate_latest(registry), PLAIN
+            content, content_type = exposition.generate_latest(source), PLAIN
         return Response(content, headers={"Content-Type": content_type, "Vary": "Accept"})
 
     return [Route("/metrics", metrics, name="get_metrics")]
 
 
-def _openmetrics(registry: CollectorRegistry) -> bytes:
-    content: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call] # it has no annotations
+def _openmetrics(source: Collector) -> bytes:
+    content: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call] # it has no annotations
     return content
 
 

@@ -19,6 +19,8 @@ class Health(ResponseModel):
 
     status: Literal["healthy", "ready", "live", "loading", "engine down", "store down", "draining"]
     """The first three mean success. The others say why the server cannot serve requests."""
+    processes: dict[str, str] | None = None
+    """The state of each server process by its number, if there are several (`--processes`)."""
 
 
 def _health(meaning: str) -> Operation:

@@ -84,29 +84,48 @@ def _run_server(settings: Settings) -> None:
     settings = with_local_model(settings)
     loading = LoadingDisplay(console, settings)
 
-    def announce(server: Server, info: ModelInfo) -> None:
+    def announce(url: str, info: ModelInfo) -> None:
         loading.stop()
-        if settings.log_format == "json":
-            served = {"version": __version__, "model": info.id, "url": server.url}
-            log.info("serving", extra={"fields": served})
-            return
-        num_slots = settings.slots or info.slots
-        slots = f"{num_slots} slots" if num_slots else "unlimited slots"
-        console.print(
-            f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
-            f" ({info.engine}, {slots}, {info.context_length:,} tokens of context)\n"
-            f"  page and API  [bold cyan]{server.url}[/bold cyan]\n"
-            f"  try           curl -N {server.url}/generate -H 'Content-Type: application/json'"
-            """ -d '{"prompt": "Once upon a time"}'\n"""
-            "  stop          Ctrl-C",
-            soft_wrap=True,
-        )
+        _announce(settings, url, info)
 
     def make() -> Server:
-        return Server(settings, on_ready=announce, on_loading=loading.watch)
+        return Server(
+            settings,
+            on_ready=lambda server, info: announce(server.url, info),
+            on_loading=loading.watch,
+        )
 
     with loading:
-        run(make)
+        if settings.processes == 1:
+            run(make)
+            return
+        from penstock.processes.supervisor import Supervisor
+
+        setproctitle("penstock: supervisor")
+        run(lambda: Supervisor(settings, on_ready=announce, on_loading=loading.watch))
+
+
+def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
+    """Say on standard error that the server is ready, and what it serves."""
+    number = settings.processes
+    if settings.log_format == "json":
+        served = {"version": __version__, "model": info.id, "url": url}
+        more = {"processes": number} if number > 1 else {}
+        log.info("serving", extra={"fields": served | more})
+        return
+    num_slots = settings.slots or info.slots
+    slots = f"{num_slots} slots" if num_slots else "unlimited slots"
+    if number > 1:
+        slots = f"{number} processes with {slots} each"
+    console.print(
+        f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
+        f" ({info.engine}, {slots}, {info.context_length:,} tokens of context)\n"
+        f"  page and API  [bold cyan]{url}[/bold cyan]\n"
+        f"  try           curl -N {url}/generate -H 'Content-Type: application/json'"
+        """ -d '{"prompt": "Once upon a time"}'\n"""
+        "  stop          Ctrl-C",
+        soft_wrap=True,
+    )
 
 
 def _signature() -> inspect.Signature:

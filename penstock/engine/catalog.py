@@ -30,7 +30,8 @@ class EngineEntry:
     parameters. If `reserves_arguments`, a parameter cannot replace a setting. `uses_model` says
     whether the engine loads `--model`; "optional" means that only the engine knows. `finder` is
     the import string of the function that finds the model before the engine starts, or "".
-    `distribution` is the Python package that runs the model, or "".
+    `distribution` is the Python package that runs the model, or "". An engine that needs GPUs needs
+    as many as the product of its parameters `gpu_factors`.
     """
 
     name: str
@@ -40,6 +41,20 @@ class EngineEntry:
     uses_model: Literal["always", "optional", "never"] = "always"
     finder: str = ""
     distribution: str = ""
+    gpu_factors: tuple[str, ...] = ()
+
+    def num_gpus(self, params: Mapping[str, Any]) -> int:
+        """Return how many GPUs an engine with `params` needs; 0 if it needs none.
+
+        Raises StartError if a parameter that counts GPUs is no positive number.
+        """
+        number = 1 if self.gpu_factors else 0
+        for name in self.gpu_factors:
+            factor = params.get(name, 1)
+            if not isinstance(factor, int) or factor < 1:
+                raise StartError(f"{name} is not a number of GPUs.", f"For example: {name}=2")
+            number *= factor
+        return number
 
     def find_model(self, model: str) -> str:
         """Return `model` as the constructor takes it, downloaded if necessary.
@@ -69,7 +84,7 @@ ENGINES = {
         EngineEntry(
             "llamacpp",
             "penstock.engine.llamacpp.engine:LlamaCpp",
-            _SERVES_A_MODEL,
+            {**_SERVES_A_MODEL, "processes": "processes"},
             reserves_arguments=True,
             finder="penstock.engine.llamacpp.hub:find_model",
             distribution="xllamacpp",
@@ -81,6 +96,7 @@ ENGINES = {
             reserves_arguments=True,
             finder="penstock.engine.vllm.hub:check_model",
             distribution="vllm",
+            gpu_factors=("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
         ),
         EngineEntry(
             "mock",

@@ -93,14 +93,22 @@ class Counter:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A gauge. It goes up and down."""
+    """A gauge. It goes up and down.
+
+    `over_processes` says what several server processes report together: the sum of their values,
+    the greatest, or each with a label `process`.
+    """
 
     name: str
     help: str
     read: Callable[[Levels], Numbers]
     labels: tuple[str, ...] = ()
     kind: Literal["gauge"] = "gauge"
+    over_processes: Literal["sum", "max", "each"] = "sum"
 
+
+RESTARTS = "penstock_process_restarts_total"
+"""The counter that only the supervisor of several processes raises."""
 
 METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     # Latency for clients, measured when a send completes.
@@ -197,6 +205,7 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_reader_lag_max_events",
         "Logged events that are not yet sent to the reader that is furthest behind.",
         lambda levels: levels.greatest_lag,
+        over_processes="max",
     ),
     Gauge(
         "penstock_readers_blocked",
@@ -252,11 +261,13 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_memory_used_bytes",
         "Memory in use, in bytes, as it is compared with the limit.",
         lambda levels: levels.used_bytes,
+        over_processes="each",
     ),
     Gauge(
         "penstock_memory_limit_bytes",
         "The limit of the server's memory in bytes (--memory-limit).",
         lambda levels: levels.memory_limit,
+        over_processes="each",
     ),
     Counter(
         "penstock_resumes_total",
@@ -318,11 +329,17 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_engine_up",
         "1 if the engine accepts requests, 0 if it does not.",
         lambda levels: levels.engine_up,
+        over_processes="each",
     ),
     Counter(
         "penstock_engine_restarts_total",
         "Times that the engine's process died and was restarted.",
         lambda _, levels: levels.engine_restarts,
+    ),
+    Counter(
+        RESTARTS,
+        "Times that one of several server processes (--processes) ended and was started again.",
+        lambda _, __: 0,
     ),
     Gauge(
         "penstock_engine_stopping",
@@ -344,12 +361,14 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_draining",
         "1 if the server is shutting down and refuses new requests, 0 if it is not.",
         lambda levels: levels.draining,
+        over_processes="each",
     ),
     # The store of logs and the other replicas.
     Gauge(
         "penstock_store_up",
         "1 if the store of logs answers, or if there is none; 0 if it does not.",
         lambda levels: levels.store_up,
+        over_processes="each",
     ),
     Gauge(
         "penstock_streams_stored",
@@ -376,6 +395,7 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "Always 1, with the version, the engine and the model as labels.",
         lambda levels: {(levels.version, levels.engine, levels.model): 1},
         ("version", "engine", "model"),
+        over_processes="max",
     ),
 )
 

@@ -57,7 +57,8 @@ class Fleet:
     """The streams of other replicas, as this one sees them (see `store.protocol.StoreWatcher`).
 
     `model` tells which model this server serves, or "" while it can take no streams. Streams of
-    other models are claimed after `patience` seconds, and end with an error.
+    other models are claimed after `patience` seconds, and end with an error. `num_siblings` of the
+    other replicas stop whenever this one does. Without `outlives`, the store ends with them all.
     """
 
     def __init__(
@@ -66,11 +67,16 @@ class Fleet:
         stored: StoredStreams,
         model: Callable[[], str],
         patience: float,
+        num_siblings: int = 0,
+        *,
+        outlives: bool = True,
     ) -> None:
         self._store = store
         self._stored = stored
         self._model = model
         self._patience = patience
+        self._num_siblings = num_siblings
+        self._outlives = outlives
         self._host: Host | None = None
         self._followed: dict[str, Followed] = {}
         self._opening: dict[str, asyncio.Future[Followed | None]] = {}
@@ -223,10 +229,10 @@ class Fleet:
     async def hand_over(self) -> None:
         """Give all streams to the other replicas, and show them here until their readers leave.
 
-        Also those that were not stored. Without another replica, nothing happens.
+        Also those that were not stored. Without another replica that goes on, nothing happens.
         """
         model = self._model()
-        if not self._store.num_others or not model:
+        if self._store.num_others <= self._num_siblings or not model:
             return
         for stream in self.host.open_streams():
             if stream.id not in self._stored and not stream.is_over and stream.keeper is None:
@@ -246,7 +252,9 @@ class Fleet:
             log.info("handed %d streams over to other replicas", len(streams))
 
     def leave(self) -> int:
-        """Leave the stored streams to the next server; return how many there are."""
+        """Leave the stored streams to the next server, if there may be one; return their number."""
+        if not self._outlives:
+            return 0
         streams = self._stored.lose_all()
         for stream in streams:
             self.host.let_go(stream)

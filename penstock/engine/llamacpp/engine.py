@@ -58,7 +58,6 @@ from penstock.engine.llamacpp.rendering import (
 from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
-from penstock.engine.process.folders import own_folder
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import ModelInfo, Sink
 from penstock.engine.reasoning import (
@@ -72,6 +71,7 @@ from penstock.engine.tasks import PromptTooLongError, TaskEngine, refusal, too_m
 from penstock.engine.tools import CallSink, with_instructions
 from penstock.engine.turns import REFUSED, Messages, TemplateRefusedError, turn
 from penstock.errors import StartError
+from penstock.folders import own_folder
 from penstock.request import Message, Request, UnnamedTokens
 
 NUM_PROBES = 1  # at once
@@ -96,7 +96,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
 
     Each slot has a context of `context` tokens, rounded up to a multiple of 256. 0 means the
     largest context that fits the memory, up to the model's own (see `memory.py`). On a GPU,
-    llama.cpp measures the GPU's memory instead and leaves 1 GiB of it free.
+    llama.cpp measures the GPU's memory instead and leaves 1 GiB of it free. `processes` engines
+    share this machine and its memory.
 
     Every other argument is a parameter of llama.cpp, by its name in xllamacpp's `CommonParams`
     (`n_ctx`, `n_batch`, `n_gpu_layers`, `cache_prompt`...) or in a part (`cpuparams.n_threads`).
@@ -107,11 +108,19 @@ class LlamaCpp(LlamaClient, TaskEngine):
     """
 
     def __init__(
-        self, *, model: str, name: str, slots: int, context: int = 0, **params: object
+        self,
+        *,
+        model: str,
+        name: str,
+        slots: int,
+        context: int = 0,
+        processes: int = 1,
+        **params: object,
     ) -> None:
         LlamaClient.__init__(self)
         TaskEngine.__init__(self, slots)
         self._context = context
+        self._num_processes = processes
         self._model = model
         self._name = name
         self._num_slots = slots
@@ -217,7 +226,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
         if any(each["type"].name.endswith("GPU") for each in devices):
             return
         total = max(each["memory_total"] for each in devices)
-        leave = memory_to_leave(total, available_memory(total), size_of(self._model))
+        leave = memory_to_leave(
+            total, available_memory(total), size_of(self._model), self._num_processes
+        )
         params.fit_params_target = [leave] * len(params.fit_params_target)
 
     async def check(self, *, tries: bool) -> None:

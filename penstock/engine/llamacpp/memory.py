@@ -11,13 +11,14 @@ from pathlib import Path
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
-def memory_to_leave(total: int, available: int, model: int) -> int:
+def memory_to_leave(total: int, available: int, model: int, num_engines: int = 1) -> int:
     """Return how many of the `total` bytes to leave: all except the model and half of the rest.
 
-    The rest is the `available` memory without the size of the `model`. All numbers are in bytes.
+    The rest is the `available` memory without the size of the `model`; `num_engines` share its
+    half. (They share the model's pages, too.) All numbers are in bytes.
     """
     rest = max(0, available - model)
-    return max(0, total - model - rest // 2)
+    return max(0, total - model - rest // 2 // num_engines)
 
 
 def available_memory(total: int) -> int:

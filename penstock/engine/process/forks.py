@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from setproctitle import setproctitle
 
-from penstock.engine.process.parent import die_with_parent, leave_signals_to_server
+from penstock.children import die_with_parent, leave_signals_to_parent
 
 LENGTH = struct.Struct("<I")
 # How a job ended, if no signal ended it.
@@ -173,7 +173,7 @@ def main() -> None:
     descriptor, parent_pid, limits, target, options = sys.argv[1:]
     die_with_parent(int(parent_pid))
     setproctitle("penstock: compiler")
-    leave_signals_to_server()
+    leave_signals_to_parent()
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)(**json.loads(options))
     gc.collect()

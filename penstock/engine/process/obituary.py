@@ -1,14 +1,13 @@
-"""Why an engine's process ended: its exit status, and what it last wrote.
+"""Why an engine's process ended: what it last wrote.
 
-In: an exit status, and the process's standard error. Out: a few words for the log. Nothing that a
-process does on its way out makes any of this fail. Not known here: who asks.
+In: the process's standard error. Out: a few words for the log. Nothing that a process does on its
+way out makes any of this fail. Not known here: who asks.
 """
 
 import asyncio
 import collections
 import logging
 import re
-import signal
 
 log = logging.getLogger(__name__)
 
@@ -18,18 +17,6 @@ READ_BYTES = 65536
 
 # An error in llama.cpp's log, in Python's traceback, or in a traceback inside vLLM's log.
 _ERROR = re.compile(r"\bE (?:\w+ +)?\w+: (.+)|(?:^|\] )((?:\w+\.)*\w*Error: .+)")
-
-
-def manner_of(status: int | None) -> str:
-    """Name an exit status as Python gives it; None for a process that has not ended."""
-    if status is None:
-        return "it does not talk any more"
-    if status >= 0:
-        return f"exit code {status}"
-    try:
-        return f"signal {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal, or one that this Python does not know
-        return f"signal {-status}"
 
 
 class LastWords:

@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
-from penstock.engine.process import folders, messages
+from penstock import folders
+from penstock.children import manner_of
+from penstock.engine.process import messages
 from penstock.engine.process.channel import Channel
-from penstock.engine.process.obituary import LastWords, manner_of
+from penstock.engine.process.obituary import LastWords
 from penstock.engine.protocol import (
     Addition,
     Deliver,

@@ -20,8 +20,8 @@ import msgspec
 import uvloop
 from setproctitle import setproctitle
 
+from penstock.children import die_with_parent, leave_signals_to_parent
 from penstock.engine.process import messages
-from penstock.engine.process.parent import die_with_parent, leave_signals_to_server
 from penstock.engine.protocol import Engine, EngineFinish
 from penstock.engine.tasks import end_process
 from penstock.errors import StartError
@@ -167,7 +167,7 @@ async def relay(outbox: Outbox) -> None:
     try:
         engine = load(message.target, message.options)
         info = await engine.start()
-        leave_signals_to_server()  # again, because llama.cpp installs its own handlers
+        leave_signals_to_parent()  # again, because llama.cpp installs its own handlers
     except StartError as error:
         outbox.push(messages.NotStarted(str(error), error.hint))
         outbox.flush()
@@ -212,7 +212,7 @@ def main() -> None:
     descriptor, parent_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent_pid)
     setproctitle("penstock: engine")
-    leave_signals_to_server()
+    leave_signals_to_parent()
     uvloop.run(_main(socket.socket(fileno=descriptor)))
     # Engines leave native threads behind: exit without waiting for them.
     with contextlib.suppress(OSError, ValueError):

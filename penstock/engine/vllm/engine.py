@@ -31,7 +31,6 @@ from penstock.engine.grammar import (
 )
 from penstock.engine.process import reaper
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
-from penstock.engine.process.folders import own_folder
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.reasoning import begun_answer
@@ -49,6 +48,7 @@ from penstock.engine.tasks import (
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
 from penstock.engine.vllm.answers import SecondCallError, pass_on
 from penstock.errors import StartError, reason_from_pydantic
+from penstock.folders import own_folder
 from penstock.request import Request, Sampling
 
 # vLLM reads these variables when it is imported. The user's own values stay.

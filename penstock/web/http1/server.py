@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Scope
 from penstock.supervision import keep
 from penstock.web import shares
 from penstock.web.http1 import response
+from penstock.web.http1.accepting import Acceptor, Turns
 from penstock.web.http1.connection import Connection
 from penstock.web.http1.exchange import Exchange
 
@@ -44,7 +45,8 @@ class Http1Server:
 
     A client for whose address `trusts` returns True may use the PROXY protocol, and its connections
     are not counted towards its address's share (see `shares`). As many connections again may wait,
-    unread; beyond these, the address that has the most of them waiting loses its newest.
+    unread; beyond these, the address that has the most of them waiting loses its newest. `turns`
+    says when to accept, if other processes accept from `listener`, too.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Http1Server:
         max_connections: int,
         timeouts: Timeouts | None = None,
         trusts: Callable[[str], bool] = lambda address: False,
+        turns: Turns | None = None,
     ) -> None:
         self.app = app
+        self._turns = turns
         self.trusts = trusts
         self.timeouts = timeouts or Timeouts()
         self.date = response.date_line(time.time())
@@ -80,10 +84,7 @@ class Http1Server:
 
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and every response has ended."""
-        # The server closes its socket when it stops accepting; the listener stays open.
-        accepting = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), sock=self._listener.dup(), backlog=self._max_connections
-        )
+        accepting = await self._accept()
         ticking = keep("HTTP deadlines", self._tick)
         try:
             await stop.wait()
@@ -100,6 +101,15 @@ class Http1Server:
             accepting.close()
             for connection in self._all():
                 connection.abort()
+
+    async def _accept(self) -> asyncio.AbstractServer | Acceptor:
+        """Begin to accept. Its socket is closed when accepting ends; the listener stays open."""
+        listener = self._listener.dup()
+        if self._turns is not None:
+            return Acceptor(listener, lambda: Connection(self), self._turns)
+        return await asyncio.get_running_loop().create_server(
+            lambda: Connection(self), sock=listener, backlog=self._max_connections
+        )
 
     def _all(self) -> list[Connection]:
         return [*self._connections, *(each for queue in self._waiting.values() for each in queue)]
@@ -146,6 +156,8 @@ class Http1Server:
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection, and serve one that waits."""
+        if self._turns is not None:
+            self._turns.closed()
         network = connection.network
         if connection in self._connections:
             self._connections.remove(connection)

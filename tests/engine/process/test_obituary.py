@@ -5,7 +5,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.engine.process.obituary import MAX_LINE_CHARACTERS, LastWords, manner_of
+from penstock.children import manner_of
+from penstock.engine.process.obituary import MAX_LINE_CHARACTERS, LastWords
 
 
 def test_every_exit_status_has_a_name() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engine.process.folders import ServerFolder, remove_left_behind
+from penstock.folders import ServerFolder, remove_left_behind
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_folder_is_private_and_leaves_nothing(place: Path) -> None:
 
 def test_only_what_a_killed_server_left_is_removed(place: Path) -> None:
     running = ServerFolder()
-    code = "from penstock.engine.process.folders import *; ServerFolder().new(); input()"
+    code = "from penstock.folders import *; ServerFolder().new(); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "TMPDIR": str(place)},
