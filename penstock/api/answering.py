@@ -8,14 +8,14 @@ differs between APIs is in their dialects.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from penstock.api.dialect import Call, Dialect, Form
+from penstock.api.dialect import Answer, Call, Dialect, Form
 from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
@@ -30,6 +30,8 @@ from penstock.web.auth import owner_of
 from penstock.web.body import BodyReader
 from penstock.web.delivery import ConnectedReader, StreamResponse, queue_event
 from penstock.web.liveness import Liveness
+
+Parsed = TypeVar("Parsed")
 
 MAX_EVENT_ID_DIGITS = 15
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
@@ -72,6 +74,8 @@ class Answering:
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
         call = await self._bodies.read(http, owner, lambda body: dialect.parse(body, http, notes))
+        if isinstance(call, Answer):
+            return JSONResponse(call.content, headers=self._logged(notes, owner))
         opened = self._open(call, owner)
         access_of(http.scope).carries(opened, call.num_per_prompt)
         if call.on_opened is not None:
@@ -97,6 +101,18 @@ class Answering:
             headers=self._headers(notes, call, opened),
             tell_place=queue_event if call.queue_events else None,
         )
+
+    async def read(
+        self, http: HttpRequest, parse: Callable[[dict[str, Any], Notes], Parsed]
+    ) -> tuple[Parsed, dict[str, str]]:
+        """Read a request that needs no engine. Returns it and the response's headers.
+
+        Raises Problem.
+        """
+        owner = owner_of(http.scope)
+        notes = Notes(strict=self._strict)
+        parsed = await self._bodies.read(http, owner, lambda body: parse(body, notes))
+        return parsed, self._logged(notes, owner)
 
     async def count(
         self, http: HttpRequest, read: Callable[[dict[str, Any], Notes], Request]

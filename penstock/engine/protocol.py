@@ -53,6 +53,19 @@ Feature = Literal[
 `open_answer`."""
 
 
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What an engine knows of the model's file, for clients that show it.
+
+    `architecture` is the model's family ("llama"), `num_bytes` the size of its weights. An engine
+    that does not know a fact leaves it out: 0 or "".
+    """
+
+    architecture: str = ""
+    num_parameters: int = 0
+    num_bytes: int = 0
+    chat_template: str = ""
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """The model that an engine serves, and what it can do.
 
@@ -62,7 +75,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     another one. `vocabulary_size` bounds the token ids; 0 means any id is valid. `advice` contains
     a sentence for each unsupported feature that would work if the engine were started differently.
     `sampling` is the model's own, or the engine's where the model's files say nothing: for requests
-    that do not choose.
+    that do not choose. `facts` describe the model's file.
     """
 
     id: str
@@ -73,6 +86,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocabulary_size: int = 0
     advice: Mapping[Feature, str] = msgspec.field(default_factory=dict)
     sampling: Sampling = Sampling()
+    facts: ModelFacts = ModelFacts()
 
 
 class Sink(Protocol):

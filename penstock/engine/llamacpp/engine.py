@@ -42,7 +42,7 @@ from penstock.engine.llamacpp.bonds import (
     has_useless_budget,
     refusal_of_fields,
 )
-from penstock.engine.llamacpp.gguf import context_length
+from penstock.engine.llamacpp.gguf import architecture, context_length
 from penstock.engine.llamacpp.http import MAIN_LOOP, MAX_ASKING, LlamaClient
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
@@ -60,7 +60,7 @@ from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
 from penstock.engine.process.folders import own_folder
 from penstock.engine.process.forks import Limits
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import ModelFacts, ModelInfo, Sink
 from penstock.engine.reasoning import (
     SplitSink,
     Splitter,
@@ -156,6 +156,12 @@ class LlamaCpp(LlamaClient, TaskEngine):
             props.supports(),
             model.meta.n_vocab,
             sampling=props.sampling(),
+            facts=ModelFacts(
+                architecture(self._model),
+                model.meta.n_params,
+                model.meta.size,
+                props.chat_template,
+            ),
         )
 
     async def _start_prompts(self, props: Props) -> None:

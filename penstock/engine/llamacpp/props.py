@@ -86,11 +86,13 @@ class Props(msgspec.Struct):
 
 
 class Models(msgspec.Struct):
-    """The answer of `/v1/models`: the size of the vocabulary."""
+    """The answer of `/v1/models`: the sizes of the vocabulary and of the model."""
 
     class Model(msgspec.Struct):
         class Meta(msgspec.Struct):
             n_vocab: int
+            n_params: int = 0
+            size: int = 0
 
         meta: Meta
 
