@@ -18,7 +18,7 @@ from penstock.api.page import page_routes
 from penstock.api.serving import ServedModel
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
-from penstock.settings import Settings
+from penstock.settings import OLLAMA_PORT, Settings
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.stream.registry import Streams
@@ -89,7 +89,7 @@ def create_app(
     others = [
         *health_routes(unready),
         *metrics_routes(metrics_registry(settings, engine, streams, liveness, memory)),
-        *page_routes(settings.served_name),
+        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0),
     ]
     apis.append(
         Api(others, problem_details, prefix="/", description="penstock.api.server_description")

@@ -6,13 +6,15 @@ engine, or InvalidFields. docs/ollama.md lists every parameter.
 
 import json
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    JsonValue,
+    PlainValidator,
     PrivateAttr,
     ValidationInfo,
     model_validator,
@@ -32,7 +34,14 @@ from penstock.api.fields import (
 from penstock.api.ollama.turns import ChatTurn, Images, messages_of
 from penstock.api.serving import HINTS, can_reason, left_out
 from penstock.api.tolerance import Notes, notes_of
-from penstock.api.tools import MAX_TOOLS, Schema, ToolName, shown_function, shown_tools
+from penstock.api.tools import (
+    MAX_TOOLS,
+    Schema,
+    ToolName,
+    bounded_schema,
+    shown_function,
+    shown_tools,
+)
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.request import Message, Request, Sampling
 from penstock.stream.registry import new_stream_id
@@ -72,6 +81,27 @@ NO_CONTEXT = _refusing(
 NO_SUFFIX = _refusing("This route can only continue a text. Leave out suffix.")
 
 
+def _format_of(value: object) -> object:
+    if value in ("json", ""):
+        return value
+    if not isinstance(value, dict):
+        raise PydanticCustomError("literal_error", "Give json, or a JSON schema as an object.")
+    return bounded_schema(value)
+
+
+def _think_of(value: object) -> object:
+    if isinstance(value, bool) or value in get_args(Effort):
+        return value
+    raise PydanticCustomError("literal_error", "Give true, false, low, medium or high.")
+
+
+Format = Annotated[
+    str | dict[str, Any],
+    PlainValidator(_format_of, json_schema_input_type=Literal["json", ""] | dict[str, JsonValue]),
+]
+Think = Annotated[bool | str, PlainValidator(_think_of, json_schema_input_type=bool | Effort)]
+
+
 class Options(Strict):
     """How the engine chooses tokens. The defaults are the model's own."""
 
@@ -104,6 +134,10 @@ class Options(Strict):
     use_mlock: Annotated[Any, LEFT_OUT] = None
     low_vram: Annotated[Any, LEFT_OUT] = None
     numa: Annotated[Any, LEFT_OUT] = None
+    f16_kv: Annotated[Any, LEFT_OUT] = None
+    logits_all: Annotated[Any, LEFT_OUT] = None
+    vocab_only: Annotated[Any, LEFT_OUT] = None
+    embedding_only: Annotated[Any, LEFT_OUT] = None
 
     def sampling(self, default: Sampling) -> Sampling:
         """Return the sampling; `default` is the model's own."""
@@ -138,8 +172,8 @@ class Common(Strict):
     model: ModelName | None = None
     stream: bool | None = None
     options: Options | None = None
-    format: Literal["json", ""] | Schema | None = None
-    think: bool | Effort | None = None
+    format: Format | None = None
+    think: Think | None = None
     keep_alive: Annotated[str | float | None, LEFT_OUT] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -318,6 +352,10 @@ class GenerateRequest(Common):
     template: Annotated[str, NO_TEMPLATE] | None = None
     context: Annotated[list[Any], NO_CONTEXT] | None = None
     images: Images | None = None
+    # The size of an image to make.
+    width: Annotated[Any, HINT] = None
+    height: Annotated[Any, HINT] = None
+    steps: Annotated[Any, HINT] = None
 
     @property
     def is_empty(self) -> bool:

@@ -1,4 +1,4 @@
-"""Serves plain HTTP/1.1 on a listening socket: accepts connections and watches their deadlines.
+"""Serves plain HTTP/1.1 on listening sockets: accepts connections and watches their deadlines.
 
 One timer looks at the deadlines of all connections, so that a request costs no timer of its own.
 """
@@ -8,7 +8,7 @@ import collections
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Scope
@@ -40,7 +40,7 @@ class Timeouts:
 
 
 class Http1Server:
-    """Serves `app` on `listener`. At most `max_connections` connections are served at once.
+    """Serves `app` on `listeners`. At most `max_connections` connections are served at once.
 
     A client for whose address `trusts` returns True may use the PROXY protocol, and its connections
     are not counted towards its address's share (see `shares`). As many connections again may wait,
@@ -50,7 +50,7 @@ class Http1Server:
     def __init__(
         self,
         app: ASGIApp,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         max_connections: int,
         timeouts: Timeouts | None = None,
         trusts: Callable[[str], bool] = lambda address: False,
@@ -65,7 +65,7 @@ class Http1Server:
         """The requests that wait for their tasks, because many others start."""
         self.is_closing = False
         """True once connections end with their response."""
-        self._listener = listener
+        self._listeners = listeners
         self._max_connections = max_connections
         self._share = shares.share_of(max_connections)
         self._connections: set[Connection] = set()
@@ -81,15 +81,19 @@ class Http1Server:
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and every response has ended."""
         # The server closes its socket when it stops accepting; the listener stays open.
-        accepting = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), sock=self._listener.dup(), backlog=self._max_connections
-        )
+        accepting = [
+            await asyncio.get_running_loop().create_server(
+                lambda: Connection(self), sock=each.dup(), backlog=self._max_connections
+            )
+            for each in self._listeners
+        ]
         ticking = keep("HTTP deadlines", self._tick)
         try:
             await stop.wait()
             self.is_closing = True
-            accepting.close()
-            self._listener.close()
+            for listening, listener in zip(accepting, self._listeners, strict=True):
+                listening.close()
+                listener.close()
             for connection in self._all():
                 connection.close_if_idle()
             while self._connections or self._num_waiting:
@@ -97,7 +101,8 @@ class Http1Server:
                 await self._all_closed.wait()
         finally:
             ticking.cancel()
-            accepting.close()
+            for listening in accepting:
+                listening.close()
             for connection in self._all():
                 connection.abort()
 
