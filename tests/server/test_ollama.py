@@ -26,7 +26,7 @@ from tests.support.servers import RunningServer, serve
 
 IGNORED, LIMIT = "x-penstock-ignored", "x-penstock-max-tokens"
 ENGINE = "tests.support.scripted_answer:ScriptedAnswer"
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -34,7 +34,7 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
-CALLED = [
+CALLED: Any = [
     {"id": call_id, "function": {"index": n, "name": name, "arguments": json.loads("".join(parts))}}
     for n, (call_id, name, parts) in enumerate(CALLS)
 ]
@@ -219,7 +219,7 @@ def test_a_call_comes_whole_and_goes_back(agent: RunningServer) -> None:
     assert json.loads(called[0][2]) == {"city": "Bonn", "days": 2}
 
 
-def test_a_call_that_is_cut_has_what_is_complete(tmp_path: Any) -> None:
+def test_a_call_that_is_cut_has_what_is_complete() -> None:
     with serve(engine=ENGINE, engine_arg="cut=true", model_name="rill") as cut:
         streamed = joined(lines_of(answer_to(cut, tools=[WEATHER]).body))["tool_calls"]
         whole = answer_to(cut, tools=[WEATHER], stream=False).json()
@@ -280,7 +280,7 @@ def test_another_model_is_not_found(server: RunningServer) -> None:
     for call in (client.show, client.pull, lambda name: client.chat(name, HELLO)):
         for name in ("another", "rill:1b", "small"):
             with pytest.raises(ollama.ResponseError) as failed:
-                call(name)  # type: ignore[operator] # each takes a name
+                call(name)
             assert failed.value.status_code == 404
             assert name not in failed.value.error.replace("small:1b", "")
 
@@ -289,8 +289,8 @@ def test_an_empty_request_finds_the_model_loaded(mock: RunningServer) -> None:
     client = client_of(mock)
     for answer in (client.generate("rill", keep_alive="5m"), client.chat("rill")):
         assert (answer.done, answer.done_reason) == (True, "load")
-    answer = ask(mock.port, post(b'{"model": "rill", "keep_alive": -1}', path=GENERATE))
-    assert (answer.json()["response"], answer.headers[IGNORED]) == ("", "keep_alive")
+    loaded = ask(mock.port, post(b'{"model": "rill", "keep_alive": -1}', path=GENERATE))
+    assert (loaded.json()["response"], loaded.headers[IGNORED]) == ("", "keep_alive")
 
 
 # What is left out, and what is refused.

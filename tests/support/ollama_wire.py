@@ -18,10 +18,10 @@ LAST = {
 """The fields of the last line that no other line has, but for `done`."""
 
 
-_open: dict[str, ollama.Client] = {}
+_open: dict[str, Any] = {}
 
 
-def client_of(server: RunningServer) -> ollama.Client:
+def client_of(server: RunningServer) -> Any:
     """Return Ollama's client of this server; `close_clients` closes it."""
     if server.url not in _open:
         _open[server.url] = ollama.Client(server.url, timeout=60)
@@ -43,7 +43,7 @@ def answer_to(server: RunningServer, *headers: str, path: str = CHAT, **fields: 
     return ask(server.port, asks(*headers, path=path, **fields))
 
 
-def lines_of(body: bytes) -> list[dict[str, Any]]:
+def lines_of(body: bytes) -> list[Any]:
     """Return the lines of a stream; the last one ends with a line feed, as all do."""
     assert body.endswith(b"\n")
     return [json.loads(line) for line in body.splitlines()]

@@ -2,7 +2,7 @@
 
 import json
 
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import Feature, ModelInfo, Sink
 from penstock.engine.tasks import TaskEngine
 from penstock.request import Request
 
@@ -27,7 +27,7 @@ class ScriptedAnswer(TaskEngine):
 
     async def start(self) -> ModelInfo:
         """Return at once."""
-        supports = ("tools", "reasoning_switch", "thinking_budget")
+        supports: tuple[Feature, ...] = ("tools", "reasoning_switch", "thinking_budget")
         return ModelInfo(self._name, "scripted", 4096, 0, supports)
 
     async def _run(self, request: Request, sink: Sink) -> None:

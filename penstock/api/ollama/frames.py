@@ -23,21 +23,31 @@ from penstock.web.delivery import NDJSON
 
 NANOSECONDS = 1_000_000_000
 
-_encode = msgspec.json.encode
+# Python's `str.splitlines`, with which httpx and Ollama's client find lines, takes these
+# characters for ends of lines. They occur only in strings, where JSON has escapes for them.
+_LINE_ENDS = tuple((char.encode(), b"\\u%04x" % ord(char)) for char in "\u2028\u2029\x85")
+
+
+def _encode(value: Any) -> bytes:
+    """Return the JSON of a value, on one line."""
+    encoded = msgspec.json.encode(value)
+    if not encoded.isascii():
+        for char, escape in _LINE_ENDS:
+            encoded = encoded.replace(char, escape)
+    return encoded
 
 
 class LineForm(Form, frozen=True):
     """How an answer is shown as Ollama's objects, which all have the `model` and `created_at`.
 
-    `hides_thinking` leaves out the model's reasoning, which still counts. `may_call`: the model may
-    call tools. A resumable stream's events are its lines.
+    `hides_thinking` leaves out the model's reasoning, which still counts. A resumable stream's
+    events are its lines.
     """
 
     model: str
     created_at: str
     hides_thinking: bool = False
     has_logprobs: bool = False
-    may_call: bool = False
 
     def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> "LineFrames":
         """Return what frames the one stream from its beginning. Lines have no ids."""
@@ -140,9 +150,7 @@ class LineFrames:
 
     def straight(self) -> Frames | None:
         """Return how the next plain deltas are framed; None if more than the text may vary."""
-        if self._form.has_logprobs or self._form.may_call:
-            return None
-        return self._lines.ends_of_text
+        return None if self._form.has_logprobs else self._lines.of_text
 
 
 class Lines:
@@ -152,9 +160,9 @@ class Lines:
         self._form = form
         self._call: list[ToolCall] = []
         """The parts of the call that is not complete."""
-        frame = _line({**form.head(), **form.part(PLACE), "done": False})
-        self.ends_of_text = around_place(frame)
-        """The bytes around the text of a plain delta."""
+        # The bytes around the text of a plain delta.
+        line = _line({**form.head(), **form.part(PLACE), "done": False})
+        self._before, self._after = around_place(line)
 
     def of(self, event: Event) -> list[bytes]:
         """Return the lines of the next event: none, one or two."""
@@ -174,9 +182,13 @@ class Lines:
             part = {**self._form.part(event.text), "logprobs": logprobs_of([event])}
             lines.append(self._part(part))
         elif event.text:
-            before, after = self.ends_of_text
-            lines.append(b"%b%b%b" % (before, _encode(event.text), after))
+            lines.append(self.of_text(event.text))
         return lines
+
+    def of_text(self, text: str) -> bytes:
+        """Return the line of a plain delta, after that of a call before it."""
+        line = b"%b%b%b" % (self._before, _encode(text), self._after)
+        return b"".join((*self._end_call(), line)) if self._call else line
 
     def _end_call(self) -> list[bytes]:
         if not self._call:

@@ -65,22 +65,19 @@ class _Calls:
     def chat(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call | Answer:
         """Return the call for `/api/chat`. Raises Problem."""
         asked = parse_fields(ChatRequest, body, notes)
-        return self._call(asked, http, ChatForm, may_call=bool(asked.tools))
+        return self._call(asked, http, ChatForm)
 
     def generate(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call | Answer:
         """Return the call for `/api/generate`. Raises Problem."""
         asked = parse_fields(GenerateRequest, body, notes)
         return self._call(asked, http, GenerateForm)
 
-    def _call(
-        self, asked: Common, http: HttpRequest, form: type[LineForm], *, may_call: bool = False
-    ) -> Call | Answer:
+    def _call(self, asked: Common, http: HttpRequest, form: type[LineForm]) -> Call | Answer:
         shown = form(
             self._catalog.named(asked.model),
             timestamp(),
             hides_thinking=asked.think is False,
             has_logprobs=bool(asked.logprobs),
-            may_call=may_call,
         )
         info = self._model.info()
         if asked.is_empty:  # Ollama's clients load the model so, and this one is loaded
