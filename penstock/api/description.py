@@ -96,6 +96,7 @@ _NOT_GENERATION = {
     "no_such_route",
     "not_in_background",
     "not_resumable",
+    "not_served",
     "response_not_found",
     "stream_not_found",
 }

@@ -238,7 +238,7 @@ def test_ollama_s_port_is_plain_http() -> None:
 
 def test_no_text_ends_a_line() -> None:
     """Ollama's Python client takes these characters for line ends if they are not escaped."""
-    text = "a\u2028 b\u2029 \x85c \"d\" \\e\n <f> é☃"
+    text = 'a\u2028 b\u2029 \x85c "d" \\e\n <f> é☃'
     with serve(engine="mock", mock_interval=0, engine_arg=[f"text={json.dumps(text)}"],
                model_name="rill") as server:  # fmt: skip
         client = client_of(server)

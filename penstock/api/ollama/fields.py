@@ -31,7 +31,7 @@ from penstock.api.fields import (
     misplaced,
     parse,
 )
-from penstock.api.ollama.turns import ChatTurn, Images, messages_of
+from penstock.api.ollama.turns import Images, OllamaTurn, messages_of
 from penstock.api.serving import HINTS, can_reason, left_out
 from penstock.api.tolerance import Notes, notes_of
 from penstock.api.tools import (
@@ -102,7 +102,7 @@ Format = Annotated[
 Think = Annotated[bool | str, PlainValidator(_think_of, json_schema_input_type=bool | Effort)]
 
 
-class Options(Strict):
+class OllamaOptions(Strict):
     """How the engine chooses tokens. The defaults are the model's own."""
 
     num_predict: Annotated[int, WHOLE, Field(ge=-2, le=MAX_TOKENS)] | None = None
@@ -171,7 +171,7 @@ class Common(Strict):
 
     model: ModelName | None = None
     stream: bool | None = None
-    options: Options | None = None
+    options: OllamaOptions | None = None
     format: Format | None = None
     think: Think | None = None
     keep_alive: Annotated[str | float | None, LEFT_OUT] = None
@@ -218,7 +218,11 @@ class Common(Strict):
         A token limit is cut to the room in the context; if the server is strict, it must fit.
         """
         left_out(self.needs(), info, self._notes, hints=HINTS)
-        options, strict, asked = self.options or Options(), self._notes.strict, self.max_tokens
+        options, strict, asked = (
+            self.options or OllamaOptions(),
+            self._notes.strict,
+            self.max_tokens,
+        )
         if options.num_ctx and options.num_ctx > info.context_length:
             too_large = misplaced(
                 "options.num_ctx", f"The context has {info.context_length} tokens at most."
@@ -266,7 +270,7 @@ class Common(Strict):
         return self
 
 
-class Function(Strict):
+class OllamaFunction(Strict):
     """A function that the model may call."""
 
     name: ToolName
@@ -274,18 +278,18 @@ class Function(Strict):
     parameters: Schema | None = None
 
 
-class Tool(Strict):
+class OllamaTool(Strict):
     """A tool. Only functions are supported."""
 
     type: Literal["function"] = "function"
-    function: Function
+    function: OllamaFunction
 
 
-class ChatRequest(Common):
+class OllamaChatRequest(Common):
     """A conversation to answer, and how to generate the answer."""
 
-    messages: list[ChatTurn] | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    messages: list[OllamaTurn] | None = None
+    tools: Annotated[list[OllamaTool], Field(max_length=MAX_TOOLS)] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -328,7 +332,7 @@ class ChatRequest(Common):
         return fields
 
     @model_validator(mode="after")
-    def _fields_agree(self, info: ValidationInfo) -> "ChatRequest":
+    def _fields_agree(self, info: ValidationInfo) -> "OllamaChatRequest":
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise misplaced("tools", "Give each tool its own name.")
@@ -339,7 +343,7 @@ class ChatRequest(Common):
         return self
 
 
-class GenerateRequest(Common):
+class OllamaGenerateRequest(Common):
     """A prompt to answer, and how to generate the answer.
 
     The prompt is the user's turn of a conversation; with `raw` it is a text to continue.

@@ -14,10 +14,10 @@ from penstock.api.fields import LEFT_OUT, Strict, parse
 from penstock.api.headers import asks_to_resume, timeout_of
 from penstock.api.ollama.errors import error_response
 from penstock.api.ollama.fields import (
-    ChatRequest,
     Common,
-    GenerateRequest,
     ModelName,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
     parse_fields,
 )
 from penstock.api.ollama.frames import ChatForm, GenerateForm, LineForm
@@ -40,7 +40,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
 }
 
 
-class ModelRequest(Strict):
+class OllamaModelRequest(Strict):
     """The name of a model. `name` is the older name of `model`."""
 
     model: ModelName | None = None
@@ -48,7 +48,7 @@ class ModelRequest(Strict):
     verbose: bool | None = None
 
 
-class PullRequest(ModelRequest):
+class OllamaPullRequest(OllamaModelRequest):
     """The name of a model to download. Only the served model is there."""
 
     stream: bool | None = None
@@ -64,12 +64,12 @@ class _Calls:
 
     def chat(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call | Answer:
         """Return the call for `/api/chat`. Raises Problem."""
-        asked = parse_fields(ChatRequest, body, notes)
+        asked = parse_fields(OllamaChatRequest, body, notes)
         return self._call(asked, http, ChatForm)
 
     def generate(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call | Answer:
         """Return the call for `/api/generate`. Raises Problem."""
-        asked = parse_fields(GenerateRequest, body, notes)
+        asked = parse_fields(OllamaGenerateRequest, body, notes)
         return self._call(asked, http, GenerateForm)
 
     def _call(self, asked: Common, http: HttpRequest, form: type[LineForm]) -> Call | Answer:
@@ -101,14 +101,14 @@ def ollama_api(answering: Answering, model: ServedModel) -> Api:
     chat = Dialect(
         "ollama_chat",
         "Answer a conversation, streamed or whole.",
-        ChatRequest,
+        OllamaChatRequest,
         calls.chat,
         ChatForm,
     )
     generate = Dialect(
         "ollama_generate",
         "Answer a prompt or continue a text, streamed or whole.",
-        GenerateRequest,
+        OllamaGenerateRequest,
         calls.generate,
         GenerateForm,
     )
@@ -128,7 +128,7 @@ def ollama_api(answering: Answering, model: ServedModel) -> Api:
     async def show(http: HttpRequest) -> Response:
         """Describe the served model."""
         asked, headers = await answering.read(
-            http, lambda body, notes: parse(ModelRequest, body, notes)
+            http, lambda body, notes: parse(OllamaModelRequest, body, notes)
         )
         catalog.named(asked.model or asked.name)
         return JSONResponse(catalog.show(), headers=headers)
@@ -136,7 +136,7 @@ def ollama_api(answering: Answering, model: ServedModel) -> Api:
     async def pull(http: HttpRequest) -> Response:
         """Say that the served model is there."""
         asked, headers = await answering.read(
-            http, lambda body, notes: parse(PullRequest, body, notes)
+            http, lambda body, notes: parse(OllamaPullRequest, body, notes)
         )
         catalog.named(asked.model or asked.name)
         if asked.stream is False:
@@ -145,7 +145,7 @@ def ollama_api(answering: Answering, model: ServedModel) -> Api:
         body = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         return Response(body, media_type=NDJSON, headers=headers)
 
-    answering.fields |= {"/api/show": ModelRequest, "/api/pull": PullRequest}
+    answering.fields |= {"/api/show": OllamaModelRequest, "/api/pull": OllamaPullRequest}
     routes = [
         answering.route("/api/chat", chat),
         answering.route("/api/generate", generate),

@@ -41,7 +41,7 @@ def _as_object(arguments: object, info: ValidationInfo) -> object:
     return {}
 
 
-class CalledFunction(Strict):
+class OllamaSentFunction(Strict):
     """The function that was called, and its arguments. `index` changes nothing."""
 
     name: ToolName
@@ -52,15 +52,15 @@ class CalledFunction(Strict):
     description: str | None = None
 
 
-class CalledTool(Strict):
+class OllamaSentCall(Strict):
     """A tool call that the model has made. Older clients send no `id`."""
 
-    function: CalledFunction
+    function: OllamaSentFunction
     id: CallId | None = None
     type: Literal["function"] | None = None
 
 
-class ChatTurn(Strict):
+class OllamaTurn(Strict):
     """One turn of a conversation. A turn with the role `tool` has the result of a call.
 
     `tool_name` changes nothing: results answer the calls before them, by id or in order.
@@ -69,13 +69,13 @@ class ChatTurn(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: list[OllamaSentCall] | None = None
     tool_call_id: CallId | None = None
     tool_name: str | None = None
     images: Images | None = None
 
 
-def messages_of(turns: Sequence[ChatTurn]) -> tuple[Message, ...]:
+def messages_of(turns: Sequence[OllamaTurn]) -> tuple[Message, ...]:
     """Return the conversation for the engine. Calls and results without an id get one."""
     pairing = Pairing()
     return tuple(
@@ -83,7 +83,7 @@ def messages_of(turns: Sequence[ChatTurn]) -> tuple[Message, ...]:
     )
 
 
-def _message_of(turn: ChatTurn, number: int) -> Message:
+def _message_of(turn: OllamaTurn, number: int) -> Message:
     calls = tuple(
         ToolUse(
             call.id or f"call_{number}_{place}",
