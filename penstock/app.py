@@ -10,6 +10,7 @@ from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.models.routes import models_api
 from penstock.api.native.errors import problem_details
 from penstock.api.native.routes import native_api
+from penstock.api.neighbors.routes import neighbors_api
 from penstock.api.ollama.routes import ollama_api
 from penstock.api.openai.responses.stored import StoredResponses
 from penstock.api.openai.routes import openai_apis
@@ -85,6 +86,7 @@ def create_app(
         anthropic_api(answering, model),
         ollama_api(answering, model),
         models_api(model),
+        neighbors_api(answering, model),
     ]
     others = [
         *health_routes(unready),

@@ -20,6 +20,7 @@ from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
 from penstock.request import Request
+from penstock.stream.counting import PromptCount
 from penstock.stream.quotas import Owner
 from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup, StreamRecord
@@ -116,8 +117,8 @@ class Answering:
 
     async def count(
         self, http: HttpRequest, read: Callable[[dict[str, Any], Notes], Request]
-    ) -> tuple[int, dict[str, str]]:
-        """Count the tokens of a prompt. Returns the number and the response's headers.
+    ) -> tuple[PromptCount, dict[str, str]]:
+        """Have the engine read a prompt. Returns what it found and the response's headers.
 
         `read` turns the body into a request. Raises Problem.
         """
@@ -127,7 +128,7 @@ class Answering:
         request = await self._bodies.read(http, owner, lambda body: read(body, notes))
         counted = await self.streams.count_tokens(request, owner)
         notes.changed(counted.notes)
-        return counted.num_tokens, self._logged(notes, owner)
+        return counted, self._logged(notes, owner)
 
     async def resume(self, http: HttpRequest, stream_id: str, first: int | None = None) -> Response:
         """Send the events of a resumable stream from number `first` on.

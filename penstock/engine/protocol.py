@@ -44,13 +44,15 @@ Feature = Literal[
     "last_message",
     "return_token_ids",
     "prompt_logprobs",
+    "show_prompt",
+    "add_special_tokens",
 ]
 """A field of `Request` or `Sampling` that only some engines or models support.
 
 `reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort.
 `tools_with_schema` is `tools` together with `json_schema`. `structural_tag` is that kind of
 `grammar`; `grammar` is every other kind. `last_message` is `continue_last_message` and
-`open_answer`."""
+`open_answer`. `add_special_tokens` is the value False."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -134,7 +136,8 @@ class Sink(Protocol):
         """`num_tokens` more tokens were generated; they add `piece` (UTF-8, cut anywhere).
 
         `token_ids` has the id of every token, or is empty if the engine does not know all of them.
-        `logprobs` has an entry for each token that has text, if the request asks for them.
+        `logprobs` has an entry for each token that has text, if the request asks for them. The only
+        delta of a request with `show_prompt` is the prompt's text, with no tokens, before `finish`.
         """
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:

@@ -251,7 +251,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
             if has_useless_budget(request, tools):
                 request = msgspec.structs.replace(request, thinking_budget=None)
                 notes += (LEFT_OUT_BUDGET,)
-            prompt_ids = request.prompt_ids or await self._prompts.ids_of(prompt)
+            prompt_ids = request.prompt_ids or await self._prompts.ids_of(
+                prompt, add_special=request.add_special_tokens
+            )
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
@@ -261,6 +263,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
             else:
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
+            if request.show_prompt:
+                shown = prompt if request.prompt_ids is None else [*prompt_ids]
+                sink.delta(await self._prompts.text_of(shown), 0, ())
             token_ids = [*prompt_ids, *self._vocabulary.ids_of_generated(request.generated)]
             if not await self._start(request, sink):
                 return

@@ -24,6 +24,8 @@ SUPPORTS: tuple[Feature, ...] = (
     "template_kwargs",
     "last_message",
     "return_token_ids",
+    "show_prompt",
+    "add_special_tokens",
 )
 # llama.cpp's numbers have single precision.
 DECIMALS = 6

@@ -21,8 +21,6 @@ ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "ollama.md").read_text(encoding="utf-8")
 _VERDICTS = "supported|ignored|refused"
 ROW = re.compile(rf"^\| `(\w+)` \| ({_VERDICTS}) \|.*\| `(test_\w+)` \|$", re.MULTILINE)
-    r"^\| `(\w+)` \| (supported|ignored|refused) \|.*\| `(test_\w+)` \|$", re.MULTILINE
-)
 # Ollama's server takes these, but its Python client does not know them.
 OF_SERVER = {"truncate", "shift"}
 OPTIONS_OF_SERVER = {"min_p"}
