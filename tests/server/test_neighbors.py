@@ -88,10 +88,8 @@ def test_an_engine_that_cannot_show_a_prompt_says_so(mock: RunningServer) -> Non
 
 
 def test_a_text_that_is_too_long_is_refused_before_it_is_tokenized(server: RunningServer) -> None:
-    for fields in (
-        {"content": "a" * 3_000_000},
-        {"messages": [{**TURNS[0], "content": "a b" * 9999}]},
-    ):
+    long_turn = {**TURNS[0], "content": "a b" * 9999}
+    for fields in ({"content": "a" * 3_000_000}, {"messages": [long_turn]}):
         answer = posted(server, "/tokenize", **fields)
         assert (answer.status, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     answer = posted(server, "/detokenize", tokens=[5] * 5000)

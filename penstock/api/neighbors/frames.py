@@ -108,9 +108,9 @@ class CompletionFrames:
         return self._numbered(b"%b%b%b" % (before, _encode(text), after))
 
     def _last(self, end: TerminalEvent) -> bytes:
-        is_failure = isinstance(end, Failure)
-        shown = {"error": failure_object(end)} if is_failure else self._form.last(end)
-        return self._numbered(_FRAME % _encode(shown))
+        if isinstance(end, Failure):
+            return self._numbered(_FRAME % _encode({"error": failure_object(end)}))
+        return self._numbered(_FRAME % _encode(self._form.last(end)))
 
     def _numbered(self, frame: bytes) -> bytes:
         if not self._with_ids:

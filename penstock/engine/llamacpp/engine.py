@@ -264,7 +264,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
             if request.show_prompt:
-                shown = prompt if request.prompt_ids is None else [*prompt_ids]
+                shown = prompt if request.messages is not None else list(prompt_ids)
                 sink.delta(await self._prompts.text_of(shown), 0, ())
             token_ids = [*prompt_ids, *self._vocabulary.ids_of_generated(request.generated)]
             if not await self._start(request, sink):

@@ -8,7 +8,7 @@ Interface: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from penstock.errors import StartError
@@ -20,7 +20,7 @@ STRIPS_LEFT, STRIPS_RIGHT = 1 << 7, 1 << 8
 # Kinds of vocabularies whose tokens contain every byte of a text.
 BYTE_FALLBACK, BYTE_PAIRS = 1, 2
 
-Prompt = list[str | int]
+Prompt = Sequence[str | int]
 """A prompt as texts and ids of control tokens."""
 
 
