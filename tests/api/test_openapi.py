@@ -190,6 +190,16 @@ RIGHT = {
         ollama_wire.asks(path=ollama_wire.GENERATE, options={"num_predict": 40}),
         ollama_wire.asks(path=ollama_wire.GENERATE, stream=False, raw=True, options=SHORT),
     ],
+    ("POST", "/completion"): [
+        openai("/completion", prompt="One"),
+        openai("/completion", prompt="One", stream=True),
+    ],
+    ("POST", "/tokenize"): [openai("/tokenize", content="One"),
+                            post(b'{"messages": [{"role": "user"}]}', path="/tokenize")],
+    ("POST", "/detokenize"): [post(b'{"tokens": [1, 2]}', path="/detokenize")],
+    ("POST", "/apply-template"): [openai("/apply-template", messages=HELLO)],
+    ("GET", "/props"): [request("GET", "/props")],
+    ("GET", "/version"): [request("GET", "/version")],
     ("POST", "/api/show"): [post(b'{"model": "rill"}', path="/api/show")],
     ("POST", "/api/pull"): [
         post(b'{"name": "rill"}', path="/api/pull"),
@@ -258,6 +268,13 @@ WRONG = {
         (504, ollama_wire.asks("X-Penstock-Timeout: 0.000001", path=ollama_wire.GENERATE,
                                stream=False)),
     ],
+    ("POST", "/completion"): [(400, openai("/completion", prompt=["One", "Two"]))],
+    ("POST", "/tokenize"): [
+        (400, post(b"{}", path="/tokenize")),
+        (400, openai("/tokenize", content="Hello " * 5000)),
+    ],
+    ("POST", "/detokenize"): [(400, post(b"{}", path="/detokenize"))],
+    ("POST", "/apply-template"): [(400, post(b"{}", path="/apply-template"))],
     ("POST", "/api/show"): [(404, post(b'{"model": "another"}', path="/api/show"))],
     ("POST", "/api/pull"): [
         (400, post(b"[]", path="/api/pull")),
@@ -367,6 +384,7 @@ def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
             (MESSAGES, asks(model=None)),
             (MESSAGES, asks(model=None, stream=True)),
             (ollama_wire.CHAT, ollama_wire.asks(model=None, stream=True)),
+            ("/completion", openai("/completion", prompt="One", stream=True)),
         ):
             answer = ask(server.port, data)
             assert answer.status == (200 if b'"stream": true' in data else 500)

@@ -285,7 +285,19 @@ BODIES = st.one_of(
         ),
     ),
     st.tuples(
-        st.sampled_from(["/v1/completions", "/generate"]),
+        st.sampled_from(["/tokenize", "/detokenize", "/apply-template"]),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                **dict.fromkeys(("content", "prompt"), st.one_of(_TEXTS, _VALUES)),
+                "messages": st.one_of(_MESSAGES, _VALUES),
+                "tokens": st.one_of(st.lists(st.integers(0, 1000), max_size=5), _VALUES),
+                **_KNOWN,
+            },
+        ),
+    ),
+    st.tuples(
+        st.sampled_from(["/v1/completions", "/generate", "/completion"]),
         st.fixed_dictionaries(
             {"prompt": st.one_of(_TEXTS, _VALUES), "max_tokens": _FEW},
             optional=_KNOWN,
