@@ -194,8 +194,10 @@ RIGHT = {
         openai("/completion", prompt="One"),
         openai("/completion", prompt="One", stream=True),
     ],
-    ("POST", "/tokenize"): [openai("/tokenize", content="One"),
-                            post(b'{"messages": [{"role": "user"}]}', path="/tokenize")],
+    ("POST", "/tokenize"): [
+        openai("/tokenize", content="One"),
+        post(b'{"messages": [{"role": "user"}]}', path="/tokenize"),
+    ],
     ("POST", "/detokenize"): [post(b'{"tokens": [1, 2]}', path="/detokenize")],
     ("POST", "/apply-template"): [openai("/apply-template", messages=HELLO)],
     ("GET", "/props"): [request("GET", "/props")],
