@@ -73,7 +73,7 @@ class Gate:
         found = self._exact.get((scope["method"], scope["path"]))
         if found is None:
             path = scope["path"].removesuffix("/")
-            if path != scope["path"] and (scope["method"], path) in self._exact and path:
+            if path not in (scope["path"], "/") and (scope["method"], path) in self._exact:
                 scope["path"] = path
                 await self._serve(scope, receive, send)  # the key is checked again, for this path
                 return

@@ -10,6 +10,9 @@ from typing import Any
 import ollama
 import pytest
 
+from penstock.errors import StartError
+from penstock.server import check_ollama
+from penstock.settings import load_settings
 from penstock.web.keys import key_table, new_key
 from tests.support.dying import mortal
 from tests.support.ollama_wire import (
@@ -25,7 +28,7 @@ from tests.support.ollama_wire import (
 )
 from tests.support.openai_wire import RESUMABLE
 from tests.support.raw import Connection, Response, ask, cancel_stream, request, resume
-from tests.support.servers import RunningServer, refuses_to_start, serve
+from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING
 
 ENGINE = "tests.support.scripted_answer:ScriptedAnswer"
@@ -232,8 +235,10 @@ def test_the_server_s_own_port_may_be_ollama_s(free_port: int) -> None:
             assert connection.response().body == b"Ollama is running"
 
 
-def test_ollama_s_port_is_plain_http() -> None:
-    assert "plain HTTP/1.1" in refuses_to_start("--ollama", "--http2", engine="mock")
+@pytest.mark.parametrize("setting", [{"http2": True}, {"tls_cert": "a.pem", "tls_key": "a.key"}])
+def test_ollama_s_port_is_plain_http(setting: dict[str, Any]) -> None:
+    with pytest.raises(StartError, match=r"plain HTTP/1\.1"):
+        check_ollama(load_settings(ollama=True, **setting))
 
 
 def test_no_text_ends_a_line() -> None:
