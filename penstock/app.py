@@ -11,6 +11,8 @@ from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.models.routes import models_api
 from penstock.api.native.errors import problem_details
 from penstock.api.native.routes import native_api
+from penstock.api.neighbors.routes import neighbors_api
+from penstock.api.ollama.routes import ollama_api
 from penstock.api.openai.responses.stored import StoredResponses
 from penstock.api.openai.routes import openai_apis
 from penstock.api.openapi import openapi_route
@@ -19,7 +21,7 @@ from penstock.api.serving import ServedModel
 from penstock.api.siblings import Siblings
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
-from penstock.settings import Settings
+from penstock.settings import OLLAMA_PORT, Settings
 from penstock.store.names import Names
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.quotas import TOKEN_HEADERS
@@ -98,7 +100,9 @@ def create_app(
         native_api(answering),
         *openai_apis(answering, model, stored),
         anthropic_api(answering, model),
+        ollama_api(answering, model),
         models_api(model),
+        neighbors_api(answering, model),
     ]
     registry = metrics_registry(settings, engine, streams, liveness, memory)
     if siblings is not None:
@@ -106,7 +110,7 @@ def create_app(
     others = [
         *health_routes(unready, siblings),
         *metrics_routes(registry, siblings),
-        *page_routes(settings.served_name),
+        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0),
     ]
     apis.append(
         Api(others, problem_details, prefix="/", description="penstock.api.server_description")

@@ -119,6 +119,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "response_not_found": ProblemKind(
         404, "There is no such response, it is no longer kept, or it belongs to another key."
     ),
+    "not_served": ProblemKind(501, "Penstock does not do what this address is for."),
     "method_not_allowed": ProblemKind(405, "This address does not accept the HTTP method."),
     "not_resumable": ProblemKind(409, "The stream was not opened as resumable."),
     "idempotency_key_reused": ProblemKind(

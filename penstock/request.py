@@ -104,6 +104,10 @@ class Request(msgspec.Struct, frozen=True):
     `continue_last_message` the answer continues the last message. Without `open_answer` the
     template does not begin an answer after the last message.
 
+    With `show_prompt`, a request for 0 tokens tells the prompt's text: the rendered conversation,
+    or the text of `prompt_ids`. Without `add_special_tokens`, a `prompt` has only the tokens of its
+    own text, not those with which the model's texts begin and end.
+
     `return_token_ids` puts the ids of the tokens into the stream's deltas. `prompt_logprobs` asks
     for the log probabilities of the prompt's tokens, and of this many likeliest tokens at each
     place.
@@ -141,5 +145,7 @@ class Request(msgspec.Struct, frozen=True):
     open_answer: bool = True
     return_token_ids: bool = False
     prompt_logprobs: int | None = None
+    show_prompt: bool = False
+    add_special_tokens: bool = True
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()

@@ -26,7 +26,7 @@ from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.memory import available_bytes, resident_bytes, return_freed_memory
 from penstock.observe.meter import Meter
-from penstock.settings import Settings
+from penstock.settings import OLLAMA_PORT, Settings
 from penstock.store.catalog import create_store
 from penstock.store.names import MemoryNames
 from penstock.stream.admission import Admission
@@ -163,6 +163,7 @@ class Server:
         raise_file_limit()
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
         check_exposure(settings, keys)
+        check_ollama(settings)
         proxies = TrustedProxies(settings.trusted_proxy)
         tls = tls_of(settings.tls_cert, settings.tls_key)
         pair = await first_pair(tls) if tls else None
@@ -205,7 +206,13 @@ class Server:
             )
         else:
             http = Http1Server(
-                *(app, listener, settings.max_connections, timeouts, proxies.trusts),
+                *(
+                    app,
+                    [listener, *ollama_listeners(settings)],
+                    settings.max_connections,
+                    timeouts,
+                    proxies.trusts,
+                ),
                 turns=place.turns if place else None,
             )
         if store is not None and replication is not None:
@@ -369,6 +376,34 @@ def check_exposure(settings: Settings, keys: KeyRing) -> None:
         "Make a key with `penstock key` and give it with --api-key or --keys FILE, or serve"
         " without keys: --insecure.",
     )
+
+
+def check_ollama(settings: Settings) -> None:
+    """Raise StartError if Ollama's clients could not speak with the server."""
+    if settings.ollama and (settings.tls_cert or settings.http2):
+        raise StartError(
+            "Ollama's clients speak plain HTTP/1.1 on Ollama's port.",
+            "Leave out --ollama, or --tls-cert and --http2.",
+        )
+
+
+def ollama_listeners(settings: Settings) -> list[socket.socket]:
+    """Return a listener on Ollama's port, if the settings ask for it and the port is free."""
+    if not settings.ollama or settings.port == OLLAMA_PORT:
+        return []
+    try:
+        listener = open_listener(
+            settings.host, OLLAMA_PORT, settings.max_connections, settings.stall_timeout
+        )
+    except StartError:
+        log.warning(
+            "cannot listen on Ollama's port %d; is Ollama running? Its clients find this server"
+            " only at its own port",
+            OLLAMA_PORT,
+        )
+        return []
+    log.info("Ollama's clients find the server at %s", url_of(listener))
+    return [listener]
 
 
 def raise_file_limit() -> None:

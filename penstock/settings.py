@@ -25,6 +25,7 @@ from penstock.errors import StartError, reason_from_pydantic
 
 ENV_PREFIX = "PENSTOCK_"
 CONFIG_FILE = "penstock.toml"
+OLLAMA_PORT = 11434
 
 MIN_MEMORY_LIMIT = 256 * 1024 * 1024
 """The least `memory_limit`, in bytes: an idle server takes about 100 MiB."""
@@ -192,6 +193,8 @@ class Settings(BaseSettings):
     engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     """The number of seconds that running streams wait for the restart of an engine that died.
     After that they end with an error."""
+    ollama: bool = False
+    """Also listen on port 11434, where Ollama's clients look for a server, if the port is free."""
     http2: bool = False
     """Also speak HTTP/2 without TLS, with clients that start with it (as proxies can)."""
     log_format: LogFormat = "text"

@@ -16,13 +16,14 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from penstock.api.dialect import Await, Call, Dialect, Form
+from penstock.api.dialect import Answer, Await, Call, Dialect, Form
 from penstock.api.event_ids import bad_event_id, continued_by, first_event_of
 from penstock.api.joining import REPLAYED, Joining, digest_of, name_of
 from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
 from penstock.request import Request
+from penstock.stream.counting import PromptCount
 from penstock.stream.quotas import Owner
 from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup, StreamRecord
@@ -31,8 +32,13 @@ from penstock.stream.stream import Stream
 from penstock.web.access import CLIENT_CLOSED_REQUEST, access_of
 from penstock.web.auth import owner_of
 from penstock.web.body import BodyReader
-from penstock.web.delivery import HEADERS as STREAM_HEADERS
-from penstock.web.delivery import ConnectedReader, StreamResponse, queue_event
+from penstock.web.delivery import (
+    ConnectedReader,
+    Framer,
+    StreamResponse,
+    queue_event,
+    stream_headers,
+)
 from penstock.web.liveness import Liveness
 
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
@@ -88,6 +94,8 @@ class Answering:
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
         call = await self._read(http, owner, lambda body: dialect.parse(body, http, notes))
+        if isinstance(call, Answer):
+            return JSONResponse(call.content, headers=self._logged(notes, owner))
         opened = self._begin(http, call, owner)
         connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
         return await self._respond(call, opened, connected, notes)
@@ -115,11 +123,13 @@ class Answering:
             self.streams.check(owner, resumable=True)
         notes = Notes(strict=self._strict)
 
-        def parse(body: dict[str, Any]) -> tuple[bytes, Call]:
+        def parse(body: dict[str, Any]) -> tuple[bytes, Call | Answer]:
             digest = digest_of(body)
             return digest, dialect.parse(body, http, notes)
 
         digest, call = await self._read(http, owner, parse)
+        if isinstance(call, Answer):
+            return JSONResponse(call.content, headers=self._logged(notes, owner))
         if len(call.requests) > 1:
             raise Problem(
                 "unsupported_field",
@@ -190,10 +200,22 @@ class Answering:
             tell_place=queue_event if call.queue_events else None,
         )
 
+    async def read(
+        self, http: HttpRequest, parse: Callable[[dict[str, Any], Notes], T]
+    ) -> tuple[T, dict[str, str]]:
+        """Read a request that needs no engine. Returns it and the response's headers.
+
+        Raises Problem.
+        """
+        owner = owner_of(http.scope)
+        notes = Notes(strict=self._strict)
+        parsed = await self._bodies.read(http, owner, lambda body: parse(body, notes))
+        return parsed, self._logged(notes, owner)
+
     async def count(
         self, http: HttpRequest, read: Callable[[dict[str, Any], Notes], Request]
-    ) -> tuple[int, dict[str, str]]:
-        """Count the tokens of a prompt. Returns the number and the response's headers.
+    ) -> tuple[PromptCount, dict[str, str]]:
+        """Have the engine read a prompt. Returns what it found and the response's headers.
 
         `read` turns the body into a request. Raises Problem.
         """
@@ -203,7 +225,7 @@ class Answering:
         request = await self._bodies.read(http, owner, lambda body: read(body, notes))
         counted = await self.streams.count_tokens(request, owner)
         notes.changed(counted.notes)
-        return counted.num_tokens, self._logged(notes, owner)
+        return counted, self._logged(notes, owner)
 
     async def resume(self, http: HttpRequest, stream_id: str, first: int | None = None) -> Response:
         """Send the events of a resumable stream from number `first` on.
@@ -218,10 +240,10 @@ class Answering:
         num_events = form.num_events(stream)
         if first > num_events:
             raise bad_event_id("is beyond the last event of this stream")
-        if stream.ended is not None and first == num_events:
-            return _nothing_left(http, stream)
-        self._note_resumed(http, stream)
         cursor, framer = form.resume(stream, first)
+        if stream.ended is not None and first == num_events:
+            return _nothing_left(http, stream, framer)
+        self._note_resumed(http, stream)
         return StreamResponse(
             ConnectedReader(Reader(stream, cursor=cursor), access_of(http.scope).peer),
             framer,
@@ -333,7 +355,7 @@ class Answering:
         return {LIMIT_HEADER: str(limit)} if limit < asked else {}
 
 
-def _nothing_left(http: HttpRequest, stream: Stream) -> Response:
+def _nothing_left(http: HttpRequest, stream: Stream, framer: Framer) -> Response:
     """Return the response for a client that has every event of a stream, which has ended.
 
     204 stops an EventSource from reconnecting. A client that sends its POST again expects a stream,
@@ -341,7 +363,7 @@ def _nothing_left(http: HttpRequest, stream: Stream) -> Response:
     """
     if http.method == "GET":
         return Response(status_code=204)
-    headers = {name.decode(): value.decode() for name, value in STREAM_HEADERS}
+    headers = {name.decode(): value.decode() for name, value in stream_headers(framer)}
     return Response(headers={**headers, "X-Stream-ID": stream.id})
 
 

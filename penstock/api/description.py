@@ -18,6 +18,7 @@ from penstock.web.problems import RouteGroup
 
 JSON = "application/json"
 SSE = "text/event-stream"
+NDJSON = "application/x-ndjson"
 
 
 class ResponseModel(BaseModel):
@@ -36,8 +37,9 @@ class Answer:
     """A response that does not have the form of an error.
 
     `content` maps each media type to the model of its JSON, or to None for text. For Server-Sent
-    Events it is the model of one event's data; None stands for the events of every API. `headers`
-    are the response's headers besides those that every response has.
+    Events it is the model of one event's data, and for NDJSON of one line; None stands for the
+    events or lines of every API. `headers` are the response's headers besides those that every
+    response has.
     """
 
     meaning: str
@@ -103,6 +105,8 @@ _NOT_GENERATION = {
     "no_such_file",
     "no_such_route",
     "not_in_background",
+    "not_resumable",
+    "not_served",
     "response_not_found",
 }
 GENERATION = PROBLEMS.keys() - _NOT_GENERATION
@@ -118,10 +122,15 @@ _GENERATION_HEADERS = [
 ]
 
 
-def generation(whole: type[BaseModel], event: type[BaseModel]) -> Mapping[int, Answer]:
-    """Return the answers of a route that generates: the whole answer, or a stream of events."""
+def generation(
+    whole: type[BaseModel], event: type[BaseModel], stream: str = SSE
+) -> Mapping[int, Answer]:
+    """Return the answers of a route that generates: the whole answer, or a stream of events.
+
+    `stream` is the stream's media type.
+    """
     meaning = "The whole answer, or a stream of events if the request asks for one."
-    return {200: Answer(meaning, {JSON: whole, SSE: event}, headers=_GENERATION_HEADERS)}
+    return {200: Answer(meaning, {JSON: whole, stream: event}, headers=_GENERATION_HEADERS)}
 
 
 RETRY_HEADERS: list[dict[str, Any]] = [

@@ -77,6 +77,13 @@ class Form(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
+class Answer:
+    """An answer that needs no engine, as JSON values."""
+
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Call:
     """A client's call: the streams to open and how to show them.
 
@@ -118,8 +125,11 @@ class Await(Exception):  # noqa: N818 - no error: it asks for something
 class Parse(Protocol):
     """Turns a request's JSON body into a call. It may run in a thread."""
 
-    def __call__(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
-        """Return the call, and note what is left out of it. Raises Problem and Await."""
+    def __call__(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call | Answer:
+        """Return the call, or the answer if it needs no engine. Raises Problem and Await.
+
+        Notes what is left out of the request.
+        """
 
 
 @dataclass(frozen=True)

@@ -49,4 +49,7 @@ def health_routes(
         Route("/health", health, name="get_health"),
         Route("/health/ready", ready, name="get_readiness"),
         Route("/health/live", live, name="get_liveness"),
+        # Other servers' names, which their clients ask for.
+        Route("/v1/health", health, include_in_schema=False),
+        Route("/ping", health, include_in_schema=False),
     ]

@@ -24,17 +24,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from penstock import __version__
-from penstock.api.description import JSON, SSE, Answer, Api, Description
+from penstock.api.description import JSON, NDJSON, SSE, Answer, Api, Description
 from penstock.errors import PROBLEMS, Problem
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.web.auth import needs_admin_key, needs_key
 
 _SCHEMAS = "#/components/schemas/"
+_STREAMS = (SSE, NDJSON)
 _ABOUT = """\
 The streaming server for language models.
 
 A streamed response consists of Server-Sent Events. Its schema is that of one event's `data`. Lines
-that begin with a colon are comments; skip them.
+that begin with a colon are comments; skip them. In Ollama's API it consists of lines, each with a
+JSON object.
 
 An error's `code` never changes its meaning. An address answers 405 with the header `Allow` to
 methods that it does not accept."""
@@ -59,6 +61,7 @@ _STATUSES = {
     422: "A field is not acceptable.",
     429: "The server has too much to do now.",
     500: "The server or the engine failed.",
+    501: "The server does not do this.",
     503: "The server cannot serve requests now.",
     504: "The request's time was up.",
     529: "The server has too much to do now, or its engine is away.",
@@ -186,7 +189,10 @@ class _Writer:
         self._models = list(
             filter(None, (model for answer in answers for model in answer.content.values()))
         )
-        self._events = [each for each in (answer.content.get(SSE) for answer in answers) if each]
+        self._parts = {
+            stream: [each for each in (answer.content.get(stream) for answer in answers) if each]
+            for stream in _STREAMS
+        }
 
     def document(self) -> dict[str, Any]:
         """Return OpenAPI's root object."""
@@ -277,10 +283,10 @@ class _Writer:
         return described
 
     def _schema(self, media_type: str, model: type[BaseModel] | None) -> dict[str, Any]:
-        if media_type == SSE:
-            each = [_reference(event) for event in ([model] if model else self._events)]
-            events = {"type": "array", "items": each[0] if len(each) == 1 else {"anyOf": each}}
-            return {"type": "string", "contentMediaType": SSE, "contentSchema": events}
+        if media_type in _STREAMS:
+            each = [_reference(part) for part in ([model] if model else self._parts[media_type])]
+            parts = {"type": "array", "items": each[0] if len(each) == 1 else {"anyOf": each}}
+            return {"type": "string", "contentMediaType": media_type, "contentSchema": parts}
         return {"type": "string"} if model is None else _reference(model)
 
     def _problems(

@@ -4,7 +4,7 @@ import mimetypes
 from importlib import resources
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from penstock.errors import Problem
@@ -18,12 +18,14 @@ HEADERS = {
 }
 
 
-def page_routes(model_id: str) -> list[Route]:
+def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
     """Return `/`, `/docs` and the pages' files, `/page/{file}`.
 
-    `/` is a page for browsers, and a JSON greeting for other clients. `/docs` shows the
+    `/` is a page for browsers, and a JSON greeting for other clients. At the port `ollama_port` (0
+    is none) it is the sentence by which Ollama's clients know a server. `/docs` shows the
     description of the API.
     """
+    at_ollama_port = f":{ollama_port}"
     files = {
         entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
         for entry in (resources.files("penstock") / "page").iterdir()
@@ -32,6 +34,8 @@ def page_routes(model_id: str) -> list[Route]:
 
     async def root(http: Request) -> Response:
         """Return a greeting, or the page for browsers."""
+        if ollama_port and http.headers.get("host", "").endswith(at_ollama_port):
+            return PlainTextResponse("Ollama is running")
         if "text/html" in http.headers.get("accept", ""):
             return file("index.html")
         greeting = {"message": "Penstock is running", "model": model_id}

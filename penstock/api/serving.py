@@ -14,6 +14,11 @@ from penstock.errors import FieldError, InvalidFields, Problem
 HINTS: frozenset[Feature] = frozenset({"reasoning_effort"})
 
 
+def can_reason(info: ModelInfo) -> bool:
+    """Return True if the model is known to reason before it answers."""
+    return not {"reasoning_effort", "thinking_budget"}.isdisjoint(info.supports)
+
+
 class ServedModel:
     """The one model of this server, under its name and its aliases.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, JsonValue
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 MAX_TOOLS = 1024
 MAX_SCHEMA_CHARACTERS = 65_536
@@ -60,3 +60,12 @@ def shown_tools(
         "tool_call_required": required,
         "parallel_calls": parallel,
     }
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """Return a call's arguments; if the answer ended within them, as much as is complete."""
+    try:
+        given = from_json(text, allow_partial=True)
+    except ValueError:
+        return {}
+    return given if isinstance(given, dict) else {}

@@ -44,13 +44,28 @@ Feature = Literal[
     "last_message",
     "return_token_ids",
     "prompt_logprobs",
+    "show_prompt",
+    "add_special_tokens",
 ]
 """A field of `Request` or `Sampling` that only some engines or models support.
 
 `reasoning_switch` is the `reasoning_effort` "none"; `reasoning_effort` is every other effort.
 `tools_with_schema` is `tools` together with `json_schema`. `structural_tag` is that kind of
 `grammar`; `grammar` is every other kind. `last_message` is `continue_last_message` and
-`open_answer`."""
+`open_answer`. `add_special_tokens` is the value False."""
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What an engine knows of the model's file, for clients that show it.
+
+    `architecture` is the model's family ("llama"), `num_bytes` the size of its weights. An engine
+    that does not know a fact leaves it out: 0 or "".
+    """
+
+    architecture: str = ""
+    num_parameters: int = 0
+    num_bytes: int = 0
+    chat_template: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -62,7 +77,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     another one. `vocabulary_size` bounds the token ids; 0 means any id is valid. `advice` contains
     a sentence for each unsupported feature that would work if the engine were started differently.
     `sampling` is the model's own, or the engine's where the model's files say nothing: for requests
-    that do not choose.
+    that do not choose. `facts` describe the model's file.
     """
 
     id: str
@@ -73,6 +88,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocabulary_size: int = 0
     advice: Mapping[Feature, str] = msgspec.field(default_factory=dict)
     sampling: Sampling = Sampling()
+    facts: ModelFacts = ModelFacts()
 
 
 class Sink(Protocol):
@@ -120,7 +136,8 @@ class Sink(Protocol):
         """`num_tokens` more tokens were generated; they add `piece` (UTF-8, cut anywhere).
 
         `token_ids` has the id of every token, or is empty if the engine does not know all of them.
-        `logprobs` has an entry for each token that has text, if the request asks for them.
+        `logprobs` has an entry for each token that has text, if the request asks for them. The only
+        delta of a request with `show_prompt` is the prompt's text, with no tokens, before `finish`.
         """
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 from penstock.errors import Problem
+from penstock.events import TokenLogprob
 from penstock.request import Request
 from penstock.stream.dispatch import Dispatcher
 
@@ -42,16 +43,34 @@ class PromptCounts:
 
 
 class PromptCount:
-    """The sink of one count: the number of tokens, and the engine's notes on the prompt."""
+    """The sink of one count: the tokens, and the engine's notes on the prompt.
+
+    `text` is the prompt's text if the request has `show_prompt`.
+    """
+
+    lane: None = None
+    """There is no straight path (see `straight`)."""
 
     def __init__(self) -> None:
-        self.num_tokens = 0
+        self.token_ids: tuple[int, ...] = ()
+        self.text = ""
         self.notes: tuple[str, ...] = ()
         self.done: asyncio.Future[Problem | None] = asyncio.get_running_loop().create_future()
 
     def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
-        """Note the number of the prompt's tokens."""
-        self.num_tokens, self.notes = len(prompt_ids), notes
+        """Note the prompt's tokens."""
+        self.token_ids, self.notes = prompt_ids, notes
+
+    def delta(
+        self,
+        piece: str | bytes,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        """Note the prompt's text."""
+        if isinstance(piece, str):
+            self.text += piece
 
     def finish(self, reason: str, completion_tokens: int) -> None:
         """Note that the count is complete."""
@@ -77,4 +96,4 @@ class PromptCount:
     def _ignore(self, *_: Any) -> None:
         """Do nothing: nothing is generated."""
 
-    started = working = cached = prompt_logprobs = delta = reasoning = tool_call = _ignore
+    started = working = cached = prompt_logprobs = reasoning = tool_call = _ignore

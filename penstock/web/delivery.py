@@ -27,8 +27,9 @@ from penstock.web.peer import Peer
 
 log = logging.getLogger(__name__)
 
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+NDJSON = b"application/x-ndjson"
+_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),  # otherwise nginx holds the tokens back
 ]
@@ -44,7 +45,8 @@ MAX_WRITE_BYTES = 32 * 1024
 class Framer(Protocol):
     """Turns a reader's events into the bytes of a response.
 
-    A framer may have its own `heartbeat`, the bytes that are sent while there is nothing else.
+    A framer may have its own `heartbeat`, the bytes that are sent while there is nothing else. If
+    its frames are no Server-Sent Events, it has a `media_type`.
     """
 
     def frame(self, batches: list[Batch]) -> bytes:
@@ -59,6 +61,11 @@ class StraightFramer(Framer, Protocol):
 
         Return None if a frame takes more than the text.
         """
+
+
+def stream_headers(framer: Framer) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a response that this framer writes."""
+    return [(b"content-type", getattr(framer, "media_type", EVENT_STREAM)), *_HEADERS]
 
 
 class ConnectedReader:
@@ -96,7 +103,8 @@ class StreamResponse(Response):
     The response closes `connected` when it ends. `preface` is sent before the first event.
     `headers` are added to its own. `resumed` marks a reader that is not the stream's first, and
     `has_key` a stream that its client can find again without knowing its id.
-    `tell_place` makes the bytes that tell a client its place in the queue.
+    `tell_place` makes the bytes that tell a client its place in the queue. Both bytes are for
+    Server-Sent Events only: clients of another media type get the framer's heartbeat.
     """
 
     def __init__(
@@ -115,7 +123,8 @@ class StreamResponse(Response):
         self.background = None
         own = {"x-stream-id": connected.reader.stream.id, **(headers or {})}
         added = [(name.lower().encode(), value.encode()) for name, value in own.items()]
-        self.raw_headers = [*HEADERS, *added]
+        media_type = getattr(framer, "media_type", EVENT_STREAM)
+        self.raw_headers = [*stream_headers(framer), *added]
         self._connected = connected
         self._framer = framer
         self._liveness = liveness
@@ -123,6 +132,9 @@ class StreamResponse(Response):
         self._resumed = resumed
         self._has_key = has_key
         self._tell_place = tell_place or queue_comment
+        if media_type is not EVENT_STREAM:
+            self._preface = b""
+            self._tell_place = lambda _: framer.heartbeat  # type: ignore[attr-defined]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Give the head to the HTTP server, and leave the body to the access record.

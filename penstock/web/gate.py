@@ -1,7 +1,8 @@
 """Everything between the HTTP server and a route, composed once at start.
 
 A request passes the checks of its host and its key. Then it goes to its route: an address without
-parameters is found by one look into a table, any other by Starlette's router. Failures become
+parameters is found by one look into a table, any other by Starlette's router. An address may end
+with a slash that its route does not have. Failures become
 responses in the form of the route's API.
 """
 
@@ -71,6 +72,11 @@ class Gate:
             return
         found = self._exact.get((scope["method"], scope["path"]))
         if found is None:
+            path = scope["path"].removesuffix("/")
+            if path not in (scope["path"], "/") and (scope["method"], path) in self._exact:
+                scope["path"] = path
+                await self._serve(scope, receive, send)  # the key is checked again, for this path
+                return
             await self._routes(scope, receive, send)
             return
         scope["route"], endpoint = found

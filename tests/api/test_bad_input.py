@@ -361,7 +361,7 @@ ROWS = [
         for method, path, code in (
             ("GET", "/zqxj", "no_such_route"),
             ("GET", "//", "no_such_route"),
-            ("POST", "/generate/", "no_such_route"),
+            ("POST", "/generate//", "no_such_route"),
             ("POST", "/Generate", "no_such_route"),
             ("GET", "/redoc", "no_such_route"),
             ("OPTIONS", "*", "no_such_route"),

@@ -21,11 +21,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from penstock.api.description import JSON, Answer, Api, Operation
+from penstock.api.description import JSON, NDJSON, Answer, Api, Operation
 from penstock.api.description import Description as ApiDescription
 from penstock.api.openapi import openapi_route
 from penstock.errors import PROBLEMS, Problem
 from penstock.web.keys import key_table, new_key
+from tests.support import ollama_wire
 from tests.support.anthropic_wire import COUNT_TOKENS, MESSAGES, TIME, asks
 from tests.support.calling import CALLS, HELLO, NAMED
 from tests.support.openai_wire import CHAT, COMPLETIONS, RESUMABLE
@@ -43,7 +44,7 @@ from tests.support.templates import REASONING
 
 STREAM = "/streams/{stream_id}"
 UNKNOWN = "A" * 22
-CANNOT_BE_DESCRIBED = {"no_such_route", "no_such_file", "method_not_allowed"}
+CANNOT_BE_DESCRIBED = {"no_such_route", "no_such_file", "method_not_allowed", "not_served"}
 RETRIES = {"Idempotency-Key", "Last-Event-ID"}
 NO_NPM = "no npm found: install it (Debian, Ubuntu: apt-get install npm)"
 # In an environment of its own: it needs an older typer than ours.
@@ -104,9 +105,14 @@ class Description:
         schema = described["content"][media_type]["schema"]
         if media_type == "text/event-stream":
             self.check_events(method, path, answer.body)
+        elif media_type == NDJSON:
+            for line in ollama_wire.lines_of(answer.body):
+                self._validate(schema["contentSchema"]["items"], line)
         elif "json" in media_type:
             self._validate(schema, answer.json())
             error = answer.json().get("error", answer.json())
+            if isinstance(error, str):  # Ollama's form has the code beside it
+                error = answer.json()
             if "code" in error:
                 assert f"`{error['code']}`" in described["description"]
 
@@ -135,6 +141,8 @@ USAGE = {
     "stream": True,
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
 }
+SHORT = {"num_predict": 9, "temperature": 0}
+SPELLED = {"type": "function", "function": {"name": "get_time"}}
 THINKING = {"type": "enabled", "budget_tokens": 8}
 CALLED = {**CALLS, "max_tokens": 200, "tool_choice": NAMED, "reasoning_effort": "none"}
 RIGHT = {
@@ -170,6 +178,39 @@ RIGHT = {
         asks("X-Penstock-Timeout: 0.000001", stream=True),
     ],
     ("POST", COUNT_TOKENS): [asks(path=COUNT_TOKENS), asks(path=COUNT_TOKENS, tools=[TIME])],
+    ("POST", ollama_wire.CHAT): [
+        ollama_wire.asks(options={"num_predict": 40}),
+        ollama_wire.asks(stream=False, options={"num_predict": 5}, logprobs=True, top_logprobs=1),
+        ollama_wire.asks(logprobs=True, top_logprobs=1, think=False, options={"num_predict": 5}),
+        ollama_wire.asks(RESUMABLE, tools=[SPELLED], options=SHORT),
+        ollama_wire.asks(stream=False, tools=[SPELLED], options=SHORT),
+        ollama_wire.asks("X-Penstock-Timeout: 0.000001"),
+        ollama_wire.asks(messages=[]),
+    ],
+    ("POST", ollama_wire.GENERATE): [
+        ollama_wire.asks(path=ollama_wire.GENERATE, options={"num_predict": 40}),
+        ollama_wire.asks(path=ollama_wire.GENERATE, stream=False, raw=True, options=SHORT),
+    ],
+    ("POST", "/completion"): [
+        openai("/completion", prompt="One"),
+        openai("/completion", prompt="One", stream=True),
+    ],
+    ("POST", "/tokenize"): [
+        openai("/tokenize", content="One"),
+        post(b'{"messages": [{"role": "user"}]}', path="/tokenize"),
+    ],
+    ("POST", "/detokenize"): [post(b'{"tokens": [1, 2]}', path="/detokenize")],
+    ("POST", "/apply-template"): [openai("/apply-template", messages=HELLO)],
+    ("GET", "/props"): [request("GET", "/props")],
+    ("GET", "/version"): [request("GET", "/version")],
+    ("POST", "/api/show"): [post(b'{"model": "rill"}', path="/api/show")],
+    ("POST", "/api/pull"): [
+        post(b'{"name": "rill"}', path="/api/pull"),
+        post(b'{"model": "rill", "stream": false}', path="/api/pull"),
+    ],
+    ("GET", "/api/version"): [request("GET", "/api/version")],
+    ("GET", "/api/tags"): [request("GET", "/api/tags")],
+    ("GET", "/api/ps"): [request("GET", "/api/ps")],
     ("GET", "/v1/models"): [
         request("GET", "/v1/models"),
         request("GET", "/v1/models", "anthropic-version: 2023-06-01"),
@@ -217,6 +258,30 @@ WRONG = {
     ("POST", COUNT_TOKENS): [
         (400, asks(path=COUNT_TOKENS, messages=[])),
         (404, asks(path=COUNT_TOKENS, model="another")),
+    ],
+    ("POST", ollama_wire.CHAT): [
+        (400, ollama_wire.asks(messages=5)),
+        (400, ollama_wire.asks(messages=[{"role": "user", "content": "Hello " * 5000}])),
+        (404, ollama_wire.asks(model="another")),
+        (413, request("POST", ollama_wire.CHAT, "Content-Type: application/json",
+                      "Content-Length: 99999999")),
+    ],
+    ("POST", ollama_wire.GENERATE): [
+        (400, ollama_wire.asks(path=ollama_wire.GENERATE, suffix="end")),
+        (504, ollama_wire.asks("X-Penstock-Timeout: 0.000001", path=ollama_wire.GENERATE,
+                               stream=False)),
+    ],
+    ("POST", "/completion"): [(400, openai("/completion", prompt=["One", "Two"]))],
+    ("POST", "/tokenize"): [
+        (400, post(b"{}", path="/tokenize")),
+        (400, openai("/tokenize", content="Hello " * 5000)),
+    ],
+    ("POST", "/detokenize"): [(400, post(b"{}", path="/detokenize"))],
+    ("POST", "/apply-template"): [(400, post(b"{}", path="/apply-template"))],
+    ("POST", "/api/show"): [(404, post(b'{"model": "another"}', path="/api/show"))],
+    ("POST", "/api/pull"): [
+        (400, post(b"[]", path="/api/pull")),
+        (404, post(b'{"model": "another"}', path="/api/pull")),
     ],
     ("GET", "/v1/models/{model}"): [(404, request("GET", "/v1/models/another"))],
     ("GET", STREAM): [(404, request("GET", f"/streams/{UNKNOWN}"))],
@@ -273,6 +338,7 @@ def test_resumed_and_cancelled_streams_are_as_described(
     assert read(ended(generate(max_tokens=1))).status == 409
     chat = ended(openai(CHAT, RESUMABLE, messages=HELLO, stream=True))
     assert read(chat, "Last-Event-ID: 3").status == 200
+    assert read(ended(ollama_wire.asks(RESUMABLE, model=None)), "Last-Event-ID: 3").status == 200
 
     cancelled = ask(mock.port, request("DELETE", f"/streams/{stream_id}"))
     description.check("DELETE", STREAM, cancelled)
@@ -320,6 +386,8 @@ def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
             (COMPLETIONS, openai(COMPLETIONS, prompt="One", stream=True)),
             (MESSAGES, asks(model=None)),
             (MESSAGES, asks(model=None, stream=True)),
+            (ollama_wire.CHAT, ollama_wire.asks(model=None, stream=True)),
+            ("/completion", openai("/completion", prompt="One", stream=True)),
         ):
             answer = ask(server.port, data)
             assert answer.status == (200 if b'"stream": true' in data else 500)
@@ -371,7 +439,7 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
         return {each["name"] for each in description.operation(method, path)["parameters"]}
 
     assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "X-Request-ID"}
-    for path in (CHAT, COMPLETIONS, MESSAGES):
+    for path in (CHAT, COMPLETIONS, MESSAGES, ollama_wire.CHAT, ollama_wire.GENERATE):
         ours = {"X-Penstock-Resumable", "X-Penstock-Timeout"}
         assert names("POST", path) == {*RETRIES, *ours, "X-Request-ID"}
     assert names("POST", "/generate") == {*RETRIES, "X-Request-ID"}

@@ -251,7 +251,32 @@ _KNOWN: dict[str, st.SearchStrategy[object]] = {
 }
 # No value that asks for an answer without end.
 _FEW = st.sampled_from([1, 2, 2, "2", MARK, [2], {"a": 2}])
+_OLLAMA: dict[str, st.SearchStrategy[object]] = {
+    "format": st.one_of(_SCHEMAS, _VALUES),
+    **dict.fromkeys(("model", "think", "raw", "keep_alive", "suffix", "logprobs"), _SCALARS),
+    **dict.fromkeys(("images", "context", "template", "system", MARK), _VALUES),
+    "tools": st.one_of(_TOOLS, _VALUES),
+}
+_OPTIONS = st.fixed_dictionaries(
+    {"num_predict": _FEW},
+    optional={
+        **dict.fromkeys(("temperature", "top_k", "seed", "num_ctx"), _SCALARS),
+        **dict.fromkeys(("stop", "num_gpu", MARK), _VALUES),
+    },
+)
 BODIES = st.one_of(
+    st.tuples(
+        st.just("/api/chat"),
+        st.fixed_dictionaries(
+            {"messages": st.one_of(_MESSAGES, _VALUES), "options": _OPTIONS}, optional=_OLLAMA
+        ),
+    ),
+    st.tuples(
+        st.sampled_from(["/api/generate", "/api/show", "/api/pull"]),
+        st.fixed_dictionaries(
+            {"prompt": st.one_of(_TEXTS, _VALUES), "options": _OPTIONS}, optional=_OLLAMA
+        ),
+    ),
     st.tuples(
         st.just("/v1/chat/completions"),
         st.fixed_dictionaries(
@@ -260,7 +285,19 @@ BODIES = st.one_of(
         ),
     ),
     st.tuples(
-        st.sampled_from(["/v1/completions", "/generate"]),
+        st.sampled_from(["/tokenize", "/detokenize", "/apply-template"]),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                **dict.fromkeys(("content", "prompt"), st.one_of(_TEXTS, _VALUES)),
+                "messages": st.one_of(_MESSAGES, _VALUES),
+                "tokens": st.one_of(st.lists(st.integers(0, 1000), max_size=5), _VALUES),
+                **_KNOWN,
+            },
+        ),
+    ),
+    st.tuples(
+        st.sampled_from(["/v1/completions", "/generate", "/completion"]),
         st.fixed_dictionaries(
             {"prompt": st.one_of(_TEXTS, _VALUES), "max_tokens": _FEW},
             optional=_KNOWN,

@@ -18,7 +18,7 @@ async def test_a_count_asks_for_no_token_and_takes_no_slot() -> None:
     engine.sinks["a"].accepted((1, 2, 3), ("messages (merged)",))
     engine.sinks["a"].finish("length", 0)
     counted = await counting
-    assert (counted.num_tokens, counted.notes) == (3, ("messages (merged)",))
+    assert (len(counted.token_ids), counted.notes) == (3, ("messages (merged)",))
 
 
 async def test_what_the_engine_refuses_is_raised() -> None:

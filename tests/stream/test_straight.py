@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from penstock.api.anthropic.frames import PING, MessageForm
 from penstock.api.dialect import Form
 from penstock.api.native.frames import NativeForm
+from penstock.api.ollama.frames import ChatForm as OllamaChatForm
+from penstock.api.ollama.frames import GenerateForm, LineFrames
 from penstock.api.openai.frames import ChatForm, CompletionForm
 from penstock.engine.process.supervisor import deliver_singly
 from penstock.engine.protocol import Addition, Deliver
@@ -44,8 +46,10 @@ FORMS: tuple[tuple[Form, bool, dict[str, Any]], ...] = (
     (NativeForm(), False, {"stop": ("qq",)}),
     (MessageForm("msg_x", "rill"), False, {}),
     (MessageForm("msg_x", "rill"), True, {}),
+    (OllamaChatForm("rill", "now"), False, {}),
+    (GenerateForm("rill", "now"), True, {}),
 )
-HEARTBEATS = (HEARTBEAT, PING)
+HEARTBEATS = (HEARTBEAT, PING, LineFrames.heartbeat)
 
 
 class SocketPeer:
@@ -250,14 +254,16 @@ def unchunked(data: bytes) -> bytes:
 
 def without_heartbeats(body: bytes) -> bytes:
     for each in HEARTBEATS:
-        body = re.sub(rb"(?m)^(id: \d+\n)?" + re.escape(each), b"", body)
+        body = re.sub(rb"(?m)^(id: \d+\n)?(?:%b)+" % re.escape(each), b"", body)
     return body
 
 
 def timeless(body: bytes) -> bytes:
     """Return the body without the times in its terminal event."""
     return re.sub(
-        rb'"(queue_time|time_to_first_token|total_time|tokens_per_second)":[^,}]+', b"", body
+        rb'"(queue_time|time_to_first_token|total_time|tokens_per_second|\w+_duration)":[^,}]+',
+        b"",
+        body,
     )
 
 
@@ -330,9 +336,9 @@ def test_both_paths_have_the_same_results(steps: list[tuple[Any, ...]]) -> None:
 def test_plain_text_takes_the_straight_path_and_comes_back_to_it() -> None:
     words = ("batch", [addition(number, "text", 5) for number in range(len(FORMS))])
     _, _, num_lanes = results_of([words] * 3)
-    assert num_lanes == 12  # six of the eight streams, in the two steps after the first
+    assert num_lanes == 16  # eight of the ten streams, in the two steps after the first
     _, _, num_lanes = results_of([words, ("die", 0), words, words, ("sign of life", 0), words])
-    assert num_lanes == 11  # six, then five: the stream with the sign of life takes a detour
+    assert num_lanes == 15  # eight, then seven: the stream with the sign of life takes a detour
 
 
 def test_a_client_that_falls_behind_takes_the_general_path_until_it_has_caught_up() -> None:

@@ -8,9 +8,8 @@ field of our own, has the word.
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic_core import from_json
-
 from penstock.api.anthropic.signatures import carry, sign
+from penstock.api.tools import arguments_of
 from penstock.events import Delta, Finish, Reasoning, ToolCall, Usage
 
 Kind = Literal["text", "thinking", "tool_use"]
@@ -60,19 +59,10 @@ def content_of(deltas: Iterable[Delta], *, is_omitted: bool) -> list[dict[str, A
             block["thinking"] = "" if is_omitted else text
             block["signature"] = signature_of(text, is_omitted=is_omitted)
         elif block["type"] == "tool_use":
-            block["input"] = _input_of(text)
+            block["input"] = arguments_of(text)
         else:
             block["text"] = text
     return blocks
-
-
-def _input_of(arguments: str) -> dict[str, Any]:
-    """Return the input of a call; if the answer ended within it, as much as is complete."""
-    try:
-        given = from_json(arguments, allow_partial=True)
-    except ValueError:
-        return {}
-    return given if isinstance(given, dict) else {}
 
 
 def ending_fields(end: Finish, *, has_called: bool, context_length: int) -> dict[str, Any]:

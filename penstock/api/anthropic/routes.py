@@ -78,7 +78,9 @@ def anthropic_api(answering: Answering, model: ServedModel) -> Api:
             return asked.to_request(model.info(), max_tokens=0)
 
         counted, headers = await answering.count(http, count)
-        return JSONResponse({"input_tokens": counted}, headers=headers | _headers(http))
+        return JSONResponse(
+            {"input_tokens": len(counted.token_ids)}, headers=headers | _headers(http)
+        )
 
     answering.fields[COUNT_TOKENS] = CountTokensRequest
     routes = [

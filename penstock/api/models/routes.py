@@ -63,15 +63,17 @@ def models_api(model: ServedModel) -> Api:
 
     async def get_model(http: HttpRequest) -> Response:
         """Describe the served model."""
-        name = model.named(http.path_params["model"])
+        name = model.named(http.path_params["model"].removesuffix("/"))
         if not _speaks_anthropic(http.scope):
             return JSONResponse(for_openai(name))
         return _for_anthropic(http, for_anthropic(name))
 
     routes = [
         Route("/v1/models", list_models, name="list_models"),
-        Route("/v1/models/", list_models, include_in_schema=False),
         Route("/v1/models/{model:path}", get_model, name="get_model"),
+        # Some clients leave out /v1.
+        Route("/models", list_models, include_in_schema=False),
+        Route("/models/{model:path}", get_model, include_in_schema=False),
     ]
     description = "penstock.api.models.description"
     return Api(routes, _error, prefix="/v1/models/", description=description)

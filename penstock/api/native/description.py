@@ -7,6 +7,7 @@ from pydantic import RootModel
 from penstock.api.description import (
     GENERATION,
     JSON,
+    NDJSON,
     RETRY_HEADERS,
     SSE,
     Answer,
@@ -192,7 +193,7 @@ DESCRIPTION = Description(
                 200: Answer(
                     "The events after the last one that you received, in the form of the API that"
                     " opened the stream.",
-                    {SSE: None},
+                    {SSE: None, NDJSON: None},
                     headers=["X-Stream-ID"],
                 ),
                 204: Answer("The stream has ended, and you received all of its events.", {}),

@@ -99,7 +99,10 @@ def openai_apis(answering: Answering, model: ServedModel, stored: StoredResponse
         CompletionForm,
     )
 
+    without_prefix = answering.route("/chat/completions", chat)  # some clients leave out /v1
+    without_prefix.include_in_schema = False
     routes = [
+        without_prefix,
         answering.route("/v1/chat/completions", chat),
         answering.route("/v1/completions", completion),
     ]

@@ -42,7 +42,7 @@ from penstock.engine.llamacpp.bonds import (
     has_useless_budget,
     refusal_of_fields,
 )
-from penstock.engine.llamacpp.gguf import context_length
+from penstock.engine.llamacpp.gguf import architecture, context_length
 from penstock.engine.llamacpp.http import MAIN_LOOP, MAX_ASKING, LlamaClient
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
@@ -59,7 +59,7 @@ from penstock.engine.llamacpp.steps import Steps, needs_steps
 from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
 from penstock.engine.process.forks import Limits
-from penstock.engine.protocol import ModelInfo, Sink
+from penstock.engine.protocol import ModelFacts, ModelInfo, Sink
 from penstock.engine.reasoning import (
     SplitSink,
     Splitter,
@@ -165,6 +165,12 @@ class LlamaCpp(LlamaClient, TaskEngine):
             props.supports(),
             model.meta.n_vocab,
             sampling=props.sampling(),
+            facts=ModelFacts(
+                architecture(self._model),
+                model.meta.n_params,
+                model.meta.size,
+                props.chat_template,
+            ),
         )
 
     async def _start_prompts(self, props: Props) -> None:
@@ -256,7 +262,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
             if has_useless_budget(request, tools):
                 request = msgspec.structs.replace(request, thinking_budget=None)
                 notes += (LEFT_OUT_BUDGET,)
-            prompt_ids = request.prompt_ids or await self._prompts.ids_of(prompt)
+            prompt_ids = request.prompt_ids or await self._prompts.ids_of(
+                prompt, add_special=request.add_special_tokens
+            )
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
@@ -266,6 +274,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
             else:
                 notes += tools.notes
             sink.accepted(prompt_ids, notes + bound.notes)
+            if request.show_prompt:
+                shown = prompt if request.messages is not None else list(prompt_ids)
+                sink.delta(await self._prompts.text_of(shown), 0, ())
             token_ids = [*prompt_ids, *self._vocabulary.ids_of_generated(request.generated)]
             if not await self._start(request, sink):
                 return

@@ -32,6 +32,15 @@ def context_length(path: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+def architecture(path: str) -> str:
+    """Return the model's family, such as "llama"; "" if the file does not say."""
+    try:
+        value = values_of(path, "general.architecture").get("general.architecture")
+    except (OSError, ValueError):  # llama.cpp says what is wrong with the file
+        return ""
+    return value if isinstance(value, str) else ""
+
+
 def marked_tokens(path: str) -> dict[int, str]:
     """Return the id and the text of every token that may be no plain text.
 

@@ -26,6 +26,8 @@ from penstock.request import Request
 
 Result = TypeVar("Result")
 
+SHORT_PIECES = 256
+
 
 class Prompts:
     """Makes the prompts for a model with a context of `context_length` tokens."""
@@ -70,14 +72,23 @@ class Prompts:
         cut = partial(self._control.pieces_of, text, hidden)
         return await self._prepare(len(text) <= SHORT_CHARACTERS, cut)
 
-    async def ids_of(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the prompt's tokens. Raises PromptTooLongError if they cannot fit."""
-        size = sum(len(piece) for piece in prompt if isinstance(piece, str))
-        return await self._prepare(size <= SHORT_CHARACTERS, partial(self._ids_of, prompt))
+    async def ids_of(self, prompt: Prompt, *, add_special: bool = True) -> tuple[int, ...]:
+        """Return the prompt's tokens. Raises PromptTooLongError if they cannot fit.
 
-    def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
+        With `add_special`, the tokens that begin and end every text of the model are added.
+        """
+        size = sum(len(piece) for piece in prompt if isinstance(piece, str))
+        work = partial(self._ids_of, prompt, add_special=add_special)
+        return await self._prepare(size <= SHORT_CHARACTERS, work)
+
+    def _ids_of(self, prompt: Prompt, *, add_special: bool) -> tuple[int, ...]:
         check_length(prompt, self._lengths, self._context_length)
-        return tuple(self._vocabulary.ids_of_prompt(prompt))
+        return tuple(self._vocabulary.ids_of_prompt(prompt, add_special=add_special))
+
+    async def text_of(self, prompt: Prompt) -> str:
+        """Return the prompt's text, with the texts of control tokens."""
+        is_short = len(prompt) <= SHORT_PIECES
+        return await self._prepare(is_short, partial(self._vocabulary.text_of_prompt, prompt))
 
     def _hide(
         self, request: Request, messages: Messages

@@ -24,6 +24,8 @@ SUPPORTS: tuple[Feature, ...] = (
     "template_kwargs",
     "last_message",
     "return_token_ids",
+    "show_prompt",
+    "add_special_tokens",
 )
 # llama.cpp's numbers have single precision.
 DECIMALS = 6
@@ -86,11 +88,13 @@ class Props(msgspec.Struct):
 
 
 class Models(msgspec.Struct):
-    """The answer of `/v1/models`: the size of the vocabulary."""
+    """The answer of `/v1/models`: the sizes of the vocabulary and of the model."""
 
     class Model(msgspec.Struct):
         class Meta(msgspec.Struct):
             n_vocab: int
+            n_params: int = 0
+            size: int = 0
 
         meta: Meta
 

@@ -8,7 +8,7 @@ Interface: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from penstock.errors import StartError
@@ -20,7 +20,7 @@ STRIPS_LEFT, STRIPS_RIGHT = 1 << 7, 1 << 8
 # Kinds of vocabularies whose tokens contain every byte of a text.
 BYTE_FALLBACK, BYTE_PAIRS = 1, 2
 
-Prompt = list[str | int]
+Prompt = Sequence[str | int]
 """A prompt as texts and ids of control tokens."""
 
 
@@ -92,11 +92,11 @@ class Vocabulary:
                 return ids[:found]
             room = -found
 
-    def ids_of_prompt(self, prompt: Prompt) -> list[int]:
+    def ids_of_prompt(self, prompt: Prompt, *, add_special: bool = True) -> list[int]:
         """Return the prompt's tokens. Only a prompt in one piece is searched for control tokens."""
         if len(prompt) == 1 and isinstance(prompt[0], str):
-            return self.ids_of(prompt[0], add_special=True)
-        return self.ids_of_pieces(prompt, parse_special=False, add_special=True)
+            return self.ids_of(prompt[0], add_special=add_special)
+        return self.ids_of_pieces(prompt, parse_special=False, add_special=add_special)
 
     def ids_of_pieces(
         self, pieces: Prompt, *, parse_special: bool, add_special: bool = False
@@ -137,6 +137,13 @@ class Vocabulary:
     def text_of(self, ids: Iterable[int]) -> str:
         """Return the text of tokens, with the texts of control tokens."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+
+    def text_of_prompt(self, prompt: Prompt) -> str:
+        """Return the text of a prompt, with the texts of control tokens."""
+        return b"".join(
+            piece.encode("utf-8", "replace") if isinstance(piece, str) else self.bytes_of(piece)
+            for piece in prompt
+        ).decode("utf-8", "replace")
 
     def keeps_every_byte(self) -> bool:
         """Return True if the tokens of a text contain each of its bytes."""

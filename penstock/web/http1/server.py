@@ -1,4 +1,4 @@
-"""Serves plain HTTP/1.1 on a listening socket: accepts connections and watches their deadlines.
+"""Serves plain HTTP/1.1 on listening sockets: accepts connections and watches their deadlines.
 
 One timer looks at the deadlines of all connections, so that a request costs no timer of its own.
 """
@@ -8,7 +8,7 @@ import collections
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Scope
@@ -41,18 +41,18 @@ class Timeouts:
 
 
 class Http1Server:
-    """Serves `app` on `listener`. At most `max_connections` connections are served at once.
+    """Serves `app` on `listeners`. At most `max_connections` connections are served at once.
 
     A client for whose address `trusts` returns True may use the PROXY protocol, and its connections
     are not counted towards its address's share (see `shares`). As many connections again may wait,
     unread; beyond these, the address that has the most of them waiting loses its newest. `turns`
-    says when to accept, if other processes accept from `listener`, too.
+    says when to accept, if other processes accept from `listeners`, too.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         max_connections: int,
         timeouts: Timeouts | None = None,
         trusts: Callable[[str], bool] = lambda address: False,
@@ -69,7 +69,7 @@ class Http1Server:
         """The requests that wait for their tasks, because many others start."""
         self.is_closing = False
         """True once connections end with their response."""
-        self._listener = listener
+        self._listeners = listeners
         self._max_connections = max_connections
         self._share = shares.share_of(max_connections)
         self._connections: set[Connection] = set()
@@ -84,13 +84,14 @@ class Http1Server:
 
     async def serve_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and every response has ended."""
-        accepting = await self._accept()
+        accepting = [await self._accept(each) for each in self._listeners]
         ticking = keep("HTTP deadlines", self._tick)
         try:
             await stop.wait()
             self.is_closing = True
-            accepting.close()
-            self._listener.close()
+            for listening, listener in zip(accepting, self._listeners, strict=True):
+                listening.close()
+                listener.close()
             for connection in self._all():
                 connection.close_if_idle()
             while self._connections or self._num_waiting:
@@ -98,13 +99,14 @@ class Http1Server:
                 await self._all_closed.wait()
         finally:
             ticking.cancel()
-            accepting.close()
+            for listening in accepting:
+                listening.close()
             for connection in self._all():
                 connection.abort()
 
-    async def _accept(self) -> asyncio.AbstractServer | Acceptor:
+    async def _accept(self, listener: socket.socket) -> asyncio.AbstractServer | Acceptor:
         """Begin to accept. Its socket is closed when accepting ends; the listener stays open."""
-        listener = self._listener.dup()
+        listener = listener.dup()
         if self._turns is not None:
             return Acceptor(listener, lambda: Connection(self), self._turns)
         return await asyncio.get_running_loop().create_server(

@@ -1,0 +1,122 @@
+"""The bodies of llama-server's and vLLM's own routes, where their forms differ from OpenAI's.
+
+In: a JSON object. Out: a model of the request, or InvalidFields. Both servers' forms are accepted.
+"""
+
+from typing import Annotated, Any
+
+from msgspec.structs import replace
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from penstock.api.fields import HINT, Strict, parse
+from penstock.api.openai.chat import ChatRequest, parse_chat
+from penstock.api.openai.completion import CompletionRequest
+from penstock.api.openai.fields import MAX_TOKEN_ID, TokenLimit, check_token_ids
+from penstock.api.serving import left_out
+from penstock.api.tolerance import Notes
+from penstock.engine.protocol import Feature, ModelInfo
+from penstock.request import Request
+from penstock.stream.registry import new_stream_id
+
+MAX_MODEL_CHARACTERS = 256
+_MODEL = Annotated[str, Field(max_length=MAX_MODEL_CHARACTERS)]
+
+
+class TokenizeRequest(Strict):
+    """A text (`content` for llama-server, `prompt` for vLLM) or a conversation to tokenize.
+
+    The tokens that begin every text of the model are added if `add_special` or
+    `add_special_tokens` says so; by default, to a `prompt` only.
+    """
+
+    model: _MODEL | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: Annotated[Any, HINT] = None
+    return_token_strs: Annotated[Any, HINT] = None
+
+    @property
+    def text(self) -> str | None:
+        """Return the text to tokenize; None for a conversation."""
+        return self.prompt if self.content is None else self.content
+
+    @property
+    def adds_special(self) -> bool:
+        """Return True if the text gets the tokens that begin and end every text."""
+        asked = (self.add_special, self.add_special_tokens)
+        return next((each for each in asked if each is not None), self.content is None)
+
+    @model_validator(mode="after")
+    def _has_one_text(self) -> "TokenizeRequest":
+        given = (self.content, self.prompt, self.messages)
+        if sum(each is not None for each in given) != 1:
+            raise PydanticCustomError("missing", "Give content, prompt or messages.")
+        return self
+
+
+class DetokenizeRequest(Strict):
+    """Token ids whose text is asked for."""
+
+    model: _MODEL | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
+
+
+class CompletionOfLlama(CompletionRequest):
+    """A text to continue, in llama-server's form: `n_predict` tokens, by default all the room."""
+
+    n_predict: Annotated[TokenLimit | None, Field()] = None
+    n_probs: Annotated[Any, HINT] = None
+
+    @property
+    def max_tokens_asked(self) -> int | None:
+        """Return the token limit; None means all the room in the context."""
+        return self.n_predict or self.max_tokens
+
+    @model_validator(mode="after")
+    def _has_one_choice(self) -> "CompletionOfLlama":
+        if len(self.prompt) * self.num_choices > 1:
+            raise PydanticCustomError("too_long", "Give one prompt, and ask for one answer.")
+        return self
+
+
+def tokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:
+    """Return the request that tokenizes a text or a conversation. Raises InvalidFields."""
+    if body.get("messages") is not None and not {"content", "prompt"} & body.keys():
+        return chat_request(body, info, notes)
+    asked = parse(TokenizeRequest, body, notes)
+    adds = asked.adds_special
+    if not adds:
+        needs: dict[str, Feature] = {"add_special": "add_special_tokens"}
+        adds = bool(left_out(needs, info, notes, hints=frozenset({"add_special_tokens"})))
+    if asked.parse_special is False:
+        notes.ignore("parse_special")
+    return Request(new_stream_id(), 0, prompt=asked.text, add_special_tokens=adds)
+
+
+def detokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:
+    """Return the request that finds the text of tokens. Raises InvalidFields."""
+    asked = parse(DetokenizeRequest, body, notes)
+    left_out({"tokens": "show_prompt"}, info, notes)
+    check_token_ids("tokens", asked.tokens, info)
+    return Request(new_stream_id(), 0, prompt_ids=tuple(asked.tokens), show_prompt=True)
+
+
+def template_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:
+    """Return the request that renders a conversation. Raises InvalidFields."""
+    left_out({"messages": "show_prompt"}, info, notes)
+    return chat_request(body, info, notes, show_prompt=True)
+
+
+def chat_request(
+    body: dict[str, Any], info: ModelInfo, notes: Notes, *, show_prompt: bool = False
+) -> Request:
+    """Return the request that reads a chat's prompt. Raises InvalidFields."""
+    asked: ChatRequest = parse_chat(body, notes)
+    asked.check(info)
+    (request, *_) = asked.requests(info)
+    return replace(request, max_tokens=0, must_fit=False, show_prompt=show_prompt)
