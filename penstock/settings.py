@@ -30,6 +30,8 @@ MIN_MEMORY_LIMIT = 256 * 1024 * 1024
 """The least `memory_limit`, in bytes: an idle server takes about 100 MiB."""
 
 LogFormat = Literal["text", "json"]
+# About as fast as people read. The built-in model is so fast that nobody would see it stream.
+BUILT_IN_PACE = 30.0
 # The form that browsers send: no path, not even a slash.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 
@@ -97,6 +99,10 @@ class Settings(BaseSettings):
     vllm takes the engine arguments of vLLM: dtype=bfloat16, max_model_len=8192,
     tensor_parallel_size=2...
     In penstock.toml, write them in the table [engine.llamacpp] or [engine.vllm]."""
+    pace: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    """The tokens per second that each request gets at most: faster tokens are held back, so that
+    you can watch, stop and resume the stream of a small model. 0 holds nothing back. [default: 30
+    for the built-in model, else 0]"""
     mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
     """The number of seconds between two tokens of the mock engine."""
     api_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
@@ -216,6 +222,14 @@ class Settings(BaseSettings):
             return entry.name
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
+
+    @property
+    def pace_chosen(self) -> float:
+        """The pace in tokens per second: the given one, or the model's."""
+        if "pace" in self.model_fields_set:
+            return self.pace
+        is_built_in = self.engine == DEFAULT_ENGINE and self.model == BUILT_IN_MODEL
+        return BUILT_IN_PACE if is_built_in else 0.0
 
     @property
     def memory_limit_bytes(self) -> int:

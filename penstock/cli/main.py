@@ -90,6 +90,8 @@ def _run_server(settings: Settings) -> None:
             served = {"version": __version__, "model": info.id, "url": server.url}
             log.info("serving", extra={"fields": served})
             return
+        pace = f"  pace          {settings.pace:g} tokens/s, so that you see them stream; "
+        pace += "turn it off with --pace 0\n"
         num_slots = settings.slots or info.slots
         slots = f"{num_slots} slots" if num_slots else "unlimited slots"
         console.print(
@@ -98,7 +100,8 @@ def _run_server(settings: Settings) -> None:
             f"  page and API  [bold cyan]{server.url}[/bold cyan]\n"
             f"  try           curl -N {server.url}/generate -H 'Content-Type: application/json'"
             """ -d '{"prompt": "Once upon a time"}'\n"""
-            "  stop          Ctrl-C",
+            + (pace if settings.pace else "")
+            + "  stop          Ctrl-C",
             soft_wrap=True,
         )
 
@@ -118,10 +121,12 @@ def _signature() -> inspect.Signature:
         default = field.get_default(call_default_factory=True)
         many = isinstance(default, list)
         plain = type(default)
-        shown = "" if default in ("", []) else f" [dim]\\[default: {default}][/dim]"
+        description = " ".join((field.description or "").split())
+        is_told = default in ("", []) or "[default: " in description
+        shown = "" if is_told else f" [dim]\\[default: {default}][/dim]"
         option = typer.Option(
             f"--{name.replace('_', '-')}",
-            help=" ".join((field.description or "").split()).replace("[", r"\[") + shown,
+            help=description.replace("[", r"\[") + shown,
             show_default=False,
             metavar="NAME=VALUE" if name == "engine_arg" else None,
         )
