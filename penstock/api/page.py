@@ -1,4 +1,4 @@
-"""The web pages at `/` and `/docs`, and their files, which are read once at start."""
+"""The web pages at `/`, `/text` and `/docs`, and their files, which are read once at start."""
 
 import mimetypes
 from importlib import resources
@@ -19,10 +19,10 @@ HEADERS = {
 
 
 def page_routes(model_id: str) -> list[Route]:
-    """Return `/`, `/docs` and the pages' files, `/page/{file}`.
+    """Return `/`, `/text`, `/docs` and the pages' files, `/page/{file}`.
 
-    `/` is a page for browsers, and a JSON greeting for other clients. `/docs` shows the
-    description of the API.
+    `/` is a page for browsers, with conversations, and a JSON greeting for other clients. `/text`
+    continues a text. `/docs` shows the description of the API.
     """
     files = {
         entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
@@ -36,6 +36,9 @@ def page_routes(model_id: str) -> list[Route]:
             return file("index.html")
         greeting = {"message": "Penstock is running", "model": model_id}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
+
+    async def text(_: Request) -> Response:
+        return file("text.html")
 
     async def docs(_: Request) -> Response:
         return file("docs.html")
@@ -51,6 +54,7 @@ def page_routes(model_id: str) -> list[Route]:
 
     return [
         Route("/", root, name="greet"),
+        Route("/text", text, include_in_schema=False),
         Route("/docs", docs, include_in_schema=False),
         Route("/page/{name}", file_route, include_in_schema=False),
     ]

@@ -1,4 +1,4 @@
-"""Packages from npm that tests read: fetched once, and kept in the cache of the tests' environments."""
+"""Packages from npm that tests read: fetched once, and kept beside the tests' environments."""
 
 import fcntl
 import os
