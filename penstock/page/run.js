@@ -103,7 +103,8 @@ export class Run {
     if (ending.kind !== "lost") this.turn.stream = null;
     this.turn.state = state;
     this.turn.note = state === "finished" ? this.#figures(ending) : sentence;
-    this.#change(state, sentence + resumed(this.#generation));
+    // The turn itself has the figures.
+    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#generation));
     this.#listener.ended(ending);
   }
 

@@ -44,7 +44,7 @@ async def say(page: Page, text: str) -> str:
 
 def chunks(*deltas: dict[str, Any], reason: str = "stop") -> str:
     """Return the body of a streamed chat with these deltas."""
-    events = [
+    events: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
     ]
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})

@@ -422,7 +422,7 @@ async def test_an_export_is_imported_again(
     await press(page, "Regenerate")
     await expect(page.locator(".turn").last).to_have_attribute("data-state", "finished")
     turns = await page.locator(".turn .text").all_text_contents()
-    for button, versions in (("JSON", 2), ("Save as Markdown", 1)):
+    for button, versions in (("Save as JSON", 2), ("Save as Markdown", 1)):
         async with page.expect_download() as downloading:
             await page.get_by_role("button", name=button, exact=True).click()
         download = await downloading.value
