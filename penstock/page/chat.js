@@ -21,6 +21,8 @@ let model = "Model";
 const views = new Map(); // the id of a turn that is shown → its view
 const runs = new Map(); // the id of a turn → its Run, also of conversations that are not shown
 
+/** Whether an answer runs here, in this tab or in another one. */
+const isBusy = () => conversation.path().some((turn) => turn.state === "open");
 const runHere = () => conversation.path().map((turn) => runs.get(turn.id)).find(Boolean);
 
 // --- What is shown -----------------------------------------------------------------------------
@@ -28,7 +30,7 @@ const runHere = () => conversation.path().map((turn) => runs.get(turn.id)).find(
 /** Bring the transcript up to date. Views of turns that stay are not touched. */
 function draw() {
   const path = conversation.path();
-  const isBusy = path.some((turn) => turn.state === "open");
+  const busy = isBusy();
   path.forEach((turn, number) => {
     let view = views.get(turn.id);
     if (view?.turn !== turn) {
@@ -37,7 +39,7 @@ function draw() {
       views.set(turn.id, view);
     }
     const isLast = number === path.length - 1;
-    view.update({ versions: conversation.versions(turn), model, isBusy, isLast });
+    view.update({ versions: conversation.versions(turn), model, isBusy: busy, isLast });
     if (turnList.children[number] !== view.node) turnList.insertBefore(view.node, turnList.children[number] ?? null);
   });
   for (const [id, view] of views) {
@@ -48,8 +50,8 @@ function draw() {
   at("welcome").hidden = path.length > 0;
   at("title").textContent = conversation.meta.title || "New conversation";
   document.title = conversation.meta.title ? `${conversation.meta.title} · Penstock` : "Penstock";
-  at("send").hidden = isBusy;
-  at("stop").hidden = !isBusy;
+  at("send").hidden = busy;
+  at("stop").hidden = !busy;
   follow();
 }
 
@@ -201,7 +203,7 @@ function askForKey() {
 
 async function send() {
   const text = prompt.value;
-  if (text.trim() === "" || runHere()) return;
+  if (text.trim() === "" || isBusy()) return;
   prompt.value = "";
   following = true;
   await ask(conversation.add("user", text, conversation.path().at(-1)?.id ?? null));
@@ -214,7 +216,14 @@ function stop() {
 const actions = {
   /** Another version of a message, with another answer. */
   edit: (turn, text) => ask(conversation.add("user", text, turn.parent)),
-  regenerate: (turn) => ask(conversation.turns.get(turn.parent)),
+  /** Another answer. An answer without text is no version: it is replaced. */
+  async regenerate(turn) {
+    const parent = conversation.turns.get(turn.parent);
+    if (turn.text === "" && turn.calls.length === 0) {
+      await removeTurns(conversation.remove(turn).map(({ id }) => id)).catch(() => {});
+    }
+    await ask(parent);
+  },
   async goOn(turn) {
     turn.prefix = turn.text;
     turn.note = "";
@@ -324,6 +333,12 @@ for (const idea of document.querySelectorAll(".ideas button")) {
   });
 }
 key.addEventListener("change", () => sessionStorage.setItem(KEY_ITEM, key.value.trim()));
+key.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || isBusy()) return;
+  const last = conversation.path().at(-1);
+  prompt.focus(); // which keeps the key
+  if (last?.state === "error" && last.role === "assistant") actions.regenerate(last);
+});
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("popstate", () => location.hash === "" && open(null));
 addEventListener("pagehide", () => save([...runs.values()].map((run) => run.turn), null));

@@ -18,9 +18,8 @@ export class Run {
   #generation;
   #listener;
   #isReplay;
-  #text = ""; // of this stream; the turn may already have it
-  #reasoning = "";
-  #isReset = false;
+  #known; // so many characters of this stream the turn has already, by part
+  #hasCalls = false;
   #begin = performance.now();
   #first = null;
   #last = null;
@@ -29,6 +28,7 @@ export class Run {
     this.turn = turn;
     this.#listener = listener;
     this.#isReplay = fields === null;
+    this.#known = { text: turn.text.length - turn.prefix.length, reasoning: this.#isReplay ? turn.reasoning.length : 0 };
     this.#generation = new Generation(fields, turn.stream, key, chat);
     turn.state = "open";
   }
@@ -59,22 +59,23 @@ export class Run {
     this.#first ??= this.#last;
     this.numTokens += 1;
     if (this.numTokens === 1) this.#flow();
-    if (reasoning) this.#grow("reasoning", (this.#reasoning += reasoning));
-    if (content) this.#grow("text", this.turn.prefix + (this.#text += content));
+    if (reasoning) this.#grow("reasoning", reasoning);
+    if (content) this.#grow("text", content);
     if (calls) this.#call(calls);
   }
 
   /** Add what the turn does not have yet. After a reload it has the beginning. */
-  #grow(part, whole) {
-    const had = this.turn[part];
-    if (whole.length <= had.length) return;
-    this.turn[part] = whole;
-    this.#listener.grew(part, whole.slice(had.length));
+  #grow(part, piece) {
+    const added = piece.slice(this.#known[part]);
+    this.#known[part] = Math.max(0, this.#known[part] - piece.length);
+    if (added === "") return;
+    this.turn[part] += added;
+    this.#listener.grew(part, added);
   }
 
   #call(parts) {
-    if (!this.#isReset) this.turn.calls = [];
-    this.#isReset = true;
+    if (!this.#hasCalls) this.turn.calls = []; // after a reload they come again
+    this.#hasCalls = true;
     for (const { index, function: called } of parts) {
       const call = (this.turn.calls[index] ??= { name: "", arguments: "" });
       call.name ||= called.name ?? "";

@@ -94,7 +94,7 @@ export class TurnView {
     buttons.push(button("Copy", (event) => copyText(event.currentTarget, turn.text)));
     if (isBusy) return buttons;
     if (turn.role === "user") buttons.push(button("Edit", () => this.#edit(edit)));
-    if (turn.role === "assistant") buttons.push(button("Regenerate", () => regenerate(turn)));
+    if (turn.role === "assistant" && turn.parent !== null) buttons.push(button("Regenerate", () => regenerate(turn)));
     if (turn.role === "assistant" && isLast && turn.text !== "") buttons.push(button("Continue", () => goOn(turn)));
     buttons.push(confirmed("Delete", () => remove(turn)));
     return buttons;
@@ -132,6 +132,7 @@ export class TurnView {
       element("details", { className: "call" },
         element("summary", {}, "Tool call ", element("code", { textContent: name })),
         element("pre", { textContent: text, tabIndex: 0 })));
+    shown.forEach((each, number) => (each.open = this.#calls.children[number]?.open ?? false));
     this.#calls.replaceChildren(...shown);
   }
 }

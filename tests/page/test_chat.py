@@ -299,6 +299,23 @@ async def test_markup_of_the_model_stays_text_however_it_is_split(
     assert title == MARKUP[0].strip()[:60]
 
 
+async def test_the_transcript_follows_the_answer_unless_the_reader_scrolled_up(
+    endless: RunningServer, open_page: OpenPage
+) -> None:
+    page = await open_page(endless.url, viewport={"width": 900, "height": 480})
+    transcript = page.locator("#transcript")
+    to_end = "(box) => box.scrollHeight - box.scrollTop - box.clientHeight"
+    await send(page, "Scroll\n" + "line\n" * 40)
+    await until_tokens(page, 3)
+    assert await transcript.evaluate("(box) => box.scrollTop") > 100
+    assert await transcript.evaluate(to_end) < 16
+    await transcript.evaluate("(box) => { box.scrollTop = 10 }")
+    await until_tokens(page, 20)
+    assert await transcript.evaluate("(box) => box.scrollTop") == 10
+    await page.keyboard.press("Escape")
+    await state_is(page, "stopped")
+
+
 # --- Cuts, reloads, other tabs, dead servers
 
 
@@ -455,7 +472,7 @@ async def test_a_required_key_is_asked_for_and_never_kept_in_the_database(
         await send(page, "Hello")
         await expect(page.get_by_label("API key")).to_be_focused()
         await page.get_by_label("API key").fill(key)
-        await press(page, "Regenerate")
+        await page.keyboard.press("Enter")
         await expect(page.locator(".turn").last).to_have_attribute("data-state", "finished")
         await page.reload()
         await expect(page.get_by_label("API key")).to_have_value(key)
