@@ -166,7 +166,7 @@ async def queue_times(port: int, num: int) -> list[float]:
 
 async def run(minutes: float, num_clients: int) -> int:
     ready = asyncio.Event()
-    settings = with_local_model(load_settings(port=0, slots=NUM_SLOTS))
+    settings = with_local_model(load_settings(port=0, slots=NUM_SLOTS, pace=0))
     server = Server(settings, on_ready=lambda *_: ready.set())
     serving = asyncio.create_task(server.run())
     await ready.wait()

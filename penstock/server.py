@@ -139,6 +139,7 @@ class Server:
         store = create_store(
             settings.log,
             patience=settings.log_timeout,
+            sync=settings.log_sync,
             username=settings.log_username,
             password=settings.log_password,
         )
@@ -151,6 +152,7 @@ class Server:
             on_spawn=self._on_loading,
             on_stopped=meter.abort.add,
             deliver=straight if stored is None else stored.deliver,
+            pace=settings.pace_chosen,
         )
         replication = None
         if store is not None and stored is not None:
@@ -364,7 +366,8 @@ def with_local_model(settings: Settings) -> Settings:
     """
     model = entry_of(settings.engine).find_model(settings.model)
     names = ",".join(settings.served_names)
-    return settings.model_copy(update={"model": model, "model_name": names})
+    chosen = {"model": model, "model_name": names, "pace": settings.pace_chosen}
+    return settings.model_copy(update=chosen)
 
 
 def check_exposure(settings: Settings, keys: KeyRing) -> None:

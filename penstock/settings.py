@@ -31,6 +31,8 @@ MIN_MEMORY_LIMIT = 256 * 1024 * 1024
 """The least `memory_limit`, in bytes: an idle server takes about 100 MiB."""
 
 LogFormat = Literal["text", "json"]
+# About as fast as people read. The built-in model is so fast that nobody would see it stream.
+BUILT_IN_PACE = 30.0
 # The form that browsers send: no path, not even a slash.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 
@@ -103,6 +105,10 @@ class Settings(BaseSettings):
     vllm takes the engine arguments of vLLM: dtype=bfloat16, max_model_len=8192,
     tensor_parallel_size=2...
     In penstock.toml, write them in the table [engine.llamacpp] or [engine.vllm]."""
+    pace: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    """The tokens per second that each request gets at most: faster tokens are held back, so that
+    you can watch, stop and resume the stream of a small model. 0 holds nothing back. [default: 30
+    for the built-in model, else 0]"""
     mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
     """The number of seconds between two tokens of the mock engine."""
     api_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
@@ -162,6 +168,9 @@ class Settings(BaseSettings):
     machine), or redis://host:port/db (Redis or Valkey, for many machines; rediss:// with TLS). With
     a folder or Redis, streams outlive the server: a restarted server or another replica continues
     them (docs/stores.md)."""
+    log_sync: bool = False
+    """With a folder of logs: let each write wait for the disk, so that a power loss loses nothing
+    that was sent. Otherwise the last moment of a stream may be missing after it."""
     log_username: str = ""
     """The user name for Redis, if it needs one."""
     log_password: str = Field(default="", repr=False)
@@ -224,6 +233,14 @@ class Settings(BaseSettings):
             return entry.name
         name, _, _ = self.model.partition(":")
         return Path(name).name.removesuffix(".gguf")
+
+    @property
+    def pace_chosen(self) -> float:
+        """The pace in tokens per second: the given one, or the model's."""
+        if "pace" in self.model_fields_set:
+            return self.pace
+        is_built_in = self.engine == DEFAULT_ENGINE and self.model == BUILT_IN_MODEL
+        return BUILT_IN_PACE if is_built_in else 0.0
 
     @property
     def memory_limit_bytes(self) -> int:

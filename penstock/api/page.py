@@ -1,4 +1,4 @@
-"""The web pages at `/` and `/docs`, and their files, which are read once at start."""
+"""The web pages at `/`, `/text` and `/docs`, and their files, which are read once at start."""
 
 import mimetypes
 from importlib import resources
@@ -19,11 +19,11 @@ HEADERS = {
 
 
 def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
-    """Return `/`, `/docs` and the pages' files, `/page/{file}`.
+    """Return `/`, `/text`, `/docs` and the pages' files, `/page/{file}`.
 
-    `/` is a page for browsers, and a JSON greeting for other clients. At the port `ollama_port` (0
-    is none) it is the sentence by which Ollama's clients know a server. `/docs` shows the
-    description of the API.
+    `/` is a page for browsers, with conversations, and a JSON greeting for other clients. At the
+    port `ollama_port` (0 is none) it is the sentence by which Ollama's clients know a server.
+    `/text` continues a text. `/docs` shows the description of the API.
     """
     at_ollama_port = f":{ollama_port}"
     files = {
@@ -41,6 +41,9 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
         greeting = {"message": "Penstock is running", "model": model_id}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
 
+    async def text(_: Request) -> Response:
+        return file("text.html")
+
     async def docs(_: Request) -> Response:
         return file("docs.html")
 
@@ -55,6 +58,7 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
 
     return [
         Route("/", root, name="greet"),
+        Route("/text", text, include_in_schema=False),
         Route("/docs", docs, include_in_schema=False),
         Route("/page/{name}", file_route, include_in_schema=False),
     ]

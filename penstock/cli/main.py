@@ -113,6 +113,8 @@ def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
         more = {"processes": number} if number > 1 else {}
         log.info("serving", extra={"fields": served | more})
         return
+    pace = f"  pace          {settings.pace:g} tokens/s, so that you see them stream; "
+    pace += "turn it off with --pace 0\n"
     num_slots = settings.slots or info.slots
     slots = f"{num_slots} slots" if num_slots else "unlimited slots"
     if number > 1:
@@ -123,7 +125,8 @@ def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
         f"  page and API  [bold cyan]{url}[/bold cyan]\n"
         f"  try           curl -N {url}/generate -H 'Content-Type: application/json'"
         """ -d '{"prompt": "Once upon a time"}'\n"""
-        "  stop          Ctrl-C",
+        + (pace if settings.pace else "")
+        + "  stop          Ctrl-C",
         soft_wrap=True,
     )
 
@@ -137,10 +140,12 @@ def _signature() -> inspect.Signature:
         default = field.get_default(call_default_factory=True)
         many = isinstance(default, list)
         plain = type(default)
-        shown = "" if default in ("", []) else f" [dim]\\[default: {default}][/dim]"
+        description = " ".join((field.description or "").split())
+        is_told = default in ("", []) or "[default: " in description
+        shown = "" if is_told else f" [dim]\\[default: {default}][/dim]"
         option = typer.Option(
             f"--{name.replace('_', '-')}",
-            help=" ".join((field.description or "").split()).replace("[", r"\[") + shown,
+            help=description.replace("[", r"\[") + shown,
             show_default=False,
             metavar="NAME=VALUE" if name == "engine_arg" else None,
         )

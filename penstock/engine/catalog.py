@@ -134,6 +134,7 @@ def create_engine(
     on_spawn: Callable[[int], None],
     on_stopped: Callable[[float], None],
     deliver: Deliver | None = None,
+    pace: float = 0.0,
 ) -> EngineHandle:
     """Return the engine's handle, not yet started. Raises StartError if a parameter is invalid.
 
@@ -145,4 +146,6 @@ def create_engine(
 
     entry = entry_of(engine)
     options = entry.options({**settings, "slots": settings["slots"] or DEFAULT_SLOTS}, params)
-    return SupervisedEngine(entry.target, options, on_spawn, hang_timeout, on_stopped, deliver)
+    return SupervisedEngine(
+        entry.target, options, on_spawn, hang_timeout, on_stopped, deliver, pace
+    )

@@ -8,7 +8,15 @@ const SILENCE_MS = 45_000; // three missed heartbeats
 export class Connection {
   #abort = new AbortController();
   #timer = null;
-  #parser = new EventParser();
+  #parser;
+
+  /** `queued` is called with `{position, eta}` for a comment that tells the place in the queue. */
+  constructor(queued = () => {}) {
+    this.#parser = new EventParser((comment) => {
+      const place = /^ queue position=(\d+)(?: eta=([\d.]+))?/.exec(comment);
+      if (place) queued({ position: Number(place[1]), eta: place[2] === undefined ? null : Number(place[2]) });
+    });
+  }
 
   /** Return the response when its head arrives. `limit` is the time for that in milliseconds. */
   async ask(url, options, limit = null) {

@@ -1,5 +1,6 @@
-// A generation over the native API. In: the fields of a request, or the id of a stream. Out: its deltas
-// and its ending. Not known here: the page. URLs are relative, so the page works under any host and path.
+// A generation over one of the APIs in dialects.js. In: the fields of a request, or the id of a stream. Out:
+// its deltas and its ending. Not known here: the page. URLs are relative, so the page works under any host
+// and path.
 //
 // Streams are resumable: after a cut, the stream continues over a new connection until its terminal
 // event, or until `Patience` gives up. An ending is one of these values:
@@ -11,6 +12,7 @@
 //   {kind: "unreachable"}                                  no response
 //   {kind: "stopped"}                                      the page closed the connection; the server did not confirm
 import { Connection } from "./connection.js";
+import { native } from "./dialects.js";
 import { meaningOf, Patience, retryAfter } from "./resume.js";
 
 const STOP_MS = 2000; // time for a stop before the page closes the connection
@@ -21,6 +23,8 @@ export class Generation {
   #fields;
   #key; // headers with the API key, if there is a key
   #id; // the id of the stream, once the server has sent it
+  #dialect;
+  #read; // what reads the data of events
   #due = 0; // the number of the next event
   #connection = new Connection();
   #patience = new Patience();
@@ -34,23 +38,26 @@ export class Generation {
 
   /**
    * `fields` are those of a new request; with an `id`, the stream is read from its start instead. `key`
-   * is the API key, or "" if the server needs no key. It goes into a header, never into a URL.
+   * is the API key, or "" if the server needs no key. It goes into a header, never into a URL. `whole`
+   * needs the native dialect.
    */
-  constructor(fields, id = null, key = "") {
+  constructor(fields, id = null, key = "", dialect = native) {
     this.#fields = fields;
+    this.#dialect = dialect;
+    this.#read = dialect.reader();
     this.#id = id;
     this.#key = key === "" ? {} : { Authorization: `Bearer ${key}` };
   }
 
   /**
-   * Stream the answer and return the ending. Until then call `began(id)`, `delta(text)` for each delta,
+   * Stream the answer and return the ending. Until then call `began(id)`, `delta(delta)` for each delta,
    * `queued({position, eta})` now and then while the request waits in the queue (`eta` in seconds, or
    * null), `cut()` when the connection is lost and `resumed()` when it is back.
    */
   async stream(callbacks) {
     this.#endsWithConnection = false;
     for (;;) {
-      const ending = await this.#read(callbacks);
+      const ending = await this.#receive(callbacks);
       if (ending.kind !== "cut") return this.#end(ending);
       const wait = this.#patience.wait(ending.atLeast);
       if (wait === null) return this.#end({ kind: "lost", message: ending.message });
@@ -65,7 +72,7 @@ export class Generation {
   async whole() {
     let response = null;
     try {
-      response = await this.#post({ stream: false });
+      response = await this.#post({ ...this.#fields, stream: false });
       if (!isA("application/json", response)) return this.#end(await refusal(response));
       const { text, usage, request_time, finish_reason: reason, timings } = await response.json();
       return this.#end({ kind: "finish", reason, text, usage, timings: timings ?? { total_time: request_time } });
@@ -84,11 +91,11 @@ export class Generation {
   }
 
   /** Read one connection and return the ending, or "cut" if the stream can be resumed. */
-  async #read(callbacks) {
-    const connection = (this.#connection = new Connection());
+  async #receive(callbacks) {
+    const connection = (this.#connection = new Connection(callbacks.queued));
     let response = null;
     try {
-      response = await (this.#id === null ? this.#post({ stream: true, resumable: true, queue_events: true }) : this.#rest());
+      response = await (this.#id === null ? this.#post(this.#dialect.body(this.#fields)) : this.#rest());
       if (!isA("text/event-stream", response)) return await this.#refused(response);
       this.#connected(response, callbacks);
       for await (const event of connection.events(response)) {
@@ -119,28 +126,28 @@ export class Generation {
 
   /** Handle an event. It must have the next number, so that none is lost and none is shown twice. */
   #take({ type, data, lastEventId }, callbacks) {
-    const event = JSON.parse(data);
-    if (type === "queue") {
-      callbacks.queued(event);
+    const { queued, delta, ending, index } = this.#read(type, data);
+    if (queued) {
+      callbacks.queued(queued);
       return null;
     }
     const due = this.#due;
-    if ((event.index ?? due) !== due || ![String(due), ""].includes(numberIn(lastEventId))) {
+    if ((index ?? due) !== due || ![String(due), ""].includes(numberIn(lastEventId))) {
       this.#cancel();
       return { kind: "failure", message: GAP };
     }
-    if (event.finished) return endingOf(event);
+    if (ending !== undefined) return ending;
     this.#due += 1;
     this.#patience.progressed();
-    callbacks.delta(event.token);
+    if (delta !== undefined) callbacks.delta(delta);
     return null;
   }
 
-  #post(how) {
-    return this.#connection.ask("generate", {
+  #post(body) {
+    return this.#connection.ask(this.#dialect.path, {
       method: "POST",
-      headers: { ...this.#key, "Content-Type": "application/json" },
-      body: JSON.stringify({ ...this.#fields, ...how }),
+      headers: { ...this.#key, ...this.#dialect.headers, "Content-Type": "application/json" },
+      body: JSON.stringify(body),
     });
   }
 
@@ -219,15 +226,16 @@ function isA(type, response) {
   return response.status === 200 && (response.headers.get("Content-Type") ?? "").startsWith(type);
 }
 
-function endingOf({ finish_reason: reason, error, usage, timings }) {
-  if (reason !== "error") return { kind: "finish", reason, usage, timings };
-  return { kind: "failure", message: error.message, usage, timings };
-}
-
-/** Return the ending for an error response, with the server's message (RFC 9457 problem details). */
+/** Return the ending for an error response: RFC 9457's problem details, or OpenAI's error object. */
 async function refusal(response) {
   const problem = await response.json().catch(() => ({}));
   const message =
-    problem.detail ?? problem.title ?? `The server returned status ${response.status} without a reason.`;
-  return { kind: "refused", message, fields: problem.errors ?? [], needsKey: response.status === 401 };
+    problem.error?.message ?? problem.detail ?? problem.title ?? `The server returned status ${response.status} without a reason.`;
+  return { kind: "refused", message, fields: fieldsOf(problem), needsKey: response.status === 401 };
+}
+
+/** Return the fields that an error names: `[{field, message}]`. */
+function fieldsOf({ errors, error }) {
+  if (error?.param) return [{ field: error.param, message: error.message }];
+  return errors ?? [];
 }

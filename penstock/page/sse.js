@@ -12,7 +12,13 @@ export class EventParser {
   #data = "";
   #type = "";
   #lastEventId = "";
+  #commented;
   retryMs = null; // the wait before a new connection, if the server sets it
+
+  /** `commented` is called with the text of each comment. */
+  constructor(commented = () => {}) {
+    this.#commented = commented;
+  }
 
   /**
    * @param {Uint8Array} bytes
@@ -33,7 +39,10 @@ export class EventParser {
   #take(line) {
     if (line === "") return this.#dispatch();
     const colon = line.indexOf(":");
-    if (colon === 0) return null; // a comment, such as a ping
+    if (colon === 0) {
+      this.#commented(line.slice(1)); // such as a ping
+      return null;
+    }
     const field = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (field === "data") this.#data += value + "\n";

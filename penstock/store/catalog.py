@@ -12,10 +12,13 @@ from penstock.store.protocol import LogStore
 REDIS_SCHEMES = ("redis://", "rediss://")
 
 
-def create_store(log: str, *, patience: float, username: str, password: str) -> LogStore | None:
+def create_store(
+    log: str, *, patience: float, sync: bool, username: str, password: str
+) -> LogStore | None:
     """Return the store that `log` names, or None for memory. Raises StartError.
 
     `patience` is how long the store may be out of reach before its logs are given up, in seconds.
+    With `sync`, each write to a folder waits for the disk.
     """
     store: LogStore
     if log == "memory":
@@ -29,7 +32,9 @@ def create_store(log: str, *, patience: float, username: str, password: str) -> 
             "The setting 'log' names no store that Penstock knows.",
             "Use memory, a folder, redis://host:port/db or rediss://host:port/db.",
         )
-    store = _resolve("penstock.store.sqlite.store:SqliteStore")(Path(log), patience=patience)
+    store = _resolve("penstock.store.sqlite.store:SqliteStore")(
+        Path(log), patience=patience, synchronous="FULL" if sync else "NORMAL"
+    )
     return store
 
 

@@ -17,7 +17,16 @@ from penstock.web.keys import MAX_KEY_CHARACTERS, KeyRing
 
 _BEARER = re.compile(rb"Bearer +([\x21-\x7e]{1,%d})" % MAX_KEY_CHARACTERS, re.IGNORECASE)
 # The page and load balancers need these before there is a key.
-_OPEN_PATHS = ("/", "/docs", "/health", "/health/live", "/health/ready", "/v1/health", "/ping")
+_OPEN_PATHS = (
+    "/",
+    "/text",
+    "/docs",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/v1/health",
+    "/ping",
+)
 _OPEN_PREFIX = "/page/"
 # These show the activity of all owners.
 _ADMIN_PATHS = ("/metrics",)

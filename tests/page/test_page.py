@@ -70,7 +70,7 @@ async def answer_with(page: Page, body: str, status: int = 200, kind: str = "eve
 async def test_streamed_tokens_appear_one_by_one(
     slow_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(slow_server.url)
+    page = await open_page(f"{slow_server.url}/text")
     await page.evaluate(RECORD)
     await page.get_by_label("Prompt").fill("Tell me about water.")
     await page.get_by_label("Max tokens").fill("15")
@@ -91,7 +91,7 @@ async def test_streamed_tokens_appear_one_by_one(
 async def test_figures_are_measured_here_while_tokens_come_and_the_servers_own_at_the_end(
     slow_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(slow_server.url)
+    page = await open_page(f"{slow_server.url}/text")
     async with page.expect_response("**/generate") as sent:
         await page.get_by_role("button", name="Stream").click()
     for name in ("first", "rate", "tokens", "elapsed"):
@@ -111,7 +111,7 @@ async def test_figures_are_measured_here_while_tokens_come_and_the_servers_own_a
 async def test_a_stopped_stream_is_cancelled_on_the_server_and_keeps_its_text(
     slow_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(slow_server.url)
+    page = await open_page(f"{slow_server.url}/text")
     async with page.expect_response("**/generate") as sent:
         await page.get_by_role("button", name="Stream").click()
     await expect(answer(page)).to_have_text(words(3))
@@ -131,7 +131,7 @@ async def test_a_stopped_stream_is_cancelled_on_the_server_and_keeps_its_text(
 async def test_a_stop_that_the_server_does_not_answer_hangs_up(
     slow_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(slow_server.url)
+    page = await open_page(f"{slow_server.url}/text")
 
     async def refuse(route: Route) -> None:
         await route.abort()
@@ -147,7 +147,7 @@ async def test_a_stop_that_the_server_does_not_answer_hangs_up(
 async def test_complete_brings_the_whole_answer_at_once(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await page.evaluate(RECORD)
     await page.get_by_role("button", name="Complete").click()
     await state_is(page, "finished")
@@ -159,7 +159,7 @@ async def test_complete_brings_the_whole_answer_at_once(
 async def test_an_answer_that_reached_its_limit_says_so(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await page.get_by_label("Max tokens").fill("5")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
@@ -170,7 +170,7 @@ async def test_an_answer_that_reached_its_limit_says_so(
 async def test_clear_empties_the_output_and_the_figures(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await page.get_by_role("button", name="Complete").click()
     await state_is(page, "finished")
     await page.get_by_role("button", name="Clear").click()
@@ -183,7 +183,7 @@ async def test_clear_empties_the_output_and_the_figures(
 async def test_every_sampling_control_reaches_the_server(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     controls = {"Max tokens": "7", "Temperature": "0", "Top p": "1", "Top k": "0", "Seed": "42"}
     for label, value in controls.items():
         await page.get_by_label(label).fill(value)
@@ -208,7 +208,7 @@ async def test_every_sampling_control_reaches_the_server(
 async def test_a_chat_goes_on_until_it_is_cleared(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await page.get_by_text("Chat turn").click()
     await page.get_by_label("Max tokens").fill("2")
 
@@ -235,7 +235,7 @@ async def test_a_chat_goes_on_until_it_is_cleared(
 async def test_a_field_out_of_bounds_is_refused_in_the_servers_words_beside_the_field(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await page.get_by_label("Max tokens").fill("0")
     async with page.expect_response("**/generate") as refused:
         await page.get_by_role("button", name="Stream").click()
@@ -256,7 +256,7 @@ async def test_an_engine_that_fails_midway_is_an_error_in_its_own_words(
     open_page: OpenPage,
 ) -> None:
     with serve(engine="mock", mock_interval=0.01, engine_arg=["fail_at=6"]) as server:
-        page = await open_page(server.url)
+        page = await open_page(f"{server.url}/text")
         await page.get_by_role("button", name="Stream").click()
         await state_is(page, "error")
         await expect(page.locator("#status")).to_have_text(
@@ -273,7 +273,7 @@ async def test_a_lost_connection_looks_like_one_and_not_like_an_end(open_page: O
     with serve(engine="mock", mock_interval=0.05, engine_arg=["length=1000"]) as server:
         page = await open_page("about:blank")
         await page.clock.install()
-        await page.goto(server.url)
+        await page.goto(f"{server.url}/text")
         await expect(page.locator("#server")).to_have_text("mock · ready")
         await page.get_by_role("button", name="Stream").click()
         await expect(answer(page)).to_have_text(words(3))
@@ -294,7 +294,7 @@ async def test_a_lost_connection_looks_like_one_and_not_like_an_end(open_page: O
 async def test_a_body_that_just_ends_is_a_lost_connection(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await answer_with(page, frames(" one", " two"))
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "lost")
@@ -304,7 +304,7 @@ async def test_a_body_that_just_ends_is_a_lost_connection(
 async def test_an_answer_that_nobody_understands_is_an_error(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await answer_with(page, "data: {nonsense\n\n")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "error")
@@ -318,7 +318,7 @@ async def test_an_answer_that_nobody_understands_is_an_error(
 async def test_a_cancel_by_somebody_else_is_not_called_ours(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await answer_with(page, frames(" one", end={"finish_reason": "cancelled"}))
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "stopped")
@@ -385,7 +385,7 @@ async def test_markup_in_prompt_output_error_and_name_is_text_however_it_is_spli
 
     page = await open_page("about:blank")
     await page.route(f"{server.url}/", name)
-    await page.goto(server.url)
+    await page.goto(f"{server.url}/text")
     await expect(page.locator("#server")).to_have_text(f"{MARKUP[0]} · ready")
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -406,7 +406,7 @@ async def test_the_page_names_the_model_and_says_when_it_is_ready(
     page = await open_page("about:blank")
     await page.clock.install()
     await page.route("**/health/ready", loading)
-    await page.goto(server.url)
+    await page.goto(f"{server.url}/text")
     await expect(page.locator("#server")).to_have_text("mock · not ready yet")
     await page.unroute_all()
     await page.clock.fast_forward(3000)
@@ -416,7 +416,7 @@ async def test_the_page_names_the_model_and_says_when_it_is_ready(
 async def test_a_chat_turn_that_failed_comes_back_to_be_asked_again(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await page.get_by_text("Chat turn").click()
     await answer_with(page, frames(" half an"))
     await page.get_by_label("Prompt").fill("Hello")
@@ -433,7 +433,7 @@ async def test_a_chat_turn_that_failed_comes_back_to_be_asked_again(
 async def test_deltas_that_come_faster_than_frames_share_an_update(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     tokens = [f" {number}" for number in range(1000)]
     await answer_with(page, frames(*tokens, end={"finish_reason": "length"}))
     await page.evaluate(RECORD)
@@ -448,7 +448,7 @@ async def test_deltas_that_come_faster_than_frames_share_an_update(
 async def test_the_output_follows_its_end_unless_the_reader_scrolled_up(
     slow_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(slow_server.url, viewport={"width": 1000, "height": 480})
+    page = await open_page(f"{slow_server.url}/text", viewport={"width": 1000, "height": 480})
     await page.get_by_label("Prompt").fill("A long prompt.\n" * 60)
     await page.get_by_label("Max tokens").fill("1024")
     to_end = "(box) => box.scrollHeight - box.scrollTop - box.clientHeight"
@@ -468,9 +468,9 @@ async def test_the_output_follows_its_end_unless_the_reader_scrolled_up(
 async def test_the_keyboard_alone_is_enough(
     slow_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(slow_server.url)
+    page = await open_page(f"{slow_server.url}/text")
     reached = []
-    for _ in range(16):
+    for _ in range(18):
         await page.keyboard.press("Tab")
         reached.append(
             await page.evaluate(
@@ -484,8 +484,9 @@ async def test_the_keyboard_alone_is_enough(
     names = [name for name, _ in reached]
     controls = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop_strings"]
     buttons = ["stream", "complete", "stop", "clear"]
+    names = names[2:]  # the first two lead to the page's modes
     assert names[:14] == ["continue", "prompt", *buttons, "summary", *controls, "output"]
-    assert all(outline == "solid" for _, outline in reached[:14])
+    assert all(outline == "solid" for _, outline in reached[:16])
 
     await page.get_by_label("Prompt").focus()
     await page.keyboard.press("ControlOrMeta+Enter")
@@ -506,7 +507,7 @@ async def test_the_keyboard_alone_is_enough(
 async def test_changes_of_state_are_announced_and_tokens_are_not(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url)
+    page = await open_page(f"{server.url}/text")
     await expect(page.locator("#status")).to_have_attribute("aria-live", "polite")
     live = page.locator("[aria-live], [role=status], [role=log], [role=alert], output")
     assert await live.evaluate_all("(all) => all.map((one) => one.id)") == ["server", "status"]
@@ -517,7 +518,7 @@ async def test_changes_of_state_are_announced_and_tokens_are_not(
 async def test_nothing_scrolls_sideways(
     server: RunningServer, open_page: OpenPage, width: int
 ) -> None:
-    page = await open_page(server.url, viewport={"width": width, "height": 667})
+    page = await open_page(f"{server.url}/text", viewport={"width": width, "height": 667})
     await answer_with(
         page,
         frames(
@@ -542,7 +543,7 @@ async def test_nothing_scrolls_sideways(
 async def test_a_laptops_first_screen_shows_prompt_buttons_output_and_figures(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url, viewport={"width": 1280, "height": 600})
+    page = await open_page(f"{server.url}/text", viewport={"width": 1280, "height": 600})
     for id_ in ("prompt", "stream", "complete", "stop", "clear", "output", "status", "elapsed"):
         await expect(page.locator(f"#{id_}")).to_be_in_viewport(ratio=1)
 
@@ -580,7 +581,7 @@ CONTRASTS = """() => {
 async def test_all_text_has_enough_contrast_in_every_state(
     server: RunningServer, open_page: OpenPage, scheme: Any
 ) -> None:
-    page = await open_page(server.url, color_scheme=scheme)
+    page = await open_page(f"{server.url}/text", color_scheme=scheme)
     await page.get_by_label("Max tokens").fill("2")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
@@ -603,7 +604,7 @@ async def test_all_text_has_enough_contrast_in_every_state(
 async def test_dark_and_light_follow_the_readers_system(
     server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(server.url, color_scheme="light")
+    page = await open_page(f"{server.url}/text", color_scheme="light")
     colours = """() => {
       const { backgroundColor, color } = getComputedStyle(document.body);
       return [backgroundColor, color];
@@ -621,7 +622,7 @@ async def test_the_page_asks_no_other_host_and_keeps_nothing(
     page = await open_page("about:blank")
     urls: list[str] = []
     page.on("request", lambda request: urls.append(request.url))
-    await page.goto(server.url)
+    await page.goto(f"{server.url}/text")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
     assert all(url.startswith(server.url) for url in urls)
@@ -637,7 +638,7 @@ async def test_the_page_asks_for_a_required_key_and_keeps_it_in_its_tab(
         page = await open_page("about:blank")
         urls: list[str] = []
         page.on("request", lambda request: urls.append(request.url))
-        await page.goto(server.url)
+        await page.goto(f"{server.url}/text")
         field = page.get_by_label("API key")
         await expect(field).to_be_hidden()
         await page.get_by_role("button", name="Stream").click()
@@ -653,7 +654,7 @@ async def test_the_page_asks_for_a_required_key_and_keeps_it_in_its_tab(
         assert await page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert not any(key in url for url in urls)
         other = await page.context.new_page()
-        await other.goto(server.url)
+        await other.goto(f"{server.url}/text")
         await expect(other.get_by_label("API key")).to_have_value("")
 
 
@@ -661,7 +662,7 @@ async def test_a_queued_stream_shows_its_position(chromium: str, open_page: Open
     with serve("--slots=1", engine="mock", mock_interval=0.01, engine_arg=["hang_at=3"]) as server:
         holder, stream_id = open_stream(server.port, generate())
         with holder:
-            page = await open_page(server.url)
+            page = await open_page(f"{server.url}/text")
             await page.get_by_role("button", name="Stream").click()
             await expect(page.locator("#status")).to_contain_text(
                 "Waiting in the queue: position 1"

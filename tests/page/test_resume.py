@@ -60,7 +60,7 @@ async def test_a_cut_stream_goes_on_in_place_and_shows_every_token_once(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
     async with proxied(numbered_server) as proxy:
-        page = await open_page(url_of(proxy))
+        page = await open_page(f"{url_of(proxy)}/text")
         await page.evaluate(RECORD)
         await ask(page, "Cut", 100)
         for number, often in enumerate(("once", "twice"), 1):
@@ -85,7 +85,7 @@ async def test_a_stream_cut_over_and_over_at_any_byte_is_whole(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
     async with proxied(numbered_server) as proxy:
-        page = await open_page(url_of(proxy))
+        page = await open_page(f"{url_of(proxy)}/text")
         await expect(page.locator("#server")).to_have_text("mock · ready")
         proxy.faults_of = lambda chance: Faults(
             # With fewer bytes a reset can discard all of them: no progress, and ever longer waits.
@@ -106,7 +106,7 @@ async def test_a_connection_that_falls_silent_is_a_cut(
     async with proxied(numbered_server) as proxy:
         page = await open_page("about:blank")
         await page.clock.install()
-        await page.goto(url_of(proxy))
+        await page.goto(f"{url_of(proxy)}/text")
         await expect(page.locator("#server")).to_have_text("mock · ready")
         silent = asyncio.Event()
         proxy.faults_of = lambda _: Faults(down=[silence_from(silent)])
@@ -127,7 +127,7 @@ async def test_while_it_resumes_the_page_says_so_and_can_be_stopped(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
     async with proxied(numbered_server) as proxy:
-        page = await open_page(url_of(proxy))
+        page = await open_page(f"{url_of(proxy)}/text")
         await ask(page, "Stop", 1000)
         await expect(answer(page)).to_have_text(words(3))
         await proxy.down()
@@ -157,7 +157,7 @@ async def test_a_stop_between_two_connections_fetches_the_end_at_once(
             await route.continue_()
 
     async with proxied(numbered_server) as proxy:
-        page = await open_page(url_of(proxy))
+        page = await open_page(f"{url_of(proxy)}/text")
         await page.route("**/streams/*", later)
         await ask(page, "Stop", 1000)
         await expect(answer(page)).to_have_text(words(3))
@@ -177,7 +177,7 @@ async def test_a_server_that_stays_away_is_given_up_and_found_by_a_reload(
     async with proxied(numbered_server) as proxy:
         page = await open_page("about:blank")
         await page.clock.install()
-        await page.goto(url_of(proxy))
+        await page.goto(f"{url_of(proxy)}/text")
         await ask(page, "Away", 60)
         await expect(answer(page)).to_have_text(words(3))
         await proxy.down()
@@ -199,7 +199,7 @@ async def test_a_server_that_stays_away_is_given_up_and_found_by_a_reload(
 async def test_a_stop_before_the_head_of_the_stream_ends_it_when_it_has_a_name(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     held: asyncio.Queue[Route] = asyncio.Queue()
     await page.route("**/generate", held.put)
     await ask(page, "Early", 1000)
@@ -217,7 +217,7 @@ async def test_a_stop_before_the_head_of_the_stream_ends_it_when_it_has_a_name(
 async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     await ask(page, "Again and again", 100)
     await expect(answer(page)).to_have_text(words(20))
     await page.reload()
@@ -240,19 +240,19 @@ async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
 async def test_an_answer_that_ended_meanwhile_is_read_after_a_reload(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     async with page.expect_response("**/generate") as sent:
         await ask(page, "Meanwhile", 40)
     stream_id = (await sent.value).headers["x-stream-id"]
     await expect(answer(page)).to_have_text(words(3))
     await page.goto("about:blank")  # the tab keeps the session storage of the page
-    other = await open_page(numbered_server.url)
+    other = await open_page(f"{numbered_server.url}/text")
     count = await other.evaluate(
         """async (id) => (await (await fetch(`streams/${id}`)).text()).split("data:").length - 1""",
         stream_id,
     )
     assert count == 41  # the stream has ended
-    await page.goto(numbered_server.url)
+    await page.goto(f"{numbered_server.url}/text")
     await state_is(page, "finished")
     assert await text_of(page) == numbered("Meanwhile", 40)
 
@@ -260,7 +260,7 @@ async def test_an_answer_that_ended_meanwhile_is_read_after_a_reload(
 async def test_figures_after_a_reload_are_the_servers_or_none(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     await ask(page, "Figures", 60)
     await expect(answer(page)).to_have_text(words(20))
     await page.reload()
@@ -275,7 +275,7 @@ async def test_figures_after_a_reload_are_the_servers_or_none(
 async def test_a_reload_in_a_chat_keeps_the_turns_before(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     await page.get_by_text("Chat turn").click()
     await ask(page, "Hello", 2)
     await state_is(page, "finished")
@@ -299,7 +299,7 @@ async def test_a_reload_in_a_chat_keeps_the_turns_before(
 async def test_what_the_server_no_longer_has_is_said_plainly_and_forgotten(
     numbered_server: RunningServer, open_page: OpenPage, code: int
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     run = {"id": "gone", "mode": "continue", "asked": "Old", "messages": [], "limit": 9}
     await page.evaluate("(run) => sessionStorage.setItem('penstock.running', run)", json.dumps(run))
 
@@ -318,7 +318,7 @@ async def test_what_the_server_no_longer_has_is_said_plainly_and_forgotten(
 async def test_a_reload_before_the_server_is_back_waits_for_it(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     await ask(page, "Back", 60)
     await expect(answer(page)).to_have_text(words(5))
     held: asyncio.Queue[Route] = asyncio.Queue()
@@ -335,7 +335,7 @@ async def test_a_reload_before_the_server_is_back_waits_for_it(
 async def test_markup_is_text_after_a_reload_too(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     markup = re.sub("[\x00\ufeff]", "", "\n".join(MARKUP))
     turns = [{"role": role, "content": markup} for role in ("user", "assistant")]
     run = {"id": "x", "mode": "chat", "asked": markup, "messages": turns, "limit": 9}
@@ -358,7 +358,7 @@ async def test_markup_is_text_after_a_reload_too(
 async def test_a_gap_between_two_connections_is_an_error(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     end = {"token": "", "index": 7, "finished": True, "finish_reason": "stop"}
 
     async def wrong(route: Route) -> None:
@@ -396,12 +396,12 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
     numbered_server: RunningServer, open_page: OpenPage, query: str
 ) -> None:
     async with proxied(numbered_server) as proxy:
-        page = await open_page(url_of(proxy))
+        page = await open_page(f"{url_of(proxy)}/text")
         async with page.expect_response("**/generate") as sent:
             await ask(page, "Source", 80)
         stream_id = (await sent.value).headers["x-stream-id"]
         await expect(answer(page)).to_have_text(words(12))
-        await page.goto(url_of(proxy) + "/health")  # the same origin without our page
+        await page.goto(f"{url_of(proxy)}/text" + "/health")  # the same origin without our page
         statuses: list[int] = []
         page.on(
             "response",
@@ -460,7 +460,7 @@ FACTS = """async () => {
 async def test_the_page_waits_as_the_python_client_does(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
-    page = await open_page(numbered_server.url)
+    page = await open_page(f"{numbered_server.url}/text")
     assert await page.evaluate(WAITS, [1, 20_000]) == [250, 500, 1000, 2000, 4000, 5000, 5000, 2250]
     assert (await page.evaluate(WAITS, [0, 20_000]))[:4] == [125, 250, 500, 1000]
     facts = await page.evaluate(FACTS)

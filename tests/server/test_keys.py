@@ -133,7 +133,7 @@ def test_a_key_is_refused_before_100_continue(server: RunningServer) -> None:
     assert ask(server.port, sent).status == 401
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/page/page.js"])
+@pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/page/chat.js"])
 def test_the_page_and_the_health_checks_need_no_key(server: RunningServer, path: str) -> None:
     assert ask(server.port, request("GET", path)).status == 200
 

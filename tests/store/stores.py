@@ -70,12 +70,6 @@ class SqlitePlace:
     async def close(self) -> None: ...
 
 
-class FullSqlitePlace(SqlitePlace):
-    """A folder whose files wait for the disk."""
-
-    synchronous = "FULL"
-
-
 class RedisPlace:
     """A server of Redis."""
 
@@ -109,7 +103,6 @@ class ValkeyPlace(RedisPlace):
 
 PLACES: dict[str, type[Place]] = {
     "sqlite": SqlitePlace,
-    "sqlite-full": FullSqlitePlace,
     "redis": RedisPlace,
     "valkey": ValkeyPlace,
 }

@@ -55,11 +55,15 @@ class RunningServer:
 def start(*arguments: str, module: object = "penstock", **flags: object) -> subprocess.Popen[str]:
     """Run `penstock serve` with these flags (mock_interval=0.01 becomes --mock-interval 0.01).
 
+    No token is held back unless a flag says so: `pace` is 0, and None leaves the flag out.
+
     `module` names the module to run instead of penstock: it changes something, then runs penstock.
     """
     command = [sys.executable, "-m", str(module), "serve", *arguments]
-    for name, value in {"port": 0, **flags}.items():
+    for name, value in {"port": 0, "pace": 0, **flags}.items():
         values = value if isinstance(value, list) else [value]
+        if value is None:
+            continue
         for each in values:
             command += [f"--{name.replace('_', '-')}", str(each)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}

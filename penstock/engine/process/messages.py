@@ -20,10 +20,14 @@ class _Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class Start(_Message, tag="start"):
-    """Load the engine `target` ("module:Class") with the keyword arguments `options`."""
+    """Load the engine `target` ("module:Class") with the keyword arguments `options`.
+
+    Pass on `pace` tokens per second of each request; 0 passes all of them on at once.
+    """
 
     target: str
     options: dict[str, Any]
+    pace: float = 0.0
 
 
 class Submit(_Message, tag="submit"):

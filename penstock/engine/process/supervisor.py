@@ -68,7 +68,8 @@ class SupervisedEngine:
     killed if the engine itself gives no sign of life for `hang_timeout` seconds (no request gets
     on, and no probe is answered), or if it does not let go of a cancelled request for so long.
     `on_stopped` is called with the number of seconds that it took to let go of one. `deliver`
-    delivers the batches of the engine; by default every sink is called for itself.
+    delivers the batches of the engine; by default every sink is called for itself. `pace` holds the
+    tokens of each request back to so many per second (see `pace.py`); 0 holds nothing back.
     """
 
     def __init__(
@@ -79,8 +80,9 @@ class SupervisedEngine:
         hang_timeout: float = 300.0,
         on_stopped: Callable[[float], None] = lambda seconds: None,
         deliver: Deliver | None = None,
+        pace: float = 0.0,
     ) -> None:
-        self._start_message = messages.Start(target, options)
+        self._start_message = messages.Start(target, options, pace)
         self._on_spawn = on_spawn
         self._hang_timeout = hang_timeout
         self._on_stopped = on_stopped

@@ -22,6 +22,7 @@ from setproctitle import setproctitle
 
 from penstock.children import die_with_parent, leave_signals_to_parent
 from penstock.engine.process import messages
+from penstock.engine.process.pace import Pacer
 from penstock.engine.protocol import Engine, EngineFinish
 from penstock.engine.tasks import end_process
 from penstock.errors import StartError
@@ -175,13 +176,16 @@ async def relay(outbox: Outbox) -> None:
     gc.collect()
     gc.freeze()  # garbage collection skips the model and the modules
     outbox.push(messages.Ready(info))
+    pacer = Pacer(message.pace)
     probe: asyncio.Task[None] | None = None
     try:
         while (message := await outbox.inbox.get()) is not None:
             if isinstance(message, messages.Submit):
                 request: Request = message.request
-                engine.submit(request, MessageSink(request.id, outbox))
+                sink = MessageSink(request.id, outbox)
+                engine.submit(request, pacer.paced(request.id, sink))
             elif isinstance(message, messages.Cancel):
+                pacer.drop(message.request_id)
                 stopped = messages.Stopped(message.request_id)
                 engine.cancel(message.request_id, partial(outbox.push, stopped))
             elif isinstance(message, messages.Probe):

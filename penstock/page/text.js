@@ -1,10 +1,12 @@
-// The page: a form for the request, and the answer with its figures. In: clicks, keys, and the deltas
+// The mode "Text": a form for the request, and the answer with its figures. In: clicks, keys, and the deltas
 // and the ending of a generation. Out: the DOM. Not known here: HTTP, Server-Sent Events.
 //
 // The model's text only goes into Text nodes, so it cannot become markup. A reload keeps the running
 // stream and the API key. It resets everything else: the controls, and a finished conversation.
+import { describe, inMilliseconds, inRate, inSeconds, placed, resumed } from "./endings.js";
 import { Generation } from "./generation.js";
 import { forget, keep, recall } from "./kept.js";
+import { watchServer } from "./server_state.js";
 
 const FIRST_PROMPT = { continue: "Once upon a time", chat: "Hello! Who are you?" };
 const KEY_ITEM = "penstock.key"; // in sessionStorage, which belongs to one tab and ends with it
@@ -113,7 +115,7 @@ async function receive(generation, turn, watch, { streamed = true, limit }) {
   running = generation;
   enableButtons();
   const callbacks = {
-    queued: showPosition,
+    queued: (place) => show("waiting", placed(place)),
     began: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
     delta(text) {
       if (watch.count === 0) show("streaming", `Streaming…${resumed(generation)}`);
@@ -122,10 +124,10 @@ async function receive(generation, turn, watch, { streamed = true, limit }) {
     },
     cut() {
       show("resuming", "Connection lost; resuming…");
-      watchServer();
+      watchServer(at("server"));
     },
     resumed() {
-      watchServer();
+      watchServer(at("server"));
       if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(generation)}`);
       else show("streaming", `Streaming…${resumed(generation)}`);
     },
@@ -137,12 +139,6 @@ async function receive(generation, turn, watch, { streamed = true, limit }) {
   running = null;
   if (ending.kind !== "lost") forget(); // a reload may find a lost stream again
   finish(turn, ending, generation, watch.count);
-}
-
-/** Return how often the stream was resumed, as the end of a status text. */
-function resumed({ numResumes: times }) {
-  if (times === 0) return "";
-  return ` Resumed ${["once", "twice"][times - 1] ?? `${times} times`}.`;
 }
 
 /** Show how the generation ended. Add the turn to the conversation if it ended well. */
@@ -158,13 +154,7 @@ function finish(turn, ending, generation, count) {
   show(state, sentence + resumed(generation));
   markInvalid(ending.fields ?? []);
   if (ending.needsKey) askForKey();
-  if (ending.kind === "lost" || ending.kind === "unreachable") watchServer();
-}
-
-/** Show the position in the queue. */
-function showPosition({ position, eta }) {
-  const when = eta === null ? "" : `, about ${inSeconds(eta)} left`;
-  show("waiting", `Waiting in the queue: position ${position}${when}…`);
+  if (ending.kind === "lost" || ending.kind === "unreachable") watchServer(at("server"));
 }
 
 /** Show the field for the API key: the key is missing or wrong. */
@@ -173,35 +163,6 @@ function askForKey() {
   key.select();
   key.focus();
 }
-
-/** Return the state of the page and the status text for an ending. */
-function describe(ending, stopAsked, count) {
-  const after = count ? `after ${count} ${count === 1 ? "token" : "tokens"}` : "before the first token";
-  const incomplete = count ? " The text above is incomplete." : "";
-  switch (ending.kind) {
-    case "finish":
-      if (ending.reason === "stop") return ["finished", "Finished: the model ended its answer or reached a stop string."];
-      if (ending.reason === "length") return ["finished", "Finished: the token limit was reached."];
-      if (ending.reason === "deadline") return ["stopped", `The server's time limit was reached ${after}.`];
-      if (stopAsked) return ["stopped", `Stopped by you ${after}.`];
-      return ["stopped", `Cancelled by the server or another reader ${after}.`];
-    case "stopped":
-      return ["stopped", `Stopped by you ${after}.${count ? " The page closed the connection; the server did not confirm the stop." : ""}`];
-    case "failure":
-      return ["error", ending.message + incomplete];
-    case "refused":
-      return ["error", ending.message];
-    case "unreachable":
-      return ["lost", "The server cannot be reached. Is it running?"];
-    case "forgotten":
-      return ["lost", count ? "The server no longer has the rest of this answer." : "The server no longer has this answer."];
-    default:
-      return ["lost", `The connection was lost ${after}${count ? "; the text above is incomplete" : ""}.${reasons(ending)}`];
-  }
-}
-
-/** Return the server's reason for not resuming the stream, if it gave a reason. */
-const reasons = ({ message }) => (message === undefined ? "" : ` The server said: ${message}`);
 
 /** CSS shows `state`. Screen readers read `sentence` aloud: once per state, never per token. */
 function show(state, sentence) {
@@ -387,30 +348,6 @@ function blankFigures() {
   at("tokens-prompt").textContent = "";
 }
 
-const inSeconds = (s) => (s == null ? "–" : `${s.toFixed(s < 100 ? 1 : 0)} s`);
-const inMilliseconds = (s) => (s == null || s >= 1 ? inSeconds(s) : `${Math.round(s * 1000)} ms`);
-const inRate = (rate) => (rate == null ? "–" : rate.toFixed(rate < 100 ? 1 : 0));
-
-// --- The server --------------------------------------------------------------------------------
-
-let nextLook = 0;
-
-/** Show the model and the server's state. Ask again every 2 seconds until the server is ready. */
-async function watchServer() {
-  clearTimeout(nextLook);
-  const known = at("server");
-  try {
-    const answers = [fetch("./", { headers: { Accept: "application/json" }, cache: "no-store" }), fetch("health/ready", { cache: "no-store" })];
-    const [root, ready] = await Promise.all(answers);
-    const { model } = await root.json();
-    known.textContent = `${model} · ${ready.ok ? "ready" : "not ready yet"}`;
-    if (ready.ok) return;
-  } catch {
-    known.textContent = "not reachable";
-  }
-  nextLook = setTimeout(watchServer, 2000);
-}
-
 // --- Events of the controls --------------------------------------------------------------------
 
 form.addEventListener("submit", (event) => {
@@ -433,5 +370,5 @@ document.addEventListener("keydown", (event) => {
 key.value = sessionStorage.getItem(KEY_ITEM) ?? "";
 at("key-field").hidden = key.value === "";
 at("sampling").open = matchMedia("(min-width: 56rem)").matches; // if there is room for them
-watchServer();
+watchServer(at("server"));
 restore();

@@ -1,0 +1,126 @@
+// An answer that runs: a generation whose text goes into a turn. In: a turn, and the fields of a request, or
+// nothing to follow the turn's stream. Out: the turn, brought up to date; calls that tell what is new. Not known
+// here: the DOM, where turns are kept.
+import { chat } from "./dialects.js";
+import { describe, inMilliseconds, inRate, placed, resumed } from "./endings.js";
+import { Generation } from "./generation.js";
+
+const MIN_RATE_TOKENS = 10; // a rate of fewer tokens means nothing
+
+/**
+ * A run. `listener` has `began()` (the turn's stream has an id), `grew(part, piece)` with "text", "reasoning"
+ * or "calls", `changed(state, sentence)` and `ended(ending)`.
+ */
+export class Run {
+  state = "waiting";
+  sentence = "Waiting for the first token…";
+  numTokens = 0;
+  #generation;
+  #listener;
+  #isReplay;
+  #known; // so many characters of this stream the turn has already, by part
+  #hasCalls = false;
+  #begin = performance.now();
+  #first = null;
+  #last = null;
+
+  constructor(turn, fields, key, listener) {
+    this.turn = turn;
+    this.#listener = listener;
+    this.#isReplay = fields === null;
+    this.#known = { text: turn.text.length - turn.prefix.length, reasoning: this.#isReplay ? turn.reasoning.length : 0 };
+    this.#generation = new Generation(fields, turn.stream, key, chat);
+    turn.state = "open";
+  }
+
+  /** Receive the answer until its end. */
+  async receive() {
+    if (this.#isReplay) this.#change("waiting", "Following the answer…");
+    const ending = await this.#generation.stream({
+      began: (id) => {
+        this.turn.stream = id;
+        this.#listener.began();
+      },
+      queued: (place) => this.#change("waiting", placed(place)),
+      delta: (delta) => this.#take(delta),
+      cut: () => this.#change("resuming", `Connection lost; resuming…${this.#kept()}`),
+      resumed: () => this.#flow(),
+    });
+    this.#end(ending);
+  }
+
+  stop() {
+    if (!this.#generation.stopAsked) this.#change(this.state, "Stopping…");
+    return this.#generation.stop();
+  }
+
+  #take({ content, reasoning, calls }) {
+    this.#last = performance.now();
+    this.#first ??= this.#last;
+    this.numTokens += 1;
+    if (this.numTokens === 1) this.#flow();
+    if (reasoning) this.#grow("reasoning", reasoning);
+    if (content) this.#grow("text", content);
+    if (calls) this.#call(calls);
+  }
+
+  /** Add what the turn does not have yet. After a reload it has the beginning. */
+  #grow(part, piece) {
+    const added = piece.slice(this.#known[part]);
+    this.#known[part] = Math.max(0, this.#known[part] - piece.length);
+    if (added === "") return;
+    this.turn[part] += added;
+    this.#listener.grew(part, added);
+  }
+
+  #call(parts) {
+    if (!this.#hasCalls) this.turn.calls = []; // after a reload they come again
+    this.#hasCalls = true;
+    for (const { index, function: called } of parts) {
+      const call = (this.turn.calls[index] ??= { name: "", arguments: "" });
+      call.name ||= called.name ?? "";
+      call.arguments += called.arguments ?? "";
+    }
+    this.#listener.grew("calls", "");
+  }
+
+  #flow() {
+    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${resumed(this.#generation)}`);
+    this.#change("streaming", `Streaming…${resumed(this.#generation)}`);
+  }
+
+  #change(state, sentence) {
+    [this.state, this.sentence] = [state, sentence];
+    this.#listener.changed(state, sentence);
+  }
+
+  #kept() {
+    return this.numTokens ? ` ${this.numTokens} tokens are kept.` : "";
+  }
+
+  #end(ending) {
+    const [state, sentence] = describe(ending, this.#generation.stopAsked, this.numTokens);
+    // A stream that is only out of reach may be found again by a reload.
+    if (ending.kind !== "lost") this.turn.stream = null;
+    this.turn.state = state;
+    this.turn.note = state === "finished" ? this.#figures(ending) : sentence;
+    // The turn itself has the figures.
+    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#generation));
+    this.#listener.ended(ending);
+  }
+
+  /** Return the figures of an answer: tokens by the server's count, times as this page saw them. */
+  #figures({ reason, usage }) {
+    const count = usage?.completion_tokens ?? this.numTokens;
+    const parts = [`${count} ${count === 1 ? "token" : "tokens"}`];
+    const seconds = (this.#last - this.#first) / 1000;
+    if (!this.#isReplay && this.numTokens >= MIN_RATE_TOKENS && seconds > 0) {
+      parts.push(`${inRate((this.numTokens - 1) / seconds)} tokens/s`);
+    }
+    if (!this.#isReplay && this.#first !== null) {
+      parts.push(`first after ${inMilliseconds((this.#first - this.#begin) / 1000)}`);
+    }
+    if (reason === "length") parts.push("token limit reached");
+    return parts.join(" · ");
+  }
+}
