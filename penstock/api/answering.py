@@ -181,6 +181,8 @@ class Answering:
             for stream in opened:
                 if problem := await asyncio.shield(stream.was_accepted):
                     raise problem
+            if call.until_ready is not None and not resumed:
+                await call.until_ready()
             if call.at_once:
                 headers = {**call.headers, **self._named(notes, opened)}
                 return JSONResponse(call.form.so_far(opened), headers=headers)

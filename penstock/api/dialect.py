@@ -6,7 +6,7 @@ and add one line to the list of APIs in `app`.
 """
 
 import functools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
@@ -90,7 +90,8 @@ class Call:
     `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
     of them. `timeout` is in seconds and `max_tokens` in tokens, None if the client set none.
     `queue_events` asks for events instead of comments while the stream waits in the queue.
-    `on_opened` is told the streams when they are open. With `at_once`, the client gets the answer
+    `on_opened` is told the streams when they are open. `until_ready` is awaited before the response
+    begins. With `at_once`, the client gets the answer
     as it is when the request is accepted, and asks for the rest later.
     `headers` are added to the response's own.
     """
@@ -104,6 +105,7 @@ class Call:
     num_per_prompt: int = 1
     queue_events: bool = False
     on_opened: Callable[[Sequence[Stream]], None] | None = None
+    until_ready: Callable[[], Awaitable[None]] | None = None
     at_once: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 

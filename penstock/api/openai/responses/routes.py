@@ -95,6 +95,7 @@ class ResponseRoutes:
             timeout=timeout_of(http),
             max_tokens=asked.max_tokens_asked,
             on_opened=store if asked.is_stored else None,
+            until_ready=self._stored.until_saved if asked.is_stored else None,
             at_once=is_background and not asked.stream,
         )
 

@@ -8,6 +8,7 @@ responses are in the store, too: every replica finds them, and they outlive thei
 import asyncio
 import collections
 import contextlib
+import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,9 @@ from penstock.stream.reader import Reader
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
 
+# How long a response may take from its end until it is in the store, and how often to look.
+SAVE_TIMEOUT_S = 2.0
+LOOK_EVERY_S = 0.05
 # A response that runs is kept in the store for at least so long, in seconds.
 MIN_TTL_S = 3600.0
 _encode = msgspec.json.encode
@@ -91,6 +95,7 @@ class StoredResponses:
         self._stored: dict[str, StoredResponse] = {}
         self._bytes_of: collections.Counter[str] = collections.Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._saving: set[asyncio.Task[None]] = set()
         if names is not None:
             streams.on_adopted = self._adopted
 
@@ -110,6 +115,11 @@ class StoredResponses:
         reader = Reader(response.stream) if is_background else None
         self._keep(response, reader)
         self._save(response)
+
+    async def until_saved(self) -> None:
+        """Wait until what was added before is in the store, if there is one."""
+        if saving := list(self._saving):
+            await asyncio.wait(saving)
 
     @property
     def is_shared(self) -> bool:
@@ -202,30 +212,39 @@ class StoredResponses:
             )
             ttl = self._retain if response.final is not None else max(self._retain, MIN_TTL_S)
             put = self._names.put(_name(response.id), _pack(saved), ttl)
-            self._run(_quietly(put))
+            saving = self._run(_quietly(put))
+            self._saving.add(saving)
+            saving.add_done_callback(self._saving.discard)
 
     async def _load(self, response_id: str) -> StoredResponse | None:
         """Return a response from the store, if it is there. Raises Problem."""
         if self._names is None:
             return None
-        try:
-            data = await self._names.get(_name(response_id))
-        except StoreError:
-            raise store_unavailable() from None
-        if data is None:
-            return None
-        saved = _unpack(data)
-        stream: Stream | None = None
-        if saved.final is None:
+        deadline = time.monotonic() + SAVE_TIMEOUT_S
+        while True:
             try:
-                stream = await self._streams.find_anywhere(saved.form.stream_id, saved.owner)
-            except Problem as problem:
-                if problem.code == "store_unavailable":
-                    raise
+                data = await self._names.get(_name(response_id))
+            except StoreError:
+                raise store_unavailable() from None
+            if data is None:
+                return None
+            saved = _unpack(data)
+            stream = None if saved.final else await self._stream_of(saved)
+            if saved.final is not None or stream is not None:
+                return StoredResponse(
+                    saved.owner, stream, saved.form, saved.conversation, saved.input, saved.final
+                )
+            if time.monotonic() > deadline:
                 return None  # its server is gone, and so is its stream
-        return StoredResponse(
-            saved.owner, stream, saved.form, saved.conversation, saved.input, saved.final
-        )
+            await asyncio.sleep(LOOK_EVERY_S)  # it may just have ended at its own server
+
+    async def _stream_of(self, saved: _Saved) -> Stream | None:
+        try:
+            return await self._streams.find_anywhere(saved.form.stream_id, saved.owner)
+        except Problem as problem:
+            if problem.code == "store_unavailable":
+                raise
+            return None
 
     def _adopted(self, stream: Stream) -> None:
         """Keep the response of a stream that was another replica's until now."""
@@ -241,10 +260,11 @@ class StoredResponses:
             response.known_stream = stream
             self._keep(response, None)
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _name(response_id: str) -> str:
