@@ -1,0 +1,93 @@
+"""Servers are killed under streams in every phase: the others go on, and nothing is lost."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.checker import Verdict, judge
+from tests.faults.history import History, Truth, numbered
+from tests.faults.reading import Reader, cancel, fresh_word
+from tests.faults.replicas import PLACES, Replicas, adds_up
+from tests.faults.roving import RovingReader
+from tests.support.lethal import SIGN, halved_text
+
+SLOTS = 8
+NUM_TOKENS = 60
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module", params=list(PLACES))
+def replicas(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replicas]:
+    folder = tmp_path_factory.mktemp("replicas")
+    place = PLACES[request.param](folder)
+    with Replicas(place.log, folder, slots=SLOTS) as running:
+        running.start(2)
+        yield running
+    place.close()
+
+
+class Clients:
+    """Readers that begin at the first server and go on at the others, and what they saw."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._addresses = replicas.addresses
+        self.history = History()
+        self.readers: list[Reader] = []
+
+    async def open(
+        self, num: int = 1, does: str = "", num_tokens: int = NUM_TOKENS, **fields: object
+    ) -> list[Reader]:
+        """Open streams; `does` is a word of their prompts (see `support.lethal`)."""
+        opened = []
+        for _ in range(num):
+            word = fresh_word()
+            truth = numbered(word, length=1_000_000, max_tokens=num_tokens)
+            if does == "halved":
+                truth = Truth(halved_text(word, num_tokens), "length", num_tokens, word)
+            reader = RovingReader(self._addresses, self.history)
+            prompt = f"{word} says {does}"
+            await reader.open(truth, prompt=prompt, max_tokens=num_tokens, **fields)
+            opened.append(reader)
+        self.readers += opened
+        return opened
+
+    async def all_end(self) -> Verdict:
+        """Read everything to its end, and return the verdict."""
+        await asyncio.gather(*(reader.read_through() for reader in self.readers))
+        return judge(self.history)
+
+
+async def got(readers: list[Reader], index: int) -> None:
+    await asyncio.gather(*(reader.got(index) for reader in readers))
+
+
+async def test_a_kill_loses_nothing_of_streams_in_any_phase(replicas: Replicas) -> None:
+    victim, survivor = replicas.running
+    gate = replicas.folder / "gate"
+    gate.touch()
+    clients = Clients(replicas)
+    async with asyncio.timeout(PATIENCE_S):
+        running = await clients.open(3)
+        # These always hold back half a character and the beginning of a stop string.
+        inside = await clients.open(3, "halved", stop=[f"{SIGN} never"])
+        await clients.open(2, "gated")
+        await got([*running, *inside], 3)
+        await clients.open(5)  # they wait
+        at_survivor = Clients(replicas)
+        at_survivor._addresses = [survivor.address]
+        await at_survivor.open(SLOTS + 1)
+        assert await cancel(victim.address, clients.history, running[0].stream) == "cancelled"
+        await asyncio.to_thread(replicas.kill, victim)
+        gate.unlink()
+        verdict = await clients.all_end()
+        assert verdict.holds, verdict
+        assert verdict.endings == {"length": 12, "cancelled": 1}
+        verdict = await at_survivor.all_end()
+        assert verdict.holds, verdict
+    (scrape,) = replicas.are_idle()
+    assert adds_up(scrape), scrape.text
+    assert scrape("penstock_streams_stored") == 0
+    replicas.start()
