@@ -12,6 +12,7 @@ Who owns a log is decided by the store alone (see `store.protocol`).
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
@@ -32,13 +33,15 @@ RETRY_AFTER_S = 2
 # How long reading one's own claim may take, in seconds.
 CLAIM_TIMEOUT_S = 10.0
 MAX_LIVES = 2
-MAX_DEATHS = 6
+MAX_LEFT_ALONE = 100_000
+MAX_SHORT_LIVES = MAX_DEATHS = 6
 
 
 class Host(Protocol):
     """The streams of this server (see `registry`)."""
 
     draining: bool
+    is_handing_over: bool
 
     def adopt(self, stream: Stream) -> None:
         """Take in a stream whose log this server owns now."""
@@ -83,7 +86,10 @@ class Fleet:
         self._claiming: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._claims = asyncio.Semaphore(MAX_CLAIMS_AT_ONCE)
-        self._seen_at: dict[str, float] = {}
+        self._left_until: dict[str, float] = {}
+        """Until when to leave streams alone that have no owner, and that another replica must
+        continue."""
+        self._has_told = False
         self.is_idle = asyncio.Event()
         """Set while this server shows no stream of another replica."""
         self.is_idle.set()
@@ -122,14 +128,19 @@ class Fleet:
 
     # What clients ask for.
 
-    async def find(self, stream_id: str) -> Stream | None:
+    async def find(self, stream_id: str, *, afresh: bool = False) -> Stream | None:
         """Return a stream of another replica, running or ended. Raises Problem.
 
-        Read it at once: otherwise it is forgotten again.
+        Read it at once: otherwise it is forgotten again. With `afresh`, it has everything that was
+        stored before the call; without, it may be 50 ms behind.
         """
         try:
             followed = await self._follow(stream_id)
-        except StoreError:
+            if followed is not None and afresh:
+                async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                    await followed.catch_up(self._store)
+                followed = await self._follow(stream_id)  # it may have been forgotten meanwhile
+        except (StoreError, TimeoutError):
             raise store_unavailable() from None
         if followed is None:
             return None
@@ -174,7 +185,9 @@ class Fleet:
         new = [
             (stream_id, epoch)
             for stream_id, epoch in orphans
-            if stream_id not in self._claiming and stream_id not in self._stored
+            if stream_id not in self._claiming
+            and stream_id not in self._stored
+            and time.monotonic() >= self._left_until.get(stream_id, 0.0)
         ]
         for stream_id, epoch in new:
             self._claiming.add(stream_id)
@@ -234,8 +247,11 @@ class Fleet:
         model = self._model()
         if self._store.num_others <= self._num_siblings or not model:
             return
+        self.host.is_handing_over = True
+        await self._until_free()
         for stream in self.host.open_streams():
-            if stream.id not in self._stored and not stream.is_over and stream.keeper is None:
+            is_new = stream.keeper is None and not stream.is_over
+            if is_new and stream.can_continue:
                 stream.keeper = self._stored
                 self._stored.begin_late(stream, model)
         streams = self._stored.owned()
@@ -250,6 +266,11 @@ class Fleet:
                 self._move(*found)
         if streams:
             log.info("handed %d streams over to other replicas", len(streams))
+
+    async def _until_free(self) -> None:
+        """Wait for stored streams that no other replica could continue: all logs go at once."""
+        while bound := [each for each in self._stored.owned() if not each.can_continue]:
+            await bound[0].end()
 
     def leave(self) -> int:
         """Leave the stored streams to the next server, if there may be one; return their number."""
@@ -300,6 +321,7 @@ class Fleet:
                 return None
         except ValueError as error:
             log.error("the log of a stream cannot be read: %s", error)
+            self._leave_alone(stream_id, math.inf)
             followed.close()
             return None
         self._followed[stream_id] = followed
@@ -346,7 +368,7 @@ class Fleet:
                 if followed is None or followed.stream.ended is not None:
                     return
                 is_other = followed.model != self._model()
-                if is_other and not self._is_out_of_patience(stream_id):
+                if is_other and self._leaves_alone(stream_id):
                     return
                 if not await self._claim(followed, epoch):
                     return
@@ -392,11 +414,16 @@ class Fleet:
                 "The server that ran this stream is gone, and no other serves its model. Send the"
                 " request again.",
             )
-        elif stream.lives >= MAX_LIVES or stream.deaths >= MAX_DEATHS:
+        elif (
+            stream.lives >= MAX_LIVES
+            or stream.short_lives >= MAX_SHORT_LIVES
+            or stream.deaths >= MAX_DEATHS
+        ):
+            num_lost = max(stream.short_lives, stream.deaths)
             stream.give_up(
                 "replica_lost",
-                f"{max(stream.lives, stream.deaths)} servers were lost while they worked on this"
-                " request. The request itself may be the cause.",
+                f"{num_lost} servers were lost while they worked on this request. The request"
+                " itself may be the cause.",
                 retry_safe=False,
             )
         elif not stream.can_continue:
@@ -408,11 +435,24 @@ class Fleet:
         else:
             self.host.go_on(stream)
 
-    def _is_out_of_patience(self, stream_id: str) -> bool:
-        now = time.monotonic()
-        if len(self._seen_at) > 100_000:
-            self._seen_at.clear()
-        return now - self._seen_at.setdefault(stream_id, now) > self._patience
+    def _leaves_alone(self, stream_id: str) -> bool:
+        """Return True if another replica may still come that can continue the stream."""
+        if stream_id in self._left_until:
+            return False  # they had their time
+        if not self._has_told:
+            self._has_told = True
+            log.warning(
+                "streams of another model wait in the store; without a server for it, they end with"
+                " an error in %g s",
+                self._patience,
+            )
+        self._leave_alone(stream_id, self._patience)
+        return True
+
+    def _leave_alone(self, stream_id: str, seconds: float) -> None:
+        if len(self._left_until) > MAX_LEFT_ALONE:
+            self._left_until.clear()
+        self._left_until[stream_id] = time.monotonic() + seconds
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

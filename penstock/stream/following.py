@@ -12,7 +12,7 @@ from penstock.engine.protocol import LosableSink
 from penstock.errors import Problem
 from penstock.events import TerminalEvent
 from penstock.observe.meter import Meter
-from penstock.store.protocol import CLAIMED, Entry, Following, LogStore
+from penstock.store.protocol import Entry, Following, LogStore
 from penstock.stream import entries
 from penstock.stream.entries import Header
 from penstock.stream.stream import Stream
@@ -33,7 +33,7 @@ class Followed:
         self._stream = stream
         self._following: Following | None = None
         self._early: list[Entry] = []
-        self._claimed: asyncio.Event = asyncio.Event()
+        self._has_news = asyncio.Event()
         self.num_entries = after
         """How many entries of the log the stream has seen."""
         self.end: tuple[TerminalEvent, Problem | None] | None = None
@@ -80,9 +80,25 @@ class Followed:
 
     async def until_epoch(self, epoch: int) -> None:
         """Wait until the claim with which this epoch began was read."""
-        while self.epoch < epoch:
-            self._claimed.clear()
-            await self._claimed.wait()
+        await self._until(lambda: self.epoch >= epoch)
+
+    async def catch_up(self, store: LogStore) -> None:
+        """Wait until everything was read that the log has now. Raises StoreError."""
+        num_entries = self.num_entries
+
+        def count(batch: Sequence[Entry]) -> None:
+            nonlocal num_entries
+            num_entries += len(batch)
+
+        newest = await store.follow(self.stream.id, count, num_entries)
+        if newest is not None:
+            newest.close()
+        await self._until(lambda: self.num_entries >= num_entries)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            self._has_news.clear()
+            await self._has_news.wait()
 
     def close(self) -> None:
         """Follow the log no more."""
@@ -95,12 +111,11 @@ class Followed:
             return
         for entry in batch:
             self.num_entries += 1
-            if entry == CLAIMED:
-                self._claimed.set()
             try:
                 entries.apply(self.stream, entry)
             except Exception:  # a bug with one entry must not stop the others
                 log.exception("an entry of a stream's log could not be applied")
+        self._has_news.set()
 
     # The keeper: only the owner stores anything.
 

@@ -37,16 +37,17 @@ class Lethal(Mock):
     async def _speak(self, request: Request, words: Any, end: int, sink: Sink) -> None:
         prompt = prompt_text(request).split()
         while "gated" in prompt and self._gate.exists():
-            await asyncio.sleep(GATE_S)
+            await asyncio.sleep(GATE_S)  # noqa: ASYNC110 - the test is another process
         if "poison" in prompt:
             kill_server()
+        out: Any = sink
         if "creeping" in prompt:
-            sink = _Creeping(sink)
+            out = _Creeping(sink)
         if "halved" in prompt:
-            sink = _Halved(sink, len(request.generated), end - 1)
+            out = _Halved(sink, len(request.generated), end - 1)
         if "ending" in prompt:
-            sink = _Ending(sink, self._once)
-        await super()._speak(request, words, end, sink)
+            out = _Ending(sink, self._once)
+        await super()._speak(request, words, end, out)
 
 
 def kill_server() -> None:
