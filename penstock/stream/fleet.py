@@ -15,10 +15,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from penstock.errors import Problem
-from penstock.events import Failure, finish_reason_of
+from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.store.protocol import LogStore, StoredLog, StoreError
 from penstock.stream.following import Followed, Nobody
 from penstock.stream.quotas import Owner
@@ -26,11 +26,11 @@ from penstock.stream.stored import StoredStreams
 from penstock.stream.stream import Stream
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_CLAIMS_AT_ONCE = 64
-MAX_CLAIM_TRIES = 5
 RETRY_AFTER_S = 2
-# How long reading one's own claim may take, in seconds.
+# How long a client waits for the store, in seconds.
 CLAIM_TIMEOUT_S = 10.0
 MAX_LIVES = 2
 MAX_LEFT_ALONE = 100_000
@@ -84,7 +84,7 @@ class Fleet:
         self._followed: dict[str, Followed] = {}
         self._opening: dict[str, asyncio.Future[Followed | None]] = {}
         self._claiming: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._claims = asyncio.Semaphore(MAX_CLAIMS_AT_ONCE)
         self._left_until: dict[str, float] = {}
         """Until when to leave streams alone that have no owner, and that another replica must
@@ -153,21 +153,32 @@ class Fleet:
         The claim ends whatever its owner does for it. Raises Problem.
         """
         try:
-            for _ in range(MAX_CLAIM_TRIES):
-                followed = await self._follow(stream_id)
-                if followed is None or not owner.may_see(followed.stream.record.owner):
-                    return None
-                stream = followed.stream
-                if stream.ended is not None:
-                    self._drop_if_idle(followed)
-                    return finish_reason_of(stream.ended)
-                if await self._claim(followed, followed.epoch):
-                    self.host.adopt(stream)
+            followed = await self._follow(stream_id)
+            if followed is None:
+                return None
+            if not owner.may_see(followed.stream.record.owner):
+                self._drop_if_idle(followed)
+                return None
+            # A task of its own: a claim must not stay halfway because the client leaves.
+            cancelling = self._run(self._claim_and_cancel(followed))
+            with followed.held():
+                async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                    return finish_reason_of(await asyncio.shield(cancelling))
+        except (StoreError, TimeoutError):
+            raise store_unavailable() from None
+
+    async def _claim_and_cancel(self, followed: Followed) -> TerminalEvent:
+        stream = followed.stream
+        with followed.held():
+            while stream.ended is None:
+                if stream.id in self._stored:  # claimed by this task, or by another one here
                     stream.cancel()
-                    return finish_reason_of(await stream.end())
-        except StoreError:
-            pass
-        raise store_unavailable()
+                    await stream.end()
+                elif await self._claim(followed, followed.epoch):
+                    self.host.adopt(stream)
+                elif not await followed.catch_up(self._store):
+                    raise StoreError("The log is gone.")
+            return stream.ended
 
     # What the store reports.
 
@@ -295,10 +306,15 @@ class Fleet:
 
     async def _follow(self, stream_id: str) -> Followed | None:
         """Return the followed stream; follow its log if that is new."""
-        if (followed := self._followed.get(stream_id)) is not None:
-            return followed
-        if (opening := self._opening.get(stream_id)) is not None:
-            return await asyncio.shield(opening)
+        while (followed := self._followed.get(stream_id)) is None:
+            opening = self._opening.get(stream_id)
+            if opening is None:
+                return await self._open(stream_id)
+            if await asyncio.shield(opening) is None:
+                return None
+        return followed
+
+    async def _open(self, stream_id: str) -> Followed | None:
         opening = self._opening[stream_id] = asyncio.get_running_loop().create_future()
         try:
             followed = await self._begin(Followed(self._drop_if_idle, None), stream_id)
@@ -329,14 +345,13 @@ class Fleet:
         return followed
 
     def _drop_if_idle(self, followed: Followed) -> None:
-        stream_id = followed.stream.id
-        is_current = self._followed.get(stream_id) is followed
-        if is_current and followed.is_idle and stream_id not in self._claiming:
+        if followed.is_idle:
             self._drop(followed)
 
     def _drop(self, followed: Followed) -> None:
         followed.close()
-        self._followed.pop(followed.stream.id, None)
+        if self._followed.get(followed.stream.id) is followed:
+            del self._followed[followed.stream.id]
         if not self._followed:
             self.is_idle.set()
 
@@ -365,24 +380,25 @@ class Fleet:
         try:
             async with self._claims:
                 followed = await self._follow(stream_id)
-                if followed is None or followed.stream.ended is not None:
-                    return
-                is_other = followed.model != self._model()
-                if is_other and self._leaves_alone(stream_id):
-                    return
-                if not await self._claim(followed, epoch):
-                    return
-            self.num_taken_over += 1
-            num_tokens = followed.stream.usage.completion_tokens
-            fields = {"stream_id": stream_id, "completion_tokens": num_tokens}
-            log.info("took over a stream", extra={"fields": fields})
-            self._continue(followed, is_other=is_other)
+                if followed is not None:
+                    with followed.held():
+                        await self._claim_and_continue(followed, epoch)
         except StoreError as error:
             log.warning("a stream could not be taken over now: %s", error)
         finally:
             self._claiming.discard(stream_id)
-            if (left := self._followed.get(stream_id)) is not None:
-                self._drop_if_idle(left)
+
+    async def _claim_and_continue(self, followed: Followed, epoch: int) -> None:
+        stream = followed.stream
+        is_other = followed.model != self._model()
+        if stream.ended is not None or (is_other and self._leaves_alone(stream.id)):
+            return
+        if await self._claim(followed, epoch):
+            self.num_taken_over += 1
+            num_tokens = stream.usage.completion_tokens
+            fields = {"stream_id": stream.id, "completion_tokens": num_tokens}
+            log.info("took over a stream", extra={"fields": fields})
+            self._continue(followed, is_other=is_other)
 
     async def _claim(self, followed: Followed, epoch: int) -> bool:
         """Become the owner of a followed stream; return False if another replica was quicker."""
@@ -390,11 +406,8 @@ class Fleet:
         claimed = await self._store.claim(stream.id, epoch)
         if claimed is None:
             return False
-        try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                await followed.until_epoch(claimed.epoch)
-        except TimeoutError:
-            raise StoreError("The store does not return what was just stored.") from None
+        # However long it takes: until then, this stream is nobody's.
+        await followed.until_epoch(claimed.epoch)
         self._drop(followed)
         self._stored.adopt(stream, claimed, followed.num_entries)
         stream.keeper = self._stored
@@ -454,10 +467,11 @@ class Fleet:
             self._left_until.clear()
         self._left_until[stream_id] = time.monotonic() + seconds
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def store_unavailable() -> Problem:

@@ -5,8 +5,9 @@ readers see the same bytes. Nothing is decided here: the owner decides, and stor
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from penstock.engine.protocol import LosableSink
 from penstock.errors import Problem
@@ -34,6 +35,8 @@ class Followed:
         self._following: Following | None = None
         self._early: list[Entry] = []
         self._has_news = asyncio.Event()
+        self._is_closed = False
+        self._num_holds = 0
         self.num_entries = after
         """How many entries of the log the stream has seen."""
         self.end: tuple[TerminalEvent, Problem | None] | None = None
@@ -75,15 +78,18 @@ class Followed:
 
     @property
     def is_idle(self) -> bool:
-        """Return True if nobody reads the stream."""
-        return self._stream is None or not self._stream.num_readers
+        """Return True if nobody needs the stream."""
+        return not self._num_holds and (self._stream is None or not self._stream.num_readers)
 
     async def until_epoch(self, epoch: int) -> None:
         """Wait until the claim with which this epoch began was read."""
         await self._until(lambda: self.epoch >= epoch)
 
-    async def catch_up(self, store: LogStore) -> None:
-        """Wait until everything was read that the log has now. Raises StoreError."""
+    async def catch_up(self, store: LogStore) -> bool:
+        """Wait until everything was read that the log has now, or until this is closed.
+
+        Returns False if the log is gone. Raises StoreError.
+        """
         num_entries = self.num_entries
 
         def count(batch: Sequence[Entry]) -> None:
@@ -91,17 +97,32 @@ class Followed:
             num_entries += len(batch)
 
         newest = await store.follow(self.stream.id, count, num_entries)
-        if newest is not None:
-            newest.close()
+        if newest is None:
+            return False
+        newest.close()
         await self._until(lambda: self.num_entries >= num_entries)
+        return True
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
+        while not (is_so() or self._is_closed):
             self._has_news.clear()
             await self._has_news.wait()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the stream in this context, although nobody may read it."""
+        self._num_holds += 1
+        try:
+            yield
+        finally:
+            self._num_holds -= 1
+            if self.is_idle:
+                self._on_idle(self)
+
     def close(self) -> None:
         """Follow the log no more."""
+        self._is_closed = True
+        self._has_news.set()
         if self._following is not None:
             self._following.close()
 

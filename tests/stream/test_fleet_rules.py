@@ -39,8 +39,8 @@ async def test_a_stream_that_has_shown_nothing_keeps_its_deadline() -> None:
     stream.set_age(25)
     first.open("b")
     async with asyncio.timeout(5):
-        while not any(b"time" in each for each in shared.entries_of("a")):
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - nobody tells when an entry is stored
+        while not any(b"time" in each for each in shared.entries_of("a")):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.05)
     first.die()
     await settle()
     assert second.streams.find("a").age >= 25

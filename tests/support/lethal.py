@@ -36,8 +36,8 @@ class Lethal(Mock):
 
     async def _speak(self, request: Request, words: Any, end: int, sink: Sink) -> None:
         prompt = prompt_text(request).split()
-        while "gated" in prompt and self._gate.exists():
-            await asyncio.sleep(GATE_S)  # noqa: ASYNC110 - the test is another process
+        while "gated" in prompt and self._gate.exists():  # noqa: ASYNC110 - another process
+            await asyncio.sleep(GATE_S)
         if "poison" in prompt:
             kill_server()
         out: Any = sink
