@@ -99,10 +99,10 @@ class FolderPlace:
 
 
 class RedisPlace:
-    """A store in a Redis of its own."""
+    """A store in a Redis of its own, which keeps its data when it is killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.server = RedisServer(folder)
+        self.server = RedisServer(folder, options={"appendonly": "yes"})
         self.server.start()
         self.log = self.server.url
 

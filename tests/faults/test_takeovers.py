@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ class Clients:
         self.readers: list[Reader] = []
 
     async def open(
-        self, num: int = 1, does: str = "", num_tokens: int = NUM_TOKENS, **fields: object
+        self, num: int = 1, does: str = "", num_tokens: int = NUM_TOKENS, **fields: Any
     ) -> list[Reader]:
         """Open streams; `does` is a word of their prompts (see `support.lethal`)."""
         opened: list[Reader] = []
