@@ -1,24 +1,29 @@
 """Several real servers over one store of logs: a test kills, stops and replaces them.
 
 In: a store, and the flags of the servers. Out: running servers and their addresses. It knows
-nothing about streams.
+nothing about streams. `Clients` open streams at them.
 """
 
+import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+from tests.faults.checker import Verdict, judge
+from tests.faults.history import History, Truth, numbered
 from tests.faults.proxy import Address
+from tests.faults.reading import Reader, fresh_word
+from tests.faults.roving import RovingReader
 from tests.store.servers import RedisServer
-from tests.support.lethal import TARGET
+from tests.support.lethal import TARGET, halved_text
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
 
 TOKEN_S = 0.02
 STOP_TIMEOUT_S = 20.0
-STORES = ("folder", "redis")
+NUM_TOKENS = 60
 ALL_ENDED = "penstock_streams_running", "penstock_streams_waiting", "penstock_streams_followed"
 
 
@@ -86,6 +91,42 @@ def adds_up(scrape: Scrape) -> bool:
     open_now = scrape("penstock_streams_running") + scrape("penstock_streams_waiting")
     ended = scrape("penstock_streams_ended_total")
     return scrape("penstock_streams_started_total") == ended + open_now
+
+
+class Clients:
+    """Readers that begin at the first server and go on at the others, and what they saw."""
+
+    def __init__(self, replicas: Replicas, *addresses: Address) -> None:
+        self._addresses = list(addresses) or replicas.addresses
+        self.history = History()
+        self.readers: list[Reader] = []
+
+    async def open(
+        self, num: int = 1, does: str = "", num_tokens: int = NUM_TOKENS, **fields: Any
+    ) -> list[RovingReader]:
+        """Open streams; `does` is a word of their prompts (see `support.lethal`)."""
+        opened: list[RovingReader] = []
+        for _ in range(num):
+            word = fresh_word()
+            truth = numbered(word, length=1_000_000, max_tokens=num_tokens)
+            if does == "halved":
+                truth = Truth(halved_text(word, num_tokens), "length", num_tokens, word)
+            reader = RovingReader(self._addresses, self.history)
+            prompt = f"{word} says {does}"
+            await reader.open(truth, prompt=prompt, max_tokens=num_tokens, **fields)
+            opened.append(reader)
+        self.readers += opened
+        return opened
+
+    async def all_end(self) -> Verdict:
+        """Read everything to its end, and return the verdict."""
+        await asyncio.gather(*(reader.read_through() for reader in self.readers))
+        return judge(self.history)
+
+
+async def got(readers: Sequence[Reader], index: int) -> None:
+    """Wait until each reader has this event."""
+    await asyncio.gather(*(reader.got(index) for reader in readers))
 
 
 class FolderPlace:

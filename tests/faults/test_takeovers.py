@@ -2,19 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.faults.checker import Verdict, judge
-from tests.faults.history import History, Truth, numbered
-from tests.faults.reading import Reader, cancel, fresh_word
-from tests.faults.replicas import PLACES, Replicas, adds_up
-from tests.faults.roving import RovingReader
-from tests.support.lethal import SIGN, halved_text
+from tests.faults.reading import Reader, cancel
+from tests.faults.replicas import PLACES, Clients, Replicas, adds_up, got
+from tests.support.lethal import SIGN
 
 SLOTS = 8
-NUM_TOKENS = 60
 PATIENCE_S = 60.0
 
 
@@ -30,41 +25,6 @@ def replicas(
     place.close()
 
 
-class Clients:
-    """Readers that begin at the first server and go on at the others, and what they saw."""
-
-    def __init__(self, replicas: Replicas) -> None:
-        self._addresses = replicas.addresses
-        self.history = History()
-        self.readers: list[Reader] = []
-
-    async def open(
-        self, num: int = 1, does: str = "", num_tokens: int = NUM_TOKENS, **fields: Any
-    ) -> list[Reader]:
-        """Open streams; `does` is a word of their prompts (see `support.lethal`)."""
-        opened: list[Reader] = []
-        for _ in range(num):
-            word = fresh_word()
-            truth = numbered(word, length=1_000_000, max_tokens=num_tokens)
-            if does == "halved":
-                truth = Truth(halved_text(word, num_tokens), "length", num_tokens, word)
-            reader = RovingReader(self._addresses, self.history)
-            prompt = f"{word} says {does}"
-            await reader.open(truth, prompt=prompt, max_tokens=num_tokens, **fields)
-            opened.append(reader)
-        self.readers += opened
-        return opened
-
-    async def all_end(self) -> Verdict:
-        """Read everything to its end, and return the verdict."""
-        await asyncio.gather(*(reader.read_through() for reader in self.readers))
-        return judge(self.history)
-
-
-async def got(readers: list[Reader], index: int) -> None:
-    await asyncio.gather(*(reader.got(index) for reader in readers))
-
-
 async def test_a_kill_loses_nothing_of_streams_in_any_phase(replicas: Replicas) -> None:
     victim, survivor = replicas.running
     gate = replicas.folder / "gate"
@@ -77,8 +37,7 @@ async def test_a_kill_loses_nothing_of_streams_in_any_phase(replicas: Replicas) 
         await clients.open(2, "gated")
         await got([*running, *inside], 3)
         await clients.open(5)  # they wait
-        at_survivor = Clients(replicas)
-        at_survivor._addresses = [survivor.address]
+        at_survivor = Clients(replicas, survivor.address)
         await at_survivor.open(SLOTS + 1)
         assert await cancel(victim.address, clients.history, running[0].stream) == "cancelled"
         await asyncio.to_thread(replicas.kill, victim)
