@@ -143,7 +143,10 @@ class RedisPlace:
     """A store in a Redis of its own, which keeps its data when it is killed."""
 
     def __init__(self, folder: Path) -> None:
-        self.server = RedisServer(folder, options={"appendonly": "yes"})
+        self.appended = folder / "appended"
+        """Where Redis keeps its data."""
+        options = {"appendonly": "yes", "dir": str(folder), "appenddirname": "appended"}
+        self.server = RedisServer(folder, options=options)
         self.server.start()
         self.log = self.server.url
 
