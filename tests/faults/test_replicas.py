@@ -209,3 +209,30 @@ async def test_a_thousand_clients_that_return_at_once_find_their_streams(tmp_pat
         (scrape,) = await asyncio.to_thread(replicas.are_idle)
         assert adds_up(scrape), scrape.text
         assert scrape("penstock_takeovers_total") == num_streams
+
+
+async def test_clocks_may_differ_by_an_hour(tmp_path: Path) -> None:
+    place = PLACES["redis"](tmp_path)
+    with Replicas(place.log, tmp_path, linger=2) as replicas:
+        victim = replicas.start()
+        ahead = replicas.start(module="tests.support.an_hour_ahead")
+        clients = Clients(replicas)
+        (ended,) = await clients.open(1, num_tokens=2)
+        await ended.closed()
+        (timed,) = await clients.open(1, num_tokens=FOR_EVER, timeout=6)
+        (unread,) = await clients.open(1, num_tokens=FOR_EVER)
+        readers = await clients.open(3, num_tokens=150)
+        await got([timed, unread, *readers], 1)
+        await asyncio.to_thread(replicas.kill, victim)
+        unread.leave()
+        again = Reader(ahead.address, clients.history)
+        again.stream = ended.stream
+        assert (await again.read_through()).reason == "length"
+        ends = await asyncio.gather(*(reader.read_through() for reader in [*readers, timed]))
+        assert [end.reason for end in ends] == ["length"] * 3 + ["deadline"]
+        for end in ends:
+            seconds = json.loads(end.data)["timings"]
+            assert all(0 <= each < PATIENCE_S for each in seconds.values() if each is not None)
+        (scrape,) = await asyncio.to_thread(replicas.are_idle)
+        assert scrape("penstock_streams_ended_total", cause="client_gone") == 1
+    place.close()
