@@ -234,14 +234,18 @@ class Answering:
 
         By default that is the one after the last event that the client has seen. Raises Problem.
         """
-        stream = await self.streams.find_anywhere(stream_id, owner_of(http.scope))
+        owner = owner_of(http.scope)
+        stream = await self.streams.find_anywhere(stream_id, owner)
         saved = stream.record.form
         form = self._forms[saved.dialect].load(saved)
         if first is None:
             first = first_event_of(http, stream_id)
         num_events = form.num_events(stream)
+        if first > num_events and self.streams.fleet is not None:
+            stream = await self.streams.find_anywhere(stream_id, owner, afresh=True)
+            num_events = form.num_events(stream)
         if first > num_events:
-            raise bad_event_id("is beyond the last event of this stream")
+            raise self._beyond_the_end()
         cursor, framer = form.resume(stream, first)
         if stream.ended is not None and first == num_events:
             return _nothing_left(http, stream, framer)
@@ -252,6 +256,14 @@ class Answering:
             self._liveness,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
             resumed=True,
+        )
+
+    def _beyond_the_end(self) -> Problem:
+        if self.streams.fleet is None:
+            return bad_event_id("is beyond the last event of this stream")
+        # A store may lose its newest entries. What follows would not be what the client has seen.
+        return Problem(
+            "history_lost", "The store of the streams' logs has lost the events before this id."
         )
 
     def _note_resumed(self, http: HttpRequest, stream: Stream) -> None:

@@ -12,12 +12,13 @@ Who owns a log is decided by the store alone (see `store.protocol`).
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from penstock.errors import Problem
-from penstock.events import Failure, finish_reason_of
+from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.store.protocol import LogStore, StoredLog, StoreError
 from penstock.stream.following import Followed, Nobody
 from penstock.stream.quotas import Owner
@@ -25,20 +26,22 @@ from penstock.stream.stored import StoredStreams
 from penstock.stream.stream import Stream
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_CLAIMS_AT_ONCE = 64
-MAX_CLAIM_TRIES = 5
 RETRY_AFTER_S = 2
-# How long reading one's own claim may take, in seconds.
+# How long a client waits for the store, in seconds.
 CLAIM_TIMEOUT_S = 10.0
 MAX_LIVES = 2
-MAX_DEATHS = 6
+MAX_LEFT_ALONE = 100_000
+MAX_SHORT_LIVES = MAX_DEATHS = 6
 
 
 class Host(Protocol):
     """The streams of this server (see `registry`)."""
 
     draining: bool
+    is_handing_over: bool
 
     def adopt(self, stream: Stream) -> None:
         """Take in a stream whose log this server owns now."""
@@ -81,9 +84,12 @@ class Fleet:
         self._followed: dict[str, Followed] = {}
         self._opening: dict[str, asyncio.Future[Followed | None]] = {}
         self._claiming: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._claims = asyncio.Semaphore(MAX_CLAIMS_AT_ONCE)
-        self._seen_at: dict[str, float] = {}
+        self._left_until: dict[str, float] = {}
+        """Until when to leave streams alone that have no owner, and that another replica must
+        continue."""
+        self._has_told = False
         self.is_idle = asyncio.Event()
         """Set while this server shows no stream of another replica."""
         self.is_idle.set()
@@ -122,14 +128,19 @@ class Fleet:
 
     # What clients ask for.
 
-    async def find(self, stream_id: str) -> Stream | None:
+    async def find(self, stream_id: str, *, afresh: bool = False) -> Stream | None:
         """Return a stream of another replica, running or ended. Raises Problem.
 
-        Read it at once: otherwise it is forgotten again.
+        Read it at once: otherwise it is forgotten again. With `afresh`, it has everything that was
+        stored before the call; without, it may be 50 ms behind.
         """
         try:
             followed = await self._follow(stream_id)
-        except StoreError:
+            if followed is not None and afresh:
+                async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                    await followed.catch_up(self._store)
+                followed = await self._follow(stream_id)  # it may have been forgotten meanwhile
+        except (StoreError, TimeoutError):
             raise store_unavailable() from None
         if followed is None:
             return None
@@ -142,21 +153,32 @@ class Fleet:
         The claim ends whatever its owner does for it. Raises Problem.
         """
         try:
-            for _ in range(MAX_CLAIM_TRIES):
-                followed = await self._follow(stream_id)
-                if followed is None or not owner.may_see(followed.stream.record.owner):
-                    return None
-                stream = followed.stream
-                if stream.ended is not None:
-                    self._drop_if_idle(followed)
-                    return finish_reason_of(stream.ended)
-                if await self._claim(followed, followed.epoch):
-                    self.host.adopt(stream)
+            followed = await self._follow(stream_id)
+            if followed is None:
+                return None
+            if not owner.may_see(followed.stream.record.owner):
+                self._drop_if_idle(followed)
+                return None
+            # A task of its own: a claim must not stay halfway because the client leaves.
+            cancelling = self._run(self._claim_and_cancel(followed))
+            with followed.held():
+                async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                    return finish_reason_of(await asyncio.shield(cancelling))
+        except (StoreError, TimeoutError):
+            raise store_unavailable() from None
+
+    async def _claim_and_cancel(self, followed: Followed) -> TerminalEvent:
+        stream = followed.stream
+        with followed.held():
+            while stream.ended is None:
+                if stream.id in self._stored:  # claimed by this task, or by another one here
                     stream.cancel()
-                    return finish_reason_of(await stream.end())
-        except StoreError:
-            pass
-        raise store_unavailable()
+                    await stream.end()
+                elif await self._claim(followed, followed.epoch):
+                    self.host.adopt(stream)
+                elif not await followed.catch_up(self._store):
+                    raise StoreError("The log is gone.")
+            return stream.ended
 
     # What the store reports.
 
@@ -174,7 +196,9 @@ class Fleet:
         new = [
             (stream_id, epoch)
             for stream_id, epoch in orphans
-            if stream_id not in self._claiming and stream_id not in self._stored
+            if stream_id not in self._claiming
+            and stream_id not in self._stored
+            and time.monotonic() >= self._left_until.get(stream_id, 0.0)
         ]
         for stream_id, epoch in new:
             self._claiming.add(stream_id)
@@ -234,8 +258,11 @@ class Fleet:
         model = self._model()
         if self._store.num_others <= self._num_siblings or not model:
             return
+        self.host.is_handing_over = True
+        await self._until_free()
         for stream in self.host.open_streams():
-            if stream.id not in self._stored and not stream.is_over and stream.keeper is None:
+            is_new = stream.keeper is None and not stream.is_over
+            if is_new and stream.can_continue:
                 stream.keeper = self._stored
                 self._stored.begin_late(stream, model)
         streams = self._stored.owned()
@@ -250,6 +277,11 @@ class Fleet:
                 self._move(*found)
         if streams:
             log.info("handed %d streams over to other replicas", len(streams))
+
+    async def _until_free(self) -> None:
+        """Wait for stored streams that no other replica could continue: all logs go at once."""
+        while bound := [each for each in self._stored.owned() if not each.can_continue]:
+            await bound[0].end()
 
     def leave(self) -> int:
         """Leave the stored streams to the next server, if there may be one; return their number."""
@@ -274,10 +306,15 @@ class Fleet:
 
     async def _follow(self, stream_id: str) -> Followed | None:
         """Return the followed stream; follow its log if that is new."""
-        if (followed := self._followed.get(stream_id)) is not None:
-            return followed
-        if (opening := self._opening.get(stream_id)) is not None:
-            return await asyncio.shield(opening)
+        while (followed := self._followed.get(stream_id)) is None:
+            opening = self._opening.get(stream_id)
+            if opening is None:
+                return await self._open(stream_id)
+            if await asyncio.shield(opening) is None:
+                return None
+        return followed
+
+    async def _open(self, stream_id: str) -> Followed | None:
         opening = self._opening[stream_id] = asyncio.get_running_loop().create_future()
         try:
             followed = await self._begin(Followed(self._drop_if_idle, None), stream_id)
@@ -300,6 +337,7 @@ class Fleet:
                 return None
         except ValueError as error:
             log.error("the log of a stream cannot be read: %s", error)
+            self._leave_alone(stream_id, math.inf)
             followed.close()
             return None
         self._followed[stream_id] = followed
@@ -307,14 +345,13 @@ class Fleet:
         return followed
 
     def _drop_if_idle(self, followed: Followed) -> None:
-        stream_id = followed.stream.id
-        is_current = self._followed.get(stream_id) is followed
-        if is_current and followed.is_idle and stream_id not in self._claiming:
+        if followed.is_idle:
             self._drop(followed)
 
     def _drop(self, followed: Followed) -> None:
         followed.close()
-        self._followed.pop(followed.stream.id, None)
+        if self._followed.get(followed.stream.id) is followed:
+            del self._followed[followed.stream.id]
         if not self._followed:
             self.is_idle.set()
 
@@ -343,24 +380,25 @@ class Fleet:
         try:
             async with self._claims:
                 followed = await self._follow(stream_id)
-                if followed is None or followed.stream.ended is not None:
-                    return
-                is_other = followed.model != self._model()
-                if is_other and not self._is_out_of_patience(stream_id):
-                    return
-                if not await self._claim(followed, epoch):
-                    return
-            self.num_taken_over += 1
-            num_tokens = followed.stream.usage.completion_tokens
-            fields = {"stream_id": stream_id, "completion_tokens": num_tokens}
-            log.info("took over a stream", extra={"fields": fields})
-            self._continue(followed, is_other=is_other)
+                if followed is not None:
+                    with followed.held():
+                        await self._claim_and_continue(followed, epoch)
         except StoreError as error:
             log.warning("a stream could not be taken over now: %s", error)
         finally:
             self._claiming.discard(stream_id)
-            if (left := self._followed.get(stream_id)) is not None:
-                self._drop_if_idle(left)
+
+    async def _claim_and_continue(self, followed: Followed, epoch: int) -> None:
+        stream = followed.stream
+        is_other = followed.model != self._model()
+        if stream.ended is not None or (is_other and self._leaves_alone(stream.id)):
+            return
+        if await self._claim(followed, epoch):
+            self.num_taken_over += 1
+            num_tokens = stream.usage.completion_tokens
+            fields = {"stream_id": stream.id, "completion_tokens": num_tokens}
+            log.info("took over a stream", extra={"fields": fields})
+            self._continue(followed, is_other=is_other)
 
     async def _claim(self, followed: Followed, epoch: int) -> bool:
         """Become the owner of a followed stream; return False if another replica was quicker."""
@@ -368,11 +406,8 @@ class Fleet:
         claimed = await self._store.claim(stream.id, epoch)
         if claimed is None:
             return False
-        try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                await followed.until_epoch(claimed.epoch)
-        except TimeoutError:
-            raise StoreError("The store does not return what was just stored.") from None
+        # However long it takes: until then, this stream is nobody's.
+        await followed.until_epoch(claimed.epoch)
         self._drop(followed)
         self._stored.adopt(stream, claimed, followed.num_entries)
         stream.keeper = self._stored
@@ -392,11 +427,16 @@ class Fleet:
                 "The server that ran this stream is gone, and no other serves its model. Send the"
                 " request again.",
             )
-        elif stream.lives >= MAX_LIVES or stream.deaths >= MAX_DEATHS:
+        elif (
+            stream.lives >= MAX_LIVES
+            or stream.short_lives >= MAX_SHORT_LIVES
+            or stream.deaths >= MAX_DEATHS
+        ):
+            num_lost = max(stream.short_lives, stream.deaths)
             stream.give_up(
                 "replica_lost",
-                f"{max(stream.lives, stream.deaths)} servers were lost while they worked on this"
-                " request. The request itself may be the cause.",
+                f"{num_lost} servers were lost while they worked on this request. The request"
+                " itself may be the cause.",
                 retry_safe=False,
             )
         elif not stream.can_continue:
@@ -408,16 +448,30 @@ class Fleet:
         else:
             self.host.go_on(stream)
 
-    def _is_out_of_patience(self, stream_id: str) -> bool:
-        now = time.monotonic()
-        if len(self._seen_at) > 100_000:
-            self._seen_at.clear()
-        return now - self._seen_at.setdefault(stream_id, now) > self._patience
+    def _leaves_alone(self, stream_id: str) -> bool:
+        """Return True if another replica may still come that can continue the stream."""
+        if stream_id in self._left_until:
+            return False  # they had their time
+        if not self._has_told:
+            self._has_told = True
+            log.warning(
+                "streams of another model wait in the store; without a server for it, they end with"
+                " an error in %g s",
+                self._patience,
+            )
+        self._leave_alone(stream_id, self._patience)
+        return True
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _leave_alone(self, stream_id: str, seconds: float) -> None:
+        if len(self._left_until) > MAX_LEFT_ALONE:
+            self._left_until.clear()
+        self._left_until[stream_id] = time.monotonic() + seconds
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def store_unavailable() -> Problem:

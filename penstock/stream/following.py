@@ -5,14 +5,15 @@ readers see the same bytes. Nothing is decided here: the owner decides, and stor
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from penstock.engine.protocol import LosableSink
 from penstock.errors import Problem
 from penstock.events import TerminalEvent
 from penstock.observe.meter import Meter
-from penstock.store.protocol import CLAIMED, Entry, Following, LogStore
+from penstock.store.protocol import Entry, Following, LogStore
 from penstock.stream import entries
 from penstock.stream.entries import Header
 from penstock.stream.stream import Stream
@@ -33,7 +34,9 @@ class Followed:
         self._stream = stream
         self._following: Following | None = None
         self._early: list[Entry] = []
-        self._claimed: asyncio.Event = asyncio.Event()
+        self._has_news = asyncio.Event()
+        self._is_closed = False
+        self._num_holds = 0
         self.num_entries = after
         """How many entries of the log the stream has seen."""
         self.end: tuple[TerminalEvent, Problem | None] | None = None
@@ -75,17 +78,51 @@ class Followed:
 
     @property
     def is_idle(self) -> bool:
-        """Return True if nobody reads the stream."""
-        return self._stream is None or not self._stream.num_readers
+        """Return True if nobody needs the stream."""
+        return not self._num_holds and (self._stream is None or not self._stream.num_readers)
 
     async def until_epoch(self, epoch: int) -> None:
         """Wait until the claim with which this epoch began was read."""
-        while self.epoch < epoch:
-            self._claimed.clear()
-            await self._claimed.wait()
+        await self._until(lambda: self.epoch >= epoch)
+
+    async def catch_up(self, store: LogStore) -> bool:
+        """Wait until everything was read that the log has now, or until this is closed.
+
+        Returns False if the log is gone. Raises StoreError.
+        """
+        num_entries = self.num_entries
+
+        def count(batch: Sequence[Entry]) -> None:
+            nonlocal num_entries
+            num_entries += len(batch)
+
+        newest = await store.follow(self.stream.id, count, num_entries)
+        if newest is None:
+            return False
+        newest.close()
+        await self._until(lambda: self.num_entries >= num_entries)
+        return True
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not (is_so() or self._is_closed):
+            self._has_news.clear()
+            await self._has_news.wait()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the stream in this context, although nobody may read it."""
+        self._num_holds += 1
+        try:
+            yield
+        finally:
+            self._num_holds -= 1
+            if self.is_idle:
+                self._on_idle(self)
 
     def close(self) -> None:
         """Follow the log no more."""
+        self._is_closed = True
+        self._has_news.set()
         if self._following is not None:
             self._following.close()
 
@@ -95,12 +132,11 @@ class Followed:
             return
         for entry in batch:
             self.num_entries += 1
-            if entry == CLAIMED:
-                self._claimed.set()
             try:
                 entries.apply(self.stream, entry)
             except Exception:  # a bug with one entry must not stop the others
                 log.exception("an entry of a stream's log could not be applied")
+        self._has_news.set()
 
     # The keeper: only the owner stores anything.
 

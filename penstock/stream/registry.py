@@ -117,6 +117,8 @@ class Streams:
         self.on_adopted: Callable[[Stream], None] = lambda stream: None
         """Is told of each stream that was another replica's until now."""
         self.draining = False
+        self.is_handing_over = False
+        """True while requests that wait here stay where they are: other replicas take them."""
         self.is_leaving = False
         """True once the server is about to drain: it should get no new requests."""
         self.memory_is_full = False
@@ -269,14 +271,17 @@ class Streams:
             "This stream was not opened as resumable: only its first reader can read it.",
         )
 
-    async def find_anywhere(self, stream_id: str, owner: Owner = ANYBODY) -> Stream:
+    async def find_anywhere(
+        self, stream_id: str, owner: Owner = ANYBODY, *, afresh: bool = False
+    ) -> Stream:
         """Return what `find` does, also if the stream is another replica's. Raises Problem.
 
-        Read it at once: otherwise another replica's stream is forgotten again.
+        Read it at once: otherwise another replica's stream is forgotten again. With `afresh`, it
+        has everything that any replica has shown; without, it may be 50 ms behind.
         """
         if self.fleet is not None and stream_id not in self._open:
             is_kept = self.kept.find(stream_id) is not None
-            stream = None if is_kept else await self.fleet.find(stream_id)
+            stream = None if is_kept else await self.fleet.find(stream_id, afresh=afresh)
             if stream is not None and stream.resumable and owner.may_see(stream.record.owner):
                 return stream
         return self.find(stream_id, owner)
@@ -321,9 +326,14 @@ class Streams:
     def end_unowned(self) -> None:
         """End the streams of owners whose keys are no longer accepted."""
         for stream in self.open_streams():
-            owner = stream.record.owner
-            if owner.key_id and (problem := self._problem_of(owner)):
-                stream.refuse(problem)
+            self._refuse_if_unowned(stream)
+
+    def _refuse_if_unowned(self, stream: Stream) -> bool:
+        owner = stream.record.owner
+        problem = self._problem_of(owner) if owner.key_id else None
+        if problem is not None:
+            stream.refuse(problem)
+        return problem is not None
 
     async def drain(self, timeout: float) -> None:
         """Take no new streams, wait up to `timeout` seconds for the open ones, end the rest.
@@ -456,7 +466,7 @@ class Streams:
             used, now = stream.num_counted_tokens, time.monotonic()
             self._quotas.adopted(record.owner, stream.id, num_left, used, now)
         self.meter.stream_started()
-        timeout = record.timeout or self._limits.max_timeout
+        timeout = self._seconds_of(record)
         if timeout:
             self._deadlines.add(stream.id, max(MIN_TIME_LEFT_S, timeout - stream.age))
         if not stream.num_readers:
@@ -465,6 +475,8 @@ class Streams:
 
     def go_on(self, stream: Stream) -> None:
         """Continue an adopted stream, in front of the line."""
+        if self._refuse_if_unowned(stream):  # its key was revoked while nobody owned the stream
+            return
         if not stream.num_tokens_left:
             stream.finish_at_limit()
             return
@@ -506,7 +518,8 @@ class Streams:
     def _fill_slots(self) -> None:
         """Start queued streams while there are free slots."""
         dispatcher = self._dispatcher
-        while not (self._is_shut_down or dispatcher.is_recovering) and self._can_start():
+        stays = self._is_shut_down or self.is_handing_over
+        while not (stays or dispatcher.is_recovering) and self._can_start():
             ticket = self.admission.next(time.monotonic())
             if ticket is None:
                 return
@@ -555,12 +568,16 @@ class Streams:
             if problem is not None:
                 raise problem
 
+    def _seconds_of(self, record: StreamRecord) -> float | None:
+        """Return the seconds from a stream's admission to its deadline, or None."""
+        asked, limit = record.timeout, self._limits.max_timeout
+        return min(asked or limit, limit or math.inf) if asked or limit else None
+
     def _timeout_of(self, record: StreamRecord) -> float | None:
         """Return the seconds that a stream has, or None. Raises Problem if it could not even
         start in that time."""
-        asked, limit = record.timeout, self._limits.max_timeout
-        timeout = min(asked or limit, limit or math.inf) if asked or limit else None
-        if asked is None or timeout is None:
+        timeout = self._seconds_of(record)
+        if record.timeout is None or timeout is None:
             return timeout
         wait = self.admission.eta_of_new(record.owner.name)
         if wait is not None and wait >= timeout:

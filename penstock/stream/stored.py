@@ -8,6 +8,7 @@ The store confirms writes in their order, so everything about a stream stays in 
 tokens, its end, the death of its engine.
 """
 
+import asyncio
 import collections
 import functools
 import logging
@@ -69,7 +70,7 @@ class StoredStreams:
         self._entries: list[tuple[StoredLog, Entry]] = []
         self._calls: list[Any] = []
         self._in_flight: collections.deque[list[tuple[StoredLog, Entry]]] = collections.deque()
-        self._elapsed_at = time.monotonic()
+        self._clock: asyncio.TimerHandle | None = None
 
     def __contains__(self, stream_id: str) -> bool:
         return stream_id in self._owned
@@ -177,7 +178,6 @@ class StoredStreams:
             self._calls.append(message)
         if others:
             self._deliver(others, sinks, tell)
-        self._note_elapsed()
         self.flush()
 
     def flush(self) -> None:
@@ -199,11 +199,16 @@ class StoredStreams:
 
     def _note_elapsed(self) -> None:
         """Store now and then how old each stream is: another machine has another clock."""
-        now = time.monotonic()
-        if now - self._elapsed_at >= ELAPSED_EVERY_S:
-            self._elapsed_at = now
-            for owned in self._owned.values():
-                self._append(owned, entries.Elapsed(round(owned.stream.age, 3)), None)
+        self._clock = None
+        for owned in self._owned.values():
+            self._append(owned, entries.Elapsed(round(owned.stream.age, 3)), None)
+        self.flush()
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        if self._clock is None and self._owned:
+            loop = asyncio.get_running_loop()
+            self._clock = loop.call_later(ELAPSED_EVERY_S, self._note_elapsed)
 
     # What the server decides (see stream.Keeper).
 
@@ -261,6 +266,7 @@ class StoredStreams:
     def _own(self, stream: Stream, stored: StoredLog, num_entries: int) -> None:
         self._owned[stream.id] = _Owned(stream, stored, num_entries)
         self._targets[stream.id] = stream
+        self._start_clock()
 
     def _release(self, stream_id: str) -> _Owned | None:
         self._targets.pop(stream_id, None)

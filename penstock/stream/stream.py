@@ -51,6 +51,9 @@ Phase = Literal["queued", "submitted", "accepted", "running", "progressed"]
 the last submission to an engine: nothing happened yet, the engine accepted the prompt, the request
 has a slot, something was generated (or the request ended)."""
 
+SHORT_LIFE_TOKENS = 256
+"""A replica that is lost before it generated so many tokens of a stream may have died of it."""
+
 
 class StreamReader(Protocol):
     """The part of a reader that a stream uses (see `reader`)."""
@@ -141,6 +144,7 @@ class Stream:
         "place",
         "prompt_logprobs_found",
         "record",
+        "short_lives",
         "was_accepted",
     )
 
@@ -191,6 +195,8 @@ class Stream:
         """How often the engine died while it worked on nothing but the stream."""
         self.lives = 0
         """How many replicas in a row were lost before they generated anything for the stream."""
+        self.short_lives = 0
+        """How many replicas in a row were lost before they generated SHORT_LIFE_TOKENS for it."""
         self.num_tokens_before = 0
         """The number of generated tokens when the stream was last submitted."""
 
@@ -615,16 +621,17 @@ class Stream:
 
     def was_claimed(self) -> None:
         """Note that the stream lost its owner, and has a new one."""
-        if self.phase in ("submitted", "running"):
-            self.lives += 1
-        elif self.phase == "progressed":
-            self.lives = 0
+        if self.phase in ("submitted", "running", "progressed"):
+            self.lives = 0 if self.phase == "progressed" else self.lives + 1
+            is_short = self.num_new_tokens < SHORT_LIFE_TOKENS
+            self.short_lives = self.short_lives + 1 if is_short else 0
         self.phase = "queued"
 
     def was_handed_over(self) -> None:
         """Note that the next claim is no sign of its owner's death."""
-        if self.phase != "progressed":
-            self.phase = "queued"
+        if self.phase == "progressed":
+            self.lives = 0
+        self.phase = "queued"
 
     def snapshot(self) -> entries.Snapshot:
         """Return everything about the running stream, as one entry."""

@@ -17,6 +17,10 @@ class RovingReader(Reader):
         self._history_of_all = history
         self._turn = itertools.cycle([*replicas[1:], replicas[0]])
 
+    def turn_to(self, replicas: Sequence[Address]) -> None:
+        """Ask these replicas from now on."""
+        self._turn = itertools.cycle(replicas)
+
     async def begin(self, num_tokens: int, *, length: int = 1_000_000, **fields: Any) -> Truth:
         """Open a stream of numbered tokens at the first replica."""
         truth = numbered(fresh_word(), length=length, max_tokens=num_tokens)

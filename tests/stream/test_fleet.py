@@ -346,3 +346,24 @@ async def test_a_bound_answer_is_never_contradicted(num_confirmed: int) -> None:
         assert end is None
         assert second.last_request.json_schema == "{}"
     reader.close()
+
+
+async def test_cancels_at_once_at_every_replica_agree() -> None:
+    shared = Shared()
+    replicas = [ReplicaInTest(shared, name) for name in ("first", "second", "third")]
+    await started(*replicas)
+    stream = replicas[0].open("a")
+    reader = Reader(stream)
+    replicas[0].begins("a")
+    replicas[0].generates("a", "one ")
+    async with asyncio.timeout(5):
+        reasons = await asyncio.gather(
+            *(each.streams.cancel_anywhere("a") for each in replicas * 3),
+            *(each.streams.find_anywhere("a") for each in replicas),
+        )
+        await stream.end()
+    assert reasons[:9] == ["cancelled"] * 9
+    reader.close()
+    await settle()
+    assert shared.logs["a"].followings == []
+    assert [each.fleet.num_followed for each in replicas] == [0] * 3

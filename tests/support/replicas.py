@@ -1,16 +1,18 @@
 """Replicas with scripted engines over one store in this process: a test decides every moment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from penstock.engine.process.messages import Accepted, Finish, Started
 from penstock.engine.process.supervisor import deliver_singly
 from penstock.engine.protocol import Addition
+from penstock.errors import Problem
 from penstock.events import Delta, Event
 from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.admission import Admission
 from penstock.stream.fleet import Fleet
+from penstock.stream.quotas import ANYBODY, Owner
 from penstock.stream.record import StreamRecord
 from penstock.stream.registry import Limits, Replication, Streams
 from penstock.stream.stored import StoredStreams
@@ -25,7 +27,15 @@ class ReplicaInTest:
     """One server: its engine, its streams and its view of the store."""
 
     def __init__(
-        self, shared: Shared, name: str, *, slots: int = 0, linger: float = 60, model: str = MODEL
+        self,
+        shared: Shared,
+        name: str,
+        *,
+        slots: int = 0,
+        linger: float = 60,
+        model: str = MODEL,
+        max_timeout: float = 0,
+        problem_of: Callable[[Owner], Problem | None] = lambda owner: None,
     ) -> None:
         self.engine = ScriptedEngine(slots)
         self.meter = Meter()
@@ -34,17 +44,26 @@ class ReplicaInTest:
         self.fleet = Fleet(self.store, self.stored, lambda: model, 300)
         self.streams = Streams(
             [self.engine],
-            Limits(linger=linger),
+            Limits(linger=linger, max_timeout=max_timeout),
             self.meter,
             Admission(slots),
+            problem_of,
             replication=Replication(self.stored, self.fleet),
         )
 
     def open(
-        self, name: str, max_tokens: int = 100, *, resumable: bool = True, **fields: Any
+        self,
+        name: str,
+        max_tokens: int = 100,
+        *,
+        resumable: bool = True,
+        timeout: float | None = None,
+        owner: Owner = ANYBODY,
+        **fields: Any,
     ) -> Stream:
         request = Request(id=name, max_tokens=max_tokens, prompt="x", **fields)
-        return self.streams.open(StreamRecord(request, resumable=resumable))
+        record = StreamRecord(request, owner, resumable=resumable, timeout=timeout)
+        return self.streams.open(record)
 
     def says(self, *messages: Any) -> None:
         """Receive one batch from the engine."""
