@@ -48,6 +48,7 @@ class Balancer:
     def __init__(self, program: Program, file: Path, port: int, pid: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self.address = ("127.0.0.1", port)
         self._program = program
         self._file = file
         self._pid = pid
