@@ -18,6 +18,7 @@ from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
 from tests.support.balancers import PROGRAMS, balancer, replica
 from tests.support.proxies import free_port
+from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer
 
 NUMBERED = ["numbered=true", "length=100000"]
@@ -53,6 +54,23 @@ async def test_a_balancer_passes_each_token_on_at_once(
         directly, through = await asyncio.gather(num_gaps(steady.address), num_gaps(proxy.address))
     assert judge(history).holds
     assert through > directly / 2
+
+
+async def test_nginx_gives_a_request_that_kills_engines_to_no_other_replica(
+    tmp_path: Path,
+) -> None:
+    """All of nginx's servers are one here, which counts how often its engine died."""
+    fatal = ["die_at=0", "fatal=poison"]
+    asked = json.dumps({"prompt": "poison", "stream": False}).encode()
+    with (
+        replica(str(tmp_path / "log"), free_port(), engine_arg=fatal) as server,
+        balancer("nginx", tmp_path, [server.port] * 3) as proxy,
+    ):
+        head, _ = await fetch(proxy.address, request_bytes("POST", "/generate", body=asked))
+        assert head.status == 503
+        await until_readiness(server.address, 200)
+        deaths = await asyncio.to_thread(Scrape, server)
+    assert deaths("penstock_engine_restarts_total") == 2
 
 
 # --- a deploy
