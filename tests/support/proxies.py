@@ -71,7 +71,7 @@ def nginx(folder: Path, port: int, config: str) -> Iterator[None]:
     file = folder / "nginx.conf"
     file.write_text(NGINX.format(config), encoding="utf-8")
     command = [find("nginx"), "-p", str(folder), "-c", str(file), "-e", "stderr"]
-    with _running(command, "-t", folder, port):
+    with running(command, "-t", folder, port):
         yield
 
 
@@ -80,12 +80,14 @@ def haproxy(folder: Path, port: int, config: str) -> Iterator[None]:
     """Run HAProxy, which listens on `port`."""
     file = folder / "haproxy.cfg"
     file.write_text(f"global\n    maxconn 100\n{config}", encoding="utf-8")
-    with _running([find("haproxy"), "-f", str(file), "-db"], "-c", folder, port):
+    with running([find("haproxy"), "-f", str(file), "-db"], "-c", folder, port):
         yield
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], check: str, folder: Path, port: int) -> Iterator[None]:
+def running(
+    command: Sequence[str], check: str, folder: Path, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a proxy in `folder` once it accepts its configuration, until the context ends."""
     checked = subprocess.run(
         [*command, check], cwd=folder, capture_output=True, text=True, check=False
@@ -97,7 +99,7 @@ def _running(command: Sequence[str], check: str, folder: Path, port: int) -> Ite
     try:
         assert eventually(lambda: process.poll() is not None or _listens(port)), "it never listens"
         assert process.poll() is None, log.read_text(encoding="utf-8")
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(STOP_TIMEOUT_S)

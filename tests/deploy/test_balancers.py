@@ -1,0 +1,176 @@
+"""Replicas behind the balancers that we ship: tokens come at once, and deploys refuse nothing."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import judge
+from tests.faults.client_request import fetch, request_bytes
+from tests.faults.history import History, numbered
+from tests.faults.processes import until_readiness
+from tests.faults.proxy import Address
+from tests.faults.reading import Reader, fresh_word
+from tests.support.balancers import PROGRAMS, balancer, replica
+from tests.support.proxies import free_port
+from tests.support.servers import RunningServer
+
+NUMBERED = ["numbered=true", "length=100000"]
+PATIENCE_S = 90.0
+TOKEN_S = 0.05
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Serve a token every 50 ms."""
+    log = str(tmp_path_factory.mktemp("steady") / "log")
+    with replica(log, free_port(), mock_interval=TOKEN_S, engine_arg=NUMBERED) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_balancer_passes_each_token_on_at_once(
+    steady: RunningServer, tmp_path: Path, name: str
+) -> None:
+    """HAProxy without `http-no-delay` would put four of these tokens into one lump."""
+    history = History()
+
+    async def num_gaps(address: Address) -> int:
+        reader = Reader(address, history)
+        reader.arrivals = []
+        truth = numbered(fresh_word(), length=100_000, max_tokens=60)
+        await reader.open(truth, max_tokens=60)
+        await reader.read_through()
+        gaps = [late - early for early, late in itertools.pairwise(reader.arrivals)]
+        return sum(gap > TOKEN_S / 5 for gap in gaps)
+
+    with balancer(name, tmp_path, [steady.port]) as proxy:
+        directly, through = await asyncio.gather(num_gaps(steady.address), num_gaps(proxy.address))
+    assert judge(history).holds
+    assert through > directly / 2
+
+
+async def test_nginx_gives_a_request_that_kills_engines_to_no_other_replica(
+    tmp_path: Path,
+) -> None:
+    """All of nginx's servers are one here: its log tells how often it got the request."""
+    fatal = ["die_at=0", "fatal=poison"]
+    asked = json.dumps({"prompt": "poison", "stream": False}).encode()
+    with (
+        replica(str(tmp_path / "log"), free_port(), engine_arg=fatal) as server,
+        balancer("nginx", tmp_path, [server.port] * 3) as proxy,
+    ):
+        head, _ = await fetch(proxy.address, request_bytes("POST", "/generate", body=asked))
+    assert head.status == 503
+    # The server has ended, so its log is complete.
+    assert len([line for line in server.output if " route=/generate " in line]) == 1
+
+
+# --- a deploy
+
+
+class Replicas:
+    """Three replicas, which can be replaced one after the other."""
+
+    def __init__(self, log: str, **flags: float) -> None:
+        self._log = log
+        self._flags = flags
+        self.ports = [free_port() for _ in range(3)]
+        self._servers: dict[int, tuple[RunningServer, contextlib.ExitStack]] = {}
+
+    async def start(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(self._start, port) for port in self.ports))
+
+    def _start(self, port: int) -> None:
+        stack = contextlib.ExitStack()
+        server = stack.enter_context(
+            replica(
+                self._log,
+                port,
+                mock_interval=0.02,
+                engine_arg=NUMBERED,
+                **self._flags,
+            )
+        )
+        self._servers[port] = (server, stack)
+
+    async def replace(self, port: int) -> None:
+        """Ask a replica to end, and start another one in its place when it has."""
+        server, stack = self._servers.pop(port)
+        server.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0, server.output
+        stack.close()
+        await asyncio.to_thread(self._start, port)
+        await until_readiness(("127.0.0.1", port), 200)
+
+    async def close(self) -> None:
+        stacks = [stack for _, stack in self._servers.values()]
+        await asyncio.gather(*(asyncio.to_thread(stack.close) for stack in stacks))
+
+
+@contextlib.asynccontextmanager
+async def replicas(log: str, **flags: float) -> AsyncIterator[Replicas]:
+    running = Replicas(log, **flags)
+    try:
+        await running.start()
+        yield running
+    finally:
+        await running.close()
+
+
+# nginx asks for no readiness, so a replica need not wait until nginx has noticed.
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("HAProxy", {"drain_timeout": 0.5}), ("nginx", {"drain_grace": 0, "drain_timeout": 2})],
+)
+async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
+    tmp_path: Path, name: str, flags: dict[str, float]
+) -> None:
+    history, deployed, num_whole = History(), asyncio.Event(), 0
+
+    async def short(address: Address) -> None:
+        """Ask for short streams that end with their connection. None is cut."""
+        while not deployed.is_set():
+            reader = Reader(address, history)
+            truth = numbered(fresh_word(), length=100_000, max_tokens=10)
+            await reader.open(truth, resumable=False, max_tokens=10)
+            assert await reader.closed() == "whole"
+
+    async def begin_long(first: Address, then: Address) -> Reader:
+        """Ask a replica for a stream that it cannot end in time; go on through the balancer."""
+        reader = Reader(first, history)
+        await reader.open(numbered(fresh_word(), length=100_000, max_tokens=400), max_tokens=400)
+        reader.address = then
+        return reader
+
+    async def whole(address: Address) -> None:
+        """Ask for whole answers."""
+        nonlocal num_whole
+        asked = json.dumps({"prompt": "Hello", "max_tokens": 10, "stream": False}).encode()
+        while not deployed.is_set():
+            head, body = await fetch(address, request_bytes("POST", "/generate", body=asked))
+            assert head.status == 200, body
+            assert json.loads(body)["text"] == numbered("Hello", length=10, max_tokens=10).text
+            num_whole += 1
+
+    async with replicas(str(tmp_path / "log"), **flags) as running:
+        with balancer(name, tmp_path, running.ports) as proxy:
+            async with asyncio.TaskGroup() as clients:
+                for load in (short, short, whole):
+                    clients.create_task(load(proxy.address))
+                for port in running.ports:
+                    reader = await begin_long(("127.0.0.1", port), proxy.address)
+                    clients.create_task(reader.read_through())
+                    await running.replace(port)
+                deployed.set()
+    verdict = judge(history)
+    assert verdict.holds, verdict
+    assert verdict.counts["refused"] == 0
+    assert verdict.counts["resumed"] >= len(running.ports)
+    assert num_whole >= len(running.ports)
