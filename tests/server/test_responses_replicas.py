@@ -35,10 +35,10 @@ class Pair:
         return self._stack.enter_context(serve(**self._flags))
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with ExitStack() as stack:
-        yield Pair(tmp_path / "log", stack)
+        yield Pair(tmp_path_factory.mktemp("pair") / "log", stack)
 
 
 def ask(client: openai.OpenAI, text: str = "Hi", **fields: Any) -> Any:
@@ -69,8 +69,9 @@ def test_a_response_in_the_background_is_followed_and_cancelled_elsewhere(pair: 
 
 
 def test_a_response_outlives_its_server(pair: Pair) -> None:
-    begun = ask(pair.here, background=True)
-    os.kill(pair.first.pid, signal.SIGKILL)
+    third = pair.start()
+    begun = ask(client_of(third), background=True)
+    os.kill(third.pid, signal.SIGKILL)
 
     def is_complete() -> bool:
         return bool(pair.there.responses.retrieve(begun.id).status == "completed")
@@ -78,5 +79,4 @@ def test_a_response_outlives_its_server(pair: Pair) -> None:
     assert eventually(is_complete)
     text = pair.there.responses.retrieve(begun.id).output_text
     assert text.split() == [f"Hi:{number}" for number in range(NUM_TOKENS)]
-    third = client_of(pair.start())
-    assert third.responses.retrieve(begun.id).output_text == text
+    assert pair.here.responses.retrieve(begun.id).output_text == text

@@ -187,6 +187,7 @@ class ResponseRoutes:
         if not response.form.shown["background"]:
             raise Problem("not_in_background", "Only a response in the background is cancelled so.")
         await self._stored.cancel(response)
+        response = await self._find(http)  # as it is now, if it was another server's
         return JSONResponse(response.shown())
 
     async def _input_items(self, http: HttpRequest) -> Response:
