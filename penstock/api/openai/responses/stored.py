@@ -135,6 +135,11 @@ class StoredResponses:
         found = self._stored.get(response_id) or await self._load(response_id)
         if found is None or not owner.may_see(found.owner):
             raise not_found()
+        if self.is_shared and found.final is None and found.stream.resumable:
+            # Another server may have taken the stream over, and ended it a moment ago.
+            found.known_stream = await self._streams.find_anywhere(
+                found.stream.id, found.owner, afresh=True
+            )
         return found
 
     async def remove(self, response: StoredResponse) -> None:
