@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-quick soak attack test-vllm bench-vllm check format docs release-check clean
+.PHONY: help install serve test test-quick soak fleet-soak attack test-vllm bench-vllm check format docs release-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test-quick: $(DEV_READY) ## run the tests that take seconds and need no other pr
 
 soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
+
+fleet-soak: $(DEV_READY) ## kill servers, engines and stores under streams (ARGS="--minutes 10")
+	@$(BIN)/python -m tests.faults.fleet_soak $(ARGS)
 
 attack: $(DEV_READY) ## attack a server in every way at once (ARGS="--minutes 10")
 	@$(BIN)/python -m tests.attacks.mix $(ARGS)

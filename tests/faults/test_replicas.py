@@ -150,6 +150,16 @@ async def posted(address: tuple[str, int], path: str, **fields: Any) -> bytes:
     return answer
 
 
+async def completed(address: tuple[str, int], response_id: str) -> dict[str, Any]:
+    """Return a response of the background once it has ended."""
+    while True:
+        _, body = await fetch(address, request_bytes("GET", f"/v1/responses/{response_id}"))
+        response: dict[str, Any] = json.loads(body)
+        if response["status"] not in ("queued", "in_progress"):
+            return response
+        await asyncio.sleep(0.05)
+
+
 async def test_two_deploys_that_overlap_cut_no_answer(tmp_path: Path) -> None:
     num_tokens = 200
     with Replicas(PLACES["folder"](tmp_path).log, tmp_path) as replicas:
@@ -161,14 +171,16 @@ async def test_two_deploys_that_overlap_cut_no_answer(tmp_path: Path) -> None:
         chat = "/v1/chat/completions"
         whole = asyncio.create_task(posted(first.address, chat, **asked))
         several = asyncio.create_task(posted(first.address, chat, n=2, stream=True, **asked))
+        later = {"input": "w says", "background": True, "max_output_tokens": num_tokens}
+        response = json.loads(await posted(first.address, "/v1/responses", **later))
         await got([*stored, *unstored], 3)
         second = await asyncio.to_thread(replicas.start)
         first.signal(signal.SIGTERM)
         await got([*stored, *unstored], stored[0].cursor + 5)
         await asyncio.to_thread(
-            scrape_until, second, lambda scrape: scrape("penstock_streams_running") == 9
+            scrape_until, second, lambda scrape: scrape("penstock_streams_running") == 10
         )
-        await asyncio.to_thread(replicas.start)
+        third = await asyncio.to_thread(replicas.start)
         second.signal(signal.SIGTERM)
         await asyncio.gather(*(reader.closed() for reader in [*stored, *unstored]))
         verdict = judge(clients.history)
@@ -176,6 +188,9 @@ async def test_two_deploys_that_overlap_cut_no_answer(tmp_path: Path) -> None:
         assert verdict.endings == {"length": 6}
         assert verdict.counts["cut"] == 0
         text = json.loads(await whole)["choices"][0]["message"]["content"]
+        assert list(map(int, NUMBER.findall(text))) == list(range(num_tokens))
+        done = await completed(third.address, response["id"])
+        text = done["output"][-1]["content"][0]["text"]
         assert list(map(int, NUMBER.findall(text))) == list(range(num_tokens))
         texts = ["", ""]
         for line in (await several).splitlines():
