@@ -16,7 +16,7 @@ from tests.faults.history import History, numbered
 from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
-from tests.support.balancers import PROGRAMS, balancer, replica
+from tests.support.balancers import PROGRAMS, balancer, replica, store
 from tests.support.proxies import free_port
 from tests.support.servers import RunningServer
 
@@ -126,11 +126,14 @@ async def replicas(log: str, **flags: float) -> AsyncIterator[Replicas]:
 # nginx asks for no readiness, so a replica need not wait until nginx has noticed.
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("name", "flags"),
-    [("HAProxy", {"drain_timeout": 0.5}), ("nginx", {"drain_grace": 0, "drain_timeout": 2})],
+    ("name", "kept_in", "flags"),
+    [
+        ("HAProxy", "Redis", {"drain_timeout": 0.5}),
+        ("nginx", "folder", {"drain_grace": 0, "drain_timeout": 2}),
+    ],
 )
 async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
-    tmp_path: Path, name: str, flags: dict[str, float]
+    tmp_path: Path, name: str, kept_in: str, flags: dict[str, float]
 ) -> None:
     history, deployed, num_whole = History(), asyncio.Event(), 0
 
@@ -159,16 +162,17 @@ async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
             assert json.loads(body)["text"] == numbered("Hello", length=10, max_tokens=10).text
             num_whole += 1
 
-    async with replicas(str(tmp_path / "log"), **flags) as running:
-        with balancer(name, tmp_path, running.ports) as proxy:
-            async with asyncio.TaskGroup() as clients:
-                for load in (short, short, whole):
-                    clients.create_task(load(proxy.address))
-                for port in running.ports:
-                    reader = await begin_long(("127.0.0.1", port), proxy.address)
-                    clients.create_task(reader.read_through())
-                    await running.replace(port)
-                deployed.set()
+    with store(kept_in, tmp_path) as log:
+        async with replicas(log, **flags) as running:
+            with balancer(name, tmp_path, running.ports) as proxy:
+                async with asyncio.TaskGroup() as clients:
+                    for load in (short, short, whole):
+                        clients.create_task(load(proxy.address))
+                    for port in running.ports:
+                        reader = await begin_long(("127.0.0.1", port), proxy.address)
+                        clients.create_task(reader.read_through())
+                        await running.replace(port)
+                    deployed.set()
     verdict = judge(history)
     assert verdict.holds, verdict
     assert verdict.counts["refused"] == 0

@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from penstock.client import AsyncClient, Client
 from tests.docs.pages import ROOT
+from tests.page.chat_steps import answers, send
 from tests.page.conftest import OpenPage
 from tests.page.event_source import Source, ids, messages
 from tests.page.test_page import answer, state_is, text_of, words
@@ -41,13 +42,32 @@ class Reading(Protocol):
         """Wait for the end; return the whole text and the number of resumes. Raise if it failed."""
 
 
-class PageReading:
-    """A person at the page."""
+class ChatReading:
+    """A person at the page for conversations."""
 
-    word = "page"
+    word = "chat"
 
-    async def open(self, url: str, open_page: OpenPage, num_tokens: int) -> "PageReading":
+    async def open(self, url: str, open_page: OpenPage) -> "ChatReading":
         self._page = await open_page(url)
+        await send(self._page, self.word)
+        return self
+
+    async def begun(self) -> None:
+        await expect(answers(self._page)).to_have_text(words(BEGUN))
+
+    async def ended(self) -> tuple[str, int]:
+        await expect(self._page.locator(".turn").last).to_have_attribute("data-state", "finished")
+        text = await answers(self._page).text_content() or ""
+        return f"{text.rstrip()} ", await num_resumes(self._page)
+
+
+class TextReading:
+    """A person at the page for texts."""
+
+    word = "text"
+
+    async def open(self, url: str, open_page: OpenPage, num_tokens: int) -> "TextReading":
+        self._page = await open_page(f"{url}/text")
         await ask(self._page, self.word, num_tokens)
         return self
 
@@ -56,8 +76,12 @@ class PageReading:
 
     async def ended(self) -> tuple[str, int]:
         await state_is(self._page, "finished")
-        status = await self._page.locator("#status").text_content() or ""
-        return await text_of(self._page), status.count("Resumed once.")
+        return await text_of(self._page), await num_resumes(self._page)
+
+
+async def num_resumes(page: Page) -> int:
+    """Return 1 if the page says that it resumed once, else 0."""
+    return int("Resumed once." in (await page.locator("#status").text_content() or ""))
 
 
 class EventSourceReading:

@@ -15,37 +15,39 @@ import pytest
 
 from tests.faults.history import numbered
 from tests.page.clients import (
+    ChatReading,
     EventSourceReading,
-    PageReading,
     Reading,
     RecipeReading,
+    TextReading,
     async_client_reading,
     client_reading,
 )
 from tests.page.conftest import OpenPage
-from tests.support.balancers import PROGRAMS, balancer, replica
+from tests.support.balancers import balancer, replica, store
 from tests.support.proxies import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
-NUM_TOKENS = 250
+NUM_TOKENS = 200
 SLOW_S, QUICK_S = 0.15, 0.01
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(("name", "kept_in"), [("HAProxy", "Redis"), ("nginx", "folder")])
 async def test_every_client_continues_when_its_replica_is_killed(
-    open_page: OpenPage, tmp_path: Path, name: str
+    open_page: OpenPage, tmp_path: Path, name: str, kept_in: str
 ) -> None:
     with contextlib.ExitStack() as stack:
+        log = stack.enter_context(store(kept_in, tmp_path))
         servers = await asyncio.gather(
             *(
                 asyncio.to_thread(
                     stack.enter_context,
                     replica(
-                        str(tmp_path / "log"),
+                        log,
                         free_port(),
                         mock_interval=interval,
-                        engine_arg=["numbered=true", "length=1000"],
+                        engine_arg=["numbered=true", f"length={NUM_TOKENS}"],
                     ),
                 )
                 for interval in (SLOW_S, QUICK_S, QUICK_S)
@@ -57,7 +59,8 @@ async def test_every_client_continues_when_its_replica_is_killed(
             client_reading(proxy.url, NUM_TOKENS),
             async_client_reading(proxy.url, NUM_TOKENS),
             await RecipeReading().open(proxy.url, tmp_path, NUM_TOKENS),
-            await PageReading().open(proxy.url, open_page, NUM_TOKENS),
+            await ChatReading().open(proxy.url, open_page),
+            await TextReading().open(proxy.url, open_page, NUM_TOKENS),
             await EventSourceReading().open(proxy.url, open_page, NUM_TOKENS),
         ]
         await asyncio.gather(*(reading.begun() for reading in readings))
@@ -65,6 +68,6 @@ async def test_every_client_continues_when_its_replica_is_killed(
         os.kill(servers[0].pid, signal.SIGKILL)
         for reading in readings:
             text, num_resumes = await reading.ended()
-            whole = numbered(reading.word, length=1000, max_tokens=NUM_TOKENS).text
+            whole = numbered(reading.word, length=NUM_TOKENS, max_tokens=NUM_TOKENS).text
             assert text == whole, reading.word
             assert num_resumes == 1, reading.word

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import psutil
 
+from tests.store.servers import RedisServer
 from tests.support.proxies import find, free_port, running
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
@@ -94,6 +95,20 @@ def _write(program: Program, file: Path, port: int, ports: Sequence[int]) -> Non
         elif (number := new.get(int(found[1]))) is not None:
             written.append(line.replace(found[0], f"127.0.0.1:{number}"))
     file.write_text("\n".join([*written, ""]), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def store(name: str, folder: Path) -> Iterator[str]:
+    """Make a store, "folder" or "Redis"; yield what `--log` calls it."""
+    if name == "folder":
+        yield str(folder / "log")
+        return
+    server = RedisServer(folder)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.kill()
 
 
 def replica(log: str, port: int, **more: object) -> AbstractContextManager[RunningServer]:
