@@ -160,6 +160,8 @@ class LineWriter(logging.Handler):
 
     def flush(self) -> None:
         """Write the waiting lines. Waits about 2 seconds at most."""
+        if not self._thread.is_alive():
+            return  # Python flushes every handler at its exit, and there is nobody to wait for
         self._is_written.clear()
         self._has_records.set()
         self._is_written.wait(CLOSE_TIMEOUT_S)

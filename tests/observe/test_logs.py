@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.observe.logs import (
+    CLOSE_TIMEOUT_S,
     MAX_LINE_BYTES,
     MAX_LINES_WAITING,
     JsonFormatter,
@@ -126,6 +128,15 @@ def test_a_log_that_nobody_reads_holds_nobody_up_and_says_what_was_lost() -> Non
     lines = [json.loads(line) for line in text.splitlines()]
     told = next(line["message"] for line in lines if "were lost" in line["message"])
     assert int(told.split()[0]) + len(lines) - 1 == num_lines
+
+
+def test_a_log_that_has_ended_is_flushed_at_once() -> None:
+    """Otherwise each server would wait for nothing at its exit."""
+    writer = LineWriter(io.BytesIO())
+    writer.stop()
+    began = time.monotonic()
+    writer.flush()
+    assert time.monotonic() - began < CLOSE_TIMEOUT_S / 2
 
 
 def test_a_log_on_a_full_disk_stops_nobody() -> None:
