@@ -112,6 +112,8 @@ class Streams:
         self._notices = QueueNotices(self.admission.places, self._open.__getitem__)
         self._deadlines = Deadlines(lambda stream_id: self._open[stream_id].expire())
         self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._moves: dict[str, asyncio.Event] = {}
+        """Set when another replica takes a stream that is being cancelled here."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.on_adopted: Callable[[Stream], None] = lambda stream: None
@@ -307,15 +309,28 @@ class Streams:
 
         A stored stream has its terminal event when this returns, whatever happens then.
         """
-        if self.fleet is not None and self._owner_of(stream_id) is None:
-            reason = await self.fleet.cancel(stream_id, owner)
-            if reason is not None:
-                return reason
-        stored = [each for each in self._choices_of(stream_id) if each.keeper is not None]
-        reason = self.cancel(stream_id, owner)
-        for stream in stored:
-            await stream.end()
-        return reason
+        while True:
+            if self.fleet is not None and self._owner_of(stream_id) is None:
+                elsewhere = await self.fleet.cancel(stream_id, owner)
+                if elsewhere is not None:
+                    return elsewhere
+            stored = [each for each in self._choices_of(stream_id) if each.keeper is not None]
+            reason = self.cancel(stream_id, owner)
+            stay = [await self._stays_until_its_end(stream) for stream in stored]
+            if all(stay):  # else another replica took the stream, and does not know of this
+                # An end that was on its way to the store came first.
+                return next((_reason_of(each) for each in stored if each.id == stream_id), reason)
+
+    async def _stays_until_its_end(self, stream: Stream) -> bool:
+        """Wait for a stream's terminal event; return False if another replica owns it first."""
+        moved = self._moves.setdefault(stream.id, asyncio.Event())
+        waits = [asyncio.ensure_future(wait) for wait in (stream.end(), moved.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if not moved.is_set():
+            self._moves.pop(stream.id, None)
+        return not moved.is_set()
 
     def _choices_of(self, stream_id: str) -> list[Stream]:
         """Return the open stream with this id, or all choices of the answer that it names."""
@@ -491,6 +506,8 @@ class Streams:
     def let_go(self, stream: Stream) -> None:
         """Forget a stream that another replica owns now, and stop its engine's work."""
         self._dispatcher.let_go(stream)
+        if (moved := self._moves.pop(stream.id, None)) is not None:
+            moved.set()
         self._forget(stream)
         self._stop_lingering(stream)
         self._deadlines.discard(stream.id)
@@ -679,6 +696,11 @@ def _log_unread(stream: Stream, end: TerminalEvent) -> None:
 def _enqueue(stream: Stream, *, starts_soon: bool) -> None:
     if stream.phase == "queued" and not starts_soon:  # it may have started meanwhile
         stream.enqueue()
+
+
+def _reason_of(stream: Stream) -> str:
+    assert stream.ended is not None
+    return finish_reason_of(stream.ended)
 
 
 def draining() -> Problem:

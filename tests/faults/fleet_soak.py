@@ -266,8 +266,13 @@ async def run(
             _progress(time.monotonic() - began, minutes * 60, verdict, did)
         print(file=sys.stderr)
         await everything
-        for address in replicas.addresses:
-            await until_readiness(address, 200)
+        try:
+            for address in replicas.addresses:
+                await until_readiness(address, 200)
+        except TimeoutError:
+            verdict.breaches.append(Breach("I8", "", "a server does not become ready again"))
+            for server in replicas.running:
+                print("".join(server.output[-30:]), file=sys.stderr)
         verdict.breaches += await asyncio.to_thread(_held_too_long, replicas)
     print(", ".join(f"{n} x {what}" for what, n in sorted(did.items())))
     print(verdict)

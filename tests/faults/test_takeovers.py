@@ -53,6 +53,7 @@ async def test_a_kill_loses_nothing_of_streams_in_any_phase(replicas: Replicas) 
     replicas.start()
 
 
+@pytest.mark.parametrize("replicas", ["redis"], indirect=True)
 async def test_a_kill_just_before_the_terminal_event(replicas: Replicas) -> None:
     victim = replicas.running[0]
     clients = Clients(replicas)
@@ -71,6 +72,7 @@ async def test_a_kill_just_before_the_terminal_event(replicas: Replicas) -> None
     assert ended.data == reader.ended.data
 
 
+@pytest.mark.parametrize("replicas", ["folder"], indirect=True)
 async def test_a_cancel_that_was_answered_survives_the_server(replicas: Replicas) -> None:
     victim, survivor = replicas.running
     clients = Clients(replicas)
@@ -105,6 +107,7 @@ async def test_a_cancel_away_from_the_owner_ends_the_stream_everywhere(replicas:
         assert adds_up(scrape), scrape.text
 
 
+@pytest.mark.parametrize("replicas", ["redis"], indirect=True)
 async def test_a_request_that_kills_its_server_ends_after_two(replicas: Replicas) -> None:
     replicas.start()
     victims = list(replicas.running)

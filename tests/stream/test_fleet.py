@@ -367,3 +367,41 @@ async def test_cancels_at_once_at_every_replica_agree() -> None:
     await settle()
     assert shared.logs["a"].followings == []
     assert [each.fleet.num_followed for each in replicas] == [0] * 3
+
+
+async def test_a_cancel_tells_of_the_end_that_was_on_its_way_to_the_store() -> None:
+    first, _ = await two()
+    stream = first.open("a")
+    first.begins("a")
+    first.store.hold()
+    first.generates("a", "one ")
+    first.finishes("a", 1)
+    cancel = asyncio.ensure_future(first.streams.cancel_anywhere("a"))
+    await settle()
+    first.store.confirm()
+    assert await cancel == "stop"
+    assert isinstance(stream.ended, Finish)
+    assert stream.ended.reason == "stop"
+
+
+async def test_a_cancel_follows_the_stream_to_its_new_owner() -> None:
+    first, second = await two()
+    first.open("a")
+    first.begins("a")
+    first.store.hold()
+    first.generates("a", "one ")
+    cancel = asyncio.ensure_future(first.streams.cancel_anywhere("a"))
+    await settle()
+    del first.store.shared.entries_of("a")[-1:]  # the decision does not reach the store
+    second.fleet.logs_orphaned([("a", 1)])  # the first one's lease has lapsed, and it lives
+    await settle()
+    first.generates("a", "wrong ")  # its store refuses this
+    first.store.confirm()
+    async with asyncio.timeout(5):
+        assert await cancel == "cancelled"
+    second.generates("a", "wrong ")
+    await settle()
+    stream = await second.streams.find_anywhere("a")
+    assert isinstance(stream.ended, Finish)
+    assert stream.ended.reason == "cancelled"
+    assert shown(stream) == "one "

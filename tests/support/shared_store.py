@@ -74,19 +74,19 @@ class Replica:
     """One replica's view of the store (see `penstock.store.protocol.LogStore`)."""
 
     def __init__(self, shared: Shared, name: str) -> None:
-        self._shared = shared
+        self.shared = shared
         self.replica = name
         self.problem = ""
         self._held: list[Then] | None = None
 
     async def start(self, watcher: StoreWatcher) -> None:
         self.watcher = watcher
-        self._shared.replicas[self.replica] = self
-        self._shared.tell_orphans()
+        self.shared.replicas[self.replica] = self
+        self.shared.tell_orphans()
 
     async def release(self) -> None:
-        self._shared.replicas.pop(self.replica, None)
-        self._shared.tell_orphans()
+        self.shared.replicas.pop(self.replica, None)
+        self.shared.tell_orphans()
 
     async def stop(self) -> None:
         await self.release()
@@ -107,17 +107,17 @@ class Replica:
     def die(self) -> None:
         """Lose the lease. What was stored stays stored; nothing is confirmed any more."""
         self._held = []
-        self._shared.replicas.pop(self.replica, None)
-        self._shared.tell_orphans()
+        self.shared.replicas.pop(self.replica, None)
+        self.shared.tell_orphans()
 
     @property
     def num_others(self) -> int:
-        return len(self._shared.replicas.keys() - {self.replica})
+        return len(self.shared.replicas.keys() - {self.replica})
 
     # Owning.
 
     def open(self, stream_id: str, header: Entry) -> StoredLog:
-        self._shared.logs[stream_id] = _Log(header, self.replica)
+        self.shared.logs[stream_id] = _Log(header, self.replica)
         return StoredLog(stream_id, 1)
 
     def append(self, entries: Sequence[tuple[StoredLog, Entry]], then: Then = lambda: None) -> None:
@@ -131,16 +131,16 @@ class Replica:
 
     def end(self, log: StoredLog, entry: Entry, retain: float, then: Then = lambda: None) -> None:
         if self._write(log, entry):
-            self._shared.logs[log.stream_id].has_ended = True
+            self.shared.logs[log.stream_id].has_ended = True
             self.append([], then)
         else:
             self.watcher.log_lost(log)
 
     def drop(self, stream_id: str) -> None:
-        del self._shared.logs[stream_id]
+        del self.shared.logs[stream_id]
 
     def _write(self, log: StoredLog, entry: Entry) -> bool:
-        there = self._shared.logs[log.stream_id]
+        there = self.shared.logs[log.stream_id]
         if there.epoch != log.epoch:
             return False
         there.entries.append(entry)
@@ -154,7 +154,7 @@ class Replica:
         self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
     ) -> _Following | None:
         await asyncio.sleep(0)
-        log = self._shared.logs.get(stream_id)
+        log = self.shared.logs.get(stream_id)
         if log is None:
             return None
         following = _Following(log, on_entries, after)
@@ -162,11 +162,11 @@ class Replica:
         return following
 
     async def is_followed(self, stream_id: str) -> bool:
-        return bool(self._shared.logs[stream_id].followings)
+        return bool(self.shared.logs[stream_id].followings)
 
     async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
         await asyncio.sleep(0)
-        log = self._shared.logs.get(stream_id)
+        log = self.shared.logs.get(stream_id)
         if log is None or log.has_ended or log.epoch != epoch:
             return None
         log.epoch, log.owner = epoch + 1, self.replica
@@ -177,18 +177,18 @@ class Replica:
     # Values.
 
     async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
-        there = self._shared.values.get(name)
-        self._shared.values.setdefault(name, value)
+        there = self.shared.values.get(name)
+        self.shared.values.setdefault(name, value)
         return there
 
     async def put(self, name: str, value: bytes, ttl: float) -> None:
-        self._shared.values[name] = value
+        self.shared.values[name] = value
 
     async def get(self, name: str) -> bytes | None:
-        return self._shared.values.get(name)
+        return self.shared.values.get(name)
 
     async def delete(self, name: str) -> None:
-        self._shared.values.pop(name, None)
+        self.shared.values.pop(name, None)
 
     async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
         return {}
