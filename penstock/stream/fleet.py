@@ -284,7 +284,12 @@ class Fleet:
             await bound[0].end()
 
     def leave(self) -> int:
-        """Leave the stored streams to the next server, if there may be one; return their number."""
+        """Leave the stored streams to the next server, if there may be one; return their number.
+
+        Readers of other replicas' streams are cut: they go on at another replica.
+        """
+        for followed in list(self._followed.values()):
+            followed.stream.cut_readers()
         if not self._outlives:
             return 0
         streams = self._stored.lose_all()

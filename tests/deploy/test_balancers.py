@@ -105,6 +105,7 @@ class Replicas:
         server.signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0, server.output
         stack.close()
+        assert not [line for line in server.output if "did not take their responses" in line]
         await asyncio.to_thread(self._start, port)
         await until_readiness(("127.0.0.1", port), 200)
 
@@ -128,8 +129,8 @@ async def replicas(log: str, **flags: float) -> AsyncIterator[Replicas]:
 @pytest.mark.parametrize(
     ("name", "kept_in", "flags"),
     [
-        ("HAProxy", "Redis", {"drain_timeout": 0.5}),
-        ("nginx", "folder", {"drain_grace": 0, "drain_timeout": 2}),
+        ("HAProxy", "Redis", {"drain_timeout": 1}),
+        ("nginx", "folder", {"drain_grace": 0, "drain_timeout": 3}),
     ],
 )
 async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
