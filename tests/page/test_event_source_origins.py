@@ -88,7 +88,7 @@ async def test_credentials_are_not_shared_across_origins(
 READ_IN_WORKER = """(url) => new Promise((resolve) => {
   const code = `const ids = [];
     const source = new EventSource(${JSON.stringify(location.origin + url)});
-    source.onmessage = ({ lastEventId }) => ids.push(Number(lastEventId));
+    source.onmessage = ({ lastEventId }) => ids.push(Number(lastEventId.split(".")[1]));
     source.onerror = () => { if (source.readyState === 2) postMessage(ids); };`;
   const worker = new Worker(URL.createObjectURL(new Blob([code])));
   worker.onmessage = ({ data }) => resolve(data);
