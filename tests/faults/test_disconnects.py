@@ -71,7 +71,8 @@ async def test_hardly_a_token_is_made_after_the_client_has_gone(
             reader.leave()
     history.hold("before", before)
     history.hold("after", await settled(server, before))
-    verdict = judge(history)
+    # A busy machine notices each a token or two later; nobody generates on to the end.
+    verdict = judge(history, Rules(tokens_after_abort=20))
     assert verdict.holds, verdict
     assert verdict.endings == {"cancelled": 20}
 
