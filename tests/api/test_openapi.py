@@ -444,7 +444,7 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
     def names(method: str, path: str) -> set[str]:
         return {each["name"] for each in description.operation(method, path)["parameters"]}
 
-    assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "X-Request-ID"}
+    assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "token", "X-Request-ID"}
     for path in (CHAT, COMPLETIONS, MESSAGES, ollama_wire.CHAT, ollama_wire.GENERATE):
         ours = {"X-Penstock-Resumable", "X-Penstock-Timeout"}
         assert names("POST", path) == {*RETRIES, *ours, "X-Request-ID"}

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,20 @@ def test_a_revoked_key_ends_its_tokens_and_cuts_their_readers(tmp_path: Path) ->
             for url in (own, lent):
                 assert code_of(read(server, url)) == (401, "invalid_stream_token")
             assert [next(reading)["index"] for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_key_that_expires_ends_its_tokens_and_cuts_their_readers(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys.toml", "alice", "admin")
+    with serve(**STEADY, keys=keys.path) as server, Connection(server.port) as connection:
+        url = url_of(server, begin(server, keys, "alice", 5000), keys.header("admin"))
+        assert connection.send(request("GET", url)).head().status == 200
+        soon = datetime.now(UTC) + timedelta(seconds=1)
+        keys.fields["admin"] = {"expires": f"{soon:%Y-%m-%dT%H:%M:%SZ}"}
+        keys.write()
+        reload_keys(server)
+        with pytest.raises((EOFError, ConnectionError)):
+            connection.rest()
+        assert code_of(read(server, url)) == (401, "invalid_stream_token")
 
 
 def test_a_token_does_no_more_than_its_key_may_now(tmp_path: Path) -> None:
