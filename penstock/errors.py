@@ -108,6 +108,9 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "invalid_api_key": ProblemKind(401, "The API key is missing or unknown."),
     "expired_api_key": ProblemKind(401, "The API key has expired."),
     "revoked_api_key": ProblemKind(401, "The API key was revoked while the request ran."),
+    "invalid_stream_token": ProblemKind(
+        401, "The token in the URL does not open this stream, or its key has ended."
+    ),
     "admin_only": ProblemKind(403, "This route needs an admin key."),
     "host_not_allowed": ProblemKind(403, "The Host header names another machine."),
     "origin_not_allowed": ProblemKind(403, "A web page from this origin may not use the server."),

@@ -40,6 +40,7 @@ from penstock.web.delivery import (
     stream_headers,
 )
 from penstock.web.liveness import Liveness
+from penstock.web.stream_tokens import STREAM_TOKEN, new_secret
 
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
 RETRY_MS = (500, 1500)
@@ -250,8 +251,11 @@ class Answering:
         if stream.ended is not None and first == num_events:
             return _nothing_left(http, stream, framer)
         self._note_resumed(http, stream)
+        reader = Reader(stream, cursor=cursor)
+        if STREAM_TOKEN in http.scope:
+            self.streams.lend(reader, owner)
         return StreamResponse(
-            ConnectedReader(Reader(stream, cursor=cursor), access_of(http.scope).peer),
+            ConnectedReader(reader, access_of(http.scope).peer),
             framer,
             self._liveness,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
@@ -286,6 +290,8 @@ class Answering:
         size = len(call.requests)
         first_id = call.requests[0].id
         form = call.form.save()
+        resumable = call.resumable or bool(name)
+        secret = new_secret() if resumable else b""
         records = []
         for number, request in enumerate(call.requests):
             is_first = number % call.num_per_prompt == 0
@@ -294,12 +300,13 @@ class Answering:
                 StreamRecord(
                     request,
                     owner,
-                    call.resumable or bool(name),
+                    resumable,
                     call.timeout,
                     form,
                     choices,
                     has_limit=call.max_tokens is not None,
                     name=name,
+                    token_secret=secret,
                 )
             )
         return self.streams.open_all(records)

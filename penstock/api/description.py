@@ -100,6 +100,7 @@ JOINING = frozenset(
 # These codes belong to the addresses of streams, models and files.
 _NOT_GENERATION = {
     "admin_only",
+    "invalid_stream_token",
     "method_not_allowed",
     "model_not_found",
     "no_such_file",

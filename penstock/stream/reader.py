@@ -27,6 +27,7 @@ class Reader:
     """
 
     __slots__ = (
+        "__weakref__",
         "_call_soon",
         "_cursors",
         "_lane",

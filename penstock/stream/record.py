@@ -48,7 +48,8 @@ class StreamRecord(msgspec.Struct, frozen=True):
     `form` says how readers see the stream. `choices` is set if the stream is one of several
     choices. `has_limit` is True if the client named the token limit. `name` is what other requests
     find the stream by (see `api.joining`), empty if it has none. `opened_at` is the wall-clock
-    time of the admission, in seconds since 1970.
+    time of the admission, in seconds since 1970. `token_secret` proves the tokens that let others
+    read the stream (see `web.stream_tokens`); it is empty if there can be none.
     """
 
     request: Request
@@ -60,6 +61,7 @@ class StreamRecord(msgspec.Struct, frozen=True):
     has_limit: bool = True
     name: str = ""
     opened_at: float = msgspec.field(default_factory=time.time)
+    token_secret: bytes = b""
     version: int = RECORD_VERSION
 
     @property

@@ -17,6 +17,7 @@ import logging
 import math
 import secrets
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ from penstock.stream.kept import KeptStreams
 from penstock.stream.memory import FULL
 from penstock.stream.queue import QueueNotices
 from penstock.stream.quotas import ANYBODY, Owner, Quotas
+from penstock.stream.reader import Reader
 from penstock.stream.record import StreamRecord
 from penstock.stream.recovery import NOT_BACK
 from penstock.stream.shared_limits import Exchange, keep_exchanging
@@ -114,6 +116,8 @@ class Streams:
         self._lingering: dict[str, asyncio.TimerHandle] = {}
         self._moves: dict[str, asyncio.Event] = {}
         """Set when another replica takes a stream that is being cancelled here."""
+        # Readers that have a token, and the owner of its key, for as long as their responses last.
+        self._lent: weakref.WeakKeyDictionary[Reader, Owner] = weakref.WeakKeyDictionary()
         self._idle = asyncio.Event()
         self._idle.set()
         self.on_adopted: Callable[[Stream], None] = lambda stream: None
@@ -338,10 +342,21 @@ class Streams:
             each for each in self._open.values() if stream_id in (each.id, each.record.first_id)
         ]
 
+    def lend(self, reader: Reader, owner: Owner) -> None:
+        """Let a reader that has no key read for as long as the key of `owner` is accepted."""
+        self._lent[reader] = owner
+        self._cut_if_unowned(reader, owner)  # the key may just have ended
+
     def end_unowned(self) -> None:
-        """End the streams of owners whose keys are no longer accepted."""
+        """End the streams of owners whose keys are no longer accepted, and what they have lent."""
         for stream in self.open_streams():
             self._refuse_if_unowned(stream)
+        for reader, owner in list(self._lent.items()):
+            self._cut_if_unowned(reader, owner)
+
+    def _cut_if_unowned(self, reader: Reader, owner: Owner) -> None:
+        if not reader.is_done and self._problem_of(owner) is not None:
+            reader.cut()
 
     def _refuse_if_unowned(self, stream: Stream) -> bool:
         owner = stream.record.owner

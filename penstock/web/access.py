@@ -157,6 +157,8 @@ class Access:
         return [
             (b"x-request-id", self.id.encode()),
             (b"server-timing", self._server_timing().encode()),
+            # A URL may hold the token of a stream: no page passes it on to another site.
+            (b"referrer-policy", b"no-referrer"),
         ]
 
     def _server_timing(self) -> str:

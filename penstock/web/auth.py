@@ -14,6 +14,7 @@ from penstock.stream.quotas import Owner
 from penstock.web.access import OWNER
 from penstock.web.addresses import network_of
 from penstock.web.keys import MAX_KEY_CHARACTERS, KeyRing
+from penstock.web.stream_tokens import STREAM_TOKEN, StreamToken, invalid_token, offered_token
 
 _BEARER = re.compile(rb"Bearer +([\x21-\x7e]{1,%d})" % MAX_KEY_CHARACTERS, re.IGNORECASE)
 # The page and load balancers need these before there is a key.
@@ -40,11 +41,26 @@ class KeyCheck:
 
     def problem(self, scope: Scope) -> Problem | None:
         """Note the owner in the scope, or return the problem for which a request is refused."""
-        found = self._check(scope)
+        try:
+            found = self._check(scope)
+        except Problem as refusal:
+            return refusal
         if isinstance(found, Problem):
             return found
         scope[OWNER] = found
         return None
+
+    def _admit(self, scope: Scope, key_id: str, proof: str) -> Owner | Problem:
+        """Note the token of a stream, whose proof the route checks (see `stream_tokens`).
+
+        Until then, the request's owner is its address, to which no stream of a key belongs. A token
+        whose key is not accepted is refused here, before anyone looks for the stream.
+        """
+        owner = self._keys.owner_with(key_id)
+        if owner is None:
+            return invalid_token()
+        scope[STREAM_TOKEN] = StreamToken(owner, proof)
+        return _owner_at_address(scope)
 
     def _check(self, scope: Scope) -> Owner | Problem:
         if self._keys.is_open:
@@ -61,6 +77,8 @@ class KeyCheck:
                 "bad_authorization",
                 "The request has several API keys. Send one, in Authorization or in X-API-Key.",
             )
+        if not found and not keys and (offered := offered_token(scope)):
+            return self._admit(scope, *offered)
         key = (found + keys + [b""])[0][: MAX_KEY_CHARACTERS + 1]  # no key is that long
         owner = self._keys.owner_of(key)
         if owner is None:

@@ -47,6 +47,7 @@ class KeyRing:
         self.is_open = read is None
         self._read = read or tuple
         self._owners: dict[bytes, Owner] = {}
+        self._by_id: dict[str, Owner] = {}
         self._expiries: dict[str, float] = {}
         self.next_expiry = math.inf
         """When the next key expires, in seconds since 1970."""
@@ -59,6 +60,7 @@ class KeyRing:
         """Read the keys again. Raises StartError, and then keeps the present keys."""
         keys = list(self._read())
         self._owners = {key.digest: key.owner for key in keys}
+        self._by_id = {key.owner.key_id: key.owner for key in keys}
         self._expiries = {key.owner.key_id: key.expires for key in keys}
         self.find_next_expiry()
 
@@ -78,6 +80,11 @@ class KeyRing:
             if hmac.compare_digest(known, digest):
                 return owner
         return None
+
+    def owner_with(self, key_id: str) -> Owner | None:
+        """Return the owner of the key with this id, or None unless the key is accepted now."""
+        owner = self._by_id.get(key_id)
+        return None if owner is None or self.problem_of(owner) else owner
 
     def problem_of(self, owner: Owner) -> Problem | None:
         """Return the problem for which a key that was known is no longer accepted, or None."""

@@ -43,6 +43,7 @@ from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING
 
 STREAM = "/streams/{stream_id}"
+TOKEN = "/streams/{stream_id}/token"
 UNKNOWN = "A" * 22
 CANNOT_BE_DESCRIBED = {"no_such_route", "no_such_file", "method_not_allowed", "not_served"}
 RETRIES = {"Idempotency-Key", "Last-Event-ID"}
@@ -286,6 +287,7 @@ WRONG = {
     ("GET", "/v1/models/{model}"): [(404, request("GET", "/v1/models/another"))],
     ("GET", STREAM): [(404, request("GET", f"/streams/{UNKNOWN}"))],
     ("DELETE", STREAM): [(404, request("DELETE", f"/streams/{UNKNOWN}"))],
+    ("POST", TOKEN): [(404, request("POST", f"/streams/{UNKNOWN}/token"))],
 }  # fmt: skip
 
 
@@ -339,6 +341,10 @@ def test_resumed_and_cancelled_streams_are_as_described(
     chat = ended(openai(CHAT, RESUMABLE, messages=HELLO, stream=True))
     assert read(chat, "Last-Event-ID: 3").status == 200
     assert read(ended(ollama_wire.asks(RESUMABLE, model=None)), "Last-Event-ID: 3").status == 200
+
+    made = ask(mock.port, request("POST", f"/streams/{stream_id}/token"))
+    description.check("POST", TOKEN, made)
+    assert read(stream_id, query="?token=" + made.json()["token"]).status == 200
 
     cancelled = ask(mock.port, request("DELETE", f"/streams/{stream_id}"))
     description.check("DELETE", STREAM, cancelled)
@@ -438,7 +444,7 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
     def names(method: str, path: str) -> set[str]:
         return {each["name"] for each in description.operation(method, path)["parameters"]}
 
-    assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "X-Request-ID"}
+    assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "token", "X-Request-ID"}
     for path in (CHAT, COMPLETIONS, MESSAGES, ollama_wire.CHAT, ollama_wire.GENERATE):
         ours = {"X-Penstock-Resumable", "X-Penstock-Timeout"}
         assert names("POST", path) == {*RETRIES, *ours, "X-Request-ID"}

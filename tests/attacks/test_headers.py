@@ -42,7 +42,12 @@ EVERY_NTH_OVER_TLS = 11
 BODY = b'{"prompt":"a","max_tokens":1,"stream":false}'
 ROUTES = (
     *(b"GET /metrics", b"GET /", b"GET /health/ready", b"GET /v1/models", b"GET /openapi.json"),
-    *(b"GET /streams/x", b"POST /generate", b"POST /v1/completions", b"OPTIONS /generate"),
+    *(
+        b"GET /streams/x?token=0123456789ab.%s" % (b"A" * 43),
+        b"POST /generate",
+        b"POST /v1/completions",
+        b"OPTIONS /generate",
+    ),
     *(b"POST /api/generate", b"GET /api/tags"),
     *(b"DELETE /streams/x", b"GET /page/index.html", b"HEAD /docs", b"GET /nope?after=\xb2"),
 )

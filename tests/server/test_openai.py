@@ -403,6 +403,7 @@ def test_the_api_is_described_for_machines(server: RunningServer) -> None:
     assert len({each["operationId"] for each in operations}) == len(operations)
     assert all(each["summary"] for each in operations)
     assert set(page["paths"]["/streams/{stream_id}"]) == {"get", "delete"}
+    assert set(page["paths"]["/streams/{stream_id}/token"]) == {"post"}
     for path, name in (("/streams/{stream_id}", "stream_id"), ("/v1/models/{model}", "model")):
         parameter = page["paths"][path]["get"]["parameters"][0]
         assert (parameter["name"], parameter["in"]) == (name, "path")

@@ -98,6 +98,7 @@ records = st.builds(
     form=forms.map(Form.save),
     choices=st.none() | st.builds(ChoiceGroup, names, numbers, numbers),
     opened_at=floats,
+    token_secret=st.binary(max_size=32),
 )
 
 

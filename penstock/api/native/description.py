@@ -124,6 +124,15 @@ class CancelledStream(ResponseModel):
     """`cancelled`, or the reason for which the stream had already ended."""
 
 
+class CreatedToken(ResponseModel):
+    """A token that lets a program without a key read one stream."""
+
+    token: str
+    """The token. It is a secret until the stream is no longer kept."""
+    url: str
+    """The stream's path with the token, for `EventSource`. Add the server's address before it."""
+
+
 class InvalidField(ResponseModel):
     """A field of the request that is not acceptable."""
 
@@ -217,8 +226,21 @@ DESCRIPTION = Description(
                     },
                     "description": _EVENT_ID,
                 },
+                {
+                    "name": "token",
+                    "in": "query",
+                    "schema": {"type": "string"},
+                    "description": "A token of this stream, from `POST /streams/{stream_id}/token`,"
+                    " in the place of a key. A request with a key needs none.",
+                },
             ],
-            problems=["bad_event_id", "stream_not_found", "not_resumable", "history_lost"],
+            problems=[
+                "bad_event_id",
+                "stream_not_found",
+                "not_resumable",
+                "history_lost",
+                "invalid_stream_token",
+            ],
             details="`Last-Event-ID` takes precedence over `after`. Any number of readers can read"
             " a stream at once, while it runs and after it has ended.",
         ),
@@ -226,6 +248,13 @@ DESCRIPTION = Description(
             answers={200: Answer("How the stream ended.", {JSON: CancelledStream})},
             parameters=[STREAM_ID],
             problems=["stream_not_found"],
+        ),
+        "create_stream_token": Operation(
+            answers={200: Answer("The token.", {JSON: CreatedToken})},
+            parameters=[STREAM_ID],
+            problems=["stream_not_found", "not_resumable", "history_lost"],
+            details="The token is valid while the stream can be read, at every server that shares"
+            " the stream's log. It ends with your key. Without keys, nobody needs a token.",
         ),
     },
 )

@@ -1,4 +1,4 @@
-"""The native API: `POST /generate`, and `GET` and `DELETE /streams/{id}`."""
+"""The native API: `/generate`, and reading, canceling and lending of `/streams/{id}`."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from penstock.api.fields import parse
 from penstock.api.native.errors import problem_details
 from penstock.api.native.fields import GenerateRequest
 from penstock.api.native.frames import NativeForm
+from penstock.api.native.lending import check_token, make_token
 from penstock.api.tolerance import Notes
 from penstock.web.auth import owner_of
 
@@ -41,7 +42,16 @@ def native_api(answering: Answering) -> Api:
 
     async def resume(http: HttpRequest) -> Response:
         """Read a resumable stream from its beginning or after an event."""
-        return await answering.resume(http, http.path_params["stream_id"])
+        stream_id = http.path_params["stream_id"]
+        await check_token(http.scope, stream_id, answering.streams)
+        return await answering.resume(http, stream_id)
+
+    async def lend(http: HttpRequest) -> Response:
+        """Make a token that lets a program without a key read a stream."""
+        stream_id = http.path_params["stream_id"]
+        token = await make_token(http.scope, stream_id, answering.streams)
+        made = {"token": token, "url": f"/streams/{stream_id}?token={token}"}
+        return JSONResponse(made, headers={"Cache-Control": "no-store"})
 
     async def cancel(http: HttpRequest) -> Response:
         """Cancel a stream, in any phase, any number of times."""
@@ -55,5 +65,6 @@ def native_api(answering: Answering) -> Api:
         answering.route("/generate", GENERATE),
         read,
         Route("/streams/{stream_id}", cancel, methods=["DELETE"], name="cancel_stream"),
+        Route("/streams/{stream_id}/token", lend, methods=["POST"], name="create_stream_token"),
     ]
     return Api(routes, problem_details, prefix="/", description="penstock.api.native.description")
