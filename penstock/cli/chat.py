@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from penstock.cli.conversation import Conversation, turn
 from penstock.cli.key import key_from_environment
+from penstock.cli.markdown import MarkdownWriter, renders_markdown
 from penstock.cli.screen import Screen, fail, figures
 from penstock.client import Client, Completion, Options, PenstockError, Stream
 from penstock.errors import StartError
@@ -23,10 +26,14 @@ from penstock.events import Timings, Usage
 
 CHAT_MAX_TOKENS = 1024
 CHAT_HELP = """\
-/help    Show this help
-/clear   Forget the conversation and start a new one
-/exit    Leave the chat, as Ctrl-D does
-Ctrl-C   Stop the answer; the conversation keeps the text received so far"""
+/help          Show this help
+/system TEXT   Give an instruction for the next answers; without TEXT, remove it
+/regenerate    Answer the last question again
+/save FILE     Save the conversation as Markdown in a new file
+/clear         Forget the conversation and start a new one
+/exit          Leave the chat, as Ctrl-D does
+Ctrl-C         Stop the answer; the conversation keeps the text received so far.
+               At the prompt: drop the line; a second Ctrl-C leaves the chat"""
 
 P = ParamSpec("P")
 
@@ -150,7 +157,7 @@ class SharedOptions:
 
     def system_turns(self) -> list[dict[str, str]]:
         """Return the conversation's first turns: the instruction, if one was given."""
-        return [] if self.system is None else [_turn("system", self.system)]
+        return [] if self.system is None else [turn("system", self.system)]
 
     @contextmanager
     def connected(self) -> Iterator[Client]:
@@ -236,7 +243,7 @@ def _generate(
     fields = options.generate_options()
     asked = text if options.system is None else None
     if asked is None:
-        fields["messages"] = [*options.system_turns(), _turn("user", text)]
+        fields["messages"] = [*options.system_turns(), turn("user", text)]
     with options.connected() as client:
         if stream:
             write = _write_events if as_json else _write_text
@@ -259,7 +266,6 @@ def _generate(
 @with_shared_options
 def _chat(options: SharedOptions) -> None:
     screen = Screen(ends_lines=True)
-    conversation = options.system_turns()
     fields = options.generate_options()
     if options.max_tokens is None:
         fields["max_tokens"] = CHAT_MAX_TOKENS
@@ -267,29 +273,78 @@ def _chat(options: SharedOptions) -> None:
         screen.note(
             f"{client.model()} at {client.url}. Type /help for the commands, Ctrl-D to leave."
         )
+        chat = _Chat(client, fields, screen, Conversation(options.system or ""))
         for line in _lines(screen):
             if line == "/exit":
                 break
-            if line == "/help":
-                screen.say(CHAT_HELP)
-            elif line == "/clear":
-                conversation = options.system_turns()
-                screen.note("Started a new conversation.")
-            elif line.startswith("/"):
-                screen.say(f"There is no command {line.split()[0]}. Type /help for the commands.")
-            elif line:
-                question = _turn("user", line)
-                fields["messages"] = [*conversation, question]
-                if answer := _converse(client, fields, screen):
-                    conversation += [question, _turn("assistant", answer)]
+            if line:
+                chat.take(line)
+
+
+class _Chat:
+    """What a chat does with each line: a command, or a question for the model."""
+
+    def __init__(
+        self, client: Client, fields: Options, screen: Screen, conversation: Conversation
+    ) -> None:
+        self._client = client
+        self._fields = fields
+        self._screen = screen
+        self._conversation = conversation
+
+    def take(self, line: str) -> None:
+        name, _, text = line.partition(" ")
+        if not name.startswith("/"):
+            self._ask(line)
+        elif name == "/help":
+            self._screen.say(CHAT_HELP)
+        elif name == "/clear":
+            self._conversation.clear()
+            self._screen.note("Started a new conversation.")
+        elif name == "/system":
+            self._conversation.system = text.strip()
+            self._screen.note("The instruction is set." if text else "The instruction is removed.")
+        elif name == "/regenerate":
+            self._regenerate()
+        elif name == "/save":
+            self._save(text.strip())
+        else:
+            self._screen.say(f"There is no command {name}. Type /help for the commands.")
+
+    def _ask(self, question: str) -> bool:
+        """Ask a question and return True if an answer was kept."""
+        self._fields["messages"] = self._conversation.messages(question)
+        answer = _converse(self._client, self._fields, self._screen)
+        if answer:
+            self._conversation.add(question, answer)
+        return bool(answer)
+
+    def _regenerate(self) -> None:
+        last = self._conversation.take_last()
+        if last is None:
+            self._screen.say("There is no answer yet.")
+        elif not self._ask(last[0]):
+            self._conversation.add(*last)
+
+    def _save(self, name: str) -> None:
+        if not name:
+            self._screen.say("Name a file: /save story.md")
+            return
+        try:
+            self._conversation.save(Path(name).expanduser())
+        except OSError as error:
+            self._screen.say(f"Error: {name}: {error.strerror}")
+        else:
+            self._screen.note(f"Saved the conversation in {name}.")
 
 
 def _converse(client: Client, fields: Options, screen: Screen) -> str:
     """Write an answer and return its text. Ctrl-C and errors end the answer, not the chat."""
-    answer = None
+    write = _write_rendered if renders_markdown() else _write_text
+    answer: Stream | None = None
     try:
         with client.stream(**screen.cut_callbacks(), **fields) as answer:
-            _write_text(answer, screen)
+            write(answer, screen)
     except KeyboardInterrupt:
         screen.end_line()
         screen.say("(stopped)")
@@ -297,6 +352,14 @@ def _converse(client: Client, fields: Options, screen: Screen) -> str:
         screen.end_line()
         screen.say(f"Error: {error}")
     return answer.text if answer is not None else ""
+
+
+def _write_rendered(answer: Stream, screen: Screen) -> None:
+    """Write an answer as rendered Markdown."""
+    with MarkdownWriter() as writer, screen.notes_to(writer.note):
+        for text in answer:
+            writer.write(text)
+    screen.note(figures(answer.usage, answer.timings, answer.finish_reason))
 
 
 def _write_completion(completion: Completion, screen: Screen, *, as_json: bool) -> None:
@@ -339,10 +402,6 @@ def _write_events(answer: Stream, screen: Screen) -> None:
     )
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
 def _usage_fields(usage: Usage | None) -> dict[str, int] | None:
     if usage is None:
         return None
@@ -369,22 +428,34 @@ def _read_prompt(argument: str | None) -> str:
 
 
 def _lines(screen: Screen) -> Iterator[str]:
-    """Yield each line that the user types. Ctrl-C drops the line, Ctrl-D ends the iteration."""
+    """Yield each line that the user types.
+
+    Ctrl-C drops the line. Ctrl-D, or a second Ctrl-C in a row, ends the iteration. (One alone does
+    not: it may have been meant for an answer that has just ended.)
+    """
     with suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401 - importing it makes `input` edit its line
 
     prompt = "> " if sys.stdin.isatty() and screen.is_terminal else ""
+    was_interrupted = False
     while True:
         try:
-            yield input(prompt).strip()
+            line = input(prompt).strip()
         except KeyboardInterrupt:
-            screen.say("")
+            if was_interrupted:
+                screen.say("")
+                return
+            was_interrupted = True
+            screen.say("\nPress Ctrl-C again, or Ctrl-D, to leave.")
         except UnicodeDecodeError:
             screen.say("Error: that line is not UTF-8 text")
         except EOFError:
             if prompt:
                 screen.say("")
             return
+        else:
+            was_interrupted = False
+            yield line
 
 
 @contextmanager
