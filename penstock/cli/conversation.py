@@ -7,7 +7,7 @@ server and no terminal.
 from pathlib import Path
 
 
-def turn(role: str, content: str) -> dict[str, str]:
+def _turn(role: str, content: str) -> dict[str, str]:
     """Return one message of a conversation."""
     return {"role": role, "content": content}
 
@@ -21,10 +21,10 @@ class Conversation:
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return the messages that ask a question."""
-        messages = [turn("system", self.system)] if self.system else []
+        messages = [_turn("system", self.system)] if self.system else []
         for asked, answer in self._turns:
-            messages += [turn("user", asked), turn("assistant", answer)]
-        return [*messages, turn("user", question)]
+            messages += [_turn("user", asked), _turn("assistant", answer)]
+        return [*messages, _turn("user", question)]
 
     def add(self, question: str, answer: str) -> None:
         """Add a question with its answer."""
