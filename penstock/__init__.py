@@ -5,14 +5,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from penstock.client import AsyncClient as AsyncClient
     from penstock.client import Client as Client
+    from penstock.client import CutStreamError as CutStreamError
+    from penstock.client import FailedStreamError as FailedStreamError
+    from penstock.client import IncompleteAnswerError as IncompleteAnswerError
+    from penstock.client import InvalidField as InvalidField
+    from penstock.client import PenstockError as PenstockError
+    from penstock.client import RefusedError as RefusedError
+    from penstock.client import ServerUnreachableError as ServerUnreachableError
+    from penstock.client import UnexpectedAnswerError as UnexpectedAnswerError
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "CutStreamError",
+    "FailedStreamError",
+    "IncompleteAnswerError",
+    "InvalidField",
+    "PenstockError",
+    "RefusedError",
+    "ServerUnreachableError",
+    "UnexpectedAnswerError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Import a client at its first use, because the engine's process does not need it."""
-    if name in ("Client", "AsyncClient"):
+    """Import the client at its first use, because the engine's process does not need it."""
+    if name in __all__:
         from penstock import client
 
         return getattr(client, name)

@@ -19,6 +19,7 @@ import uvloop
 
 from penstock.api.siblings import Siblings
 from penstock.app import create_app
+from penstock.draining import report_waiting
 from penstock.engine.catalog import create_engine, entry_of
 from penstock.engine.protocol import EngineHandle, ModelInfo
 from penstock.errors import StartError
@@ -82,7 +83,8 @@ class Server:
     """One server. `run` serves until `stop` is called; `url` is known once it listens.
 
     `on_loading` gets the engine's process id when the engine begins to load the model. `on_ready`
-    gets the model's information when the model can be used. Without a `place`, the server opens a
+    gets the model's information when the model can be used. `on_waiting` gets the number of streams
+    that a stopping server waits for, when it changes. Without a `place`, the server opens a
     listening socket of its own.
     """
 
@@ -92,12 +94,14 @@ class Server:
         *,
         on_ready: Callable[["Server", ModelInfo], None] = lambda server, info: None,
         on_loading: Callable[[int], None] = lambda pid: None,
+        on_waiting: Callable[[int], None] = lambda number: None,
         place: Place | None = None,
     ) -> None:
         self._settings = settings
         self._place = place
         self._on_ready = on_ready
         self._on_loading = on_loading
+        self._on_waiting = on_waiting
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._drain_until = 0.0
@@ -246,9 +250,11 @@ class Server:
                 accepting.set()
                 self._on_ready(self, info)
                 await self._until_stopped(serving)
+            reporting = asyncio.create_task(report_waiting(streams.__len__, self._on_waiting))
             await self._announce_end(streams)
             bodies.refuse(draining)
             await self._drain(streams)
+            reporting.cancel()
         finally:
             streams.shut_down()
             closing.set()

@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     "sse": set(),
     "supervision": set(),
+    "draining": set(),
     "children": set(),
     "folders": set(),
     "settings": {"errors", "engine.catalog"},
@@ -38,9 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "app": WORDS | {"api", "web", "store.names", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision", "store.catalog", "store.names", "api.siblings"},
+    | {"supervision", "draining", "store.catalog", "store.names", "api.siblings"},
     "processes": {"processes", "server", "settings", "errors", "supervision", "children", "folders"}
-    | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings"},
+    | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings", "draining"},
     "cli": WORDS
     | {
         "cli",

@@ -19,6 +19,7 @@ from penstock.cli import bench, chat, key
 from penstock.cli.loading import LoadingDisplay
 from penstock.cli.screen import console, fail
 from penstock.cli.standard_files import open_standard_files, stderr_to
+from penstock.cli.waiting import waiting_report
 from penstock.engine.catalog import DEFAULT_ENGINE, ENGINES
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
@@ -83,6 +84,7 @@ def _run_server(settings: Settings) -> None:
 
     settings = with_local_model(settings)
     loading = LoadingDisplay(console, settings)
+    tell_waiting = waiting_report(console, settings.log_format)
 
     def announce(url: str, info: ModelInfo) -> None:
         loading.stop()
@@ -93,6 +95,7 @@ def _run_server(settings: Settings) -> None:
             settings,
             on_ready=lambda server, info: announce(server.url, info),
             on_loading=loading.watch,
+            on_waiting=tell_waiting,
         )
 
     with loading:
@@ -102,7 +105,11 @@ def _run_server(settings: Settings) -> None:
         from penstock.processes.supervisor import Supervisor
 
         setproctitle("penstock: supervisor")
-        run(lambda: Supervisor(settings, on_ready=announce, on_loading=loading.watch))
+        run(
+            lambda: Supervisor(
+                settings, on_ready=announce, on_loading=loading.watch, on_waiting=tell_waiting
+            )
+        )
 
 
 def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
@@ -181,6 +188,6 @@ for commands in (chat.commands, key.commands, bench.commands):
 
 
 def main() -> None:
-    """Run the command line: the entry point of `penstock` and `python -m penstock`."""
+    """Run the command line."""
     open_standard_files()
     app()

@@ -11,7 +11,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypedDict
 
 import typer
@@ -22,6 +23,9 @@ from penstock.events import Timings, Usage
 
 console = Console(stderr=True, highlight=False)
 """Standard error, for messages with styles."""
+
+TELLING_TOKENS = 20
+TELLING_S = 0.5
 
 # All of C0 except tab and newline, DEL, and C1, which UTF-8 terminals obey too. A carriage return
 # would only overwrite the line, so it is dropped: CRLF becomes LF.
@@ -45,20 +49,27 @@ def fail(sentence: str, hint: str = "") -> NoReturn:
 def figures(usage: Usage | None, timings: Timings | None, finish_reason: str | None) -> str:
     """Return `27 tokens · 84.2 tokens/s · first token after 0.012 s · stop`, without the unknown.
 
-    Each of the three arguments is None if the server did not send it.
+    Each of the three arguments is None if the server did not send it. The rate of a few tokens says
+    nothing, so it needs 20 tokens or half a second of generation.
     """
     parts = []
     if usage is not None:
         count = usage.completion_tokens
         parts.append(f"{count} token" if count == 1 else f"{count} tokens")
     if timings is not None:
-        if timings.tokens_per_second is not None:
+        if timings.tokens_per_second is not None and _is_telling(usage, timings):
             parts.append(f"{timings.tokens_per_second:.1f} tokens/s")
         if timings.time_to_first_token is not None:
             parts.append(f"first token after {timings.time_to_first_token:.3f} s")
     if finish_reason is not None:
         parts.append(finish_reason)
     return " · ".join(parts)
+
+
+def _is_telling(usage: Usage | None, timings: Timings) -> bool:
+    generation_s = timings.total_time - (timings.time_to_first_token or 0.0)
+    num_tokens = usage.completion_tokens if usage is not None else 0
+    return num_tokens >= TELLING_TOKENS or generation_s >= TELLING_S
 
 
 class CutCallbacks(TypedDict):
@@ -79,6 +90,7 @@ class Screen:
         """True if standard output is a terminal."""
         self._ends_lines = ends_lines or self.is_terminal
         self._is_in_line = False
+        self._note: Callable[[str], None] | None = None
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters
                 encoding = None if stream.isatty() else "utf-8"
@@ -121,8 +133,20 @@ class Screen:
             "on_resume": lambda: self._note_amid("resumed"),
         }
 
+    @contextmanager
+    def notes_to(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Pass the notes about cuts to `note`, which draws the model's text meanwhile."""
+        self._note = note
+        try:
+            yield
+        finally:
+            self._note = None
+
     def _note_amid(self, text: str) -> None:
         """Print a note in the middle of the model's text, which then continues on a new line."""
+        if self._note is not None:
+            self._note(text)
+            return
         if self.is_terminal and sys.stderr.isatty():
             self.end_line()
         self.note(text)

@@ -3,7 +3,7 @@
 The client imports `penstock.events`, `penstock.sse`, httpx and msgspec, and nothing of the server.
 """
 
-from penstock.client.answer import Completion, Options
+from penstock.client.answer import Completion, Options, QueuePlace
 from penstock.client.async_client import AsyncClient, AsyncStream
 from penstock.client.client import Client, Stream
 from penstock.client.errors import (
@@ -30,6 +30,7 @@ __all__ = [
     "InvalidField",
     "Options",
     "PenstockError",
+    "QueuePlace",
     "RefusedError",
     "ServerUnreachableError",
     "Stream",

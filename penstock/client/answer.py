@@ -7,7 +7,7 @@ httpx, and not whether the caller is sync or async.
 
 import difflib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict, TypeVar
 
 import msgspec
@@ -67,6 +67,18 @@ class Completion(msgspec.Struct, frozen=True):
     times."""
 
 
+class QueuePlace(msgspec.Struct, frozen=True):
+    """The place of a stream in the server's queue."""
+
+    position: int
+    """The place in the queue: 1 is next."""
+    eta: float | None = None
+    """The estimated seconds until the stream starts, or None if the server has no estimate."""
+
+
+OnQueue = Callable[[QueuePlace], object]
+
+
 class Health(msgspec.Struct, frozen=True):
     """The response to `GET /health`."""
 
@@ -80,7 +92,12 @@ class Root(msgspec.Struct, frozen=True):
 
 
 def request_body(
-    prompt: str | None, options: Options, *, stream: bool, resumable: bool = False
+    prompt: str | None,
+    options: Options,
+    *,
+    stream: bool,
+    resumable: bool = False,
+    queue_events: bool = False,
 ) -> bytes:
     """Return the JSON body of a request. Raises TypeError or ValueError for invalid arguments."""
     for name in options:
@@ -93,6 +110,8 @@ def request_body(
     fields: dict[str, object] = {"prompt": prompt, **options, "stream": stream}
     if resumable:
         fields["resumable"] = True
+    if queue_events:
+        fields["queue_events"] = True
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     try:
@@ -101,15 +120,28 @@ def request_body(
         raise ValueError("the text contains a lone surrogate, which is half a character") from None
 
 
-def refusal(status: int, reason: str, content: bytes) -> RefusedError:
+def refusal(
+    status: int,
+    reason: str,
+    content: bytes,
+    *,
+    retry_after: float | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> RefusedError:
     """Return the error for a response whose status is not 200, whether or not from Penstock."""
     plain = f"the server answered {status} {reason}".rstrip()
     try:
         problem = _decode(content, _Problem)
     except UnexpectedAnswerError:
-        return RefusedError(status, plain)
+        return RefusedError(status, plain, retry_after=retry_after, headers=headers)
     return RefusedError(
-        status, problem.detail or problem.title or plain, code=problem.code, errors=problem.errors
+        status,
+        problem.detail or problem.title or plain,
+        code=problem.code,
+        errors=problem.errors,
+        retry_safe=problem.retry_safe,
+        retry_after=retry_after,
+        headers=headers,
     )
 
 
@@ -138,9 +170,17 @@ class StreamedAnswer:
     If another connection will continue the answer, call `interrupt` instead of `end`, and then feed
     the bytes after event `last_received`. Each event must have the next number, so no text is
     repeated or lost. `after` is the number of the event before the first expected event.
+
+    `on_queue` is called with each place in the queue that the server reports.
     """
 
-    def __init__(self, *, is_resumable: bool = False, after: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        is_resumable: bool = False,
+        after: int | None = None,
+        on_queue: OnQueue | None = None,
+    ) -> None:
         self.usage: Usage | None = None
         self.timings: Timings | None = None
         self.finish_reason: str | None = None
@@ -155,6 +195,7 @@ class StreamedAnswer:
         self.retry_s: float | None = None
         """Seconds to wait before a new connection, if the server sent `retry`."""
         self._is_resumable = is_resumable
+        self._on_queue = on_queue
         self._parser = Parser()
         self._num_deltas = 0
         self._taken: list[str] = []
@@ -183,6 +224,8 @@ class StreamedAnswer:
         for event in events:
             if event.event == "message" and not self.is_over:
                 self._add(event)
+            elif event.event == "queue" and self._on_queue is not None and not self.is_over:
+                self._report_place(event, self._on_queue)
 
     def interrupt(self) -> None:
         """Drop an incomplete event: the next connection sends that event again."""
@@ -239,6 +282,14 @@ class StreamedAnswer:
             if event.error is not None or event.finish_reason == "error":
                 self._fail(self._failed(event.error or _Error()))
 
+    def _report_place(self, received: ServerSentEvent, on_queue: OnQueue) -> None:
+        try:
+            place = _decode(received.data, QueuePlace)
+        except UnexpectedAnswerError as error:
+            self._fail(error)
+        else:
+            on_queue(place)
+
     def _fail(self, failure: PenstockError) -> None:
         self.is_over = True
         self._failure = failure
@@ -269,6 +320,7 @@ class _Problem(msgspec.Struct):
     detail: str | None = None
     code: str | None = None
     errors: tuple[InvalidField, ...] = ()
+    retry_safe: bool = False
 
 
 class _Error(msgspec.Struct):

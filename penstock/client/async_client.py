@@ -17,8 +17,10 @@ from typing import Self, TypeVar, Unpack, assert_never
 import httpx
 
 from penstock.client import http
-from penstock.client.answer import Completion, Health, Options, Root
+from penstock.client.answer import Completion, Health, OnQueue, Options, Root
+from penstock.client.errors import RefusedError, ServerUnreachableError
 from penstock.client.resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
+from penstock.client.retry import Attempts, Retries
 
 T = TypeVar("T")
 
@@ -34,10 +36,13 @@ class AsyncStream(http.BaseStream):
     never ends silently.
     """
 
-    def __init__(self, client: httpx.AsyncClient, request: httpx.Request, reading: Reading) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, request: httpx.Request, reading: Reading, retries: Retries
+    ) -> None:
         super().__init__(reading)
         self._client = client
         self._request = request
+        self._retries = retries
         self._response: httpx.Response | None = None
         self._pieces: AsyncIterator[bytes] | None = None
         self._left = asyncio.Event()
@@ -91,19 +96,36 @@ class AsyncStream(http.BaseStream):
             await asyncio.shield(self._cancelling)
 
     async def _open(self) -> None:
-        """Send the request, unless it was sent already."""
+        """Send the request, unless it was sent already; again after an error that allows it."""
         self._check_open()
-        if self._response is None:
-            with http.translated_errors(self._client):
-                self._response = await self._client.send(self._request, stream=True)
-                try:
-                    if http.is_refused(self._response):
-                        await self._response.aread()
-                    self._begin(self._response)
-                except BaseException:
-                    await self.close()
-                    raise
-            self._listen_to(self._response)
+        attempts = Attempts(self._retries)
+        while self._response is None:
+            try:
+                await self._send()
+            except (RefusedError, ServerUnreachableError) as error:
+                await self._wait(attempts.wait_s_after(error))
+                self._check_open()
+
+    async def _send(self) -> None:
+        with http.translated_errors(self._client):
+            self._response = await self._client.send(self._request, stream=True)
+            try:
+                if http.is_refused(self._response):
+                    await self._response.aread()
+                self._begin(self._response)
+            except RefusedError:
+                await self._response.aclose()
+                self._response = None
+                raise
+            except BaseException:
+                await self.close()
+                raise
+        self._listen_to(self._response)
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait for some seconds, or until the stream is left."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._left.wait(), seconds)
 
     async def _next(self) -> str | None:
         await self._open()
@@ -113,8 +135,7 @@ class AsyncStream(http.BaseStream):
                 case Read():
                     await self._read()
                 case Wait(seconds):
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._left.wait(), seconds)
+                    await self._wait(seconds)
                 case Reconnect():
                     await self._reconnect(step)
                 case _:
@@ -170,10 +191,15 @@ class AsyncClient:
 
     `resume_timeout` is the number of seconds that a cut stream may be without a connection before
     the client gives up, 50 by default. A server continues a stream without readers for 60 seconds.
-    `backoff` sets the waits between attempts to resume a stream.
+    `backoff` sets the waits between attempts to resume a stream, and between retries.
+
+    `retries` is how often the client sends a request again that got no answer, 0 by default. It
+    does so only if that is safe: no connection could be made, or the server refused the request
+    and says that it is `retry_safe`. It waits for the server's `Retry-After`, if that is 60 seconds
+    or less. Then it raises the last error. An answer that has begun is never requested again.
 
     Use the client in an `async with` block, or await `close` when you no longer need it. Raises
-    ValueError if `url` is not the URL of a server or `resume_timeout` is negative.
+    ValueError if `url` is not the URL of a server, or `resume_timeout` or `retries` is negative.
     """
 
     def __init__(
@@ -182,11 +208,14 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         timeout: float | None = http.DEFAULT_TIMEOUT_S,
+        retries: int = 0,
         resume_timeout: float = RESUME_TIMEOUT_S,
         backoff: Backoff = Backoff(),  # noqa: B008 - it is frozen
     ) -> None:
         self.url = url
         self._policy = http.resume_policy(resume_timeout, backoff)
+        self._retries = http.retries_of(retries, backoff)
+        self._closing = asyncio.Event()
         self._client = httpx.AsyncClient(**http.connection_options(url, api_key, timeout))
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
 
@@ -206,6 +235,7 @@ class AsyncClient:
         resumable: bool = True,
         on_cut: http.OnCut | None = None,
         on_resume: http.OnResume | None = None,
+        on_queue: OnQueue | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Return the answer to a prompt as a stream; the request is sent when you read it.
@@ -216,17 +246,24 @@ class AsyncClient:
         stream raises CutStreamError at the first cut.
 
         `on_cut` is called with the reason, a sentence, each time the connection is lost.
-        `on_resume` is called without arguments each time the stream continues.
+        `on_resume` is called without arguments each time the stream continues. `on_queue` is called
+        with a `QueuePlace` at first and when it changes, while the stream waits for its turn; after
+        a cut in the queue the server reports no places.
 
         Raises TypeError or ValueError for invalid arguments. Reading the stream raises
         ServerUnreachableError, RefusedError, UnexpectedAnswerError, CutStreamError or
         FailedStreamError.
         """
         request = http.generate_request(
-            self._client, prompt, options, stream=True, resumable=resumable
+            self._client,
+            prompt,
+            options,
+            stream=True,
+            resumable=resumable,
+            queue_events=on_queue is not None,
         )
         policy = self._policy if resumable else None
-        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume))
+        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume, on_queue))
 
     def resume(
         self,
@@ -276,16 +313,24 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close every stream of this client, and then every connection."""
+        self._closing.set()
         for stream in list(self._streams):
             await stream.close()
         await self._client.aclose()
 
     def _new_stream(self, request: httpx.Request, reading: Reading) -> AsyncStream:
-        stream = AsyncStream(self._client, request, reading)
+        stream = AsyncStream(self._client, request, reading, self._retries)
         self._streams.add(stream)
         return stream
 
     async def _ask(self, request: httpx.Request, kind: type[T]) -> T:
-        with http.translated_errors(self._client):
-            response = await self._client.send(request)
-        return http.decoded(response, kind)
+        attempts = Attempts(self._retries)
+        while True:
+            try:
+                with http.translated_errors(self._client):
+                    response = await self._client.send(request)
+                return http.decoded(response, kind)
+            except (RefusedError, ServerUnreachableError) as error:
+                seconds = attempts.wait_s_after(error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), seconds)

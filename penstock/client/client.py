@@ -21,8 +21,10 @@ from typing import Self, TypeVar, Unpack, assert_never
 import httpx
 
 from penstock.client import http
-from penstock.client.answer import Completion, Health, Options, Root
+from penstock.client.answer import Completion, Health, OnQueue, Options, Root
+from penstock.client.errors import RefusedError, ServerUnreachableError
 from penstock.client.resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
+from penstock.client.retry import Attempts, Retries
 
 T = TypeVar("T")
 
@@ -37,10 +39,13 @@ class Stream(http.BaseStream):
     ends silently.
     """
 
-    def __init__(self, client: httpx.Client, request: httpx.Request, reading: Reading) -> None:
+    def __init__(
+        self, client: httpx.Client, request: httpx.Request, reading: Reading, retries: Retries
+    ) -> None:
         super().__init__(reading)
         self._client = client
         self._request = request
+        self._retries = retries
         self._response: httpx.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._left = threading.Event()
@@ -93,19 +98,35 @@ class Stream(http.BaseStream):
                     self._client.send(http.quick_cancel_request(self._client, self.id))
 
     def _open(self) -> None:
-        """Send the request, unless it was sent already."""
+        """Send the request, unless it was sent already; again after an error that allows it."""
         self._check_open()
-        if self._response is None:
-            with http.translated_errors(self._client):
-                self._response = self._client.send(self._request, stream=True)
-                try:
-                    if http.is_refused(self._response):
-                        self._response.read()
-                    self._begin(self._response)
-                except BaseException:
-                    self.close()
-                    raise
-            self._listen_to(self._response)
+        attempts = Attempts(self._retries)
+        while self._response is None:
+            try:
+                self._send()
+            except (RefusedError, ServerUnreachableError) as error:
+                self._wait(attempts.wait_s_after(error))
+                self._check_open()
+
+    def _send(self) -> None:
+        with http.translated_errors(self._client):
+            self._response = self._client.send(self._request, stream=True)
+            try:
+                if http.is_refused(self._response):
+                    self._response.read()
+                self._begin(self._response)
+            except RefusedError:
+                self._response.close()
+                self._response = None
+                raise
+            except BaseException:
+                self.close()
+                raise
+        self._listen_to(self._response)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for some seconds, or until the stream is left."""
+        self._left.wait(seconds)
 
     def _next(self) -> str | None:
         self._open()
@@ -115,7 +136,7 @@ class Stream(http.BaseStream):
                 case Read():
                     self._read()
                 case Wait(seconds):
-                    self._left.wait(seconds)
+                    self._wait(seconds)
                 case Reconnect():
                     self._reconnect(step)
                 case _:
@@ -166,10 +187,15 @@ class Client:
 
     `resume_timeout` is the number of seconds that a cut stream may be without a connection before
     the client gives up, 50 by default. A server continues a stream without readers for 60 seconds.
-    `backoff` sets the waits between attempts to resume a stream.
+    `backoff` sets the waits between attempts to resume a stream, and between retries.
+
+    `retries` is how often the client sends a request again that got no answer, 0 by default. It
+    does so only if that is safe: no connection could be made, or the server refused the request
+    and says that it is `retry_safe`. It waits for the server's `Retry-After`, if that is 60 seconds
+    or less. Then it raises the last error. An answer that has begun is never requested again.
 
     Use the client in a `with` block, or call `close` when you no longer need it. Raises
-    ValueError if `url` is not the URL of a server or `resume_timeout` is negative.
+    ValueError if `url` is not the URL of a server, or `resume_timeout` or `retries` is negative.
     """
 
     def __init__(
@@ -178,11 +204,14 @@ class Client:
         *,
         api_key: str | None = None,
         timeout: float | None = http.DEFAULT_TIMEOUT_S,
+        retries: int = 0,
         resume_timeout: float = RESUME_TIMEOUT_S,
         backoff: Backoff = Backoff(),  # noqa: B008 - it is frozen
     ) -> None:
         self.url = url
         self._policy = http.resume_policy(resume_timeout, backoff)
+        self._retries = http.retries_of(retries, backoff)
+        self._closing = threading.Event()
         self._client = httpx.Client(**http.connection_options(url, api_key, timeout))
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
@@ -202,6 +231,7 @@ class Client:
         resumable: bool = True,
         on_cut: http.OnCut | None = None,
         on_resume: http.OnResume | None = None,
+        on_queue: OnQueue | None = None,
         **options: Unpack[Options],
     ) -> Stream:
         """Return the answer to a prompt as a stream; the request is sent when you read it.
@@ -212,17 +242,24 @@ class Client:
         stream raises CutStreamError at the first cut.
 
         `on_cut` is called with the reason, a sentence, each time the connection is lost.
-        `on_resume` is called without arguments each time the stream continues.
+        `on_resume` is called without arguments each time the stream continues. `on_queue` is called
+        with a `QueuePlace` at first and when it changes, while the stream waits for its turn; after
+        a cut in the queue the server reports no places.
 
         Raises TypeError or ValueError for invalid arguments. Reading the stream raises
         ServerUnreachableError, RefusedError, UnexpectedAnswerError, CutStreamError or
         FailedStreamError.
         """
         request = http.generate_request(
-            self._client, prompt, options, stream=True, resumable=resumable
+            self._client,
+            prompt,
+            options,
+            stream=True,
+            resumable=resumable,
+            queue_events=on_queue is not None,
         )
         policy = self._policy if resumable else None
-        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume))
+        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume, on_queue))
 
     def resume(
         self,
@@ -272,16 +309,23 @@ class Client:
 
     def close(self) -> None:
         """Close every stream of this client, and then every connection."""
+        self._closing.set()
         for stream in list(self._streams):
             stream.close()
         self._client.close()
 
     def _new_stream(self, request: httpx.Request, reading: Reading) -> Stream:
-        stream = Stream(self._client, request, reading)
+        stream = Stream(self._client, request, reading, self._retries)
         self._streams.add(stream)
         return stream
 
     def _ask(self, request: httpx.Request, kind: type[T]) -> T:
-        with http.translated_errors(self._client):
-            response = self._client.send(request)
-        return http.decoded(response, kind)
+        attempts = Attempts(self._retries)
+        while True:
+            try:
+                with http.translated_errors(self._client):
+                    response = self._client.send(request)
+                return http.decoded(response, kind)
+            except (RefusedError, ServerUnreachableError) as error:
+                seconds = attempts.wait_s_after(error)
+            self._closing.wait(seconds)

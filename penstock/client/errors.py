@@ -2,7 +2,7 @@
 
     PenstockError
     ├── ServerUnreachableError     no server accepts connections at the URL
-    ├── RefusedError               the server refused the request: status, code, detail, errors
+    ├── RefusedError               the server refused the request: status, code, detail, retry_safe
     ├── UnexpectedAnswerError      the response is not from a Penstock server
     └── IncompleteAnswerError      the answer began but did not end: text, num_deltas
         ├── CutStreamError         the connection ended, or an event was lost
@@ -12,7 +12,7 @@ Invalid arguments (no prompt, an unknown option, a URL without "http://") raise 
 ValueError, as everywhere in Python.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -51,6 +51,13 @@ class RefusedError(PenstockError):
     """The error as a sentence."""
     errors: tuple[InvalidField, ...]
     """The invalid fields of the request; empty for other errors."""
+    retry_safe: bool
+    """True if the server says that you can send the same request again. A page from another server
+    does not say so: then it is False."""
+    retry_after: float | None
+    """The seconds that the server asks you to wait before you try again; None if it does not."""
+    headers: Mapping[str, str]
+    """All headers of the response. Names match in upper and lower case."""
 
     def __init__(
         self,
@@ -59,12 +66,18 @@ class RefusedError(PenstockError):
         *,
         code: str | None = None,
         errors: Sequence[InvalidField] = (),
+        retry_safe: bool = False,
+        retry_after: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.errors = tuple(errors)
+        self.retry_safe = retry_safe
+        self.retry_after = retry_after
+        self.headers = {} if headers is None else headers
 
 
 class UnexpectedAnswerError(PenstockError):

@@ -6,6 +6,7 @@ of this package. This module does not know whether the caller is sync or async.
 
 import ipaddress
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TypedDict, TypeVar
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from penstock.client.answer import (
+    OnQueue,
     Options,
     StreamedAnswer,
     check_content_type,
@@ -28,7 +30,8 @@ from penstock.client.errors import (
     ServerUnreachableError,
     UnexpectedAnswerError,
 )
-from penstock.client.resume import Backoff, Reading, Reconnect, ResumePolicy
+from penstock.client.resume import Backoff, Reading, Reconnect, ResumePolicy, retry_after_s
+from penstock.client.retry import Retries
 from penstock.events import Timings, Usage
 
 T = TypeVar("T")
@@ -91,10 +94,13 @@ def generate_request(
     *,
     stream: bool,
     resumable: bool = False,
+    queue_events: bool = False,
 ) -> httpx.Request:
     """Return the request for an answer, streamed or whole."""
     headers = {"Content-Type": "application/json", **(EVENTS if stream else {})}
-    content = request_body(prompt, options, stream=stream, resumable=resumable)
+    content = request_body(
+        prompt, options, stream=stream, resumable=resumable, queue_events=queue_events
+    )
     return http.build_request("POST", "/generate", content=content, headers=headers)
 
 
@@ -154,7 +160,14 @@ def _refuse(response: httpx.Response) -> NoReturn:
 
 
 def _refusal(response: httpx.Response) -> RefusedError:
-    return refusal(response.status_code, response.reason_phrase, response.content)
+    retry_after = response.headers.get("retry-after")
+    return refusal(
+        response.status_code,
+        response.reason_phrase,
+        response.content,
+        retry_after=None if retry_after is None else retry_after_s(retry_after, time.time()),
+        headers=response.headers,
+    )
 
 
 def _content_type(response: httpx.Response) -> str:
@@ -168,13 +181,21 @@ def resume_policy(resume_timeout: float, backoff: Backoff) -> ResumePolicy:
     return ResumePolicy(resume_timeout, backoff)
 
 
+def retries_of(number: int, backoff: Backoff) -> Retries:
+    """Return how often a client sends a request again. Raises ValueError for an invalid number."""
+    if number < 0:
+        raise ValueError("retries must be a number, 0 or more")
+    return Retries(number, backoff)
+
+
 def own_reading(
     policy: ResumePolicy | None,
     on_cut: OnCut | None,
     on_resume: OnResume | None,
+    on_queue: OnQueue | None = None,
 ) -> Reading:
     """Return the reading of a stream that this client opens. Without a policy it is not resumed."""
-    answer = StreamedAnswer(is_resumable=policy is not None)
+    answer = StreamedAnswer(is_resumable=policy is not None, on_queue=on_queue)
     return Reading(answer, policy, on_cut=on_cut, on_resume=on_resume)
 
 

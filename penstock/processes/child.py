@@ -62,6 +62,8 @@ class Child:
     ) -> None:
         self.number = number
         self.state = "starting"
+        self.num_streams = 0
+        """The number of open streams, as the process last said."""
         self.families: list[messages.Family] = []
         """The last metrics that the process has sent."""
         self.started: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
@@ -86,6 +88,7 @@ class Child:
         while not self._stopping.is_set():
             began = time.monotonic()
             ended = await self._live()
+            self.num_streams = 0
             if self._stopping.is_set():
                 return
             if not self.started.done():
@@ -209,7 +212,8 @@ class Child:
     def _receive(self, message: FromServer) -> None:
         self._has_spoken, self._num_silent_looks = True, 0
         match message:
-            case messages.Beat(state):
+            case messages.Beat(state, num_streams):
+                self.num_streams = num_streams
                 self._enter(state)
             case messages.Loading(pid):
                 self._on_loading(pid)

@@ -87,11 +87,11 @@ class Member:
                     pass
         os._exit(EXIT_NOT_STARTED)
 
-    async def beat(self) -> None:
+    async def beat(self, server: Server) -> None:
         """Tell the supervisor twice a second that the event loop runs, for ever."""
         while True:
             if not self._link.is_congested:  # a supervisor that stands still must not cost memory
-                self._link.send(messages.Beat(self._state()))
+                self._link.send(messages.Beat(self._state(), server.num_streams))
             self.turns.publish()
             await asyncio.sleep(BEAT_EVERY_S)
 
@@ -117,7 +117,7 @@ async def serve(start: Start, connection: socket.socket, listener: socket.socket
             has_private_log=start.has_private_log,
         ),
     )
-    beating = keep("heartbeat", member.beat)
+    beating = keep("heartbeat", lambda: member.beat(server))
     obeying = keep("supervisor's orders", lambda: member.obey(server))
     try:
         await server.run()

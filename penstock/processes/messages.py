@@ -87,9 +87,10 @@ class NotStarted(msgspec.Struct, tag=True):
 
 
 class Beat(msgspec.Struct, tag=True):
-    """The event loop runs, and the server is in this state."""
+    """The event loop runs, and the server is in this state and has this many open streams."""
 
     state: str
+    num_streams: int
 
 
 class Counts(msgspec.Struct, tag=True):

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from penstock.draining import report_waiting
 from penstock.engine.protocol import ModelInfo
 from penstock.folders import ServerFolder, remove_left_behind
 from penstock.processes.child import Child
@@ -34,7 +35,8 @@ class Supervisor:
     """The supervisor of `settings.processes` servers.
 
     `on_loading` gets the process id of the first engine when it begins to load the model.
-    `on_ready` gets the address and the model's information when all servers are ready.
+    `on_ready` gets the address and the model's information when all servers are ready. `on_waiting`
+    gets the number of streams that stopping servers wait for, when it changes.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Supervisor:
         *,
         on_ready: Callable[[str, ModelInfo], None],
         on_loading: Callable[[int], None],
+        on_waiting: Callable[[int], None],
     ) -> None:
         self._settings = settings
         self._on_ready = on_ready
         self._on_loading = on_loading
+        self._on_waiting = on_waiting
         self._children: list[Child] = []
         self._totals = Totals()
         self._stopping = asyncio.Event()
@@ -123,7 +127,12 @@ class Supervisor:
         if not is_started:
             self.stop()
             self.stop()
+        reporting = asyncio.create_task(report_waiting(self._num_streams, self._on_waiting))
         await asyncio.gather(*running, return_exceptions=True)
+        reporting.cancel()
+
+    def _num_streams(self) -> int:
+        return sum(child.num_streams for child in self._children)
 
     async def _watch(self) -> None:
         """Look once a second whether every process gives signs of life, for ever."""

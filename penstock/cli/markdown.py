@@ -1,0 +1,129 @@
+"""Renders an answer's Markdown on the terminal while it streams.
+
+In: the pieces of a text. Out: finished blocks (paragraphs, lists, code...), printed once, and below
+them the block that still grows, drawn again a few times a second. So nothing that is finished is
+drawn twice, and the terminal's own scrolling works.
+
+The text is not trusted: its control characters are made visible, HTML stays text, and a link shows
+its address.
+"""
+
+import os
+import sys
+from types import TracebackType
+from typing import Self
+
+from markdown_it import MarkdownIt
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+from penstock.cli.screen import printable
+
+REDRAWS_PER_S = 12
+# Above this a growing block is shown as plain text: rendering it again and again would take ever
+# longer. When it has ended it is rendered once.
+MAX_GROWING_CHARS = 8_000
+SHOWN_OF_A_LONG_BLOCK = 2_000
+
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+
+
+def renders_markdown() -> bool:
+    """Return True if standard output is a terminal that can draw over its own lines."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def split_finished(text: str) -> tuple[str, str]:
+    """Split Markdown into the blocks that no further text can change, and the rest.
+
+    The last block can still change. So can an incomplete line, unless it begins with a letter: "#"
+    may become "#5", which is no heading.
+    """
+    line_start = text.rfind("\n") + 1
+    complete = text if text[line_start : line_start + 1].isalpha() else text[:line_start]
+    starts = [
+        token.map[0]
+        for token in _PARSER.parse(complete)
+        if token.level == 0 and token.map is not None and token.nesting >= 0
+    ]
+    lines = complete.splitlines(keepends=True)
+    end = sum(map(len, lines[: starts[-1]])) if starts else 0
+    return text[:end], text[end:]
+
+
+class MarkdownWriter:
+    """A context manager that draws an answer: `write` its pieces. Leaving it draws the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._live = Live(
+            console=self._console, refresh_per_second=REDRAWS_PER_S, redirect_stderr=False
+        )
+        self._growing = ""
+        self._has_printed = False
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        rest, self._growing = self._growing, ""
+        self._live.update(Text(""))
+        self._print(rest)
+        self._live.transient = True  # the empty line of the live part
+        self._live.stop()
+
+    def write(self, text: str) -> None:
+        """Add a piece of the answer."""
+        begins_line = "\n" in text or self._growing.endswith("\n")
+        self._growing += printable(text)
+        finished = ""
+        if begins_line:
+            finished, self._growing = split_finished(self._growing)
+        self._live.update(_Growing(self._growing))
+        self._print(finished)
+
+    def note(self, text: str) -> None:
+        """Print a dim line above the block that grows."""
+        self._console.print(Text(printable(text), style="dim"))
+
+    def _print(self, block: str) -> None:
+        if not block.strip():
+            return
+        if self._has_printed:
+            self._console.print()
+        self._has_printed = True
+        self._console.print(rendered(block))
+
+
+def rendered(text: str) -> RenderableType:
+    """Return Markdown as something that `rich` can print."""
+    markdown = Markdown(text, code_theme="ansi_dark", hyperlinks=False)
+    markdown.parsed = _PARSER.parse(text)  # rich's own parser would leave HTML out
+    return markdown
+
+
+class _Growing:
+    """The end of the block that still grows: as many lines as fit on the terminal."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown: RenderableType = (
+            rendered(self._text)
+            if len(self._text) <= MAX_GROWING_CHARS
+            else Text(self._text[-SHOWN_OF_A_LONG_BLOCK:])
+        )
+        lines = console.render_lines(shown, options.update(height=None), pad=False)
+        for line in lines[-max(1, console.height - 2) :]:
+            yield from line
+            yield Segment.line()
