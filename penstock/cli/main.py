@@ -1,7 +1,8 @@
 """The command line: the application, and `penstock serve`.
 
 In: arguments. Out: a running server, or another command (`chat`, `launch`, `key` and `bench` in
-this folder). `serve` has a flag for every setting; the flags are generated from the model in `settings`.
+this folder). `serve` has a flag for every setting; the flags are generated from the model in
+`settings`.
 """
 
 import importlib.metadata
