@@ -1,4 +1,4 @@
-"""Every test that docs/behavior.md or docs/security.md names must exist."""
+"""Every test that docs/behavior.md, docs/security.md or docs/clients.md names must exist."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("behavior.md", "security.md")
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("behavior.md", "security.md", "clients.md")
 ]
 NAMED = sorted({n for page in PAGES for n in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)})
 

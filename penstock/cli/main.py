@@ -1,7 +1,8 @@
 """The command line: the application, and `penstock serve`.
 
-In: arguments. Out: a running server, or another command (`chat`, `key` and `bench` in this folder).
-`serve` has a flag for every setting; the flags are generated from the model in `settings`.
+In: arguments. Out: a running server, or another command (`chat`, `launch`, `key` and `bench` in
+this folder). `serve` has a flag for every setting; the flags are generated from the model in
+`settings`.
 """
 
 import importlib.metadata
@@ -15,7 +16,7 @@ from rich.markup import escape
 from setproctitle import setproctitle
 
 from penstock import __version__
-from penstock.cli import bench, chat, key
+from penstock.cli import bench, chat, key, launch
 from penstock.cli.loading import LoadingDisplay
 from penstock.cli.screen import console, fail
 from penstock.cli.standard_files import open_standard_files, stderr_to
@@ -183,8 +184,8 @@ app.command(
     " 9000). A flag overrides a variable, and a variable overrides the file. Ctrl-C stops the"
     " server.",
 )(_serve)
-for commands in (chat.commands, key.commands, bench.commands):
-    app.add_typer(commands)  # those of `chat` and `bench` have no name: they are merged
+for commands in (chat.commands, launch.commands, key.commands, bench.commands):
+    app.add_typer(commands)  # those without a name: they are merged
 
 
 def main() -> None:

@@ -1,0 +1,32 @@
+"""docs/clients.md: each client has a version, a set-up, a result, and a test or a day.
+
+`tests/test_behavior.py` checks that the named tests exist.
+"""
+
+import re
+
+from penstock.cli.launch import MIN_CONTEXT
+from penstock.cli.programs import PROGRAMS
+from tests.docs.pages import ROOT
+
+PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in PAGE.partition("|---|")[2].splitlines()[1:]
+    if line.startswith("|")
+]
+PROOF = re.compile(r"`tests/[\w/]+\.py(?:::test_\w+)?`|by hand on 20\d\d-\d\d-\d\d")
+
+
+def test_each_client_has_a_version_a_set_up_a_result_and_a_proof() -> None:
+    assert len(ROWS) > 10
+    for row in ROWS:
+        assert len(row) == 5, row
+        assert all(row), row
+        assert PROOF.search(row[-1]), row
+
+
+def test_each_program_that_can_be_launched_is_a_client() -> None:
+    launched = {found[1] for row in ROWS if (found := re.match(r"`penstock launch (\w+)`", row[2]))}
+    assert launched == set(PROGRAMS)
+    assert f"{MIN_CONTEXT:,} tokens" in PAGE
