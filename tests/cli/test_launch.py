@@ -107,9 +107,13 @@ def request_of(program: str, seen: dict[str, Any]) -> httpx.Request:
     variables = seen["variables"]
     hello = {"role": "user", "content": "Hello"}
     if program == "claude":
-        url, key = variables["ANTHROPIC_BASE_URL"] + "/v1/messages", "ANTHROPIC_AUTH_TOKEN"
-        body = {"model": variables["ANTHROPIC_MODEL"], "max_tokens": 5, "messages": [hello]}
-        key = variables[key]
+        assert seen["arguments"][0] == "--settings"
+        # Claude Code takes these before the user's own settings, and those before variables.
+        overriding = json.loads(seen["arguments"][1])["env"]
+        assert overriding == {name: variables[name] for name in overriding}
+        url = overriding["ANTHROPIC_BASE_URL"] + "/v1/messages"
+        key = variables["ANTHROPIC_AUTH_TOKEN"]
+        body = {"model": overriding["ANTHROPIC_MODEL"], "max_tokens": 5, "messages": [hello]}
     elif program == "codex":
         entries = seen["arguments"][1 : -len(OURS) : 2]
         assert seen["arguments"][0 : -len(OURS) : 2] == ["-c"] * len(entries)
