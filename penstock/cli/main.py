@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Serve a language model, and stream each token as the model generates it.\n\n"
     "[bold]penstock serve[/bold]  serve the built-in model; then open http://127.0.0.1:8000\n\n"
     '[bold]penstock generate "Once upon a time"[/bold]  continue a text in the terminal\n\n'
+    "[bold]penstock launch claude[/bold]  run an agent with your server as its model\n\n"
     "[bold]penstock COMMAND --help[/bold]  explain a command, with examples",
     no_args_is_help=True,
     rich_markup_mode="rich",

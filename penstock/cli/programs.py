@@ -59,12 +59,11 @@ def _claude(served: Served) -> Setup:
     models += [f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("HAIKU", "SONNET", "OPUS")]
     # Without a token, Claude Code asks the user to log in.
     token = {} if served.needs_key else {"ANTHROPIC_AUTH_TOKEN": "none"}
+    variables = {"ANTHROPIC_BASE_URL": served.url, **token, **dict.fromkeys(models, served.model)}
     return Setup(
-        variables={
-            "ANTHROPIC_BASE_URL": served.url,
-            **token,
-            **dict.fromkeys(models, served.model),
-        },
+        variables=variables,
+        # The user's settings file overrides variables, and would lead the key elsewhere.
+        arguments=("--settings", json.dumps({"env": variables})),
         key_variables=("ANTHROPIC_AUTH_TOKEN",) if served.needs_key else (),
         # The user's key for Anthropic's own server must not go to this one.
         unset=(

@@ -107,9 +107,13 @@ def request_of(program: str, seen: dict[str, Any]) -> httpx.Request:
     variables = seen["variables"]
     hello = {"role": "user", "content": "Hello"}
     if program == "claude":
-        url, key = variables["ANTHROPIC_BASE_URL"] + "/v1/messages", "ANTHROPIC_AUTH_TOKEN"
-        body = {"model": variables["ANTHROPIC_MODEL"], "max_tokens": 5, "messages": [hello]}
-        key = variables[key]
+        assert seen["arguments"][0] == "--settings"
+        # Claude Code takes these before the user's own settings, and those before variables.
+        overriding = json.loads(seen["arguments"][1])["env"]
+        assert overriding == {name: variables[name] for name in overriding}
+        url = overriding["ANTHROPIC_BASE_URL"] + "/v1/messages"
+        key = variables["ANTHROPIC_AUTH_TOKEN"]
+        body = {"model": overriding["ANTHROPIC_MODEL"], "max_tokens": 5, "messages": [hello]}
     elif program == "codex":
         entries = seen["arguments"][1 : -len(OURS) : 2]
         assert seen["arguments"][0 : -len(OURS) : 2] == ["-c"] * len(entries)
@@ -117,10 +121,8 @@ def request_of(program: str, seen: dict[str, Any]) -> httpx.Request:
         assert config["model_context_window"] >= MIN_CONTEXT - 1
         provider = config["model_providers"][config["model_provider"]]
         assert provider["wire_api"] == "responses"
-        url, body = (
-            provider["base_url"] + "/responses",
-            {"model": config["model"], "input": "Hello"},
-        )
+        url = provider["base_url"] + "/responses"
+        body = {"model": config["model"], "max_output_tokens": 5, "input": "Hello"}
         key = variables[provider["env_key"]] if "env_key" in provider else "none"
     else:
         config = json.loads(variables["OPENCODE_CONFIG_CONTENT"])
@@ -128,7 +130,7 @@ def request_of(program: str, seen: dict[str, Any]) -> httpx.Request:
         provider = config["provider"][name]
         assert provider["models"][model]["limit"]["context"] >= MIN_CONTEXT - 1
         url = provider["options"]["baseURL"] + "/chat/completions"
-        body = {"model": model, "messages": [hello]}
+        body = {"model": model, "max_tokens": 5, "messages": [hello]}
         reference = provider["options"].get("apiKey", "{env:NONE}")
         key = {"NONE": "none", **variables}[reference.removeprefix("{env:").removesuffix("}")]
     return httpx.Request("POST", url, json=body, headers={"Authorization": f"Bearer {key}"})
