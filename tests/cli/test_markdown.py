@@ -164,7 +164,11 @@ def test_what_no_text_can_change_is_finished(text: str, finished: str) -> None:
     assert split_finished(text) == (finished, text[len(finished) :])
 
 
-@given(st.lists(st.sampled_from(["a", " ", "\n", "\u2028", "- ", "# ", "```", "|", "---", "> ", "    "])))
+@given(
+    st.lists(
+        st.sampled_from(["a", " ", "\n", "\u2028", "- ", "# ", "```", "|", "---", "> ", "    "])
+    )
+)
 def test_finished_blocks_are_the_same_however_the_text_grows(pieces: list[str]) -> None:
     """Blocks that are split off one by one are drawn as the blocks of the whole text."""
     finished, growing = [], ""
