@@ -8,7 +8,9 @@ The text is not trusted: its control characters are made visible, HTML stays tex
 its address.
 """
 
+import itertools
 import os
+import re
 import sys
 from types import TracebackType
 from typing import Self
@@ -17,7 +19,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
-from rich.segment import Segment
+from rich.segment import Segment, SegmentLines
 from rich.text import Text
 
 from penstock.cli.screen import printable
@@ -44,14 +46,21 @@ def split_finished(text: str) -> tuple[str, str]:
     """
     line_start = text.rfind("\n") + 1
     complete = text if text[line_start : line_start + 1].isalpha() else text[:line_start]
+    *finished, _ = blocks_of(complete)
+    end = sum(map(len, finished))
+    return text[:end], text[end:]
+
+
+def blocks_of(text: str) -> list[str]:
+    """Split Markdown into its blocks: paragraphs, lists, code... Joined, they are the text."""
     starts = [
         token.map[0]
-        for token in _PARSER.parse(complete)
+        for token in _PARSER.parse(text)
         if token.level == 0 and token.map is not None and token.nesting >= 0
     ]
-    lines = complete.splitlines(keepends=True)
-    end = sum(map(len, lines[: starts[-1]])) if starts else 0
-    return text[:end], text[end:]
+    lines = re.findall("[^\n]*\n|[^\n]+", text)  # `splitlines` also splits where Markdown does not
+    edges = [0, *starts[1:], len(lines)]
+    return ["".join(lines[start:end]) for start, end in itertools.pairwise(edges)]
 
 
 class MarkdownWriter:
@@ -95,13 +104,25 @@ class MarkdownWriter:
         """Print a dim line above the block that grows."""
         self._console.print(Text(printable(text), style="dim"))
 
-    def _print(self, block: str) -> None:
-        if not block.strip():
+    def _print(self, text: str) -> None:
+        for block in blocks_of(text):
+            self._print_block(block)
+
+    def _print_block(self, block: str) -> None:
+        lines = self._console.render_lines(rendered(block), pad=False)
+        told = [number for number, line in enumerate(lines) if _text_of(line)]
+        if not told:  # a link's definition, for example
             return
         if self._has_printed:
             self._console.print()
         self._has_printed = True
-        self._console.print(rendered(block))
+        # rich puts empty lines around a list and around code: leave them out.
+        kept = lines[told[0] : told[-1] + 1]
+        self._console.print(SegmentLines(kept, new_lines=True), end="")
+
+
+def _text_of(line: list[Segment]) -> str:
+    return "".join(segment.text for segment in line).strip()
 
 
 def rendered(text: str) -> RenderableType:

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from penstock.cli.markdown import MAX_GROWING_CHARS, _Growing, rendered, split_finished
+from penstock.cli.markdown import (
+    MAX_GROWING_CHARS,
+    MarkdownWriter,
+    _Growing,
+    rendered,
+    split_finished,
+)
 from tests.cli.test_chat import PATIENCE_S, answers, goes_on, hangs_up, root, terminal
 from tests.client.test_answer import FINISH, delta, frame
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server
@@ -127,6 +133,16 @@ def test_a_model_commands_no_terminal_and_hides_no_text() -> None:
     assert "\\x1b]0;title\\x07<b>x</b> y (http://z) [red]w" in plain(command.seen)
 
 
+def test_blocks_are_one_empty_line_apart_and_a_block_without_text_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with MarkdownWriter() as writer:
+        for piece in ("One\u2028line\n\n- tw", "o\n\n```\nthree\n```\n\n[x]: http://y\n\nEnd"):
+            writer.write(piece)
+    lines = [line.rstrip() for line in plain(capsys.readouterr().out).strip().split("\n")]
+    assert lines == ["One\u2028line", "", " • two", "", " three", "", "End"]
+
+
 @pytest.mark.parametrize(
     ("text", "finished"),
     [
@@ -148,7 +164,11 @@ def test_what_no_text_can_change_is_finished(text: str, finished: str) -> None:
     assert split_finished(text) == (finished, text[len(finished) :])
 
 
-@given(st.lists(st.sampled_from(["a", " ", "\n", "- ", "# ", "```", "|", "---", "> ", "    "])))
+@given(
+    st.lists(
+        st.sampled_from(["a", " ", "\n", "\u2028", "- ", "# ", "```", "|", "---", "> ", "    "])
+    )
+)
 def test_finished_blocks_are_the_same_however_the_text_grows(pieces: list[str]) -> None:
     """Blocks that are split off one by one are drawn as the blocks of the whole text."""
     finished, growing = [], ""
