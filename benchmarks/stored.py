@@ -3,8 +3,8 @@
     python -m benchmarks.stored
     python -m benchmarks.stored --log memory --log ./folder --log redis://127.0.0.1:6379/0
 
-For each kind of log, in turns: a server with the mock engine, and clients that read resumable
-streams, all of which get a token in each step (256 streams of 100 tokens a second by default). Out,
+For each kind of log, in turns: a server with an engine that costs nothing, and clients that read
+resumable streams, all of which get a token in each step (256 streams, 100 steps a second). Out,
 as the median of the turns: the CPU time of the server's process for each token, in microseconds,
 and what the store adds: the difference to memory. The gap between two tokens at a client, and the
 time until the store confirms a write, in milliseconds.
@@ -112,9 +112,8 @@ def _store_ms(before: Scrape, after: Scrape, share: float) -> float:
 def turn(log: str, num_streams: int, interval: float) -> Figures:
     """Start a server with this log, load it, and stop it."""
     with serve(
-        engine="mock",
-        mock_interval=interval,
-        engine_arg=["length=1000000"],
+        engine="benchmarks.overhead.engine:Ticking",
+        engine_arg=[f"rate={1 / interval}", "groups=1"],
         log=log,
         linger=0,
     ) as server:

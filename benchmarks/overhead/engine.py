@@ -142,13 +142,13 @@ class Paced(_ZeroCostEngine):
 class Ticking(_ZeroCostEngine):
     """An engine that gives every stream `rate` tokens per second, a tenth of the streams at once.
 
-    `rate` 0 gives no tokens at all.
+    With `groups` 1, all streams get their tokens at once, in one step. `rate` 0 gives no tokens.
     """
 
-    def __init__(self, *, name: str, rate: float, core: int = -1) -> None:
+    def __init__(self, *, name: str, rate: float, core: int = -1, groups: int = NUM_GROUPS) -> None:
         super().__init__(name=name, core=core)
         self._rate = rate
-        self._groups: list[dict[str, tuple[Sink, int]]] = [{} for _ in range(NUM_GROUPS)]
+        self._groups: list[dict[str, tuple[Sink, int]]] = [{} for _ in range(groups)]
         self._num_submitted = 0
 
     async def start(self) -> ModelInfo:
@@ -162,7 +162,7 @@ class Ticking(_ZeroCostEngine):
         """Start a request in the next group."""
         sink.accepted((0,))
         sink.started()
-        group = self._groups[self._num_submitted % NUM_GROUPS]
+        group = self._groups[self._num_submitted % len(self._groups)]
         self._num_submitted += 1
         group[request.id] = (sink, request.max_tokens)
 
@@ -173,7 +173,7 @@ class Ticking(_ZeroCostEngine):
         stopped()
 
     def _tick(self, at: float, number: int) -> None:
-        group = self._groups[number % NUM_GROUPS]
+        group = self._groups[number % len(self._groups)]
         for request_id, (sink, left) in list(group.items()):
             sink.delta(" token", 1, (left,))
             if left == 1:
@@ -181,5 +181,5 @@ class Ticking(_ZeroCostEngine):
                 sink.finish("length", 1)
             else:
                 group[request_id] = (sink, left - 1)
-        at += 1 / (self._rate * NUM_GROUPS)
+        at += 1 / (self._rate * len(self._groups))
         asyncio.get_running_loop().call_at(at, self._tick, at, number + 1)

@@ -156,26 +156,22 @@ class StoredStreams:
         if not owned_logs:
             self._deliver(batch, sinks, tell)
             return
+        find = owned_logs.get
+        stored, calls = self._entries, self._calls
         others: list[Any] = []
         for message in batch:
-            owned = owned_logs.get(getattr(message, "request_id", ""))
-            if owned is None:
-                others.append(message)
-                continue
-            if message.__class__ is not Addition:
+            if message.__class__ is Addition:
+                owned = find(message.request_id)
+                if owned is not None:
+                    owned.num_entries += 1
+                    stored.append((owned.log, _entry_of(message)))
+                    calls.append(message)
+                    continue
+            elif getattr(message, "request_id", "") in owned_logs:
                 _tell(tell, message)  # this gathers its entry: the sink is a `_StoredSink`
+                stored, calls = self._entries, self._calls  # it may also have written them
                 continue
-            owned.num_entries += 1
-            if message.logprobs:
-                entry = encode(
-                    entries.Text(
-                        message.piece, message.num_tokens, message.token_ids, message.logprobs
-                    )
-                )
-            else:
-                entry = encode((TEXT_TAG, message.piece, message.num_tokens, message.token_ids))
-            self._entries.append((owned.log, entry))
-            self._calls.append(message)
+            others.append(message)
         if others:
             self._deliver(others, sinks, tell)
         self.flush()
@@ -336,6 +332,14 @@ class _StoredSink:
     def lost(self) -> None:
         if self._owned.is_owned:
             self._streams.when_stored(self._owned.target.lost)
+
+
+def _entry_of(message: Addition) -> Entry:
+    if message.logprobs:
+        return encode(
+            entries.Text(message.piece, message.num_tokens, message.token_ids, message.logprobs)
+        )
+    return encode((TEXT_TAG, message.piece, message.num_tokens, message.token_ids))
 
 
 def _apply(owned: _Owned, entry: Any, target: Any) -> None:

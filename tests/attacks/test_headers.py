@@ -39,7 +39,7 @@ VALUES = (
 OF_BODIES = ("Content-Encoding", "Content-Length", "Content-Type", "Transfer-Encoding")
 # A handshake for each request takes long, and the server's own code is the same.
 EVERY_NTH_OVER_TLS = 11
-BODY = b'{"prompt":"a","max_tokens":1,"stream":false}'
+BODY = b'{"prompt":"a","max_tokens":1,"options":{"num_predict":1},"stream":false}'
 ROUTES = (
     *(b"GET /metrics", b"GET /", b"GET /health/ready", b"GET /v1/models", b"GET /openapi.json"),
     *(

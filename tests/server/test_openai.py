@@ -364,7 +364,7 @@ MARK = "zqxj"
         (request("DELETE", "/v1/models"), 405, "method_not_allowed"),
         (request("GET", "/v1/zqxj"), 404, "unknown_url"),
         (request("GET", "/v1"), 404, "unknown_url"),
-        (request("POST", "/v1/embeddings", "Content-Length: 0"), 404, "unknown_url"),
+        (request("POST", "/v1/embeddings", "Content-Length: 0"), 501, "not_served"),
         (request("GET", "/v1/models/zqxj%2Fzqxj"), 404, "model_not_found"),
     ],
     ids=lambda value: value[:60].decode("latin-1") if isinstance(value, bytes) else None,

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from itertools import chain
 from typing import cast
 
 from penstock.engine.process import messages
@@ -53,8 +54,11 @@ class Channel(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for body in self._deframer.feed(data):
-                self._receive(self._decoder.decode(body))
+            bodies = self._deframer.feed(data)
+            if len(bodies) == 1:
+                self._receive(self._decoder.decode(bodies[0]))
+            elif bodies:  # a busy server takes several steps at once: one write to a store
+                self._receive(list(chain.from_iterable(map(self._decoder.decode, bodies))))
         except Exception:  # nothing that such a process says can be understood any more
             log.exception("the engine's process sent a message that is none")
             if self._transport is not None:
