@@ -202,7 +202,8 @@ def test_the_program_takes_the_place_of_the_command(place: Place, server: Runnin
     place.install("#!/bin/sh\ngrep SigIgn /proc/self/status\nkill -TERM $$\n", "claude")
     with place.popen(*command) as run:
         said, _ = run.communicate(timeout=PATIENCE_S)
-    assert int(said.split()[1], 16) == 0, "the program must ignore no signal"
+    # The standard signals; whoever runs the tests may ignore one of the system library's own.
+    assert int(said.split()[1], 16) & 0x7FFFFFFF == 0, "the program must ignore no signal"
     assert run.returncode == -15
 
 

@@ -89,14 +89,14 @@ async def test_a_stream_cut_over_and_over_at_any_byte_is_whole(
         await expect(page.locator("#server")).to_have_text("mock · ready")
         proxy.faults_of = lambda chance: Faults(
             # With fewer bytes a reset can discard all of them: no progress, and ever longer waits.
-            down=[cut(chance.randint(3000, 6000), chance.choice(["FIN", "RST"]))]
+            down=[cut(chance.randint(8000, 12_000), chance.choice(["FIN", "RST"]))]
         )
         await proxy.drop()  # from now on, connections have these faults
-        await ask(page, "Often", 300)  # more than 20,000 bytes: at least three cuts
+        await ask(page, "Often", 500)  # more than 40,000 bytes: at least three cuts
         # The server sets each wait with `retry:`.
         body = page.locator("body")
         await expect(body).to_have_attribute("data-state", "finished", timeout=60_000)
-        assert await text_of(page) == numbered("Often", 300)
+        assert await text_of(page) == numbered("Often", 500)
         await status(page).to_have_text(re.compile(r"Resumed \d+ times\.$"))
 
 

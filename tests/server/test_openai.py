@@ -364,7 +364,6 @@ MARK = "zqxj"
         (request("DELETE", "/v1/models"), 405, "method_not_allowed"),
         (request("GET", "/v1/zqxj"), 404, "unknown_url"),
         (request("GET", "/v1"), 404, "unknown_url"),
-        (request("POST", "/v1/embeddings", "Content-Length: 0"), 501, "not_served"),
         (request("GET", "/v1/models/zqxj%2Fzqxj"), 404, "model_not_found"),
     ],
     ids=lambda value: value[:60].decode("latin-1") if isinstance(value, bytes) else None,
@@ -381,6 +380,12 @@ def test_a_bad_request_gets_openai_s_error_object_and_nothing_of_it_is_echoed(
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
     assert 10 < len(error["message"]) < 500
     assert MARK.encode() not in answer.body
+
+
+def test_embeddings_are_refused_in_a_sentence(server: RunningServer) -> None:
+    answer = ask(server.port, request("POST", "/v1/embeddings", "Content-Length: 0"))
+    assert (answer.status, answer.json()["error"]["code"]) == (501, "not_served")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> None:

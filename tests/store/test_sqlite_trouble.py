@@ -24,9 +24,9 @@ from tests.store.stores import (
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["sqlite", "sqlite-full"])
-async def replicas(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Replicas]:
-    async with replicas_of(request.param, tmp_path) as opened:
+@pytest.fixture
+async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
+    async with replicas_of("sqlite", tmp_path) as opened:
         yield opened
 
 
