@@ -56,13 +56,10 @@ async def fill_until_it_waits(replica: Replica, logs: Sequence[StoredLog], done:
     return number
 
 
-@pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
-async def test_appends_wait_in_order_while_the_disk_is_full(
-    tmp_path: Path, synchronous: str
-) -> None:
+async def test_appends_wait_in_order_while_the_disk_is_full(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2 * MIB) as disk:
         disk.empty()
-        store = SqliteStore(disk.path, patience=LONG_S, synchronous=synchronous)
+        store = SqliteStore(disk.path, patience=LONG_S)
         replica = Replica(store)
         await replica.start()
         logs = [store.open(f"s{number}", b"h") for number in range(20)]
