@@ -1,4 +1,4 @@
-"""What a store of logs costs: the same load with logs in memory and in stores, side by side.
+"""Measures what a store of logs costs: servers with and without a store carry the same load.
 
     python -m benchmarks.stored
     python -m benchmarks.stored --log memory --log ./folder --log redis://127.0.0.1:6379/0

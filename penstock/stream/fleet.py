@@ -22,6 +22,7 @@ from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.store.protocol import LogStore, StoredLog, StoreError
 from penstock.stream.following import Followed, Nobody
 from penstock.stream.quotas import Owner
+from penstock.stream.recovery import MAX_DEATHS
 from penstock.stream.stored import StoredStreams
 from penstock.stream.stream import Stream
 
@@ -34,7 +35,7 @@ RETRY_AFTER_S = 2
 CLAIM_TIMEOUT_S = 10.0
 MAX_LIVES = 2
 MAX_LEFT_ALONE = 100_000
-MAX_SHORT_LIVES = MAX_DEATHS = 6
+MAX_SHORT_LIVES = 6
 
 
 class Host(Protocol):
@@ -221,9 +222,7 @@ class Fleet:
         if streams:
             log.error("the store of logs is out of reach: %d streams wait for it", len(streams))
         for stream in streams:
-            self.host.let_go(stream)
-            stream.cut_readers()
-            Nobody(stream)
+            self._abandon(stream)
             problem = store_unavailable()
             usage, timings = stream.usage, stream.timings_now()
             stream.end_with(
@@ -263,7 +262,6 @@ class Fleet:
         for stream in self.host.open_streams():
             is_new = stream.keeper is None and not stream.is_over
             if is_new and stream.can_continue:
-                stream.keeper = self._stored
                 self._stored.begin_late(stream, model)
         streams = self._stored.owned()
         for stream in streams:
@@ -294,10 +292,14 @@ class Fleet:
             return 0
         streams = self._stored.lose_all()
         for stream in streams:
-            self.host.let_go(stream)
-            stream.cut_readers()
-            Nobody(stream)
+            self._abandon(stream)
         return len(streams)
+
+    def _abandon(self, stream: Stream) -> None:
+        """Let go of a stream whose log is out of reach, and cut its readers."""
+        self.host.let_go(stream)
+        stream.cut_readers()
+        Nobody(stream)
 
     def close(self) -> None:
         """Stop everything."""
@@ -415,7 +417,6 @@ class Fleet:
         await followed.until_epoch(claimed.epoch)
         self._drop(followed)
         self._stored.adopt(stream, claimed, followed.num_entries)
-        stream.keeper = self._stored
         if followed.end is not None:
             self._stored.conclude(stream, *followed.end)
         return True

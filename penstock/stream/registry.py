@@ -542,7 +542,6 @@ class Streams:
 
     def _begin_log(self, stream: Stream, stored: StoredStreams) -> None:
         assert self.fleet is not None
-        stream.keeper = stored
         stored.begin(stream, self.fleet.model)
 
     # How streams get their slots.

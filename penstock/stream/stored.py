@@ -262,6 +262,7 @@ class StoredStreams:
     def _own(self, stream: Stream, stored: StoredLog, num_entries: int) -> None:
         self._owned[stream.id] = _Owned(stream, stored, num_entries)
         self._targets[stream.id] = stream
+        stream.keeper = self
         self._start_clock()
 
     def _release(self, stream_id: str) -> _Owned | None:
