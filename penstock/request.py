@@ -13,10 +13,14 @@ MAX_TIMEOUT_S = 604_800
 
 
 class UnnamedTokens(msgspec.Struct, frozen=True, array_like=True):
-    """Generated text whose tokens the engine counted without naming their ids."""
+    """Generated text whose tokens the engine counted without naming their ids.
+
+    `is_reasoning`: the text precedes the answer.
+    """
 
     text: str
     num_tokens: int
+    is_reasoning: bool = False
 
 
 class ToolUse(msgspec.Struct, frozen=True):

@@ -495,7 +495,7 @@ class Stream:
         """Log reasoning unchanged: stop strings apply to the answer only."""
         if not self.is_over:
             self.leave_lane()
-            self._transcript.add(text, num_tokens, token_ids)
+            self._transcript.add(text, num_tokens, token_ids, is_reasoning=True)
             pending = self._transcript.pending_tokens
             self._append(Reasoning(text, pending, token_ids=self._take_ids()))
             self.phase = "progressed"

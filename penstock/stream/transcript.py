@@ -86,10 +86,13 @@ class Transcript:
         num_tokens: int,
         token_ids: tuple[int, ...],
         logprobs: tuple[TokenLogprob, ...] = (),
+        *,
+        is_reasoning: bool = False,
     ) -> None:
         """Record tokens and their text; `piece` is empty for textless tokens.
 
-        `token_ids` is empty if the engine did not name them.
+        `token_ids` is empty if the engine did not name them. `is_reasoning`: the text precedes the
+        answer.
         """
         self.completion_tokens += num_tokens
         self.pending_tokens += num_tokens
@@ -109,7 +112,7 @@ class Transcript:
             self.generated += token_ids
         else:
             text = piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
-            self.generated.append(UnnamedTokens(text, num_tokens))
+            self.generated.append(UnnamedTokens(text, num_tokens, is_reasoning))
         self._textless_ids, self.num_textless = (), 0
 
     def add_call(self, arguments: str, num_tokens: int) -> None:

@@ -179,6 +179,26 @@ def test_a_call_is_not_continued_after_the_engine_s_death_and_may_be_asked_for_a
         assert eventually(lambda: server.undisturbed(post(plain, path=CHAT)).status == 200, 20)
 
 
+@pytest.mark.parametrize(("template", "after"), [(TOOLS, 20), (REASONING, 4), (REASONING, 20)])
+def test_text_without_a_call_continues_after_the_engine_s_death(
+    tmp_path: Path, template: str, after: int
+) -> None:
+    story = [{"role": "user", "content": "Tell me a story."}]
+    body = {"messages": story, "tools": BOTH, "temperature": 0, "max_tokens": 50}
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
+    sent = post(json.dumps(body).encode(), path=CHAT)
+    arguments = [f"chat_template={template}", "sampling.reasoning_budget_tokens=8"]
+    with mortal(tmp_path, *arguments, after=after) as server:
+        whole = chunks_of(server.undisturbed(sent).body)
+        *cut, usage = chunks_of(server.cut_off(sent).body)
+    pieces = [each["choices"][0]["delta"] for each in cut]
+    num_sure = after // 2  # some tokens have no text
+    assert pieces[:num_sure] == [each["choices"][0]["delta"] for each in whole[:num_sure]]
+    assert len(pieces) > after
+    assert cut[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+    assert after < usage["usage"]["completion_tokens"] <= 50
+
+
 UNBOUND: list[dict[str, Any]] = [
     {"type": 5},
     {"$ref": "http://zqxj.example/schema.json"},

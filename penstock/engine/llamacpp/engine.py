@@ -558,11 +558,11 @@ class LlamaCpp(LlamaClient, TaskEngine):
     async def _converse(self, request: Request, prompt_tokens: int, sink: Sink) -> None:
         """Have the model answer or call tools in the form of its chat template.
 
-        llama.cpp starts from the conversation, not from token ids, so it cannot continue an answer.
+        llama.cpp starts from the conversation, not from token ids. It continues an answer that
+        stands as the conversation's last turn.
         """
         if request.generated:
-            sink.fail("engine_died", CANNOT_CONTINUE)
-            return
+            request = self._with_begun_turn(request)
         reader = ChatReader(sink, parallel_calls=request.parallel_calls)
         room = self._context_length - prompt_tokens
         body = {
@@ -583,8 +583,25 @@ class LlamaCpp(LlamaClient, TaskEngine):
         try:
             await asyncio.wait((http.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
             reader.end(200 if reader.is_over.done() else http.done.result())
+        except RefusedByEngineError:
+            if not request.generated:
+                raise
+            # Some templates of llama.cpp's cannot continue a turn.
+            sink.fail("engine_died", CANNOT_CONTINUE)
         finally:
             await self._stop(http)
+
+    def _with_begun_turn(self, request: Request) -> Request:
+        """Return the request with what was generated so far as the conversation's last turn."""
+        *before, begun = [*(request.messages or ()), Message("assistant", "")]
+        if request.continue_last_message:
+            before, begun = before[:-1], before[-1]
+        unnamed = [each for each in request.generated if isinstance(each, UnnamedTokens)]
+        reasoning = begun.reasoning + "".join(each.text for each in unnamed if each.is_reasoning)
+        content = begun.content + "".join(each.text for each in unnamed if not each.is_reasoning)
+        begun = msgspec.structs.replace(begun, content=content, reasoning=reasoning)
+        messages = (*before, begun)
+        return msgspec.structs.replace(request, messages=messages, continue_last_message=True)
 
 
 def template_of(props: Props, vocabulary: Vocabulary) -> ChatTemplate | None:
