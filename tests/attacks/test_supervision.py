@@ -232,7 +232,7 @@ def test_a_task_that_fails_is_started_again_and_counted(monkeypatch: pytest.Monk
         scrape = Scrape(server)
         assert scrape("penstock_task_failures_total", task="liveness") == 2
         assert scrape("penstock_task_failures_total") == 2
-        assert sum("the task 'liveness' failed" in line for line in server.output) == 2
+    assert sum("the task 'liveness' failed" in line for line in server.output) == 2
 
 
 def test_a_server_whose_http_server_has_ended_ends_with_the_reason(

@@ -69,7 +69,7 @@ def test_both_processes_serve_and_have_engines_and_cores_of_their_own(
 def test_the_banner_comes_once_and_names_the_number(server: RunningServer) -> None:
     (banner,) = [line for line in server.output if "page and API" in line]
     assert str(server.port) in banner
-    assert "2 processes with unlimited slots each" in "".join(server.output)
+    assert server.has_said("2 processes with unlimited slots each")
 
 
 def test_health_names_every_process_whichever_answers(server: RunningServer) -> None:

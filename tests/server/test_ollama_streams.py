@@ -196,7 +196,7 @@ def ollama_server(**flags: Any) -> Any:
 
 def test_ollama_s_clients_find_the_server_at_their_port(free_port: int) -> None:
     with ollama_server(max_connections=8) as server:
-        assert any(f"http://127.0.0.1:{free_port}" in line for line in server.output)
+        assert server.has_said(f"http://127.0.0.1:{free_port}")
         here = f"Host: localhost:{free_port}"
         with Connection(free_port) as connection:
             connection.send(b"HEAD / HTTP/1.1\r\n%b\r\n\r\n" % here.encode())
@@ -222,7 +222,7 @@ def test_ollama_s_clients_find_the_server_at_their_port(free_port: int) -> None:
 
 def test_a_taken_port_is_no_reason_not_to_serve(free_port: int) -> None:
     with socket.create_server(("127.0.0.1", free_port)), ollama_server() as server:
-        assert any(f"Ollama's port {free_port}" in line for line in server.output)
+        assert server.has_said(f"Ollama's port {free_port}")
         assert answer_to(server, stream=False).status == 200
 
 

@@ -180,9 +180,9 @@ def test_a_model_that_cannot_be_served_is_explained(
 
 def test_the_banner_shows_the_context_of_each_slot() -> None:
     with serve(slots=2) as server:
-        assert "2 slots, 1,024 tokens of context" in "".join(server.output)
+        assert server.has_said("2 slots, 1,024 tokens of context")
     with serve(slots=2, context=512) as server:
-        assert "2 slots, 512 tokens of context" in "".join(server.output)
+        assert server.has_said("2 slots, 512 tokens of context")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")

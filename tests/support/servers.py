@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 from tests.support.raw import ask, request
+from tests.support.waiting import eventually
 
 START_TIMEOUT_S = 60  # only so that a hung test ends
 STOP_TIMEOUT_S = 15
@@ -47,6 +48,10 @@ class RunningServer:
     def readiness(self) -> int:
         """Return the status of `/health/ready`."""
         return ask(self.port, request("GET", "/health/ready")).status
+
+    def has_said(self, words: str) -> bool:
+        """Wait until the log has `words`, which a thread collects."""
+        return eventually(lambda: words in "".join(self.output))
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-PATIENCE_S = 15.0
-SOON_S = 2.0
+PATIENCE_S = 30.0
+SOON_S = 10.0
 POLL_S = 0.01
 
 
@@ -19,5 +19,5 @@ def eventually(is_so: Callable[[], bool], within: float = PATIENCE_S) -> bool:
 
 
 def soon(is_so: Callable[[], bool]) -> bool:
-    """Return True if `is_so` comes true within 2 s: milliseconds, if the machine is not busy."""
+    """Return True if `is_so` comes true within 10 s: milliseconds, if the machine is not busy."""
     return eventually(is_so, SOON_S)
