@@ -78,6 +78,20 @@ class Grammar(msgspec.Struct, frozen=True):
     text: str
 
 
+class Gap(msgspec.Struct, frozen=True):
+    """A gap in a text, which the answer fills.
+
+    `suffix` is the text after the gap. `files` are other texts for reference, each with its name.
+    """
+
+    suffix: str
+    files: tuple[tuple[str, str], ...] = ()
+
+    def texts(self) -> list[str]:
+        """Return all texts and names."""
+        return [self.suffix, *(text for file in self.files for text in file)]
+
+
 class Request(msgspec.Struct, frozen=True):
     """One generation. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
 
@@ -110,7 +124,8 @@ class Request(msgspec.Struct, frozen=True):
 
     With `show_prompt`, a request for 0 tokens tells the prompt's text: the rendered conversation,
     or the text of `prompt_ids`. Without `add_special_tokens`, a `prompt` has only the tokens of its
-    own text, not those with which the model's texts begin and end.
+    own text, not those with which the model's texts begin and end. With a `gap`, the `prompt` is
+    the text before the gap, and may be empty.
 
     `return_token_ids` puts the ids of the tokens into the stream's deltas. `prompt_logprobs` asks
     for the log probabilities of the prompt's tokens, and of this many likeliest tokens at each
@@ -151,5 +166,6 @@ class Request(msgspec.Struct, frozen=True):
     prompt_logprobs: int | None = None
     show_prompt: bool = False
     add_special_tokens: bool = True
+    gap: Gap | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()

@@ -46,6 +46,7 @@ Feature = Literal[
     "prompt_logprobs",
     "show_prompt",
     "add_special_tokens",
+    "gap",
 ]
 """A field of `Request` or `Sampling` that only some engines or models support.
 

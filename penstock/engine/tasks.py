@@ -98,6 +98,8 @@ def is_short(request: Request) -> bool:
     if len(messages) > SHORT_TURNS:
         return False
     size = len(request.prompt or "") + len(request.tools or "") + len(request.template_kwargs or "")
+    if request.gap is not None:
+        size += sum(map(len, request.gap.texts()))
     for message in messages:
         size += len(message.content) + len(message.reasoning)
         size += sum(len(call.arguments) for call in message.tool_calls)

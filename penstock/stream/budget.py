@@ -218,6 +218,8 @@ def estimated_prompt_tokens(request: Request) -> int:
         return len(request.prompt_ids)
     messages = request.messages or ()
     texts = [request.prompt or "", request.tools or ""]
+    if request.gap is not None:
+        texts += request.gap.texts()
     for message in messages:
         texts += (message.content, message.reasoning)
         texts += (call.arguments for call in message.tool_calls)

@@ -33,6 +33,8 @@ MESSAGE_BYTES = 96
 """A turn of a conversation, without its texts."""
 CALL_BYTES = 64
 """A tool call in a conversation, without its texts."""
+FILE_BYTES = 64
+"""A file beside a gap, without its texts."""
 BIAS_BYTES = 128
 """A token id and its bias."""
 
@@ -55,6 +57,8 @@ def request_bytes(request: Request) -> int:
             *request.stop,
         )
     )
+    if request.gap is not None:
+        total += len(request.gap.files) * FILE_BYTES + texts_bytes(request.gap.texts())
     if request.messages:
         total += _messages_bytes(request.messages)
     num_ids = len(request.prompt_ids or ()) + len(request.generated) + len(request.stop_token_ids)

@@ -16,10 +16,10 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from tests.agents.models import random_model
 from tests.agents.programs import AGENTS, installed
 from tests.agents.replay import Turn, replay, too_little_cached
 from tests.agents.run import MODEL, Run, run_task
+from tests.support.random_model import random_model
 from tests.support.servers import serve
 from tests.support.smollm2 import find
 from tests.support.templates import TOOLS
@@ -50,7 +50,7 @@ def _print_run(run: Run) -> None:
     print(
         f"{run.agent.name} {run.agent.version}: {len(run.turns)} turns,"
         f" {len(run.requests)} requests, {len(run.errors)} errors,"
-        f" {len(run.others)} requests to other servers, {run.seconds:.0f} s"
+        f" other servers asked: {', '.join(sorted(set(run.others))) or 'none'}, {run.seconds:.0f} s"
     )
     print(f"  fields left out: {', '.join(run.ignored) or 'none'}")
     for fault in run.faults:

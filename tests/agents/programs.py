@@ -29,7 +29,15 @@ class Agent:
     """What has it do the task without asking the user."""
     variables: dict[str, str] = field(default_factory=dict)
     """What has it ask no other server: for updates, models or statistics."""
+    asks: frozenset[str] = frozenset()
+    """The other hosts that it asks all the same."""
 
+
+_QUIET = (
+    *("-c", "analytics.enabled=false", "-c", "check_for_update_on_startup=false"),
+    *("-c", "features.plugins=false", "-c", "features.apps=false"),
+)
+"""What has Codex ask no other server."""
 
 AGENTS = {
     agent.name: agent
@@ -48,7 +56,7 @@ AGENTS = {
             "0.171.0",
             "/v1/responses",
             # Codex's own sandbox needs rights that containers often lack.
-            ("exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", REQUEST),
+            ("exec", *_QUIET, "--skip-git-repo-check", "--sandbox", "danger-full-access", REQUEST),
         ),
         Agent(
             "opencode",
@@ -57,6 +65,8 @@ AGENTS = {
             "/v1/chat/completions",
             ("run", REQUEST),
             {"OPENCODE_DISABLE_AUTOUPDATE": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1"},
+            # It installs a package for plugins, which no option turns off.
+            frozenset({"registry.npmjs.org"}),
         ),
     )
 }

@@ -152,7 +152,7 @@ def _faults(
         yield f"{FILE} has {max(0, content.count(chr(10)) - 1)} links, or wrong ones."
     if len(run.turns) != num_turns + 1:
         yield f"It sent {len(run.turns)} turns instead of {num_turns + 1}."
-    if run.others:
-        yield f"It asked other servers: {', '.join(sorted(set(run.others)))}."
+    if unexpected := set(run.others) - run.agent.asks:
+        yield f"It asked other servers: {', '.join(sorted(unexpected))}."
     for each in run.errors:
         yield f"{each.method} {each.path} was answered {each.status}."

@@ -120,6 +120,12 @@ DESCRIPTION = Description(
             example={"prompt": "Once upon a time", "n_predict": 20},
             problems=_READING,
         ),
+        "infill_as_llama_server": Operation(
+            answers=generation(LlamaCompletion, LlamaCompletionEvent),
+            parameters=OUR_HEADERS,
+            example={"input_prefix": "def add(a, b):\n    ", "input_suffix": "\n", "n_predict": 20},
+            problems=_READING | {"not_served"},
+        ),
         "tokenize": _reading("The tokens.", TokenIds, {"content": "Once upon a time"}),
         "detokenize": _reading("The text.", TokenText, {"tokens": [1, 2, 3]}),
         "apply_template": _reading("The prompt.", RenderedPrompt, _HELLO),

@@ -6,21 +6,32 @@ In: a JSON object. Out: a model of the request, or InvalidFields. Both servers' 
 from typing import Annotated, Any
 
 from msgspec.structs import replace
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.api.fields import HINT, Strict, parse
+from penstock.api.fields import HINT, MAX_TOKENS, Strict, misplaced, parse
 from penstock.api.openai.chat import ChatRequest, parse_chat
-from penstock.api.openai.completion import CompletionRequest
-from penstock.api.openai.fields import MAX_TOKEN_ID, TokenLimit, check_token_ids
+from penstock.api.openai.completion import CompletionRequest, Prompt
+from penstock.api.openai.fields import MAX_TOKEN_ID, TokenLimit, check_token_ids, unlimited
 from penstock.api.serving import left_out
 from penstock.api.tolerance import Notes
 from penstock.engine.protocol import Feature, ModelInfo
-from penstock.request import Request
+from penstock.request import Gap, Request
 from penstock.stream.registry import new_stream_id
 
 MAX_MODEL_CHARACTERS = 256
+MAX_FILES = 256
 _MODEL = Annotated[str, Field(max_length=MAX_MODEL_CHARACTERS)]
+
+
+def _no_text() -> list[Prompt]:
+    return [""]
+
+
+def _one_text(value: object) -> list[Prompt]:
+    if not isinstance(value, str | None):
+        raise PydanticCustomError("string_type", "Give a string.")
+    return [value or ""]
 
 
 class TokenizeRequest(Strict):
@@ -82,6 +93,50 @@ class CompletionOfLlama(CompletionRequest):
         if len(self.prompt) * self.num_choices > 1:
             raise PydanticCustomError("too_long", "Give one prompt, and ask for one answer.")
         return self
+
+
+class File(Strict):
+    """A text beside the one with the gap, and the name of its file."""
+
+    text: str
+    filename: str = "tmp"
+
+
+class InfillOfLlama(CompletionOfLlama):
+    """A gap in a text to fill, in llama-server's form.
+
+    The gap is between `input_prefix` with `prompt`, and `input_suffix`. `input_extra` has other
+    files for reference. With `n_predict` 0 nothing is generated.
+    """
+
+    prompt: Annotated[list[Prompt], PlainValidator(_one_text, json_schema_input_type=str)] = Field(
+        default_factory=_no_text
+    )
+    input_prefix: str
+    input_suffix: str
+    input_extra: Annotated[list[File], Field(max_length=MAX_FILES, fail_fast=True)] | None = None
+    n_predict: Annotated[int | None, Field(ge=0, le=MAX_TOKENS), BeforeValidator(unlimited)] = None
+
+    @model_validator(mode="after")
+    def _has_one_suffix(self) -> "InfillOfLlama":
+        if self.suffix:
+            raise misplaced("suffix", "Give what follows the gap as input_suffix.")
+        return self
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """Return the fields of `Request` for the text and its gap."""
+        files = tuple((each.filename, each.text) for each in self.input_extra or ())
+        (begun,) = self.prompt
+        return [
+            {"prompt": f"{self.input_prefix}{begun}", "gap": Gap(self.input_suffix, files)},
+        ]
+
+    def requests(self, info: ModelInfo) -> list[Request]:
+        """Return the request. Without tokens to generate, it counts its prompt."""
+        requests = super().requests(info)
+        if self.n_predict == 0:  # editors send it before a gap, to warm the server up
+            return [replace(each, max_tokens=0, must_fit=False) for each in requests]
+        return requests
 
 
 def tokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:

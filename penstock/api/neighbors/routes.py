@@ -17,6 +17,7 @@ from penstock.api.headers import asks_to_resume, timeout_of
 from penstock.api.neighbors.fields import (
     CompletionOfLlama,
     DetokenizeRequest,
+    InfillOfLlama,
     TokenizeRequest,
     detokenize_request,
     template_request,
@@ -24,7 +25,6 @@ from penstock.api.neighbors.fields import (
 )
 from penstock.api.neighbors.frames import CompletionForm
 from penstock.api.openai.chat import ChatRequest
-from penstock.api.openai.completion import REFUSED_COMPLETION
 from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import parse_fields
 from penstock.api.serving import ServedModel
@@ -32,23 +32,32 @@ from penstock.api.tolerance import Notes
 from penstock.errors import Problem
 
 _NO_EMBEDDINGS = "This server makes no embeddings. Ask a server that serves an embedding model."
+_NO_GAPS = "This server can only continue a text. It fills no gaps."
 _REFUSED = {
     "/embeddings": _NO_EMBEDDINGS,
     "/embedding": _NO_EMBEDDINGS,
     "/v1/embeddings": _NO_EMBEDDINGS,
-    "/infill": "This server can only continue a text. It fills no gaps.",
 }
 
 
 class _Completions:
-    """Turns the bodies of `/completion` into calls for the one served model."""
+    """Turns the bodies of `/completion` and `/infill` into calls for the one served model."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
 
-    def call(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
-        """Return the call. Raises Problem."""
-        asked = parse_fields(CompletionOfLlama, body, REFUSED_COMPLETION, notes)
+    def complete(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
+        """Return the call that continues a text. Raises Problem."""
+        return self._call(parse_fields(CompletionOfLlama, body, {}, notes), http)
+
+    def infill(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
+        """Return the call that fills a gap. Raises Problem if the model cannot do that."""
+        info = self._model.info()
+        if "gap" not in info.supports:
+            raise Problem("not_served", info.advice.get("gap", _NO_GAPS))
+        return self._call(parse_fields(InfillOfLlama, body, {}, notes), http)
+
+    def _call(self, asked: CompletionOfLlama, http: HttpRequest) -> Call:
         name = self._model.named(asked.model)
         info = self._model.info()
         asked.check(info)
@@ -64,11 +73,19 @@ class _Completions:
 
 def neighbors_api(answering: Answering, model: ServedModel) -> Api:
     """Return the routes of llama-server's and vLLM's that have no other API here."""
+    completions = _Completions(model)
     completion = Dialect(
         "complete_as_llama_server",
         "Continue a text, in llama-server's form.",
         CompletionOfLlama,
-        _Completions(model).call,
+        completions.complete,
+        CompletionForm,
+    )
+    infill = Dialect(
+        "infill_as_llama_server",
+        "Fill a gap in a text, in llama-server's form.",
+        InfillOfLlama,
+        completions.infill,
         CompletionForm,
     )
 
@@ -122,6 +139,7 @@ def neighbors_api(answering: Answering, model: ServedModel) -> Api:
     routes = [
         answering.route("/completion", completion),
         other,
+        answering.route("/infill", infill),
         Route("/tokenize", tokenize, methods=["POST"], name="tokenize"),
         Route("/detokenize", detokenize, methods=["POST"], name="detokenize"),
         Route("/apply-template", apply_template, methods=["POST"], name="apply_template"),

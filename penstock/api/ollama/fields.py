@@ -43,7 +43,7 @@ from penstock.api.tools import (
     shown_tools,
 )
 from penstock.engine.protocol import Feature, ModelInfo
-from penstock.request import Message, Request, Sampling
+from penstock.request import Gap, Message, Request, Sampling
 from penstock.stream.registry import new_stream_id
 
 MAX_STOPS = 64
@@ -78,7 +78,6 @@ NO_TEMPLATE = _refusing("This server uses the model's own chat template. Leave o
 NO_CONTEXT = _refusing(
     "This server returns no context and takes none. Send the whole conversation to /api/chat."
 )
-NO_SUFFIX = _refusing("This route can only continue a text. Leave out suffix.")
 
 
 def _format_of(value: object) -> object:
@@ -346,13 +345,14 @@ class OllamaChatRequest(Common):
 class OllamaGenerateRequest(Common):
     """A prompt to answer, and how to generate the answer.
 
-    The prompt is the user's turn of a conversation; with `raw` it is a text to continue.
+    The prompt is the user's turn of a conversation; with `raw` it is a text to continue. With a
+    `suffix`, the prompt is a text too, and the answer fills the gap between the two.
     """
 
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
-    suffix: Annotated[str, NO_SUFFIX] | None = None
+    suffix: str | None = None
     template: Annotated[str, NO_TEMPLATE] | None = None
     context: Annotated[list[Any], NO_CONTEXT] | None = None
     images: Images | None = None
@@ -364,16 +364,23 @@ class OllamaGenerateRequest(Common):
     @property
     def is_empty(self) -> bool:
         """Return True if there is nothing to answer."""
-        return not self.prompt
+        return not (self.prompt or self.suffix)
+
+    def needs(self) -> dict[str, Feature]:
+        """Return the optional feature that each used field needs, by the field's name."""
+        needs = super().needs()
+        if self.suffix:
+            needs["suffix"] = "gap"
+        return needs
 
     def prompt_fields(self, info: ModelInfo) -> dict[str, Any]:
         """Return the fields of `Request` for the prompt."""
         prompt = self.prompt or ""
-        if self.raw:
+        if self.raw or self.suffix:
             for name in ("system", "think"):
                 if getattr(self, name):
                     self._notes.ignore(name)
-            return {"prompt": prompt}
+            return {"prompt": prompt, "gap": Gap(self.suffix) if self.suffix else None}
         system = (Message("system", self.system),) if self.system else ()
         return {
             "messages": (*system, Message("user", prompt)),

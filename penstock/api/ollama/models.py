@@ -112,5 +112,10 @@ def size_in_words(num_parameters: int) -> str:
 
 def capabilities_of(info: ModelInfo) -> list[str]:
     """Return what the model can do, in Ollama's words."""
-    words = {"completion": True, "tools": "tools" in info.supports, "thinking": can_reason(info)}
+    words = {
+        "completion": True,
+        "tools": "tools" in info.supports,
+        "insert": "gap" in info.supports,
+        "thinking": can_reason(info),
+    }
     return [word for word, can in words.items() if can]

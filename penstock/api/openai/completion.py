@@ -9,18 +9,15 @@ from penstock.api.fields import WHOLE, misplaced
 from penstock.api.openai.fields import (
     MAX_TOKEN_ID,
     Common,
-    Refusal,
     check_token_ids,
     parse_fields,
 )
 from penstock.api.tolerance import Notes, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
+from penstock.request import Gap
 
 MAX_PROMPTS = 16
 DEFAULT_COMPLETION_TOKENS = 16
-
-# OpenAI's parameters that are refused by name.
-REFUSED_COMPLETION = {"suffix": Refusal("This server can only continue a text. Leave out suffix.")}
 
 Prompt = str | tuple[int, ...]
 
@@ -63,6 +60,7 @@ class CompletionRequest(Common):
     best_of: Annotated[int, WHOLE] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    suffix: str | None = None
 
     @property
     def top_logprobs_asked(self) -> int | None:
@@ -83,9 +81,10 @@ class CompletionRequest(Common):
         return [text for text in texts for _ in range(self.num_choices)]
 
     def prompts(self) -> list[dict[str, Any]]:
-        """Return, for each prompt, the field of `Request` for its text or its token ids."""
+        """Return, for each prompt, the fields of `Request` for its text or its token ids."""
+        gap = Gap(self.suffix) if self.suffix else None
         return [
-            {"prompt": each} if isinstance(each, str) else {"prompt_ids": each}
+            {"prompt": each, "gap": gap} if isinstance(each, str) else {"prompt_ids": each}
             for each in self.prompt
         ]
 
@@ -96,7 +95,11 @@ class CompletionRequest(Common):
 
     def needs(self) -> list[tuple[str, object, Feature]]:
         """Return the fields that need an optional feature: name, whether it is used, feature."""
-        return [*super().needs(), ("echo", self.echoes_logprobs, "prompt_logprobs")]
+        return [
+            *super().needs(),
+            ("echo", self.echoes_logprobs, "prompt_logprobs"),
+            ("suffix", self.suffix, "gap"),
+        ]
 
     def extra_fields(self) -> dict[str, Any]:
         """Return the fields of `Request` that the fields of other servers set, and an echo."""
@@ -124,9 +127,11 @@ class CompletionRequest(Common):
         is_text = all(isinstance(prompt, str) for prompt in self.prompt)
         if self.echo and not is_text and not self.echoes_logprobs:
             raise misplaced("echo", "Leave out echo, or give the prompt as text.")
+        if self.suffix and not is_text:
+            raise misplaced("suffix", "Leave out suffix, or give the prompt as text.")
         return self
 
 
 def parse_completion(body: dict[str, Any], notes: Notes | None = None) -> CompletionRequest:
     """Return the fields of a completion, and note those left out. Raises InvalidFields."""
-    return parse_fields(CompletionRequest, body, REFUSED_COMPLETION, notes or Notes())
+    return parse_fields(CompletionRequest, body, {}, notes or Notes())

@@ -73,11 +73,12 @@ LogitBias = Annotated[
 ]
 
 
-def _unlimited(value: object, info: ValidationInfo) -> object:
+def unlimited(value: object, info: ValidationInfo) -> object:
+    """Return the largest limit for -1, which means no limit to llama.cpp."""
     return MAX_TOKENS if value == -1 and not notes_of(info.context).strict else value
 
 
-TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE, BeforeValidator(_unlimited)]
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE, BeforeValidator(unlimited)]
 """A limit of an answer's tokens. -1 means all the room in the context, as for llama.cpp."""
 
 

@@ -42,6 +42,7 @@ from penstock.engine.llamacpp.bonds import (
     has_useless_budget,
     refusal_of_fields,
 )
+from penstock.engine.llamacpp.gaps import NO_GAPS, prompt_with_gap
 from penstock.engine.llamacpp.gguf import architecture, context_length
 from penstock.engine.llamacpp.http import MAIN_LOOP, MAX_ASKING, LlamaClient
 from penstock.engine.llamacpp.hub import size_of
@@ -55,8 +56,9 @@ from penstock.engine.llamacpp.rendering import (
     ChatTemplate,
     TemplateTooCostlyError,
 )
+from penstock.engine.llamacpp.slot_caches import SlotCaches
 from penstock.engine.llamacpp.steps import Steps, needs_steps
-from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
+from penstock.engine.llamacpp.vocabulary import GapTokens, Prompt, Vocabulary
 from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import ModelFacts, ModelInfo, Sink
@@ -128,6 +130,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self._context_length = 0
         self._marks: tuple[str, str] | None = None
         self._vocabulary: Vocabulary  # these are set by `start`
+        self._caches: SlotCaches
+        self._gap_tokens: GapTokens | None
         self._control: ControlTokens
         self._prompts: Prompts
         self._token_names: dict[int, str] = {}
@@ -150,9 +154,12 @@ class LlamaCpp(LlamaClient, TaskEngine):
         props = msgspec.json.decode(await self._ask("/props"), type=Props)
         (model,) = msgspec.json.decode(await self._ask("/v1/models"), type=Models).data
         self._context_length = props.default_generation_settings.n_ctx
+        self._caches = SlotCaches(props.total_slots)
         self._marks = marks_in(props.chat_template)
         self._shows_tools = props.shows_tools
         self._vocabulary = await asyncio.to_thread(Vocabulary, self._model)
+        self._gap_tokens = self._vocabulary.gap_tokens()
+        fills_gaps = self._gap_tokens is not None
         self._control, self._token_names = await asyncio.to_thread(
             control_tokens_of, self._model, self._vocabulary
         )
@@ -162,8 +169,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
             "llamacpp",
             self._context_length,
             props.total_slots,
-            props.supports(),
+            props.supports(fills_gaps=fills_gaps),
             model.meta.n_vocab,
+            advice={} if fills_gaps else {"gap": NO_GAPS},
             sampling=props.sampling(),
             facts=ModelFacts(
                 architecture(self._model),
@@ -280,18 +288,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
             token_ids = [*prompt_ids, *self._vocabulary.ids_of_generated(request.generated)]
             if not await self._start(request, sink):
                 return
-            if tools is not None and tools.form is not None:
-                await self._call(request, prompt_ids, token_ids, tools, sink)
-            elif tools is not None:
-                await self._converse(request, len(token_ids), sink)
-            else:
-                sink, splitter = self._split_sink(request, prompt_ids, sink)
-                if needs_steps(request):
-                    num_thoughts = self._num_thoughts(request, prompt_ids, splitter)
-                    steps = Steps(sink, request, splitter, num_thoughts)
-                    await self._generate_in_steps(request, token_ids, bound, steps)
-                else:
-                    await self._generate(request, token_ids, bound, sink)
+            with self._caches.taken(request.id, token_ids):
+                await self._answer(request, prompt_ids, token_ids, tools, bound, sink)
         except _UnboundError as error:
             sink.fail(error.code, str(error))
         except JobLostError:
@@ -306,6 +304,29 @@ class LlamaCpp(LlamaClient, TaskEngine):
             sink.fail("engine_refused", f"llama.cpp refused the request: {error}")
         except (OSError, msgspec.DecodeError, httptools.HttpParserError) as error:
             sink.fail("engine_error", f"llama.cpp failed the request ({type(error).__name__}).")
+
+    async def _answer(
+        self,
+        request: Request,
+        prompt_ids: tuple[int, ...],
+        token_ids: list[int],
+        tools: Tools | None,
+        bound: Bound,
+        sink: Sink,
+    ) -> None:
+        """Generate the answer to a request that has a slot, in the way that it needs."""
+        if tools is not None and tools.form is not None:
+            await self._call(request, prompt_ids, token_ids, tools, sink)
+        elif tools is not None:
+            await self._converse(request, len(token_ids), sink)
+        else:
+            sink, splitter = self._split_sink(request, prompt_ids, sink)
+            if needs_steps(request):
+                num_thoughts = self._num_thoughts(request, prompt_ids, splitter)
+                steps = Steps(sink, request, splitter, num_thoughts)
+                await self._generate_in_steps(request, token_ids, bound, steps)
+            else:
+                await self._generate(request, token_ids, bound, sink)
 
     def _spells_control_tokens(self, request: Request) -> bool:
         """Return True if what binds the answer may contain the text of a control token."""
@@ -370,6 +391,9 @@ class LlamaCpp(LlamaClient, TaskEngine):
     ) -> tuple[Request, Prompt, tuple[str, ...]]:
         """Return the request with messages that the template shows, its prompt, and notes."""
         starts_from_ids = tools is None or tools.form is not None
+        if request.gap is not None:
+            assert self._gap_tokens is not None
+            return request, prompt_with_gap(self._gap_tokens, request.prompt or "", request.gap), ()
         if request.messages is None or (request.prompt_ids is not None and starts_from_ids):
             return request, [request.prompt or ""], ()
         messages = request.messages
@@ -466,6 +490,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         """Return the fields of a request to `/completion`, without the number of tokens."""
         body = {
             "prompt": token_ids,
+            "id_slot": self._caches.slot_of(request.id),
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
@@ -567,6 +592,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         room = self._context_length - prompt_tokens
         body = {
             **chat_body(request),
+            "id_slot": self._caches.slot_of(request.id),
             "max_tokens": min(request.max_tokens, room),
             "stream": True,
             "stream_options": {"include_usage": True},

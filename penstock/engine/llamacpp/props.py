@@ -72,12 +72,13 @@ class Props(msgspec.Struct):
             repetition_penalty=round(params.repeat_penalty, DECIMALS),
         )
 
-    def supports(self) -> tuple[Feature, ...]:
-        """Return the optional features that work with the model's chat template."""
+    def supports(self, *, fills_gaps: bool) -> tuple[Feature, ...]:
+        """Return the optional features that work with the model's template and vocabulary."""
         caps = self.chat_template_caps
         effort = reasoning_features(self.chat_template, has_effort=caps.supports_reasoning_effort)
         budget: tuple[Feature, ...] = ("thinking_budget",) if marks_in(self.chat_template) else ()
-        return SUPPORTS + effort + budget
+        gap: tuple[Feature, ...] = ("gap",) if fills_gaps else ()
+        return SUPPORTS + effort + budget + gap
 
     @property
     def shows_tools(self) -> bool:

@@ -9,7 +9,7 @@ Interface: https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.errors import StartError
 from penstock.request import UnnamedTokens
@@ -17,11 +17,27 @@ from penstock.request import UnnamedTokens
 PIECE_BYTES = 256
 # The attributes of tokens that take the white space beside them, when they are found in a text.
 STRIPS_LEFT, STRIPS_RIGHT = 1 << 7, 1 << 8
+GAP_MARKS = ("pre", "suf", "mid", "rep", "sep")
+NO_TOKEN = -1
 # Kinds of vocabularies whose tokens contain every byte of a text.
 BYTE_FALLBACK, BYTE_PAIRS = 1, 2
 
 Prompt = Sequence[str | int]
 """A prompt as texts and ids of control tokens."""
+
+
+class GapTokens(NamedTuple):
+    """The tokens with which a model was trained to fill gaps ("fill in the middle").
+
+    `before` and `after` begin the texts on the two sides of the gap, and `gap` begins what fills
+    it. Some models also have tokens that begin a repository's name and the name of a file.
+    """
+
+    before: int
+    after: int
+    gap: int
+    repository: int | None
+    file: int | None
 
 
 class ModelParams(ctypes.Structure):
@@ -145,6 +161,14 @@ class Vocabulary:
             for piece in prompt
         ).decode("utf-8", "replace")
 
+    def gap_tokens(self) -> GapTokens | None:
+        """Return the tokens that mark a gap in a text, None if the model has learned none."""
+        ids = (getattr(self._llama, f"llama_vocab_fim_{each}")(self._vocab) for each in GAP_MARKS)
+        before, after, gap, *others = (None if each == NO_TOKEN else each for each in ids)
+        if before is None or after is None or gap is None:
+            return None
+        return GapTokens(before, after, gap, *others)
+
     def keeps_every_byte(self) -> bool:
         """Return True if the tokens of a text contain each of its bytes."""
         kind: int = self._llama.llama_vocab_type(self._vocab)
@@ -174,6 +198,11 @@ def _library() -> Any:
         ("llama_vocab_type", number, pointer),
         ("llama_vocab_get_attr", number, pointer, number),
         ("llama_vocab_get_add_bos", flag, pointer),
+        ("llama_vocab_fim_pre", number, pointer),
+        ("llama_vocab_fim_suf", number, pointer),
+        ("llama_vocab_fim_mid", number, pointer),
+        ("llama_vocab_fim_rep", number, pointer),
+        ("llama_vocab_fim_sep", number, pointer),
         ("llama_tokenize", number, pointer, text, number, ids, number, flag, flag),
         ("llama_token_to_piece", number, pointer, number, text, number, number, flag),
     ):

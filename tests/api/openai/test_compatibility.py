@@ -11,7 +11,6 @@ from openai.types.responses import response_create_params as of_responses
 
 from penstock.api.openai.chat import REFUSED_CHAT, ChatRequest, parse_chat
 from penstock.api.openai.completion import (
-    REFUSED_COMPLETION,
     CompletionRequest,
     parse_completion,
 )
@@ -50,7 +49,7 @@ def parameters_of(module: Any) -> set[str]:
     ("route", "module", "model", "refused"),
     [
         ("/v1/chat/completions", of_chats, ChatRequest, REFUSED_CHAT),
-        ("/v1/completions", of_completions, CompletionRequest, REFUSED_COMPLETION),
+        ("/v1/completions", of_completions, CompletionRequest, {}),
         ("/v1/responses", of_responses, ResponseRequest, REFUSED_RESPONSE),
     ],
     ids=["chat", "completion", "response"],

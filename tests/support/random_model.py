@@ -4,25 +4,28 @@ A model has the vocabulary of another file and a context of its own. It is so sm
 30,000 tokens takes it seconds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from gguf import GGUFWriter
 
-from tests.support.smollm2 import metadata_of
+from tests.support.smollm2 import CONTROL_TOKEN, metadata_of
 
 SIZE, HEADS, INNER = 64, 2, 128
 SPREAD = 0.02
 
 
 def random_model(
-    path: Path, vocabulary: Path, *, context: int, template: str, **added: int
+    path: Path, vocabulary: Path, *, context: int, template: str, more_tokens: Sequence[str] = ()
 ) -> Path:
     """Write a GGUF file with the tokenizer of the file `vocabulary`, and return its path.
 
-    `added` has more fields of the tokenizer: `fim_pre_token_id=5`.
+    `more_tokens` are control tokens to add to it.
     """
     own = metadata_of(vocabulary)
+    own["tokenizer.ggml.tokens"] += more_tokens
+    own["tokenizer.ggml.token_type"] += [CONTROL_TOKEN] * len(more_tokens)
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(context)
     writer.add_embedding_length(SIZE)
@@ -36,8 +39,6 @@ def random_model(
     for name, value in own.items():
         if name.startswith("tokenizer.ggml."):
             _add(writer, name, value)
-    for name, token_id in added.items():
-        writer.add_uint32(f"tokenizer.ggml.{name}", token_id)
     _add_tensors(writer, len(own["tokenizer.ggml.tokens"]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -63,6 +64,7 @@ def _add_tensors(writer: GGUFWriter, num_tokens: int) -> None:
     random = np.random.default_rng(0)
     shapes = {
         "token_embd": (num_tokens, SIZE),
+        "output": (num_tokens, SIZE),  # with the embeddings, it would only repeat the last token
         **{f"blk.0.attn_{each}": (SIZE, SIZE) for each in ("q", "k", "v", "output")},
         **{f"blk.0.ffn_{each}": (INNER, SIZE) for each in ("gate", "up")},
         "blk.0.ffn_down": (SIZE, INNER),
