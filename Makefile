@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-quick soak fleet-soak attack test-vllm bench-vllm check format docs release-check clean
+.PHONY: help install serve test test-quick soak fleet-soak attack agents test-vllm bench-vllm check format docs release-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ fleet-soak: $(DEV_READY) ## kill servers, engines and stores under streams (ARGS
 
 attack: $(DEV_READY) ## attack a server in every way at once (ARGS="--minutes 10")
 	@$(BIN)/python -m tests.attacks.mix $(ARGS)
+
+agents: $(DEV_READY) ## run Claude Code, Codex and opencode on a task, and replay their turns
+	@$(BIN)/python -m tests.agents $(ARGS)
 
 # In an environment of its own, kept in ~/.cache/penstock: vLLM pins much.
 test-vllm: ## run vLLM's tests (the first time downloads 1 GB)

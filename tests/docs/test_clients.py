@@ -10,12 +10,13 @@ from penstock.cli.programs import PROGRAMS
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+TABLE = PAGE.partition("## The table")[2].partition("\n## ")[0]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")]
-    for line in PAGE.partition("|---|")[2].splitlines()[1:]
+    for line in TABLE.partition("|---|")[2].splitlines()[1:]
     if line.startswith("|")
 ]
-PROOF = re.compile(r"`tests/[\w/]+\.py(?:::test_\w+)?`|by hand on 20\d\d-\d\d-\d\d")
+PROOF = re.compile(r"`tests/[\w/]+\.py(?:::test_\w+)?`|`make agents` on 20\d\d-\d\d-\d\d")
 
 
 def test_each_client_has_a_version_a_set_up_a_result_and_a_proof() -> None:
