@@ -155,7 +155,7 @@ def test_addresses_without_a_version_and_with_a_slash_are_found(server: RunningS
 
 
 def test_what_is_not_served_is_refused_in_a_sentence(mock: RunningServer) -> None:
-    for path in ("/v1/embeddings", "/embeddings", "/embedding", "/infill"):
+    for path in ("/v1/embeddings", "/embeddings", "/embedding"):
         answer = posted(mock, path, input="zqxj")
         assert (answer.status, answer.json()["error"]["code"]) == (501, "not_served")
         assert b"zqxj" not in answer.body

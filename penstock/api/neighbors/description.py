@@ -124,7 +124,7 @@ DESCRIPTION = Description(
             answers=generation(LlamaCompletion, LlamaCompletionEvent),
             parameters=OUR_HEADERS,
             example={"input_prefix": "def add(a, b):\n    ", "input_suffix": "\n", "n_predict": 20},
-            problems=_READING | {"not_served"},
+            problems=_READING,
         ),
         "tokenize": _reading("The tokens.", TokenIds, {"content": "Once upon a time"}),
         "detokenize": _reading("The text.", TokenText, {"tokens": [1, 2, 3]}),

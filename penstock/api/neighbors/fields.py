@@ -123,6 +123,10 @@ class InfillOfLlama(CompletionOfLlama):
             raise misplaced("suffix", "Give what follows the gap as input_suffix.")
         return self
 
+    def needs(self) -> list[tuple[str, object, Feature]]:
+        """Return the fields that need an optional feature: name, whether it is used, feature."""
+        return [*super().needs(), ("input_suffix", True, "gap")]
+
     def prompts(self) -> list[dict[str, Any]]:
         """Return the fields of `Request` for the text and its gap."""
         files = tuple((each.filename, each.text) for each in self.input_extra or ())

@@ -32,7 +32,6 @@ from penstock.api.tolerance import Notes
 from penstock.errors import Problem
 
 _NO_EMBEDDINGS = "This server makes no embeddings. Ask a server that serves an embedding model."
-_NO_GAPS = "This server can only continue a text. It fills no gaps."
 _REFUSED = {
     "/embeddings": _NO_EMBEDDINGS,
     "/embedding": _NO_EMBEDDINGS,
@@ -51,10 +50,7 @@ class _Completions:
         return self._call(parse_fields(CompletionOfLlama, body, {}, notes), http)
 
     def infill(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
-        """Return the call that fills a gap. Raises Problem if the model cannot do that."""
-        info = self._model.info()
-        if "gap" not in info.supports:
-            raise Problem("not_served", info.advice.get("gap", _NO_GAPS))
+        """Return the call that fills a gap. Raises Problem."""
         return self._call(parse_fields(InfillOfLlama, body, {}, notes), http)
 
     def _call(self, asked: CompletionOfLlama, http: HttpRequest) -> Call:
