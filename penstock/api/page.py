@@ -2,6 +2,7 @@
 
 import mimetypes
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -25,11 +26,9 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
     `/text` continues a text. `/docs` shows the description of the API.
     """
     at_ollama_port = f":{ollama_port}"
-    files = {
-        entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
-        for entry in (resources.files("penstock") / "page").iterdir()
-        if entry.is_file()
-    }
+    page = resources.files("penstock") / "page"
+    # The page reads streams with our JavaScript client, which clients/javascript has.
+    files = _files_in(page, "") | _files_in(page / "client", "client/")
 
     async def root(http: Request) -> Response:
         """Return a greeting, or the page for browsers."""
@@ -59,5 +58,14 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
         Route("/", root, name="greet"),
         Route("/text", text, include_in_schema=False),
         Route("/docs", docs, include_in_schema=False),
-        Route("/page/{name}", file_route, include_in_schema=False),
+        Route("/page/{name:path}", file_route, include_in_schema=False),
     ]
+
+
+def _files_in(folder: Traversable, prefix: str) -> dict[str, tuple[bytes, str]]:
+    """Return the files of a folder by name: the content and the media type of each."""
+    return {
+        prefix + entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
+        for entry in folder.iterdir()
+        if entry.is_file()
+    }

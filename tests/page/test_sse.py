@@ -1,4 +1,4 @@
-"""page/sse.js finds the same events as the browser's own EventSource."""
+"""page/client/sse.js finds the same events as the browser's own EventSource."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ EVENTS = [
 ]
 
 FEED_AT_EVERY_CUT = """async (numbers) => {
-  const { EventParser } = await import("./page/sse.js");
+  const { EventParser } = await import("./page/client/sse.js");
   const bytes = new Uint8Array(numbers);
   const feed = (...cuts) => {
     const parser = new EventParser();
