@@ -47,7 +47,8 @@ FEED_AT_EVERY_CUT = """async (numbers) => {
     const parser = new EventParser();
     const ends = [...cuts, bytes.length];
     const events = ends.flatMap((end, i) => parser.feed(bytes.subarray(ends[i - 1] ?? 0, end)));
-    return events.map(({ type, data, lastEventId }) => [type, data, lastEventId]);
+    const shown = events.filter(({ type }) => type !== null); // EventSource shows no comments
+    return shown.map(({ type, data, lastEventId }) => [type, data, lastEventId]);
   };
   const whole = feed();
   const wrong = [];

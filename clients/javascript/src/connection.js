@@ -78,7 +78,7 @@ export class Connection {
   #abort = new AbortController();
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
-  #parser;
+  #parser = new EventParser();
   /** @type {Response | null} */
   #response = null;
   /** @type {ReadableStreamDefaultReader<Uint8Array> | null} */
@@ -86,13 +86,9 @@ export class Connection {
   /** The reason why the connection ended. */
   why = ENDED_EARLY;
 
-  /** `commented` is called with the text of each comment.
-   * @param {Server} server
-   * @param {(comment: string) => void} [commented]
-   */
-  constructor(server, commented) {
+  /** @param {Server} server */
+  constructor(server) {
     this.#server = server;
-    this.#parser = new EventParser(commented);
   }
 
   /** Return the response when its head arrives. Throws ServerUnreachableError.

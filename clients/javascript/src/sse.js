@@ -7,7 +7,7 @@ import { UnexpectedAnswerError } from "./errors.js";
 
 const MAX_CHARACTERS = 1024 * 1024; // of a line, and of the data of an event
 
-/** @typedef {{type: string, data: string, lastEventId: string}} ServerSentEvent */
+/** @typedef {{type: string | null, data: string, lastEventId: string}} ServerSentEvent The type of a comment is null. */
 
 /** Parses the chunks of one body. An event counts only once its blank line has arrived. */
 export class EventParser {
@@ -17,18 +17,10 @@ export class EventParser {
   #data = "";
   #type = "";
   #lastEventId = "";
-  #commented;
   /** @type {number | null} */
   retryMs = null; // the wait before a new connection, if the server sets it
 
-  /** `commented` is called with the text of each comment.
-   * @param {(text: string) => void} commented
-   */
-  constructor(commented = () => {}) {
-    this.#commented = commented;
-  }
-
-  /** Return the events that these bytes complete. Throws UnexpectedAnswerError for more than 1 MiB in one.
+  /** Return the events that these bytes complete, and the comments between them. Throws UnexpectedAnswerError for more than 1 MiB in one.
    * @param {Uint8Array} bytes
    */
   feed(bytes) {
@@ -52,14 +44,14 @@ export class EventParser {
     return events;
   }
 
-  /** @param {string} line */
+  /**
+   * @param {string} line
+   * @returns {ServerSentEvent | null}
+   */
   #take(line) {
     if (line === "") return this.#dispatch();
     const colon = line.indexOf(":");
-    if (colon === 0) {
-      this.#commented(line.slice(1)); // such as a ping
-      return null;
-    }
+    if (colon === 0) return { type: null, data: line.slice(1), lastEventId: "" };
     const field = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
     if (field === "data") this.#data += value + "\n";

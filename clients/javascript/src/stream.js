@@ -215,6 +215,7 @@ export class Stream {
    * @param {import("./sse.js").ServerSentEvent} event
    */
   #take({ type, data, lastEventId }) {
+    if (type === null) return this.#hear(data);
     if (type === "queue") return void this.#hooks.onQueue?.(parsed(data));
     if (type === "status") return void this.#hooks.onStatus?.(parsed(data));
     if (type !== "message") return undefined;
@@ -246,13 +247,14 @@ export class Stream {
     return undefined;
   }
 
-  /** Hear what comments tell: the place in the queue, and what happens to the stream.
+  /** Read a comment: a chat tells its place in the queue, and what happens to it, in comments.
    * @param {string} comment
    */
-  #commented(comment) {
+  #hear(comment) {
     const place = /^ queue position=(\d+)(?: eta=([\d.]+))?/.exec(comment);
     if (place) this.#hooks.onQueue?.({ position: Number(place[1]), eta: place[2] === undefined ? null : Number(place[2]) });
     if (comment.startsWith(" status {")) this.#hooks.onStatus?.(parsed(comment.slice(" status ".length)));
+    return undefined;
   }
 
   /**
@@ -262,7 +264,7 @@ export class Stream {
    */
   async #ask(path, init, limitMs) {
     this.#checkOpen();
-    this.#connection = new Connection(this.#settings.server, (comment) => this.#commented(comment));
+    this.#connection = new Connection(this.#settings.server);
     const headers = { ...init.headers, ...(this.#hooks.onStatus && { "X-Penstock-Status": "true" }) };
     return await this.#connection.open(path, { ...init, headers }, limitMs);
   }
