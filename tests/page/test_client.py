@@ -14,12 +14,12 @@ from playwright.async_api import Page, Route
 from tests.faults.proxy import Faults, Proxy, cut
 from tests.javascript.programs import HERE, Told, asked
 from tests.page.conftest import OpenPage
+from tests.page.test_event_source_origins import elsewhere
 from tests.support.keyed import Keys
 from tests.support.servers import RunningServer, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
-ORIGIN = "http://page.localhost"
 READ = """async ([url, asked]) => {
   const client = await import(`${url}/page/client/index.js`);
   const { read } = await import("/reader.js");
@@ -51,31 +51,28 @@ class Reading:
             await self._more.wait()
 
 
-async def reading(open_page: OpenPage) -> Reading:
-    page = await open_page("about:blank")
+async def reading(open_page: OpenPage, host: RunningServer) -> Reading:
+    page = await open_page(f"{elsewhere(host)}/health")
 
-    async def answer(route: Route) -> None:
-        if route.request.url.endswith("/reader.js"):
-            code = (HERE / "reader.js").read_text(encoding="utf-8")
-            await route.fulfill(body=code, content_type="text/javascript")
-        else:
-            await route.fulfill(body="<!doctype html>", content_type="text/html")
+    async def reader(route: Route) -> None:
+        code = (HERE / "reader.js").read_text(encoding="utf-8")
+        await route.fulfill(body=code, content_type="text/javascript")
 
-    await page.route(f"{ORIGIN}/**", answer)
-    await page.goto(f"{ORIGIN}/")
+    await page.route("**/reader.js", reader)
     made = Reading(page)
     await made.prepare()
     return made
 
 
 @pytest.fixture(scope="module")
-def admitting(chromium: str) -> Iterator[RunningServer]:
-    """Serve known answers to pages of the origin."""
+def admitting(server: RunningServer) -> Iterator[RunningServer]:
+    """Serve known answers to pages of another origin, that of `server`."""
+    origins = [elsewhere(server)]
     arguments = ["numbered=true", "length=2000"]
     with serve(
-        engine="mock", mock_interval=0.01, engine_arg=arguments, cors_origin=[ORIGIN]
-    ) as server:
-        yield server
+        engine="mock", mock_interval=0.01, engine_arg=arguments, cors_origin=origins
+    ) as other:
+        yield other
 
 
 def numbered(word: str, count: int) -> str:
@@ -83,26 +80,26 @@ def numbered(word: str, count: int) -> str:
 
 
 async def test_cuts_and_a_killed_engine_lose_and_repeat_nothing(
-    open_page: OpenPage, tmp_path: Path
+    server: RunningServer, open_page: OpenPage, tmp_path: Path
 ) -> None:
     keys = Keys(tmp_path / "keys.toml", "page")
-    flags: dict[str, Any] = {"cors_origin": [ORIGIN], "keys": keys.path}
+    flags: dict[str, Any] = {"cors_origin": [elsewhere(server)], "keys": keys.path}
     arguments = ["numbered=true", "length=150"]
-    with serve(engine="mock", mock_interval=0.01, engine_arg=arguments, **flags) as server:
-        async with Proxy(server.address) as proxy:
+    with serve(engine="mock", mock_interval=0.01, engine_arg=arguments, **flags) as keyed:
+        async with Proxy(keyed.address) as proxy:
             url = f"http://127.0.0.1:{proxy.address[1]}"
-            page = await reading(open_page)
+            page = await reading(open_page, server)
             request = {"prompt": "Cut", "max_tokens": 150}
             what = asked(url, "stream", request, key=keys.keys["page"])
             run = asyncio.ensure_future(page.run(url, what))
             await page.until_deltas(5)
-            os.kill(server.engine_pid(), signal.SIGKILL)
+            os.kill(keyed.engine_pid(), signal.SIGKILL)
             await page.until_deltas(20)
             proxy.faults_of = lambda chance: Faults(down=[cut(chance.randint(2000, 4000))])
             await proxy.drop()
             await run
-        refused = await reading(open_page)
-        await refused.run(server.url, asked(server.url, key="wrong"))
+        refused = await reading(open_page, server)
+        await refused.run(keyed.url, asked(keyed.url, key="wrong"))
     assert page.told.text == page.told.end["text"] == numbered("Cut", 150)
     assert page.told.end["numResumes"] >= 2
     assert page.told.names[:3] == ["begin", "cut", "resume"]
@@ -115,14 +112,14 @@ async def test_cuts_and_a_killed_engine_lose_and_repeat_nothing(
 
 
 async def test_a_stream_that_a_page_leaves_ends(
-    open_page: OpenPage, admitting: RunningServer
+    server: RunningServer, open_page: OpenPage, admitting: RunningServer
 ) -> None:
     for how, name in (("cancel", "end"), ("break", "end"), ("abort", "error")):
-        page = await reading(open_page)
+        page = await reading(open_page, server)
         request = {"prompt": "Left", "max_tokens": 2000}
         what = asked(admitting.url, "stream", request, stops={2: how})
         await page.run(admitting.url, what)
         assert page.told.names == ["begin", name]
-        again = await reading(open_page)
+        again = await reading(open_page, server)
         await again.run(admitting.url, asked(admitting.url, "resume", page.told.of("begin")[0]))
         assert again.told.end["finishReason"] == "cancelled"
