@@ -13,7 +13,7 @@ from penstock.client import Client
 from tests.client.test_answer import FINISH
 from tests.client.test_resume import event
 from tests.client.test_resumed_streams import LOG, TEXTS, answers, ends, sends
-from tests.faults.proxy import Faults, cut, proxy_in_a_thread
+from tests.faults.proxy import CLOSES, Faults, cut, proxy_in_a_thread
 from tests.javascript.programs import Told, asked, read, running
 from tests.support.keyed import Keys
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
@@ -95,7 +95,7 @@ def test_cuts_at_any_byte_lose_and_repeat_nothing(server: RunningServer) -> None
     first = iter([Faults(down=[cut(900)])])  # without the first head there is no id to resume
 
     def faults(chance: random.Random) -> Faults:
-        how = chance.choice(["FIN", "RST"])
+        how = chance.choice(CLOSES)
         return next(first, Faults(down=[cut(chance.randint(300, 1500), how)]))
 
     with proxy_in_a_thread(server.address, faults, seed=7) as proxy:
@@ -131,9 +131,9 @@ def test_a_cut_stream_goes_on_after_the_last_event_that_it_has() -> None:
 def test_silence_is_a_cut() -> None:
     silent = sends(LOG[0], then=Peer.wait_until_gone)
     with scripted_server(silent, sends(*LOG[1:], then=ends)) as server:
-        told = read(server.url, timeout=300)
+        told = read(server.url, timeout=2000)  # a busy machine may stand still for a while
     assert told.of("delta") == TEXTS
-    assert told.of("cut") == [f"Nothing came from {server.url} for 0.3 seconds."]
+    assert told.of("cut") == [f"Nothing came from {server.url} for 2 seconds."]
 
 
 def test_a_busy_server_is_asked_again_when_it_says() -> None:

@@ -172,6 +172,7 @@ def test_a_version_is_written_in_full(tree: Path) -> None:
 GOOD_WHEEL = {
     "penstock/model/rill.gguf": "",
     "penstock/page/index.html": "",
+    "penstock/page/client/index.js": "",
     "penstock/py.typed": "",
     "p.dist-info/licenses/LICENSE": "",
     "p.dist-info/METADATA": "Name: penstock-server\nVersion: 1.2.3\nLicense-Expression: X\n",
