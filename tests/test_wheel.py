@@ -33,9 +33,13 @@ def test_the_wheel_holds_the_model_the_page_and_nothing_of_the_tests(wheel: Path
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "penstock/model/rill.gguf" in names
     assert "penstock/page/index.html" in names
+    assert "penstock/page/client/index.js" in names
+    assert not [name for name in names if name.endswith(".d.ts")]
     assert "penstock/py.typed" in names
     assert not [
-        name for name in names if name.startswith(("tests", "tools", "training", "benchmarks"))
+        name
+        for name in names
+        if name.startswith(("tests", "tools", "training", "benchmarks", "clients"))
     ]
 
 
@@ -63,6 +67,7 @@ def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Pa
         assert url, "".join(said)
         try:
             page = httpx.get(url, headers={"Accept": "text/html"})
+            module = httpx.get(f"{url}/page/client/index.js")
             answer = httpx.post(
                 f"{url}/generate",
                 json={"prompt": "Once upon a time", "max_tokens": 20, "stream": False},
@@ -72,5 +77,7 @@ def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Pa
             server.wait()
     assert page.status_code == 200
     assert "<title>" in page.text
+    assert "Penstock" in module.text
+    assert module.headers["content-type"].startswith("text/javascript")
     assert answer.json()["usage"]["completion_tokens"] > 0
     assert server.returncode == 0

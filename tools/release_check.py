@@ -5,24 +5,30 @@ step; exit code 1 if an item fails. It changes nothing. RELEASING.md has the ste
 """
 
 import argparse
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email import message_from_bytes
 from pathlib import Path
 
 NAME = "penstock-server"
+CLIENT_NAME = "penstock-client"
 CONTACT_NOT_SET = "SECURITY-CONTACT-NOT-SET"
 REPOSITORY_NOT_SET = "github.com/OWNER/"
 IN_THE_WHEEL = (
     "penstock/model/rill.gguf",
     "penstock/page/index.html",
+    "penstock/page/client/index.js",
     "penstock/py.typed",
 )
+IN_THE_CLIENT_S_WHEEL = ("penstock_client/client/client.py", "penstock_client/py.typed")
+IN_THE_NPM_PACKAGE = ("LICENSE", "README.md", "index.d.ts", "src/index.js")
 NOT_IN_THE_WHEEL = ("tests", "tools", "training", "benchmarks")
 
 
@@ -72,6 +78,13 @@ def check_tree(root: Path, version: str) -> Iterator[Item]:
         f"penstock.__version__ is {version}",
         "" if ours == version else f"it is {ours}: change penstock/__init__.py",
     )
+    about = json.loads((root / "clients/javascript/package.json").read_text(encoding="utf-8"))
+    yield Item(
+        f"the JavaScript client is {version}",
+        ""
+        if about["version"] == version
+        else f"it is {about['version']}: change clients/javascript/package.json",
+    )
     yield from _check_changelog(root, version)
     head, tagged = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", f"v{version}^{{}}")
     yield Item(
@@ -120,37 +133,65 @@ def _check_changelog(root: Path, version: str) -> Iterator[Item]:
 
 def build_and_check(root: Path, version: str) -> Iterator[Item]:
     """Build the distributions in a temporary directory, and yield what is to be said of them."""
+    yield from _build_and_check_wheel(root, NAME, version, IN_THE_WHEEL)
+    client = root / "clients" / "python"
+    yield from _build_and_check_wheel(client, CLIENT_NAME, version, IN_THE_CLIENT_S_WHEEL)
+    yield from check_npm_package(root / "clients" / "javascript")
+
+
+def _build_and_check_wheel(
+    project: Path, name: str, version: str, needed: Sequence[str]
+) -> Iterator[Item]:
     with tempfile.TemporaryDirectory() as out:
-        built = _python(root, "build", "--outdir", out, str(root))
-        yield Item("python -m build makes a wheel", built)
+        built = _python(project, "build", "--outdir", out, str(project))
+        yield Item(f"python -m build makes a wheel of {name}", built)
         if built:
             return
         (wheel,) = Path(out).glob("*.whl")
-        yield from check_wheel(wheel, version)
+        yield from check_wheel(wheel, version, name, needed)
         paths = [str(path) for path in Path(out).iterdir()]
-        yield Item("twine check --strict", _python(root, "twine", "check", "--strict", *paths))
+        yield Item("twine check --strict", _python(project, "twine", "check", "--strict", *paths))
 
 
-def check_wheel(wheel: Path, version: str) -> Iterator[Item]:
+def check_npm_package(package: Path) -> Iterator[Item]:
+    """Yield what is to be said of the files that npm would publish."""
+    npm = shutil.which("npm")
+    if npm is None:
+        yield Item("npm packs the JavaScript client", "install npm")
+        return
+    command = [npm, "pack", "--dry-run", "--json"]
+    ran = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
+    yield Item("npm packs the JavaScript client", ran.stderr if ran.returncode else "")
+    if ran.returncode:
+        return
+    files = {file["path"] for file in json.loads(ran.stdout)[0]["files"]}
+    for name in IN_THE_NPM_PACKAGE:
+        step = f"add {name} to files in {package.name}/package.json"
+        yield Item(f"the npm package has {name}", "" if name in files else step)
+
+
+def check_wheel(
+    wheel: Path, version: str, name: str = NAME, needed: Sequence[str] = IN_THE_WHEEL
+) -> Iterator[Item]:
     """Yield what is to be said of a wheel's files and metadata."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        (metadata,) = [file for file in names if file.endswith(".dist-info/METADATA")]
         fields = message_from_bytes(archive.read(metadata))
-    for name in IN_THE_WHEEL:
-        step = f"add {name} to package-data in pyproject.toml"
-        yield Item(f"the wheel has {name}", "" if name in names else step)
-    others = [name for name in names if name.split("/")[0] in NOT_IN_THE_WHEEL]
+    for file in needed:
+        step = f"add {file} to package-data in pyproject.toml"
+        yield Item(f"the wheel has {file}", "" if file in names else step)
+    others = [file for file in names if file.split("/")[0] in NOT_IN_THE_WHEEL]
     yield Item(
         "the wheel has only the package",
         f"remove {others[0]}: see packages.find in pyproject.toml" if others else "",
     )
-    has_licence = any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    has_licence = any(file.endswith(".dist-info/licenses/LICENSE") for file in names)
     yield Item(
         "the wheel has the licence",
         "" if has_licence and fields["License-Expression"] else "see license in pyproject.toml",
     )
-    for field, expected in (("Name", NAME), ("Version", version)):
+    for field, expected in (("Name", name), ("Version", version)):
         step = f"the wheel says {fields[field]}: see pyproject.toml"
         yield Item(f"{field} is {expected}", "" if fields[field] == expected else step)
 

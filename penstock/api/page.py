@@ -1,7 +1,10 @@
 """The web pages at `/`, `/text` and `/docs`, and their files, which are read once at start."""
 
+import gzip
 import mimetypes
 from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -25,39 +28,59 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
     `/text` continues a text. `/docs` shows the description of the API.
     """
     at_ollama_port = f":{ollama_port}"
-    files = {
-        entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0] or "text/plain")
-        for entry in (resources.files("penstock") / "page").iterdir()
-        if entry.is_file()
-    }
+    page = resources.files("penstock") / "page"
+    # The page reads streams with our JavaScript client, which clients/javascript has.
+    files = _files_in(page, "") | _files_in(page / "client", "client/")
 
     async def root(http: Request) -> Response:
         """Return a greeting, or the page for browsers."""
         if ollama_port and http.headers.get("host", "").endswith(at_ollama_port):
             return PlainTextResponse("Ollama is running")
         if "text/html" in http.headers.get("accept", ""):
-            return file("index.html")
+            return file(http, "index.html")
         greeting = {"message": "Penstock is running", "model": model_id}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
 
-    async def text(_: Request) -> Response:
-        return file("text.html")
+    async def text(http: Request) -> Response:
+        return file(http, "text.html")
 
-    async def docs(_: Request) -> Response:
-        return file("docs.html")
+    async def docs(http: Request) -> Response:
+        return file(http, "docs.html")
 
     async def file_route(http: Request) -> Response:
-        return file(http.path_params["name"])
+        return file(http, http.path_params["name"])
 
-    def file(name: str) -> Response:
+    def file(http: Request, name: str) -> Response:
         if name not in files:
             raise Problem("no_such_file", "The page has no such file.")
-        content, media_type = files[name]
-        return Response(content, media_type=media_type, headers={**HEADERS, "Vary": "Accept"})
+        content, compressed, media_type = files[name]
+        headers = {**HEADERS, "Vary": "Accept, Accept-Encoding"}
+        if "gzip" in http.headers.get("accept-encoding", ""):
+            content, headers["Content-Encoding"] = compressed, "gzip"
+        return Response(content, media_type=media_type, headers=headers)
 
     return [
         Route("/", root, name="greet"),
         Route("/text", text, include_in_schema=False),
         Route("/docs", docs, include_in_schema=False),
-        Route("/page/{name}", file_route, include_in_schema=False),
+        Route("/page/{name:path}", file_route, include_in_schema=False),
     ]
+
+
+class _File(NamedTuple):
+    content: bytes
+    compressed: bytes
+    media_type: str
+
+
+def _files_in(folder: Traversable, prefix: str) -> dict[str, _File]:
+    """Return the files of a folder by name."""
+    return {
+        prefix + entry.name: _File(
+            content := entry.read_bytes(),
+            gzip.compress(content),
+            mimetypes.guess_type(entry.name)[0] or "text/plain",
+        )
+        for entry in folder.iterdir()
+        if entry.is_file()
+    }

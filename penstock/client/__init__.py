@@ -1,12 +1,12 @@
 """The Python client of a Penstock server: `Client`, `AsyncClient`, their results and their errors.
 
-The client imports `penstock.events`, `penstock.sse`, httpx and msgspec, and nothing of the server.
+The client imports `events`, `sse`, httpx and msgspec, and nothing of the server.
 """
 
-from penstock.client.answer import Completion, Options, QueuePlace
-from penstock.client.async_client import AsyncClient, AsyncStream
-from penstock.client.client import Client, Stream
-from penstock.client.errors import (
+from .answer import Completion, Options, QueuePlace
+from .async_client import AsyncClient, AsyncStream
+from .client import Client, Stream
+from .errors import (
     CutStreamError,
     FailedStreamError,
     IncompleteAnswerError,
@@ -16,7 +16,7 @@ from penstock.client.errors import (
     ServerUnreachableError,
     UnexpectedAnswerError,
 )
-from penstock.client.resume import Backoff
+from .resume import Backoff
 
 __all__ = [
     "AsyncClient",

@@ -12,7 +12,9 @@ from typing import TypedDict, TypeVar
 
 import msgspec
 
-from penstock.client.errors import (
+from ..events import Timings, Usage
+from ..sse import OversizeEventError, Parser, ServerSentEvent
+from .errors import (
     CutStreamError,
     FailedStreamError,
     InvalidField,
@@ -20,8 +22,6 @@ from penstock.client.errors import (
     RefusedError,
     UnexpectedAnswerError,
 )
-from penstock.events import Timings, Usage
-from penstock.sse import OversizeEventError, Parser, ServerSentEvent
 
 T = TypeVar("T")
 

@@ -16,11 +16,11 @@ from typing import Self, TypeVar, Unpack, assert_never
 
 import httpx
 
-from penstock.client import http
-from penstock.client.answer import Completion, Health, OnQueue, Options, Root
-from penstock.client.errors import RefusedError, ServerUnreachableError
-from penstock.client.resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
-from penstock.client.retry import Attempts, Retries
+from . import http
+from .answer import Completion, Health, OnQueue, Options, Root
+from .errors import RefusedError, ServerUnreachableError
+from .resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
+from .retry import Attempts, Retries
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from penstock.events import Timings, Usage
+from ..events import Timings, Usage
 
 
 class PenstockError(Exception):

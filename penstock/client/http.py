@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 import httpx
 
-from penstock.client.answer import (
+from ..events import Timings, Usage
+from .answer import (
     OnQueue,
     Options,
     StreamedAnswer,
@@ -23,16 +24,15 @@ from penstock.client.answer import (
     refusal,
     request_body,
 )
-from penstock.client.errors import (
+from .errors import (
     CutStreamError,
     PenstockError,
     RefusedError,
     ServerUnreachableError,
     UnexpectedAnswerError,
 )
-from penstock.client.resume import Backoff, Reading, Reconnect, ResumePolicy, retry_after_s
-from penstock.client.retry import Retries
-from penstock.events import Timings, Usage
+from .resume import Backoff, Reading, Reconnect, ResumePolicy, retry_after_s
+from .retry import Retries
 
 T = TypeVar("T")
 AnyClient = httpx.Client | httpx.AsyncClient

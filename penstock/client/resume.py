@@ -14,8 +14,8 @@ from http import HTTPStatus
 
 import msgspec
 
-from penstock.client.answer import StreamedAnswer
-from penstock.client.errors import PenstockError, RefusedError
+from .answer import StreamedAnswer
+from .errors import PenstockError, RefusedError
 
 RESUME_TIMEOUT_S = 50.0
 """Seconds without a connection; less than the 60 s that a server keeps a stream without readers."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.client.errors import PenstockError, RefusedError, ServerUnreachableError
-from penstock.client.resume import Backoff
+from .errors import PenstockError, RefusedError, ServerUnreachableError
+from .resume import Backoff
 
 MAX_RETRY_AFTER_S = 60.0
 """The longest `Retry-After` that a client waits for. A longer one is an error to the caller."""

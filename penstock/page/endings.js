@@ -1,4 +1,4 @@
-// Tells in words how a generation goes and how it ended. In: the values of generation.js. Out: the state
+// Tells in words how an answer goes and how it ended. In: the values of answer.js. Out: the state
 // of the page, which CSS shows, and a sentence.
 
 /** Return the state of the page and the sentence for an ending after `count` tokens. */

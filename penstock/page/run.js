@@ -1,9 +1,8 @@
-// An answer that runs: a generation whose text goes into a turn. In: a turn, and the fields of a request, or
+// An answer that runs: its text goes into a turn. In: a turn, and the fields of a request, or
 // nothing to follow the turn's stream. Out: the turn, brought up to date; calls that tell what is new. Not known
 // here: the DOM, where turns are kept.
-import { chat } from "./dialects.js";
+import { Answer } from "./answer.js";
 import { describe, inMilliseconds, inRate, placed, resumed } from "./endings.js";
-import { Generation } from "./generation.js";
 
 const MIN_RATE_TOKENS = 10; // a rate of fewer tokens means nothing
 
@@ -15,7 +14,8 @@ export class Run {
   state = "waiting";
   sentence = "Waiting for the first token…";
   numTokens = 0;
-  #generation;
+  #answer;
+  #open; // opens the stream at a client
   #listener;
   #isReplay;
   #known; // so many characters of this stream the turn has already, by part
@@ -29,29 +29,30 @@ export class Run {
     this.#listener = listener;
     this.#isReplay = fields === null;
     this.#known = { text: turn.text.length - turn.prefix.length, reasoning: this.#isReplay ? turn.reasoning.length : 0 };
-    this.#generation = new Generation(fields, turn.stream, key, chat);
+    const hooks = {
+      onBegin: (id) => {
+        turn.stream = id;
+        listener.began();
+      },
+      onQueue: (place) => this.#change("waiting", placed(place)),
+      onCut: () => this.#change("resuming", `Connection lost; resuming…${this.#kept()}`),
+      onResume: () => this.#flow(),
+    };
+    this.#open = (client) => (this.#isReplay ? client.resumeChat(turn.stream, hooks) : client.chat(fields, hooks));
+    this.#answer = new Answer(key);
     turn.state = "open";
   }
 
   /** Receive the answer until its end. */
   async receive() {
     if (this.#isReplay) this.#change("waiting", "Following the answer…");
-    const ending = await this.#generation.stream({
-      began: (id) => {
-        this.turn.stream = id;
-        this.#listener.began();
-      },
-      queued: (place) => this.#change("waiting", placed(place)),
-      delta: (delta) => this.#take(delta),
-      cut: () => this.#change("resuming", `Connection lost; resuming…${this.#kept()}`),
-      resumed: () => this.#flow(),
-    });
+    const ending = await this.#answer.read(this.#open, (delta) => this.#take(delta));
     this.#end(ending);
   }
 
   stop() {
-    if (!this.#generation.stopAsked) this.#change(this.state, "Stopping…");
-    return this.#generation.stop();
+    if (!this.#answer.stopAsked) this.#change(this.state, "Stopping…");
+    return this.#answer.stop();
   }
 
   #take({ content, reasoning, calls }) {
@@ -85,8 +86,8 @@ export class Run {
   }
 
   #flow() {
-    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${resumed(this.#generation)}`);
-    this.#change("streaming", `Streaming…${resumed(this.#generation)}`);
+    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${resumed(this.#answer)}`);
+    this.#change("streaming", `Streaming…${resumed(this.#answer)}`);
   }
 
   #change(state, sentence) {
@@ -99,13 +100,13 @@ export class Run {
   }
 
   #end(ending) {
-    const [state, sentence] = describe(ending, this.#generation.stopAsked, this.numTokens);
+    const [state, sentence] = describe(ending, this.#answer.stopAsked, this.numTokens);
     // A stream that is only out of reach may be found again by a reload.
     if (ending.kind !== "lost") this.turn.stream = null;
     this.turn.state = state;
     this.turn.note = state === "finished" ? this.#figures(ending) : sentence;
     // The turn itself has the figures.
-    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#generation));
+    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#answer));
     this.#listener.ended(ending);
   }
 

@@ -1,10 +1,10 @@
 // The mode "Text": a form for the request, and the answer with its figures. In: clicks, keys, and the deltas
-// and the ending of a generation. Out: the DOM. Not known here: HTTP, Server-Sent Events.
+// and the ending of an answer. Out: the DOM. Not known here: HTTP, Server-Sent Events.
 //
 // The model's text only goes into Text nodes, so it cannot become markup. A reload keeps the running
 // stream and the API key. It resets everything else: the controls, and a finished conversation.
+import { Answer } from "./answer.js";
 import { describe, inMilliseconds, inRate, inSeconds, placed, resumed } from "./endings.js";
-import { Generation } from "./generation.js";
 import { forget, keep, recall } from "./kept.js";
 import { watchServer } from "./server_state.js";
 
@@ -17,7 +17,7 @@ const at = (id) => document.getElementById(id);
 const [form, prompt, output, status, water, key] = ["form", "prompt", "output", "status", "water", "key"].map(at);
 const [streamButton, completeButton, stopButton, clearButton] = ["stream", "complete", "stop", "clear"].map(at);
 
-let running = null; // the running Generation
+let running = null; // the running Answer
 let messages = []; // the conversation for the next request: only turns that ended
 const drafts = { ...FIRST_PROMPT }; // each mode has its own text
 let mode = "continue";
@@ -88,7 +88,9 @@ async function run(streamed) {
 
   const limit = fields.max_tokens ?? 100;
   show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…");
-  receive(new Generation(fields, null, key.value.trim()), turn, new Stopwatch(streamed, limit), { streamed, limit });
+  const watch = new Stopwatch(streamed, limit);
+  if (streamed) receive((client, hooks) => client.stream(fields, hooks), turn, watch, limit);
+  else finish(turn, await begin().request(fields), watch);
 }
 
 /** After a reload, show the prompt of the running stream and read its answer from the start. */
@@ -107,43 +109,49 @@ function restore() {
   messages = kept.messages;
   const turn = openTurn(kept.asked);
   show("waiting", "Reading the answer again after the reload…");
-  receive(new Generation(null, kept.id, key.value.trim()), turn, new Stopwatch(true, kept.limit, true), kept);
+  receive((client, hooks) => client.resume(kept.id, hooks), turn, new Stopwatch(true, kept.limit, true), kept.limit);
 }
 
-/** Receive the answer and show it, until the ending. */
-async function receive(generation, turn, watch, { streamed = true, limit }) {
-  running = generation;
+/** Return a new answer, which is the running one. */
+function begin() {
+  running = new Answer(key.value.trim());
   enableButtons();
-  const callbacks = {
-    queued: (place) => show("waiting", placed(place)),
-    began: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
-    delta(text) {
-      if (watch.count === 0) show("streaming", `Streaming…${resumed(generation)}`);
-      watch.delta();
-      turn.append(text);
-    },
-    cut() {
+  return running;
+}
+
+/** Receive the stream that `open` returns and show it, until the ending. */
+async function receive(open, turn, watch, limit) {
+  const answer = begin();
+  const hooks = {
+    onQueue: (place) => show("waiting", placed(place)),
+    onBegin: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
+    onCut() {
       show("resuming", "Connection lost; resuming…");
       watchServer(at("server"));
     },
-    resumed() {
+    onResume() {
       watchServer(at("server"));
-      if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(generation)}`);
-      else show("streaming", `Streaming…${resumed(generation)}`);
+      if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(answer)}`);
+      else show("streaming", `Streaming…${resumed(answer)}`);
     },
   };
-  const ending = streamed ? await generation.stream(callbacks) : await generation.whole();
-  if (ending.text !== undefined) turn.append(ending.text);
+  const ending = await answer.read((client) => open(client, hooks), (text) => {
+    if (watch.count === 0) show("streaming", `Streaming…${resumed(answer)}`);
+    watch.delta();
+    turn.append(text);
+  });
+  finish(turn, ending, watch);
+}
+
+/** Show how the running answer ended. Add the turn to the conversation if it ended well. */
+function finish(turn, ending, watch) {
+  const answer = running;
+  turn.append(ending.text ?? ""); // of a whole answer
   turn.flush();
   watch.end(ending);
   running = null;
   if (ending.kind !== "lost") forget(); // a reload may find a lost stream again
-  finish(turn, ending, generation, watch.count);
-}
-
-/** Show how the generation ended. Add the turn to the conversation if it ended well. */
-function finish(turn, ending, generation, count) {
-  const [state, sentence] = describe(ending, generation.stopAsked, count);
+  const [state, sentence] = describe(ending, answer.stopAsked, watch.count);
   turn.end(state);
   const ended = state === "finished" || state === "stopped";
   if (turn.chat && ended && turn.text !== "") {
@@ -151,7 +159,7 @@ function finish(turn, ending, generation, count) {
   } else if (turn.chat && mode === "chat" && prompt.value === "") {
     prompt.value = turn.question.content; // ready to be sent again
   }
-  show(state, sentence + resumed(generation));
+  show(state, sentence + resumed(answer));
   markInvalid(ending.fields ?? []);
   if (ending.needsKey) askForKey();
   if (ending.kind === "lost" || ending.kind === "unreachable") watchServer(at("server"));

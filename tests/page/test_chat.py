@@ -1,5 +1,6 @@
 """A conversation on the page, in Chromium against a real server, used as a person uses it."""
 
+import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -509,11 +510,12 @@ async def test_the_page_is_small_and_loads_nothing_from_another_host(
     assert all(url.startswith((numbered.url, "blob:")) for url in urls)
     files = {url for url in urls if "/page/" in url}
     assert "chat.js" in {url.rpartition("/")[2] for url in files}
-    size = sum(
-        len(ask(numbered.port, request("GET", url.removeprefix(numbered.url))).body)
+    bodies = [
+        ask(numbered.port, request("GET", url.removeprefix(numbered.url), "Accept-Encoding: gzip"))
         for url in files
-    )
-    assert size < 150 * 1024
+    ]
+    assert sum(len(response.body) for response in bodies) < 75 * 1024
+    assert sum(len(gzip.decompress(response.body)) for response in bodies) < 200 * 1024
 
 
 # --- How it looks

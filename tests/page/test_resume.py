@@ -426,10 +426,10 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
     assert statuses == [200, 200, 204]
 
 
-# --- resume.js by itself
+# --- the client's resume.js by itself
 
 WAITS = """async ([chance, limit]) => {
-  const { Patience } = await import("./page/resume.js");
+  const { Patience } = await import("./page/client/resume.js");
   let time = 1000;
   const patience = new Patience({ limit, now: () => time, chance: () => chance });
   const waits = [];
@@ -438,7 +438,8 @@ WAITS = """async ([chance, limit]) => {
 }"""
 
 FACTS = """async () => {
-  const { Patience, meaningOf, retryAfter } = await import("./page/resume.js");
+  const { Patience, meaningOf } = await import("./page/client/resume.js");
+  const { retryAfter } = await import("./page/client/responses.js");
   let time = 0;
   const make = (limit) => new Patience({ limit, now: () => time, chance: () => 1 });
   const held = make(10_000); // cut again and again, with long connections in between

@@ -1,4 +1,4 @@
-"""page/sse.js finds the same events as the browser's own EventSource."""
+"""page/client/sse.js finds the same events as the browser's own EventSource."""
 
 from typing import Any
 
@@ -41,13 +41,14 @@ EVENTS = [
 ]
 
 FEED_AT_EVERY_CUT = """async (numbers) => {
-  const { EventParser } = await import("./page/sse.js");
+  const { EventParser } = await import("./page/client/sse.js");
   const bytes = new Uint8Array(numbers);
   const feed = (...cuts) => {
     const parser = new EventParser();
     const ends = [...cuts, bytes.length];
     const events = ends.flatMap((end, i) => parser.feed(bytes.subarray(ends[i - 1] ?? 0, end)));
-    return events.map(({ type, data, lastEventId }) => [type, data, lastEventId]);
+    const shown = events.filter(({ type }) => type !== null); // EventSource shows no comments
+    return shown.map(({ type, data, lastEventId }) => [type, data, lastEventId]);
   };
   const whole = feed();
   const wrong = [];

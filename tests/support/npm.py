@@ -19,8 +19,9 @@ def npm_package(name: str, version: str) -> Path:
 
     Without npm the test skips; with PENSTOCK_REQUIRE_NPM=1 it fails.
     """
-    folder = cache_folder() / f"npm-{name}-{version}"
-    with (cache_folder() / f"npm-{name}.lock").open("w") as lock:
+    file = name.removeprefix("@").replace("/", "-")  # as npm names it
+    folder = cache_folder() / f"npm-{file}-{version}"
+    with (cache_folder() / f"npm-{file}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several workers may ask at the same time
         if not (folder / "complete").exists():
             npm = shutil.which("npm")
@@ -32,7 +33,7 @@ def npm_package(name: str, version: str) -> Path:
             folder.mkdir()
             command = [npm, "pack", f"{name}@{version}", "--pack-destination", str(folder)]
             subprocess.run(command, check=True, capture_output=True, cwd=folder)
-            with tarfile.open(folder / f"{name}-{version}.tgz") as packed:
+            with tarfile.open(folder / f"{file}-{version}.tgz") as packed:
                 packed.extractall(folder, filter="data")
             (folder / "complete").touch()
     return folder / "package"

@@ -1,6 +1,7 @@
 """The release checklist on trees and wheels that can be released, and on those that cannot."""
 
 import re
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of its own with what a release needs: this tree, made ready."""
     tree = tmp_path_factory.mktemp("released")
     names = ("CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "mkdocs.yml", "pyproject.toml")
-    folders = (".github", ".gitignore", "penstock")
+    folders = (".github", ".gitignore", "clients", "penstock")
     listed = subprocess.run(
         [
             "git",
@@ -56,10 +57,11 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in filter(lambda name: (ROOT / name).exists(), listed.stdout.splitlines()):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_bytes((ROOT / name).read_bytes())
+        shutil.copy(ROOT / name, tree / name, follow_symlinks=False)
     (tree / "CHANGELOG.md").write_text(f"# Changelog\n\n## {VERSION} - 2026-12-01\n\n- All.\n")
     edit(tree, "SECURITY.md", "SECURITY-CONTACT-NOT-SET", "security@example.org")
-    for name in ("mkdocs.yml", ".github/ISSUE_TEMPLATE/config.yml"):
+    readmes = ("clients/javascript/README.md", "clients/python/README.md")
+    for name in ("mkdocs.yml", ".github/ISSUE_TEMPLATE/config.yml", *readmes):
         edit(tree, name, "OWNER", "somebody")
     git(tree, "init", "--quiet")
     commit(tree)
@@ -85,7 +87,9 @@ def test_a_tree_that_is_ready_passes_every_item(
     assert main([VERSION]) == 0, capsys.readouterr().out
     said = capsys.readouterr().out
     assert "FAIL" not in said
-    for item in ("makes a wheel", "rill.gguf", "the licence", "Name is penstock-server", "twine"):
+    items = ("makes a wheel", "rill.gguf", "the licence", "Name is penstock-server", "twine")
+    of_clients = ("Name is penstock-client", "npm packs", "the npm package has index.d.ts")
+    for item in (*items, *of_clients):
         assert re.search(f"^pass  .*{item}", said, re.MULTILINE)
 
 
@@ -95,7 +99,9 @@ def test_a_tree_that_is_not_ready_is_not_built(
     monkeypatch.chdir(tree)
     assert main(["9.9.9"]) == 1
     said = capsys.readouterr().out
-    assert said.count("FAIL") == said.count("next:") == 3  # the code, the changelog, the tag
+    assert (
+        said.count("FAIL") == said.count("next:") == 4
+    )  # the code, the JavaScript client, the changelog, the tag
     assert "not built" in said
     assert "makes a wheel" not in said
 
@@ -166,6 +172,7 @@ def test_a_version_is_written_in_full(tree: Path) -> None:
 GOOD_WHEEL = {
     "penstock/model/rill.gguf": "",
     "penstock/page/index.html": "",
+    "penstock/page/client/index.js": "",
     "penstock/py.typed": "",
     "p.dist-info/licenses/LICENSE": "",
     "p.dist-info/METADATA": "Name: penstock-server\nVersion: 1.2.3\nLicense-Expression: X\n",
