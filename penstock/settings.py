@@ -20,7 +20,14 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from penstock.engine.catalog import BUILT_IN_MODEL, DEFAULT_ENGINE, ENGINES, entry_of, is_engine
+from penstock.engine.catalog import (
+    BUILT_IN_MODEL,
+    DEFAULT_ENGINE,
+    ENGINES,
+    REMOTE_ENGINE,
+    entry_of,
+    is_engine,
+)
 from penstock.errors import StartError, reason_from_pydantic
 
 ENV_PREFIX = "PENSTOCK_"
@@ -78,9 +85,17 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 chooses a free port."""
     engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
-    """The engine that runs the model: llamacpp, vllm, mock, or your own (package.module:Class).
-    vllm is for GPUs and must be installed: pip install '.[vllm]' (docs/scaling.md). mock repeats
-    a fixed text; it is for client developers and tests."""
+    """The engine that runs the model: llamacpp, vllm, remote, mock, or your own
+    (package.module:Class). vllm is for GPUs and must be installed: pip install '.[vllm]'
+    (docs/scaling.md). remote lets other servers answer; --upstream chooses it. mock repeats a fixed
+    text; it is for client developers and tests."""
+    upstream: Annotated[list[str], NoDecode] = []
+    """The URL of a server that answers for Penstock: vLLM, SGLang, llama.cpp's server, Penstock,
+    Ollama, or any other server with OpenAI's API (docs/upstreams.md); may be repeated. Tables
+    [[engine.remote.upstreams]] in penstock.toml also take a weight, a key, a CA and a model."""
+    upstream_key: str = Field(default="", repr=False)
+    """The key that the servers of --upstream ask for. Set PENSTOCK_UPSTREAM_KEY instead of the flag
+    if other users of this machine must not see it."""
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
     """The number of server processes that share the address, each with its own engine and its part
     of the processor's cores or of the GPUs (docs/scaling.md). --slots and --context are for each of
@@ -254,6 +269,9 @@ class Settings(BaseSettings):
             "model": self.model,
             "model_name": self.served_name,
             "slots": self.slots,
+            "slots_asked": self.slots,
+            "upstream": self.upstream,
+            "upstream_key": self.upstream_key,
             "context": self.context,
             "mock_interval": self.mock_interval,
             "processes": self.processes,
@@ -343,7 +361,10 @@ def load_settings(**flags: Any) -> Settings:
             # Lists in variables are separated by commas.
             flags[name] = [part.strip() for part in variable.split(",") if part.strip()]
     try:
-        return Settings(**flags)
+        settings = Settings(**flags)
+        if settings.upstream and "engine" not in settings.model_fields_set:
+            settings = settings.model_copy(update={"engine": REMOTE_ENGINE})
+        return settings
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"

@@ -17,6 +17,7 @@ from penstock.errors import StartError
 BUILT_IN_MODEL = "rill"
 DEFAULT_ENGINE = "llamacpp"
 DEFAULT_SLOTS = 8
+REMOTE_ENGINE = "remote"
 _IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SERVES_A_MODEL = {"model": "model", "name": "model_name", "slots": "slots", "context": "context"}
 
@@ -99,6 +100,19 @@ ENGINES = {
             gpu_factors=("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
         ),
         EngineEntry(
+            REMOTE_ENGINE,
+            "penstock.engine.remote.engine:Remote",
+            {
+                "name": "model_name",
+                "urls": "upstream",
+                "key": "upstream_key",
+                "slots": "slots_asked",
+                "context": "context",
+            },
+            reserves_arguments=True,
+            uses_model="never",
+        ),
+        EngineEntry(
             "mock",
             "penstock.engine.mock:Mock",
             {"name": "model_name", "interval": "mock_interval"},
@@ -139,8 +153,8 @@ def create_engine(
     """Return the engine's handle, not yet started. Raises StartError if a parameter is invalid.
 
     `settings` holds the values of the settings in `EngineEntry.arguments`; `slots` 0 is
-    `DEFAULT_SLOTS`. `params` are the engine's own parameters. The other arguments are those of
-    `SupervisedEngine`.
+    `DEFAULT_SLOTS`, and `slots_asked` is the number as it is. `params` are the engine's own
+    parameters. The other arguments are those of `SupervisedEngine`.
     """
     from penstock.engine.process.supervisor import SupervisedEngine
 

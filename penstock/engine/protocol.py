@@ -8,7 +8,7 @@ engine against this protocol.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -210,6 +210,17 @@ class Engine(Protocol):
         """
 
 
+@runtime_checkable
+class PausingEngine(Protocol):
+    """An engine that sometimes can take no new requests, although it lives.
+
+    It calls `on_pause` with True, and with False when it takes requests again: meanwhile they wait
+    in the server's queue. Requests that come in between must wait in the engine.
+    """
+
+    on_pause: Callable[[bool], None]
+
+
 EngineState = Literal["loading", "ready", "down", "stopped"]
 """The states of an engine. Only a "ready" engine takes requests; a "down" engine has died and is
 being restarted."""
@@ -261,7 +272,8 @@ class EngineHandle(Protocol):
 
     @property
     def is_congested(self) -> bool:
-        """Return True while the engine does not read what it was sent; submit no more then."""
+        """Return True while the engine does not read what it was sent, or asks for no new requests
+        (see `PausingEngine`); submit no more then."""
 
     on_room: Callable[[], None]
     """Called when the engine has let go of a cancelled request, or reads again."""

@@ -5,6 +5,7 @@ Errors have OpenAI's form, as on those servers.
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -166,6 +167,12 @@ def _props(model: ServedModel) -> dict[str, Any]:
         "chat_template": info.facts.chat_template,
         "modalities": {"vision": False, "audio": False},
         "build_info": f"penstock {__version__}",
+        # For another Penstock in front of this one.
+        "penstock": {
+            "supports": info.supports,
+            "vocabulary_size": info.vocabulary_size,
+            "sampling": msgspec.to_builtins(sampling),
+        },
     }
 
 

@@ -139,6 +139,19 @@ class Alive(_Message, tag="alive"):
     """The engine has answered a `Probe`."""
 
 
+class Paused(_Message, tag="paused"):
+    """The engine takes no new requests for now, or takes them again."""
+
+    is_paused: bool
+
+
+class Notice(_Message, tag="notice"):
+    """A line for the server's log, with one of `logging`'s levels."""
+
+    level: int
+    text: str
+
+
 ToEngine = Start | Submit | Cancel | Probe
 Fact = (
     Ready
@@ -154,6 +167,8 @@ Fact = (
     | Fail
     | Stopped
     | Alive
+    | Paused
+    | Notice
 )
 Delta = Addition
 FromEngine = Delta | Fact

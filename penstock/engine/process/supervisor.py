@@ -102,6 +102,8 @@ class SupervisedEngine:
         """True if the engine has given a sign of life since the last look."""
         self._num_idle_facts = 0
         """How many messages came that the engine's process can send while the engine hangs."""
+        self._is_paused = False
+        """True while the engine takes no new requests."""
         self._is_probing = False
         self._must_generate = False
         """True if the probe under way asks for a token."""
@@ -132,7 +134,10 @@ class SupervisedEngine:
 
     @property
     def is_congested(self) -> bool:
-        """Return True while the engine's process does not read what it was sent."""
+        """Return True while the engine's process does not read what it was sent, or asks for no
+        new requests."""
+        if self._is_paused:
+            return True
         return self._channel is not None and self._channel.is_congested
 
     async def start(self) -> ModelInfo:
@@ -229,6 +234,14 @@ class SupervisedEngine:
                 self._probed()
             case messages.Working():
                 pass
+            case messages.Paused(is_paused):
+                self._num_idle_facts += 1
+                self._is_paused = is_paused
+                if not is_paused:
+                    self.on_room()
+            case messages.Notice(level, text):
+                self._num_idle_facts += 1
+                log.log(level, "%s", text)
             case messages.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)
@@ -245,7 +258,7 @@ class SupervisedEngine:
         folder = self._folder.new()
         ours, theirs = socket.socketpair()
         self._last_words = LastWords()
-        self._has_worked = False
+        self._has_worked = self._is_paused = False
         self._started = loop.create_future()
         try:
             self._process = await asyncio.create_subprocess_exec(

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib
 import inspect
+import logging
 import os
 import socket
 import sys
@@ -23,11 +24,13 @@ from setproctitle import setproctitle
 from penstock.children import die_with_parent, leave_signals_to_parent
 from penstock.engine.process import messages
 from penstock.engine.process.pace import Pacer
-from penstock.engine.protocol import Engine, EngineFinish
+from penstock.engine.protocol import Engine, EngineFinish, PausingEngine
 from penstock.engine.tasks import end_process
 from penstock.errors import StartError
 from penstock.events import PromptLogprobs, TokenLogprob
 from penstock.request import Request
+
+MAX_NOTICE_CHARACTERS = 4000
 
 
 class Outbox(asyncio.Protocol):
@@ -114,6 +117,27 @@ class MessageSink:
         self._push(messages.Fail(self._id, code, message))
 
 
+class _Forwarder(logging.Handler):
+    """Sends the lines of an engine's log to the server, each in a bounded message."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__(logging.INFO)
+        self._outbox = outbox
+        self._loop = asyncio.get_running_loop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one line, from any thread."""
+        notice = messages.Notice(record.levelno, self.format(record)[:MAX_NOTICE_CHARACTERS])
+        self._loop.call_soon_threadsafe(self._outbox.push, notice)
+
+
+def forward_log(outbox: Outbox) -> None:
+    """Send what engines log to the server, which has the log."""
+    log = logging.getLogger("penstock.engine")
+    log.addHandler(_Forwarder(outbox))
+    log.setLevel(logging.INFO)
+
+
 def load(target: str, options: dict[str, object]) -> Engine:
     """Import the class `target` ("module:Class") and construct the engine.
 
@@ -166,7 +190,10 @@ async def relay(outbox: Outbox) -> None:
     if not isinstance(message, messages.Start):
         return
     try:
+        forward_log(outbox)
         engine = load(message.target, message.options)
+        if isinstance(engine, PausingEngine):
+            engine.on_pause = lambda is_paused: outbox.push(messages.Paused(is_paused))
         info = await engine.start()
         leave_signals_to_parent()  # again, because llama.cpp installs its own handlers
     except StartError as error:

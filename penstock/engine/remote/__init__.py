@@ -1,0 +1,1 @@
+"""The remote engine: other servers answer, and Penstock carries their answers."""

@@ -1,0 +1,141 @@
+"""What one request has got so far, from all the upstreams that worked on it.
+
+In: what the readers of answers find. Out: calls of the request's sink, within bounds, and what an
+answer must begin with to go on elsewhere. Not known here: upstreams, HTTP.
+
+Tokens without text wait for the next text: they may be a part of a character. If their upstream
+dies, nobody has seen them, and the next upstream generates them anew.
+"""
+
+from penstock.engine.protocol import EngineFinish, Sink
+from penstock.engine.remote.failures import GarbageError
+from penstock.request import Request, UnnamedTokens
+
+# No vocabulary has longer tokens on average.
+MAX_TOKEN_CHARACTERS = 1024
+
+
+class Account:
+    """Passes an answer on to `sink`, and keeps it."""
+
+    def __init__(self, request: Request, sink: Sink, vocabulary_size: int) -> None:
+        self.sink = sink
+        self.num_tokens = 0
+        """The tokens that the sink has got."""
+        self.generated: list[int | UnnamedTokens] = list(request.generated)
+        """The whole answer so far, also what was generated before this request."""
+        self.num_calls = 0
+        """The tool calls that have begun."""
+        self.has_thoughts = request.separate_reasoning and bool(request.generated)
+        """True if the answer has, or may have, reasoning that its upstream separated."""
+        self.ending: EngineFinish | None = None
+        """Why the answer ended; None until it has."""
+        self.usage = 0
+        """The tokens of this part of the answer as its upstream counts them; 0 if it does not."""
+        self._max_tokens = request.max_tokens
+        self._room = (request.max_tokens + 4) * MAX_TOKEN_CHARACTERS
+        self._max_id = vocabulary_size or 2**31
+        self._held: list[int] = []
+        self._num_held = 0
+        self._before = 0
+        self._separates = request.separate_reasoning
+
+    @property
+    def has_text(self) -> bool:
+        """Return True if the answer has begun."""
+        return bool(self.generated)
+
+    @property
+    def text(self) -> str:
+        """Return the text of the answer so far, if no token has an id."""
+        return "".join(each.text for each in self.generated if isinstance(each, UnnamedTokens))
+
+    @property
+    def num_left(self) -> int:
+        """Return how many tokens the answer may still get."""
+        return self._max_tokens - self.num_tokens
+
+    @property
+    def num_in_part(self) -> int:
+        """Return how many tokens came from the upstream that works on the answer now."""
+        return self.num_tokens + self._num_held - self._before
+
+    def begin(self) -> None:
+        """Begin a part of the answer, from another upstream."""
+        self._held, self._num_held = [], 0
+        self._before = self.num_tokens
+        self.usage = 0
+
+    def delta(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        """Add text and tokens. `token_ids` has all their ids, or none. Raises GarbageError."""
+        self._check(text, num_tokens)
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._max_id:
+            raise GarbageError("it sent a token that its model does not have")
+        if not text:
+            self._num_held += num_tokens
+            self._held += token_ids
+            return
+        if self._num_held:
+            num_tokens += self._num_held
+            token_ids = (*self._held, *token_ids)
+            self._held, self._num_held = [], 0
+        self.num_tokens += num_tokens
+        if len(token_ids) == num_tokens:
+            self.generated += token_ids
+        else:
+            token_ids = ()
+            self.generated.append(UnnamedTokens(text, num_tokens))
+        self.sink.delta(text, num_tokens, token_ids)
+
+    def reasoning(self, text: str, num_tokens: int) -> None:
+        """Add reasoning that the upstream has separated. Raises GarbageError."""
+        if not self._separates:
+            self.delta(text, num_tokens, ())
+            return
+        self._check(text, num_tokens)
+        self.has_thoughts = True
+        self.num_tokens += num_tokens
+        self.generated.append(UnnamedTokens(text, num_tokens))
+        self.sink.reasoning(text, num_tokens, ())
+
+    def tool_call(
+        self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
+    ) -> None:
+        """Add to a tool call. Raises GarbageError unless calls come in order, each named first."""
+        self._check(arguments + name + call_id, num_tokens)
+        is_new = number == self.num_calls
+        if not (is_new or number == self.num_calls - 1) or is_new != bool(name and call_id):
+            raise GarbageError("it sent tool calls out of order")
+        self.num_calls += is_new
+        self.num_tokens += num_tokens
+        self.generated.append(UnnamedTokens(arguments, num_tokens))
+        self.sink.tool_call(number, call_id, name, arguments, num_tokens)
+
+    def end(self, reason: EngineFinish) -> None:
+        """Note why the answer ended. The first reason holds."""
+        self.ending = self.ending or reason
+
+    def finish(self, *, counts_exactly: bool) -> None:
+        """Tell the sink that the answer has ended.
+
+        With `counts_exactly` every token was seen, and an upstream's other count is wrong.
+        Otherwise the upstream's count holds, if it is possible.
+        """
+        if self._num_held:
+            ids = tuple(self._held) if len(self._held) == self._num_held else ()
+            self.sink.delta("", self._num_held, ids)
+            self.num_tokens += self._num_held
+            self._num_held = 0
+        total = self.num_tokens
+        if not counts_exactly and self.usage:
+            total = self._before + self.usage
+            if not self.num_tokens <= total <= self._max_tokens:
+                total = self.num_tokens
+        self.sink.finish(self.ending or "stop", total)
+
+    def _check(self, text: str, num_tokens: int) -> None:
+        self._room -= len(text)
+        if num_tokens < 0 or self.num_tokens + self._num_held + num_tokens > self._max_tokens:
+            raise GarbageError("it sent another number of tokens than it was asked for")
+        if self._room < 0:
+            raise GarbageError("it sent more text than its tokens can have")
