@@ -134,8 +134,8 @@ class Account:
         self.sink.finish(self.ending or "stop", total)
 
     def _check(self, text: str, num_tokens: int) -> None:
-        self._room -= len(text)
         if num_tokens < 0 or self.num_tokens + self._num_held + num_tokens > self._max_tokens:
             raise GarbageError("it sent another number of tokens than it was asked for")
-        if self._room < 0:
+        if len(text) > self._room:
             raise GarbageError("it sent more text than its tokens can have")
+        self._room -= len(text)

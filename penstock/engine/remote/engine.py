@@ -144,8 +144,9 @@ class Remote(TaskEngine):
 
     async def stop(self) -> None:
         """Drop every request, and look at no upstream any more."""
-        self._pool.stop()
+        await self._pool.stop()
         await super().stop()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _has_changed(self, has_one: bool) -> None:
         """Tell the server to keep new requests in its queue while there is no upstream."""

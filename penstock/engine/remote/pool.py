@@ -81,10 +81,11 @@ class Pool:
         """Look at every upstream again and again, until `stop`."""
         self._looks = [asyncio.create_task(self._watch(each)) for each in self.upstreams]
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Look at none any more."""
         for look in self._looks:
             look.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
 
     @property
     def ready(self) -> list[Upstream]:
