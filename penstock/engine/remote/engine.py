@@ -79,7 +79,7 @@ class Remote(TaskEngine):
         self._level = level
         self._pool = Pool(upstreams_of(urls, upstreams, key), interval, (name,))
         self._pool.on_change = self._has_changed
-        self._info: ModelInfo
+        self.info: ModelInfo
         self._marks: tuple[str, str] | None = None
         self.on_pause: Callable[[bool], None] = lambda is_paused: None
 
@@ -93,10 +93,10 @@ class Remote(TaskEngine):
             while not pool.known:
                 await pool.wait()
         self._decide()
-        self._info = self._describe(pool.known)
+        self.info = self._describe(pool.known)
         if not self._num_slots:
-            self._slots = Slots(self._info.slots)
-        return self._info
+            self._slots = Slots(self.info.slots)
+        return self.info
 
     def _decide(self) -> None:
         """Decide how all upstreams are talked to; leave out those that do not fit."""
@@ -165,7 +165,7 @@ class Remote(TaskEngine):
             sink.fail(*self._refusal_of(error))
 
     async def _answer(self, request: Request, sink: Sink) -> None:
-        info, pool = self._info, self._pool
+        info, pool = self.info, self._pool
         if refused := too_many_turns(request, info.context_length):
             sink.fail(*refused)
             return
@@ -230,7 +230,7 @@ class Remote(TaskEngine):
     def _refusal_of(self, error: RefusedError) -> tuple[str, str]:
         """Return the code and the sentence for a refusal; nothing of what the upstream wrote."""
         if error.code in TOO_LONG:
-            return too_long(self._info.context_length, "too many")
+            return too_long(self.info.context_length, "too many")
         if error.code in ("template_refused", "no_chat_template"):
             return error.code, "The model cannot show this conversation. Change its turns."
         return "engine_refused", "The server that runs the model refuses the request."

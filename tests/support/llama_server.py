@@ -1,0 +1,69 @@
+"""Run llama.cpp's own server on TCP with the built-in model: `python -m tests.support.llama_server`.
+
+It prints its port when it answers, and runs until it is killed.
+"""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from penstock.engine.llamacpp.hub import find_model
+
+SLOTS = 4
+
+
+@dataclass
+class LlamaServer:
+    url: str
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def llama_server() -> Iterator[LlamaServer]:
+    """Run a server in its own process."""
+    command = [sys.executable, "-m", __name__]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    assert port.isdigit(), "llama.cpp's server did not start"
+    try:
+        yield LlamaServer(f"http://127.0.0.1:{port}", process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def main() -> None:
+    import xllamacpp
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    params = xllamacpp.CommonParams()
+    params.model.path = str(find_model("rill"))
+    params.n_parallel = SLOTS
+    params.n_ctx = 1024 * SLOTS
+    params.cpuparams.n_threads = 1
+    params.ui = False
+    params.hostnames = ["127.0.0.1"]
+    params.port = port
+    params.endpoint_slots = True
+    params.ctx_shift = False
+    server = xllamacpp.Server(params)
+    print(port, flush=True)
+    signal.pause()
+    del server
+
+
+if __name__ == "__main__":
+    main()
