@@ -22,12 +22,21 @@ def can_reason(info: ModelInfo) -> bool:
 class ServedModel:
     """The one model of this server, under its name and its aliases.
 
-    `names` has its name first. `info` describes the model once it is loaded.
+    `names` has its name first. `info` describes the model once it is loaded. An engine that finds
+    out the model's name itself gives it another name, which then comes first.
     """
 
     def __init__(self, names: Sequence[str], info: Callable[[], ModelInfo | None]) -> None:
-        self.names = tuple(names)
+        self._names = tuple(names)
         self._info = info
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the model's name and its aliases."""
+        info = self._info()
+        if info is None or info.id in self._names:
+            return self._names
+        return (info.id, *self._names)
 
     @property
     def name(self) -> str:
@@ -57,7 +66,7 @@ class ServedModel:
         """
         if not name:
             return self.name
-        if name not in self.names:
+        if name not in self._names and name not in self.names:
             raise Problem(
                 "model_not_found",
                 f"This server does not serve that model. It serves {', '.join(self.names)}.",

@@ -69,6 +69,20 @@ class ModelFacts(msgspec.Struct, frozen=True):
     chat_template: str = ""
 
 
+class UpstreamFacts(msgspec.Struct, frozen=True):
+    """What another server that answers for an engine is, without its address.
+
+    `kind` is its software ("vllm"). `level` is "ids" if it takes and returns token ids, so that
+    counts are exact and answers continue exactly after a failure, else "text".
+    """
+
+    kind: str
+    level: str
+    model: str
+    context_length: int
+    slots: int
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """The model that an engine serves, and what it can do.
 
@@ -78,7 +92,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     another one. `vocabulary_size` bounds the token ids; 0 means any id is valid. `advice` contains
     a sentence for each unsupported feature that would work if the engine were started differently.
     `sampling` is the model's own, or the engine's where the model's files say nothing: for requests
-    that do not choose. `facts` describe the model's file.
+    that do not choose. `facts` describe the model's file. `upstreams` are the servers that answer
+    for a remote engine, as they were when it started.
     """
 
     id: str
@@ -90,6 +105,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     advice: Mapping[Feature, str] = msgspec.field(default_factory=dict)
     sampling: Sampling = Sampling()
     facts: ModelFacts = ModelFacts()
+    upstreams: tuple[UpstreamFacts, ...] = ()
 
 
 class Sink(Protocol):

@@ -1,6 +1,7 @@
-"""Run llama.cpp's own server on TCP with the built-in model: `python -m tests.support.llama_server`.
+"""Run llama.cpp's own server on TCP with the built-in model.
 
-It prints its port when it answers, and runs until it is killed.
+`python -m tests.support.llama_server` prints its port when it answers, and runs until it is
+killed.
 """
 
 import contextlib

@@ -2,9 +2,16 @@
 
 from typing import Literal
 
-from pydantic import RootModel
+from pydantic import JsonValue, RootModel
 
-from penstock.api.description import JSON, Answer, Description, Operation, ResponseModel
+from penstock.api.description import (
+    JSON,
+    Answer,
+    Description,
+    Operation,
+    ResponseModel,
+    optional,
+)
 from penstock.api.openai.description import ErrorResponse
 
 
@@ -19,6 +26,10 @@ class Model(ResponseModel):
     owned_by: str
     context_length: int | None
     """Tokens that a prompt and its answer may have together; null while the model is loading."""
+    upstreams: list[dict[str, JsonValue]] = optional()
+    """The servers that answer for this one (`--upstream`), as they were at the start: `kind`,
+    `level` (`ids` with exact counts and continuations, or `text`), `model`, `context_length` and
+    `slots`."""
 
 
 class ModelList(ResponseModel):

@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -29,13 +30,16 @@ def models_api(model: ServedModel) -> Api:
 
     def for_openai(name: str) -> dict[str, Any]:
         loaded = model.loaded
-        return {
+        described = {
             "id": name,
             "object": "model",
             "created": created,
             "owned_by": "penstock",
             "context_length": None if loaded is None else loaded.context_length,
         }
+        if loaded is not None and loaded.upstreams:
+            described["upstreams"] = msgspec.to_builtins(loaded.upstreams)
+        return described
 
     def for_anthropic(name: str) -> dict[str, Any]:
         length = for_openai(name)["context_length"]

@@ -9,11 +9,12 @@ a token between, is given up: it may be the cause.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta
 
-from penstock.engine.protocol import Feature, ModelFacts, ModelInfo, Sink
+from penstock.engine.protocol import Feature, ModelFacts, ModelInfo, Sink, UpstreamFacts
 from penstock.engine.reasoning import (
     SplitSink,
     Splitter,
@@ -41,12 +42,15 @@ UNKNOWN_CONTEXT = 131_072
 # The codes with which servers refuse a prompt that is too long.
 TOO_LONG = ("context_length_exceeded", "prompt_too_long", "exceed_context_size_error")
 
+# The name that the settings give a model without a name: this engine's.
+UNNAMED = "remote"
+
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Result = TypeVar("Result")
 
 
 class Remote(TaskEngine):
-    """Serves the model of its upstreams as `name`.
+    """Serves the model of its upstreams as `name`; by default under the name that it has there.
 
     `urls` are the upstreams of `--upstream`, whose key is `key`; `upstreams` are tables (see
     `config.UpstreamTable`). `slots` 0 is the sum of the upstreams' own, and `context` 0 the least
@@ -59,7 +63,7 @@ class Remote(TaskEngine):
     def __init__(
         self,
         *,
-        name: str = "remote",
+        name: str = UNNAMED,
         urls: Sequence[str] = (),
         key: str = "",
         upstreams: Sequence[Mapping[str, Any]] = (),
@@ -71,7 +75,7 @@ class Remote(TaskEngine):
         level: Level = "ids",
     ) -> None:
         super().__init__(slots)
-        self._name = name
+        self._name = "" if name == UNNAMED else name
         self._num_slots = slots
         self._context = context
         self._silence = silence
@@ -132,7 +136,7 @@ class Remote(TaskEngine):
             supports += reasoning_features(first.chat_template, has_effort=False)
         slots = sum(each.slots for each in pool.upstreams if each.profile is not None)
         return ModelInfo(
-            self._name,
+            self._name or name_of(first.model) or UNNAMED,
             "remote",
             pool.context_length,
             self._num_slots or slots,
@@ -140,6 +144,12 @@ class Remote(TaskEngine):
             size,
             sampling=first.sampling or Sampling(),
             facts=ModelFacts(chat_template=first.chat_template),
+            upstreams=tuple(
+                UpstreamFacts(
+                    each.kind, pool.level, name_of(each.model), each.context_length, each.slots
+                )
+                for each in profiles
+            ),
         )
 
     async def stop(self) -> None:
@@ -234,3 +244,8 @@ class Remote(TaskEngine):
         if error.code in ("template_refused", "no_chat_template"):
             return error.code, "The model cannot show this conversation. Change its turns."
         return "engine_refused", "The server that runs the model refuses the request."
+
+
+def name_of(model: str) -> str:
+    """Return the name of an upstream's model; llama.cpp's server names its file."""
+    return PurePath(model).name.removesuffix(".gguf") if model.endswith(".gguf") else model

@@ -99,7 +99,8 @@ async def test_a_conversation_and_its_tokens_are_those_of_the_server_itself() ->
                 "max_tokens": 30,
                 "temperature": 0,
             }
-            direct = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()
+            async with httpx.AsyncClient(timeout=30) as client:
+                direct = (await client.post(f"{url}/v1/chat/completions", json=body)).json()
             assert sink.text() == direct["choices"][0]["message"]["content"]
             assert sink.prompt_tokens == direct["usage"]["prompt_tokens"]
             assert sink.completion_tokens == direct["usage"]["completion_tokens"]
