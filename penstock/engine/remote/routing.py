@@ -2,9 +2,9 @@
 
 In: the key of the prompt, its size, and the candidates with their load. Out: one candidate. Pure:
 no clock, no chance, no upstream. This is rendezvous hashing with bounded loads: a key ranks all
-candidates, in the same order each time, by their weights. The first one whose load stays within
-`MAX_LOAD` times its part of the whole gets the request. If a candidate comes or goes, only its own
-keys move.
+candidates, in the same order each time, by their weights. The first one gets the request whose load
+is at most `MAX_LOAD` times its part of the whole, with this request. If a candidate comes or goes,
+only its own keys move.
 """
 
 import math
@@ -69,7 +69,7 @@ def choose(key: int, num_tokens: int, candidates: Sequence[Candidate]) -> Candid
     best, best_rank = None, -math.inf
     least, least_load = candidates[0], math.inf
     for each in candidates:
-        load = (each.in_flight + num_tokens) / each.weight
+        load = each.in_flight / each.weight
         if load < least_load:
             least, least_load = each, load
         if load <= bound:
