@@ -180,6 +180,13 @@ class FakeUpstream:
             owner = "vllm" if self.kind == "vllm" else "somebody"
             model = {"id": "fake", "owned_by": owner, "max_model_len": self.context}
             await exchange.whole({"data": [model]})
+        elif exchange.path == "/props" and self.kind == "penstock":
+            settings = {"n_ctx": self.context}
+            own = {"supports": ["return_token_ids"], "vocabulary_size": 0}
+            props = {"default_generation_settings": settings, "build_info": "penstock 1"}
+            await exchange.whole({**props, "penstock": own})
+        elif exchange.path == "/health/ready" and self.kind == "penstock":
+            await exchange.whole({"status": "draining"}, "503 Service Unavailable")
         elif exchange.path == "/version" and self.kind == "vllm":
             await exchange.whole({"version": "0.32.0"})
         elif exchange.path == "/get_model_info" and self.kind == "sglang":

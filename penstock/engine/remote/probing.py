@@ -103,6 +103,8 @@ async def probe(client: HttpClient, model: str, names: tuple[str, ...]) -> Profi
         raise UpstreamError("it has neither /props nor /v1/models", began=False)
     chosen = _choose(models, model, names)
     kind = await _kind_of(client, props, chosen)
+    if kind == "penstock":
+        await _maybe(client, "/health/ready", _Version)  # raises while it drains
     context = chosen.max_model_len or chosen.context_length or 0
     if props is not None:
         context = props.default_generation_settings.n_ctx or context

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from penstock.engine.remote.answering import MAX_DEATHS_IN_A_ROW
+from penstock.engine.remote.engine import Remote
 from penstock.request import Message
 from tests.support.fake_upstream import Exchange, FakeUpstream, Fault, chunk, event, fakes
 from tests.support.remote import ask, remote, text_from
@@ -168,8 +169,10 @@ async def test_texts_go_on_as_the_assistant_s_turn_where_the_upstream_can_contin
         sink = await ask(engine, "a", 10, **CHAT).end()
     assert sink.text() == text_from(PROMPT, 10)
     assert sink.completion_tokens == 10
-    last = (one.asked + two.asked)[-1].body
-    assert last["continue_final_message"] is True or len(one.asked + two.asked) == 1
+    asked = one.asked + two.asked
+    continued = [each.body for each in asked if each.body.get("continue_final_message")]
+    assert len(continued) == len(asked) - 1 == 2
+    assert all(each["messages"][-1]["role"] == "assistant" for each in continued)
 
 
 async def test_texts_are_asked_anew_before_any_text_and_end_with_an_error_after_it() -> None:
@@ -204,3 +207,29 @@ async def test_a_stopped_upstream_that_is_back_gets_requests_again() -> None:
         await sink.end()
     assert sink.text() == text_from(PROMPT, 10)
     assert paused == [True, False]
+
+
+async def test_the_engine_starts_with_its_first_upstream() -> None:
+    late = FakeUpstream()
+    async with fakes(late):
+        await late.close()
+        engine = Remote(urls=[late.url])
+        starting = asyncio.create_task(engine.start())
+        await asyncio.wait({starting}, timeout=0.3)  # several looks find nobody
+        assert not starting.done()
+        await late.open()
+        async with asyncio.timeout(20):
+            info = await starting
+        assert info.id == "fake"
+        sink = await ask(engine, "a", 5).end()
+        await engine.stop()
+    assert sink.text() == text_from(PROMPT, 5)
+
+
+async def test_a_draining_penstock_gets_nothing_new() -> None:
+    one, draining = FakeUpstream(), FakeUpstream("penstock")
+    draining.weight = 1000.0
+    async with fakes(one, draining), remote(one, draining) as engine:
+        sink = await ask(engine, "a", 5).end()
+    assert sink.text() == text_from(PROMPT, 5)
+    assert draining.asked == []
