@@ -19,7 +19,7 @@ from penstock.engine.remote.routing import key_of
 from penstock.request import Request
 
 MAX_DEATHS_IN_A_ROW = 2
-MAX_DEATHS = 6
+MAX_DEATHS = 20
 MAX_ERROR_BYTES = 64 * 1024
 MAX_HEARTBEAT_BYTES = 16 * 1024 * 1024
 MAX_BYTES_PER_TOKEN = 16 * 1024

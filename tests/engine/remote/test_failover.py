@@ -1,48 +1,20 @@
 """An answer outlives the upstreams that work on it: nothing is lost, repeated or changed."""
 
 import asyncio
-import random
 
 import pytest
 
 from penstock.engine.remote.answering import MAX_DEATHS_IN_A_ROW
 from penstock.engine.remote.engine import Remote
 from penstock.request import Message
-from tests.support.fake_upstream import Exchange, FakeUpstream, Fault, chunk, event, fakes
+from tests.engine.remote.cuts import CUTS, REFUSALS, after, cut_streams
+from tests.support.fake_upstream import Exchange, FakeUpstream, fakes
 from tests.support.remote import ask, remote, text_from
 
 PROMPT = 3
 
 
-def after(number: int, end: str) -> Fault:
-    """Return a fault after `number` tokens: cut, reset, half an event, an error, a clean end."""
-
-    async def fault(exchange: Exchange) -> None:
-        if end == "500":
-            await exchange.whole({"error": {"message": "secret"}}, "500 Internal Server Error")
-            return
-        if end == "429":
-            await exchange.whole({"error": {"message": "secret"}}, "429 Too Many Requests")
-            return
-        await exchange.tokens(number)
-        if end == "half an event":
-            await exchange.send(chunk(b'data: {"choices": [{"te'))
-        elif end == "error":
-            await exchange.send(event({"error": {"message": "secret"}}))
-        elif end == "clean end":
-            await exchange.send(b"0\r\n\r\n")
-        if end == "reset":
-            exchange.reset()
-        else:
-            exchange.cut()
-
-    return fault
-
-
-ENDS = ("cut", "reset", "half an event", "error", "clean end", "500", "429")
-
-
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", (*CUTS, *REFUSALS))
 async def test_an_answer_goes_on_at_another_upstream(end: str) -> None:
     one, two = FakeUpstream(), FakeUpstream()
     async with fakes(one, two), remote(one, two) as engine:
@@ -56,26 +28,7 @@ async def test_an_answer_goes_on_at_another_upstream(end: str) -> None:
 
 
 async def test_a_hundred_and_twenty_cut_streams_arrive_whole() -> None:
-    chance = random.Random(19)
-    upstreams = [FakeUpstream() for _ in range(3)]
-
-    async def cut(exchange: Exchange) -> None:
-        """Answer one request in two, and cut the others somewhere."""
-        if chance.random() < 0.5:
-            await exchange.answer()
-        else:
-            await after(chance.randrange(1, 12), chance.choice(ENDS[:5]))(exchange)
-
-    async with fakes(*upstreams), remote(*upstreams, slots=64) as engine:
-        for each in upstreams:
-            each.always = cut
-        sinks = [ask(engine, f"{n}", 30, prompt="word " * (n + 1)) for n in range(120)]
-        for n, sink in enumerate(sinks):
-            await sink.end(60)
-            assert sink.failure is None
-            assert sink.text() == text_from(n + 1, 30)
-            assert (sink.completion_tokens, sink.num_tokens) == (30, 30)
-    assert sum(len(each.asked) for each in upstreams) >= 170
+    assert await cut_streams(120) >= 50
 
 
 async def test_an_upstream_that_hangs_has_failed() -> None:
