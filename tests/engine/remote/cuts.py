@@ -1,7 +1,7 @@
-"""Cut many streams at their upstreams, and compare every text: `python -m tests.engine.remote.cuts`.
+"""Cut many streams at their upstreams: `python -m tests.engine.remote.cuts`.
 
-Three upstreams cut about half of all answers somewhere, in one of five ways. Each answer must arrive
-with every token once, and with exact counts.
+Three upstreams cut about half of all answers somewhere, in one of five ways. Each answer must
+arrive with every token once, and with exact counts.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from tests.support.remote import ask, remote, text_from
 PROMPT = 3
 
 
-@pytest.mark.parametrize("end", (*CUTS, *REFUSALS))
+@pytest.mark.parametrize("end", [*CUTS, *REFUSALS])
 async def test_an_answer_goes_on_at_another_upstream(end: str) -> None:
     one, two = FakeUpstream(), FakeUpstream()
     async with fakes(one, two), remote(one, two) as engine:
