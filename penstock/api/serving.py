@@ -27,16 +27,15 @@ class ServedModel:
     """
 
     def __init__(self, names: Sequence[str], info: Callable[[], ModelInfo | None]) -> None:
-        self._names = tuple(names)
+        self.names = tuple(names)
+        """The model's name and its aliases."""
         self._info = info
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the model's name and its aliases."""
+    def _learn_name(self) -> None:
+        """Put the name that the engine gives the model before the others."""
         info = self._info()
-        if info is None or info.id in self._names:
-            return self._names
-        return (info.id, *self._names)
+        if info is not None and info.id not in self.names:
+            self.names = (info.id, *self.names)
 
     @property
     def name(self) -> str:
@@ -46,6 +45,7 @@ class ServedModel:
     @property
     def loaded(self) -> ModelInfo | None:
         """Return the model's information, None while it is loading."""
+        self._learn_name()
         return self._info()
 
     def info(self) -> ModelInfo:
@@ -64,9 +64,12 @@ class ServedModel:
 
         Raises Problem if the model has no such name.
         """
+        if name in self.names:  # almost every request
+            return name
+        self._learn_name()
         if not name:
             return self.name
-        if name not in self._names and name not in self.names:
+        if name not in self.names:
             raise Problem(
                 "model_not_found",
                 f"This server does not serve that model. It serves {', '.join(self.names)}.",

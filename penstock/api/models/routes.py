@@ -55,6 +55,7 @@ def models_api(model: ServedModel) -> Api:
 
     async def list_models(http: HttpRequest) -> Response:
         """List the names of the served model."""
+        model.named(None)  # so that the name that the engine gives the model is among them
         if not _speaks_anthropic(http.scope):
             return JSONResponse({"object": "list", "data": list(map(for_openai, model.names))})
         page = {
