@@ -64,7 +64,7 @@ class SlotCaches:
             del self._slot_of[request_id]
 
     def _choose(self, prompt: bytes) -> int:
-        free = [slot for slot in range(len(self._held)) if slot not in self._slot_of.values()]
+        free = set(range(len(self._held))).difference(self._slot_of.values())
         oldest = min(free, key=lambda slot: self._held[slot].used)
         nearest = max(free, key=lambda slot: self._held[slot].shares(prompt))
         held = self._held[nearest]
