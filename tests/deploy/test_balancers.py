@@ -131,6 +131,8 @@ async def replicas(log: str, **flags: float) -> AsyncIterator[Replicas]:
     [
         ("HAProxy", "Redis", {"drain_timeout": 1}),
         ("nginx", "folder", {"drain_grace": 0, "drain_timeout": 3}),
+        ("Caddy", "folder", {"drain_timeout": 1}),
+        ("Envoy", "folder", {"drain_timeout": 1}),
     ],
 )
 async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
