@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -192,6 +192,19 @@ def balancer(name: str, folder: Path, ports: Sequence[int]) -> Iterator[Balancer
         yield made
     finally:
         made.close()
+
+
+@contextlib.contextmanager
+def balancers(
+    names: Iterable[str], folder: Path, ports: Sequence[int]
+) -> Iterator[dict[str, Balancer]]:
+    """Run several balancers in front of the same replicas, each in a folder of its own."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+        for name in names:
+            (own := folder / name).mkdir()
+            made[name] = stack.enter_context(balancer(name, own, ports))
+        yield made
 
 
 @contextlib.contextmanager
