@@ -17,7 +17,7 @@ def settings_given(arguments: Sequence[str]) -> Settings:
     Raises KeyError for an unknown flag, and StartError for a bad value.
     """
     flags: dict[str, Any] = {}
-    words = list(arguments)
+    words = [word for each in arguments for word in each.split("=", 1)]
     while words:
         name = words.pop(0).removeprefix("--").replace("-", "_")
         default = Settings.model_fields[name].get_default(call_default_factory=True)
