@@ -100,7 +100,7 @@ def test_a_server_that_drains_says_how_many_streams_it_waits_for(address: str) -
         stream, _ = open_stream(port, generate())
         heard.process.send_signal(signal.SIGTERM)
         heard.next("STOPPING")
-        assert heard.next("STATUS") == {"STATUS": "stops; waits for 1 streams"}
+        assert heard.next("STATUS") == {"STATUS": "stops; streams left: 1"}
         stream.close()
         assert heard.process.wait(PATIENCE_S) == 0
 

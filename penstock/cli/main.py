@@ -97,7 +97,7 @@ def _run_server(settings: Settings) -> None:
 
     def tell_waiting(number: int) -> None:
         report_waiting(number)
-        service.tell(f"stops; waits for {number:,} streams")
+        service.tell(f"stops; streams left: {number:,}")
 
     def make() -> Server:
         return Server(
