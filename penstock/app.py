@@ -1,7 +1,10 @@
 """Puts the ASGI application together from its parts."""
 
+from dataclasses import dataclass
+
 from starlette.types import ASGIApp
 
+from penstock.admin import create_admin_app
 from penstock.api.answering import LIMIT_HEADER, Answering
 from penstock.api.anthropic.routes import anthropic_api
 from penstock.api.description import Api
@@ -53,7 +56,15 @@ EXPOSED_HEADERS = [
 _REASONS = {"loading": "loading", "down": "engine down", "stopped": "draining"}
 
 
-def create_app(
+@dataclass(frozen=True)
+class Apps:
+    """The applications of one server: for clients, and for the admin port if there is one."""
+
+    clients: AccessMiddleware
+    admin: AccessMiddleware | None
+
+
+def create_apps(
     settings: Settings,
     engine: EngineHandle,
     streams: Streams,
@@ -64,8 +75,8 @@ def create_app(
     memory: MemoryGuard,
     shared_names: Names,
     siblings: Siblings | None = None,
-) -> AccessMiddleware:
-    """Return the application that serves `streams` to the owners of `keys`.
+) -> Apps:
+    """Return the application that serves `streams` to the owners of `keys`, and the admin port's.
 
     `shared_names` has what the replicas that share a store know of each other's requests.
     `siblings` are the other server processes at this address, if there are any.
@@ -107,9 +118,9 @@ def create_app(
     registry = metrics_registry(settings, engine, streams, liveness, memory)
     if siblings is not None:
         siblings.attach(registry, lambda: unready() or "ready")
+    for_machines = [*health_routes(unready, siblings), *metrics_routes(registry, siblings)]
     others = [
-        *health_routes(unready, siblings),
-        *metrics_routes(registry, siblings),
+        *for_machines,
         *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0),
     ]
     apis.append(
@@ -136,6 +147,9 @@ def create_app(
         always_cors=bool(settings.cors_origin),
     )
     # Outside everything, so that a response to a bug in here also has an id and a log line.
-    return AccessMiddleware(
+    clients = AccessMiddleware(
         app, streams.meter, GranianPeer, proxies=proxies, log_prompts=settings.log_prompts
     )
+    if not settings.admin_port:
+        return Apps(clients, None)
+    return Apps(clients, create_admin_app(for_machines, settings.admin_host, streams.meter))

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import uvloop
 
 from penstock.api.siblings import Siblings
-from penstock.app import create_app
+from penstock.app import create_apps
 from penstock.draining import report_waiting
 from penstock.engine.catalog import create_engine, entry_of
 from penstock.engine.protocol import EngineHandle, ModelInfo
@@ -27,6 +27,7 @@ from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.memory import available_bytes, resident_bytes, return_freed_memory
 from penstock.observe.meter import Meter
+from penstock.service import Service
 from penstock.settings import OLLAMA_PORT, Settings
 from penstock.store.catalog import create_store
 from penstock.store.names import MemoryNames
@@ -58,6 +59,8 @@ IDLE_GRACE_S = 4.0
 # Without --memory-limit: the rest is for the engine and for everything else on the machine.
 DEFAULT_MEMORY_PART = 4
 WANTED_OPEN_FILES = 65_536
+# Probes and Prometheus; they ask one after the other.
+ADMIN_CONNECTIONS = 64
 # Python's own numbers (700, 10, 10) would search for cycles after every few requests. Requests
 # leave none behind; their objects are freed at once.
 GC_THRESHOLDS = (20_000, 20, 20)
@@ -68,11 +71,13 @@ class Place:
     """A server's place among several processes at one address.
 
     All of them accept connections from `listener`. Unless `accepts_at_once`, this server accepts
-    none before its model is loaded: until then the others do. `turns` says who accepts the next. A
-    private log ends with all processes.
+    none before its model is loaded: until then the others do. `turns` says who accepts the next.
+    Any process may answer at the admin port: it speaks for all. A private log ends with all
+    processes.
     """
 
     listener: socket.socket
+    admin_listener: socket.socket | None
     siblings: Siblings
     turns: Turns
     accepts_at_once: bool
@@ -170,11 +175,13 @@ class Server:
         keys = self._keys = key_ring(settings.api_key, settings.admin_key, settings.keys)
         check_exposure(settings, keys)
         check_ollama(settings)
+        check_admin(settings)
         proxies = TrustedProxies(settings.trusted_proxy)
         tls = tls_of(settings.tls_cert, settings.tls_key)
         pair = await first_pair(tls) if tls else None
         place = self._place
         listener = place.listener if place else listener_of(settings)
+        admin_listener = place.admin_listener if place else admin_listener_of(settings)
         self.url = url_of(listener, "https" if tls else "http")
         limits = Limits(
             settings.linger,
@@ -196,7 +203,7 @@ class Server:
             resident_bytes,
             return_freed_memory,
         )
-        app = create_app(
+        apps = create_apps(
             *(settings, engine, streams, liveness, bodies, keys, proxies, memory),
             MemoryNames() if store is None else store,
             siblings=place.siblings if place else None,
@@ -205,7 +212,7 @@ class Server:
         http: Http1Server | GranianServers
         if tls is not None or settings.http2:
             http = GranianServers(
-                *(app, listener, settings.max_connections, timeouts, proxies.trusts),
+                *(apps.clients, listener, settings.max_connections, timeouts, proxies.trusts),
                 http2=settings.http2,
                 tls=tls,
                 pair=pair,
@@ -213,7 +220,7 @@ class Server:
         else:
             http = Http1Server(
                 *(
-                    app,
+                    apps.clients,
                     [listener, *ollama_listeners(settings)],
                     settings.max_connections,
                     timeouts,
@@ -228,6 +235,11 @@ class Server:
         if place is None or place.accepts_at_once:
             accepting.set()
         serving = asyncio.create_task(serve_between(accepting, closing, http))
+        telling = None
+        if apps.admin is not None and admin_listener is not None:
+            admin = Http1Server(apps.admin, [admin_listener], ADMIN_CONNECTIONS, timeouts)
+            # Until the end: a server that loads or drains says so there.
+            telling = keep("admin port", functools.partial(admin.serve_until, asyncio.Event()))
         watching = keep("liveness", liveness.run)
         guarding = keep("memory guard", memory.run)
         measure = functools.partial(measure_loop_lag, meter.loop_lag)
@@ -259,18 +271,22 @@ class Server:
             streams.shut_down()
             closing.set()
             accepting.set()
-            await self._close(serving, app.idle)
+            await self._close(serving, apps.clients.idle)
             watching.cancel()
             guarding.cancel()
             measuring.cancel()
             expiring.cancel()
             if sharing is not None:
                 sharing.cancel()
+            if telling is not None:
+                telling.cancel()
             await engine.stop()
             if store is not None and replication is not None:
                 replication.fleet.close()
                 await store.stop()
             listener.close()
+            if admin_listener is not None:
+                admin_listener.close()
 
     async def _until_stopped(self, serving: asyncio.Task[None]) -> None:
         """Wait for `stop`. If the HTTP server ends by itself, end the process with the reason."""
@@ -364,6 +380,18 @@ def listener_of(settings: Settings) -> socket.socket:
     )
 
 
+def admin_listener_of(settings: Settings) -> socket.socket | None:
+    """Return a listener on the admin port, or None without one. Raises StartError as above."""
+    if not settings.admin_port:
+        return None
+    listener = open_listener(
+        *(settings.admin_host, settings.admin_port, ADMIN_CONNECTIONS, settings.stall_timeout),
+        flags="--admin-",
+    )
+    log.info("health and metrics, without keys, are at %s", url_of(listener))
+    return listener
+
+
 def with_local_model(settings: Settings) -> Settings:
     """Return `settings` with a `model` that the engine can load from this machine.
 
@@ -393,6 +421,15 @@ def check_ollama(settings: Settings) -> None:
         raise StartError(
             "Ollama's clients speak plain HTTP/1.1 on Ollama's port.",
             "Leave out --ollama, or --tls-cert and --http2.",
+        )
+
+
+def check_admin(settings: Settings) -> None:
+    """Raise StartError if the admin port is the port of the clients."""
+    if settings.admin_port and settings.admin_port == settings.port:
+        raise StartError(
+            f"The admin port and the port are both {settings.port}.",
+            "Give the admin port a number of its own: --admin-port 9000",
         )
 
 
@@ -437,18 +474,30 @@ class Runnable(Protocol):
         """Serve until `stop`. Raises StartError."""
 
 
-def run(make_server: Callable[[], Runnable]) -> None:
-    """Serve in this process until SIGINT or SIGTERM. Raises StartError."""
+def run(make_server: Callable[[], Runnable], service: Service) -> None:
+    """Serve in this process until SIGINT or SIGTERM, and tell `service`. Raises StartError."""
 
     async def main() -> None:
         server = make_server()
+
+        def stop() -> None:
+            service.stopping()
+            server.stop()
+
+        def reload() -> None:
+            service.reloading()
+            server.reload()
+            service.ready()
+
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(report_loop_error)
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
-            loop.add_signal_handler(number, server.stop)
-        loop.add_signal_handler(signal.SIGHUP, server.reload)
+            loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        watching = keep("watchdog", service.feed_watchdog)
         await server.run()
+        watching.cancel()
         for number in numbers:  # a late signal would turn a clean exit into a failure
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)

@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """The port to listen on; 0 chooses a free port."""
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """A second port, with only /health and /metrics, in plain HTTP and without keys: for probes and
+    Prometheus. 0 means none."""
+    admin_host: str = "127.0.0.1"
+    """The address of the admin port. Beyond this machine, everyone who reaches it can read the
+    metrics (docs/security.md)."""
     engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
     """The engine that runs the model: llamacpp, vllm, remote, mock, or your own
     (package.module:Class). vllm is for GPUs and must be installed: pip install '.[vllm]'
@@ -393,6 +399,7 @@ def _refuse_unknown_variables() -> None:
             "REQUIRE_PROXIES",
             "REQUIRE_REDIS",
             "REQUIRE_STRACE",
+            "REQUIRE_SYSTEMD",
         )
     }
     for variable in os.environ:

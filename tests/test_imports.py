@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "supervision": set(),
     "draining": set(),
     "children": set(),
+    "service": set(),
     "folders": set(),
     "settings": {"errors", "engine.catalog"},
     "observe": {"observe"},
@@ -36,10 +37,11 @@ ALLOWED: dict[str, set[str]] = {
     | {"observe.metrics", "store.names", "store.protocol", "supervision"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
-    "app": WORDS | {"api", "web", "store.names", "stream", "settings", "engine.protocol"},
+    "admin": {"api.native.errors", "observe.meter", "web"},
+    "app": WORDS | {"admin", "api", "web", "store.names", "stream", "settings", "engine.protocol"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision", "draining", "store.catalog", "store.names", "api.siblings"},
+    | {"supervision", "service", "draining", "store.catalog", "store.names", "api.siblings"},
     "processes": {"processes", "server", "settings", "errors", "supervision", "children", "folders"}
     | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings", "draining"},
     "cli": WORDS
@@ -50,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "server",
         "processes",
         "children",
+        "service",
         "settings",
         "observe.logs",
         "web.keys",

@@ -25,6 +25,7 @@ from penstock.engine.catalog import DEFAULT_ENGINE, ENGINES
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 from penstock.observe.logs import logging_to, unbuffered
+from penstock.service import Service
 from penstock.settings import Settings, load_settings
 
 app = typer.Typer(
@@ -86,11 +87,17 @@ def _run_server(settings: Settings) -> None:
 
     settings = with_local_model(settings)
     loading = LoadingDisplay(console, settings)
-    tell_waiting = waiting_report(console, settings.log_format)
+    report_waiting = waiting_report(console, settings.log_format)
+    service = Service()
 
     def announce(url: str, info: ModelInfo) -> None:
         loading.stop()
         _announce(settings, url, info)
+        service.ready(f"serves {info.id} at {url}")
+
+    def tell_waiting(number: int) -> None:
+        report_waiting(number)
+        service.tell(f"stops; streams left: {number:,}")
 
     def make() -> Server:
         return Server(
@@ -102,7 +109,7 @@ def _run_server(settings: Settings) -> None:
 
     with loading:
         if settings.processes == 1:
-            run(make)
+            run(make, service)
             return
         from penstock.processes.supervisor import Supervisor
 
@@ -110,7 +117,8 @@ def _run_server(settings: Settings) -> None:
         run(
             lambda: Supervisor(
                 settings, on_ready=announce, on_loading=loading.watch, on_waiting=tell_waiting
-            )
+            ),
+            service,
         )
 
 

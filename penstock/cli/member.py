@@ -1,7 +1,8 @@
 """The program of one of several server processes: `python -m penstock.cli.member`.
 
-In: the descriptors of the link and of the listening socket, and the supervisor's process id, as
-arguments. Out: a server whose log lines name its number (see `processes.member`).
+In: the supervisor's process id, and the descriptors of the link, of the listening socket and of
+the admin port's if there is one, as arguments. Out: a server whose log lines name its number (see
+`processes.member`).
 """
 
 import logging
@@ -21,8 +22,9 @@ from penstock.processes.messages import receive_start
 
 def main() -> None:
     """Serve until the supervisor says stop."""
-    connection, listener = (inherited(int(each)) for each in sys.argv[1:3])
-    die_with_parent(int(sys.argv[3]))
+    supervisor, *descriptors = map(int, sys.argv[1:])
+    connection, listener, *admin_listeners = map(inherited, descriptors)
+    die_with_parent(supervisor)
     # systemd and terminals send them to every process: only the supervisor's counts.
     leave_signals_to_parent()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -37,7 +39,8 @@ def main() -> None:
     to_stderr = logging_to(unbuffered(sys.stderr.fileno()), log_format)
     with to_stderr as writer, stderr_to(writer.write_text):
         writer.addFilter(name_process)
-        status = uvloop.run(serve(start, connection, listener))
+        admin_listener = next(iter(admin_listeners), None)
+        status = uvloop.run(serve(start, connection, listener, admin_listener))
     sys.exit(status)
 
 

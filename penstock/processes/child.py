@@ -1,6 +1,6 @@
 """One server process, as its supervisor sees it: started, listened to, and started again.
 
-In: the process's share of the machine, and the listening socket. Out: a running process, what it
+In: the process's share of the machine, and the listening sockets. Out: a running process, what it
 says, and its end with the reason in the log. Not known here: the other processes.
 """
 
@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.children import manner_of
@@ -52,7 +52,7 @@ class Child:
         self,
         number: int,
         share: Share,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         loads: Path,
         *,
         on_loading: Callable[[int], None],
@@ -68,7 +68,7 @@ class Child:
         """The last metrics that the process has sent."""
         self.started: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
         self._share = share
-        self._listener = listener
+        self._listeners = listeners
         self._loads = loads
         self._on_loading = on_loading
         self._on_state = on_state
@@ -193,10 +193,10 @@ class Child:
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, Link[ToServer, FromServer]]:
         ours, theirs = socket.socketpair()
         try:
-            inherited = (theirs.fileno(), self._listener.fileno())
+            inherited = [each.fileno() for each in (theirs, *self._listeners)]
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", PROGRAM, *map(str, inherited), str(os.getpid())),
+                *("-m", PROGRAM, str(os.getpid()), *map(str, inherited)),
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, **self._share.environment},
                 pass_fds=inherited,

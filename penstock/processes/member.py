@@ -96,7 +96,12 @@ class Member:
             await asyncio.sleep(BEAT_EVERY_S)
 
 
-async def serve(start: Start, connection: socket.socket, listener: socket.socket) -> int:
+async def serve(
+    start: Start,
+    connection: socket.socket,
+    listener: socket.socket,
+    admin_listener: socket.socket | None,
+) -> int:
     """Serve until the supervisor says stop. Return the exit status."""
     asyncio.get_running_loop().set_exception_handler(report_loop_error)
     if start.cores and hasattr(os, "sched_setaffinity"):
@@ -112,7 +117,7 @@ async def serve(start: Start, connection: socket.socket, listener: socket.socket
         on_ready=tell_ready,
         on_loading=lambda pid: link.send(messages.Loading(pid)),
         place=Place(
-            *(listener, member, member.turns),
+            *(listener, admin_listener, member, member.turns),
             accepts_at_once=start.accepts_at_once,
             has_private_log=start.has_private_log,
         ),

@@ -19,7 +19,7 @@ from penstock.processes.child import Child
 from penstock.processes.division import divide
 from penstock.processes.totals import Totals
 from penstock.processes.turns import new_loads
-from penstock.server import listener_of
+from penstock.server import admin_listener_of, check_admin, listener_of
 from penstock.settings import Settings
 from penstock.supervision import keep
 from penstock.web.listener import url_of
@@ -80,14 +80,19 @@ class Supervisor:
     async def _run_in(self, folder: ServerFolder) -> None:
         settings = self._settings
         shares = divide(settings)
+        check_admin(settings)
         if settings.log == "memory":  # one process cannot read another's memory
             shares = [each.with_private_log(folder.path / "log") for each in shares]
         loads = new_loads(folder.path / "loads", len(shares))
-        with contextlib.closing(listener_of(settings)) as listener:
+        with contextlib.ExitStack() as listening:
+            listener = listening.enter_context(listener_of(settings))
+            listeners = [listener]
+            if (admin_listener := admin_listener_of(settings)) is not None:
+                listeners.append(listening.enter_context(admin_listener))
             url = url_of(listener, "https" if settings.tls_cert else "http")
             self._children = [
                 Child(
-                    *(number, share, listener, loads),
+                    *(number, share, listeners, loads),
                     on_loading=self._on_loading if number == 1 else lambda pid: None,
                     on_state=self._tell_states,
                     on_wanted=self._gather_for,

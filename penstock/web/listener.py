@@ -11,12 +11,13 @@ SEND_BUFFER_BYTES = 32 * 1024
 
 
 def open_listener(
-    host: str, port: int, max_connections: int, stall_timeout: float
+    host: str, port: int, max_connections: int, stall_timeout: float, flags: str = "--"
 ) -> socket.socket:
     """Return the listening socket. Raises StartError if the address is not available.
 
     `max_connections` is the length of the kernel's queue of new connections. The kernel drops a
     connection whose client takes nothing for about twice `stall_timeout` seconds (Linux only).
+    `flags` is how the flags begin that give the address, for an error's next step.
     """
     host = host.strip("[]")  # as in a URL
     try:
@@ -26,16 +27,16 @@ def open_listener(
         reasons = {
             errno.EADDRINUSE: (
                 f"Port {port} is in use on {host}.",
-                f"Stop the program that listens there, or use another port: --port {port + 1}",
+                f"Stop the program that listens there, or use another port: {flags}port {port + 1}",
             ),
             errno.EACCES: (
                 f"This user may not listen on port {port} of {host}.",
-                "Ports below 1024 need administrator rights. Use another port: --port 8000",
+                f"Ports below 1024 need administrator rights. Use another port: {flags}port 8000",
             ),
         }
         unknown = (
             f"Cannot listen on {host}:{port}: {error.strerror}.",
-            "Give an address of this machine: --host 127.0.0.1",
+            f"Give an address of this machine: {flags}host 127.0.0.1",
         )
         raise StartError(*reasons.get(error.errno or 0, unknown)) from None
 

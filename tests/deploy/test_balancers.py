@@ -16,7 +16,7 @@ from tests.faults.history import History, numbered
 from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
-from tests.support.balancers import PROGRAMS, balancer, replica, store
+from tests.support.balancers import PROGRAMS, balancer, balancers, replica, store
 from tests.support.proxies import free_port
 from tests.support.servers import RunningServer
 
@@ -127,15 +127,16 @@ async def replicas(log: str, **flags: float) -> AsyncIterator[Replicas]:
 # nginx asks for no readiness, so a replica need not wait until nginx has noticed.
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("name", "kept_in", "flags"),
+    ("names", "kept_in", "flags"),
     [
-        ("HAProxy", "Redis", {"drain_timeout": 1}),
-        ("nginx", "folder", {"drain_grace": 0, "drain_timeout": 3}),
+        (("HAProxy", "Caddy", "Envoy"), "Redis", {"drain_timeout": 1}),
+        (("nginx",), "folder", {"drain_grace": 0, "drain_timeout": 3}),
     ],
 )
 async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
-    tmp_path: Path, name: str, kept_in: str, flags: dict[str, float]
+    tmp_path: Path, names: tuple[str, ...], kept_in: str, flags: dict[str, float]
 ) -> None:
+    """Balancers that ask for readiness share a deploy."""
     history, deployed, num_whole = History(), asyncio.Event(), 0
 
     async def short(address: Address) -> None:
@@ -165,17 +166,19 @@ async def test_a_deploy_refuses_nothing_and_every_stream_is_whole(
 
     with store(kept_in, tmp_path) as log:
         async with replicas(log, **flags) as running:
-            with balancer(name, tmp_path, running.ports) as proxy:
+            with balancers(names, tmp_path, running.ports) as proxies:
                 async with asyncio.TaskGroup() as clients:
-                    for load in (short, short, whole):
-                        clients.create_task(load(proxy.address))
+                    for proxy in proxies.values():
+                        for load in (short, short, whole):
+                            clients.create_task(load(proxy.address))
                     for port in running.ports:
-                        reader = await begin_long(("127.0.0.1", port), proxy.address)
-                        clients.create_task(reader.read_through())
+                        for proxy in proxies.values():
+                            reader = await begin_long(("127.0.0.1", port), proxy.address)
+                            clients.create_task(reader.read_through())
                         await running.replace(port)
                     deployed.set()
     verdict = judge(history)
     assert verdict.holds, verdict
     assert verdict.counts["refused"] == 0
-    assert verdict.counts["resumed"] >= len(running.ports)
-    assert num_whole >= len(running.ports)
+    assert verdict.counts["resumed"] >= len(running.ports) * len(names)
+    assert num_whole >= len(running.ports) * len(names)

@@ -18,7 +18,7 @@ from tests.support.servers import RunningServer, serve
 
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 DASHBOARD = DEPLOY / "grafana" / "penstock.json"
-OPERATIONS = DEPLOY.parent / "docs" / "operations.md"
+RUNBOOK = DEPLOY.parent / "docs" / "runbook.md"
 NAME = re.compile(r"\bpenstock_[a-z0-9_]+")
 
 NUM_STREAMS, NUM_TOKENS = 12, 40
@@ -66,12 +66,15 @@ def test_the_dashboard_is_what_its_source_makes() -> None:
     assert DASHBOARD.read_text(encoding="utf-8") == make["text"]()
 
 
-def test_every_alert_has_its_paragraph_for_operators() -> None:
-    names = re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
-    page = OPERATIONS.read_text(encoding="utf-8")
-    assert len(names) >= 5
-    for name in names:
-        assert f"`{name}`" in page
+def test_every_alert_leads_to_its_section_of_the_runbook() -> None:
+    rules = ALERTS.read_text(encoding="utf-8").split("- alert: ")[1:]
+    sections = RUNBOOK.read_text(encoding="utf-8").partition("\n## When an alert fires\n")[2]
+    described = re.findall(r"^### (\w+)\n\n\w", sections, re.MULTILINE)
+    assert len(rules) >= 5
+    assert described == [rule.split()[0] for rule in rules]
+    for name, rule in zip(described, rules, strict=True):
+        (link,) = re.findall(r"runbook_url: \S+/docs/runbook\.md#(\w+)\n", rule)
+        assert link == name.lower()
 
 
 def test_promtool_accepts_the_rules_and_the_configuration(promtool: str) -> None:

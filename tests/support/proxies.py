@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.waiting import eventually
 
-MISSING = "no {0} found: install it (Debian, Ubuntu: apt-get install haproxy nginx-light)"
+MISSING = "no {0} found: install it (Debian, Ubuntu: apt-get install caddy haproxy nginx-light)"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 STOP_TIMEOUT_S = 20
 # Debian keeps both programs where only root's PATH looks.
@@ -71,7 +71,7 @@ def nginx(folder: Path, port: int, config: str) -> Iterator[None]:
     file = folder / "nginx.conf"
     file.write_text(NGINX.format(config), encoding="utf-8")
     command = [find("nginx"), "-p", str(folder), "-c", str(file), "-e", "stderr"]
-    with running(command, "-t", folder, port):
+    with running(command, [*command, "-t"], folder, port):
         yield
 
 
@@ -80,18 +80,17 @@ def haproxy(folder: Path, port: int, config: str) -> Iterator[None]:
     """Run HAProxy, which listens on `port`."""
     file = folder / "haproxy.cfg"
     file.write_text(f"global\n    maxconn 100\n{config}", encoding="utf-8")
-    with running([find("haproxy"), "-f", str(file), "-db"], "-c", folder, port):
+    command = [find("haproxy"), "-f", str(file), "-db"]
+    with running(command, [*command, "-c"], folder, port):
         yield
 
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], check: str, folder: Path, port: int
+    command: Sequence[str], check: Sequence[str], folder: Path, port: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a proxy in `folder` once it accepts its configuration, until the context ends."""
-    checked = subprocess.run(
-        [*command, check], cwd=folder, capture_output=True, text=True, check=False
-    )
+    """Run a proxy in `folder` once `check` accepts its configuration, until the context ends."""
+    checked = subprocess.run(check, cwd=folder, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     log = folder / "proxy.log"
     with log.open("w") as output:
