@@ -33,13 +33,16 @@ ALLOWED: dict[str, set[str]] = {
     "web": WORDS | {"web", "stream", "observe.meter", "supervision"},
     "api": WORDS
     | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
-    | {"observe.metrics", "store.names", "store.protocol", "supervision"},
+    | {"observe.metrics", "observe.history", "store.names", "store.protocol", "supervision"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
-    "app": WORDS | {"api", "web", "store.names", "stream", "settings", "engine.protocol"},
+    "app": WORDS
+    | {"api", "web", "store.names", "stream", "settings", "engine.protocol"}
+    | {"observe.history"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision", "draining", "store.catalog", "store.names", "api.siblings"},
+    | {"supervision", "draining", "store.catalog", "store.names", "api.siblings"}
+    | {"api.live.state"},
     "processes": {"processes", "server", "settings", "errors", "supervision", "children", "folders"}
     | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings", "draining"},
     "cli": WORDS

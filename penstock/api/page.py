@@ -1,4 +1,4 @@
-"""The web pages at `/`, `/text` and `/docs`, and their files, which are read once at start."""
+"""The web pages at `/`, `/text`, `/live` and `/docs`, and their files, read once at start."""
 
 import gzip
 import mimetypes
@@ -21,11 +21,12 @@ HEADERS = {
 
 
 def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
-    """Return `/`, `/text`, `/docs` and the pages' files, `/page/{file}`.
+    """Return `/`, `/text`, `/live`, `/docs` and the pages' files, `/page/{file}`.
 
     `/` is a page for browsers, with conversations, and a JSON greeting for other clients. At the
     port `ollama_port` (0 is none) it is the sentence by which Ollama's clients know a server.
-    `/text` continues a text. `/docs` shows the description of the API.
+    `/text` continues a text. `/live` shows what the server does. `/docs` shows the description of
+    the API.
     """
     at_ollama_port = f":{ollama_port}"
     page = resources.files("penstock") / "page"
@@ -43,6 +44,9 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
 
     async def text(http: Request) -> Response:
         return file(http, "text.html")
+
+    async def live(http: Request) -> Response:
+        return file(http, "live.html")
 
     async def docs(http: Request) -> Response:
         return file(http, "docs.html")
@@ -62,6 +66,7 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
     return [
         Route("/", root, name="greet"),
         Route("/text", text, include_in_schema=False),
+        Route("/live", live, include_in_schema=False),
         Route("/docs", docs, include_in_schema=False),
         Route("/page/{name:path}", file_route, include_in_schema=False),
     ]
