@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import uvloop
 
-from penstock.api.live.state import state_of
+from penstock.api.live.state import REFUSALS, state_of
 from penstock.api.siblings import Siblings
 from penstock.app import create_app
 from penstock.draining import report_waiting
@@ -198,7 +198,7 @@ class Server:
             resident_bytes,
             return_freed_memory,
         )
-        history = History(meter, functools.partial(state_of, engine, streams))
+        history = History(meter, functools.partial(state_of, engine, streams), REFUSALS)
         app = create_app(
             *(settings, engine, streams, liveness, bodies, keys, proxies, memory),
             MemoryNames() if store is None else store,

@@ -95,6 +95,7 @@ class LiveSecond(ResponseModel):
     running: int
     waiting: int
     refused: int
+    """Requests that the server had no room or time for (429 and 503)."""
     ttft: list[float] | None
     """The median and the 95th percentile of the times to the first token, in seconds."""
     itl: list[float] | None

@@ -10,7 +10,7 @@ import collections
 import itertools
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -69,13 +69,15 @@ class Now:
 
 
 class History:
-    """The seconds and marks of one server. `look` returns its present state.
+    """The seconds and marks of one server. `look` returns its present state. Requests that were
+    refused with one of the error codes `refusals` are counted and marked.
 
     The numbers `num_seconds` and `num_marks` count all there ever were: who has seen so many gets
     the others from `seconds_after` and `marks_after`.
     """
 
-    def __init__(self, meter: Meter, look: Callable[[], Now]) -> None:
+    def __init__(self, meter: Meter, look: Callable[[], Now], refusals: Collection[str]) -> None:
+        self._refusals = refusals
         self._meter = meter
         self.look = look
         """Returns the server's present state."""
@@ -96,7 +98,11 @@ class History:
         """Note the second that ends now."""
         before, state = self._before, self.look()
         counts, new = self._counts, _Counts(self._meter)
-        refused = {code: n - counts.refused.get(code, 0) for code, n in new.refused.items()}
+        refused = {
+            code: number - counts.refused.get(code, 0)
+            for code, number in new.refused.items()
+            if code in self._refusals
+        }
         self._before, self._counts = state, new
         self._seconds.append(
             Second(

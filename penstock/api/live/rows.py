@@ -73,7 +73,7 @@ class Followed:
             key=owner.label if owner.key_id else "",
             model=model,
             resumable=stream.resumable,
-            max_tokens=request.max_tokens,
+            max_tokens=request.max_tokens if stream.record.has_limit else 0,
             resumes=max(0, stream.num_readers_ever - 1),
         )
         self.changed_at = tick

@@ -1,8 +1,12 @@
 """The server's present state, as its history and the live view need it."""
 
 from penstock.engine.protocol import EngineHandle
+from penstock.errors import PROBLEMS
 from penstock.observe.history import Now
 from penstock.stream.registry import Streams
+
+REFUSALS = frozenset(code for code, kind in PROBLEMS.items() if kind.status in (429, 503))
+"""The error codes of requests that the server had to refuse, rather than that were wrong."""
 
 
 def state_of(engine: EngineHandle, streams: Streams) -> Now:
