@@ -88,6 +88,9 @@ def create_app(
     names = {settings.host.lower(), *(name.lower() for name in settings.allow_host)}
     is_local = is_loopback(settings.host)
 
+    def num_processes() -> int:
+        return 1 if siblings is None else len(siblings.states())
+
     def hosts() -> set[str] | None:
         return names if settings.allow_host or (is_local and not keys) else None
 
@@ -116,7 +119,7 @@ def create_app(
         *health_routes(unready, siblings),
         *metrics_routes(registry, siblings),
         *live_routes(
-            Board(streams, history, settings.served_name),
+            Board(streams, history, settings.served_name, num_processes),
             keys,
             settings.stall_timeout,
             lambda: streams.draining and not len(streams),

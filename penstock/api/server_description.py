@@ -73,7 +73,9 @@ class LiveServer(ResponseModel):
 
     model: str
     process: int
-    """The server's process id."""
+    """The id of the process whose streams these are."""
+    processes: int
+    """How many server processes share the address (`--processes`); each shows its own streams."""
     engine: str
     engine_restarts: int
     slots: int

@@ -56,9 +56,10 @@ function take(stream) {
   else rows.set(stream.id, new Row(stream, cancel));
 }
 
-function drawServer({ model, engine, engine_restarts: restarts, slots, running, waiting, draining, memory_full: isFull, store }) {
+function drawServer({ model, process, processes, engine, engine_restarts: restarts, slots, running, waiting, draining, memory_full: isFull, store }) {
   const troubles = [draining && "draining", isFull && "memory full", store === "down" && "store down"].filter(Boolean);
-  write(at("server"), `${model} · ${troubles.join(", ") || engine}`);
+  const scope = processes > 1 ? ` · one of ${processes} processes (${process})` : "";
+  write(at("server"), `${model} · ${troubles.join(", ") || engine}${scope}`);
   write(at("running"), slots ? `${running} of ${slots}` : String(running));
   write(at("waiting"), String(waiting));
   write(at("engine"), engine + (restarts ? `, ${restarts} ${restarts === 1 ? "restart" : "restarts"}` : ""));

@@ -8,6 +8,7 @@ Not known here: watchers, HTTP.
 
 import os
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +28,7 @@ class ServerState(msgspec.Struct):
 
     model: str
     process: int
+    processes: int
     engine: str
     engine_restarts: int
     slots: int
@@ -61,10 +63,13 @@ NOTHING_SEEN = Cursor()
 class Board:
     """The streams and the state of one server. It holds nothing while nobody looks."""
 
-    def __init__(self, streams: Streams, history: History, model: str) -> None:
+    def __init__(
+        self, streams: Streams, history: History, model: str, num_processes: Callable[[], int]
+    ) -> None:
         self._streams = streams
         self._history = history
         self._model = model
+        self._num_processes = num_processes
         self._followed: dict[str, Followed] = {}
         self._ended: dict[str, tuple[Followed, float]] = {}
         self._now = Now()
@@ -144,6 +149,7 @@ class Board:
         return ServerState(
             self._model,
             os.getpid(),
+            self._num_processes(),
             state.engine,
             state.restarts,
             self._streams.admission.num_slots,
