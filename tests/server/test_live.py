@@ -90,7 +90,7 @@ def test_a_cut_and_the_reader_that_comes_back_are_told(server: RunningServer) ->
         watch.until_state(stream_id, "ended")
 
 
-def test_a_reader_that_takes_nothing_has_a_lag(server: RunningServer) -> None:
+def test_a_reader_that_takes_nothing_has_a_lag() -> None:
     with serve(engine="mock", mock_interval=0, engine_arg=["length=2000000"]) as fast:
         slow = Connection(fast.port, receive_buffer=4096).send(generate(max_tokens=2_000_000))
         with slow, Watch(fast.port) as watch:
@@ -118,21 +118,26 @@ def texts(watch: Watch) -> list[str]:
     return [mark["text"] for mark in watch.marks]
 
 
-def test_seconds_and_refusals_are_told(server: RunningServer) -> None:
-    with serve(engine="mock", mock_interval=0.01, slots=1, max_queue=1) as server:
-        with Watch(server.port) as watch:
-            answered = ask(server.port, generate(stream=False, max_tokens=20))
-            assert answered.status == 200
-            busy = [Connection(server.port).send(generate(max_tokens=5000)) for _ in range(2)]
-            watch.until(lambda: len(watch.streams) >= 2)
-            refused = ask(server.port, generate())
-            assert refused.status == 429
-            watch.until(lambda: sum(each["refused"] for each in watch.seconds) == 1)
-            assert "1 request refused: queue_full." in texts(watch)
-            watch.until(lambda: sum(each["tokens"] for each in watch.seconds) >= 20)
-            assert any(each["ttft"] and each["itl"] for each in watch.seconds)
-            for connection in busy:
-                connection.close()
+def test_seconds_and_refusals_are_told() -> None:
+    with (
+        serve(
+            engine="mock", mock_interval=0.01, slots=1, max_queue=1, engine_arg=["length=100000"]
+        ) as server,
+        Watch(server.port) as watch,
+    ):
+        answered = ask(server.port, generate(stream=False, max_tokens=20))
+        assert answered.status == 200
+        busy = [open_stream(server.port, endless()) for _ in range(2)]
+        refused = ask(server.port, generate())
+        assert refused.status == 429
+        assert ask(server.port, request("GET", "/nowhere")).status == 404  # no refusal
+        watch.until(lambda: sum(each["refused"] for each in watch.seconds) == 1)
+        assert "1 request refused: queue_full." in texts(watch)
+        watch.until(lambda: sum(each["tokens"] for each in watch.seconds) >= 20)
+        watch.until(lambda: any(each["ttft"] and each["itl"] for each in watch.seconds))
+        assert sum(mark["kind"] == "refusal" for mark in watch.marks) == 1
+        for connection, _ in busy:
+            connection.close()
 
 
 def test_with_keys_only_an_admin_key_may_watch_and_only_names_are_told(keys: Keys) -> None:
@@ -152,14 +157,15 @@ def test_with_keys_only_an_admin_key_may_watch_and_only_names_are_told(keys: Key
 
 
 def test_a_watcher_whose_key_is_revoked_is_ended(keys: Keys) -> None:
-    keys.keys["root"] = "psk_another_admin_key"
-    with serve(engine="mock", keys=keys.path, admin_key="an-admin-key-of-the-flags") as server:
-        with Watch(server.port, keys.header("admin")) as watch:
-            del keys.keys["admin"]
-            keys.write()
-            reload_keys(server)
-            with pytest.raises(StopIteration):
-                watch.until(lambda: False)
+    with (
+        serve(engine="mock", keys=keys.path) as server,
+        Watch(server.port, keys.header("admin")) as watch,
+    ):
+        del keys.keys["admin"]
+        keys.write()
+        reload_keys(server)
+        with pytest.raises(StopIteration):
+            watch.until(lambda: False)
 
 
 def test_without_keys_only_this_machine_may_watch(server: RunningServer) -> None:
