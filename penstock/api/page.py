@@ -2,6 +2,7 @@
 
 import gzip
 import mimetypes
+import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
@@ -18,6 +19,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
+# A weight of zero refuses the coding (RFC 9110, section 12.5.3).
+_TAKES_GZIP = re.compile(r"(?:^|[,\s])gzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 
 
 def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
@@ -59,7 +62,7 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
             raise Problem("no_such_file", "The page has no such file.")
         content, compressed, media_type = files[name]
         headers = {**HEADERS, "Vary": "Accept, Accept-Encoding"}
-        if "gzip" in http.headers.get("accept-encoding", ""):
+        if _TAKES_GZIP.search(http.headers.get("accept-encoding", "")):
             content, headers["Content-Encoding"] = compressed, "gzip"
         return Response(content, media_type=media_type, headers=headers)
 

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def keys(tmp_path: Path) -> Keys:
     return Keys(tmp_path / "keys.toml", "alice", "admin")
 
 
-def endless(**fields: object) -> bytes:
+def endless(**fields: Any) -> bytes:
     """Build a request for an answer that lasts until it is cancelled."""
     return generate(max_tokens=100_000, **fields)
 

@@ -110,7 +110,7 @@ class Followed:
         """Look at everything that a stream on the straight path does not change."""
         row, stream = self.row, self.stream
         before = (row.state, row.lag, row.lag_bytes, row.place, row.eta, row.readers, row.resumes)
-        row.prompt_tokens = stream.usage.prompt_tokens
+        row.prompt_tokens = row.prompt_tokens or stream.usage.prompt_tokens
         row.readers = stream.num_readers
         num_resumes = max(0, stream.num_readers_ever - 1)
         if num_resumes > row.resumes:
