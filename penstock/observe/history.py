@@ -11,7 +11,6 @@ import itertools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import msgspec
@@ -53,8 +52,7 @@ class Mark(msgspec.Struct, frozen=True):
     text: str
 
 
-@dataclass(frozen=True)
-class Now:
+class Now(msgspec.Struct, frozen=True):
     """The server's present state. `tokens`, `restarts`, `takeovers` are totals since its start."""
 
     tokens: int = 0

@@ -47,7 +47,7 @@ def test_when_the_last_watcher_has_left_the_server_does_what_it_did_before_the_f
 
     before = server.counted(wait_for_heartbeats)["calls"]
     with Watch(server.port) as watch:
-        watch.until(lambda: len(watch.streams) == NUM_STREAMS)
+        watch.until(lambda: len(watch.streams) >= NUM_STREAMS)
     after = server.counted(wait_for_heartbeats)["calls"]
     print(f"{before:.0f} calls before and {after:.0f} after; watching takes 15,000 a second")
     assert after < 3 * before
@@ -57,7 +57,7 @@ def test_an_update_costs_little_for_each_stream(
     server: CountedServer, streams: list[Connection]
 ) -> None:
     with Watch(server.port) as watch, Watch(server.port) as other:
-        watch.until(lambda: len(watch.streams) == NUM_STREAMS)
+        watch.until(lambda: len(watch.streams) >= NUM_STREAMS)
         before = watch.num_events
 
         def watch_for_a_while() -> None:

@@ -51,7 +51,8 @@ class Watch:
             if is_so():
                 return
             self.next()
-        raise AssertionError((self.streams, self.marks, self.server))
+        states = [row["state"] for row in self.streams.values()]
+        raise AssertionError((states[:10], self.marks, self.server))
 
     def until_state(self, stream_id: str, state: str) -> dict[str, Any]:
         """Take events until a stream is in this state; return its row."""
