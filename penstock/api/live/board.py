@@ -19,6 +19,8 @@ from penstock.stream.registry import Streams
 
 SHOWN_AFTER_END_S = 5.0
 """How long a stream is shown after its end."""
+MAX_ROWS = 1000
+"""How many streams one event has at most: clients bound what they parse at once."""
 MIN_LOOK_S = 0.05
 """Watchers that come so soon after each other share a look."""
 
@@ -137,12 +139,18 @@ class Board:
         update = Update(
             round(time.time(), 3),
             self._server(),
-            rows,
+            rows[:MAX_ROWS],
             self._history.seconds_after(0 if is_snapshot else seen.seconds),
             self._history.marks_after(0 if is_snapshot else seen.marks),
         )
-        name = b"snapshot" if is_snapshot else b"change"
-        return b"event: %b\ndata: %b\n\n" % (name, self._encoder.encode(update))
+        events = [self._event("snapshot" if is_snapshot else "change", update)]
+        for begin in range(MAX_ROWS, len(rows), MAX_ROWS):
+            part = rows[begin : begin + MAX_ROWS]
+            events.append(self._event("change", Update(update.time, update.server, part, [], [])))
+        return b"".join(events)
+
+    def _event(self, name: str, update: Update) -> bytes:
+        return b"event: %b\ndata: %b\n\n" % (name.encode(), self._encoder.encode(update))
 
     def _server(self) -> ServerState:
         state, fleet = self._now, self._streams.fleet

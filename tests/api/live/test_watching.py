@@ -5,7 +5,7 @@ import json
 import time
 from typing import Any
 
-from penstock.api.live.board import NOTHING_SEEN, SHOWN_AFTER_END_S, Board, Cursor
+from penstock.api.live.board import MAX_ROWS, NOTHING_SEEN, SHOWN_AFTER_END_S, Board, Cursor
 from penstock.api.live.watching import MIN_INTERVAL_S, Watcher, Watchers
 from penstock.observe.history import History, Now
 from penstock.request import Request
@@ -134,3 +134,15 @@ async def test_watchers_in_step_share_a_look_and_its_bytes() -> None:
     assert board.update(NOTHING_SEEN) is board.update(NOTHING_SEEN)
     assert board.look(now + 1) != first
     assert board.update(first) is board.update(first)
+
+
+async def test_a_large_snapshot_comes_in_several_events() -> None:
+    streams = Streams([ScriptedEngine()], Limits())
+    board = board_of(streams)
+    wanted = [f"s{number}" for number in range(2 * MAX_ROWS + 1)]
+    for name in wanted:
+        opened(streams, request(name))
+    board.look(time.monotonic())
+    events = [parsed(each) for each in board.update(NOTHING_SEEN).split(b"\n\n") if each]
+    assert [name for name, _ in events] == ["snapshot", "change", "change"]
+    assert [row["id"] for _, data in events for row in data["streams"]] == wanted
