@@ -10,6 +10,8 @@ from penstock.api.anthropic.routes import anthropic_api
 from penstock.api.description import Api
 from penstock.api.health import health_routes
 from penstock.api.joining import REPLAYED, Joining
+from penstock.api.live.board import Board
+from penstock.api.live.routes import live_routes
 from penstock.api.metrics import metrics_registry, metrics_routes
 from penstock.api.models.routes import models_api
 from penstock.api.native.errors import problem_details
@@ -24,6 +26,7 @@ from penstock.api.serving import ServedModel
 from penstock.api.siblings import Siblings
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
+from penstock.observe.history import History
 from penstock.settings import OLLAMA_PORT, Settings
 from penstock.store.names import Names
 from penstock.stream.memory import MemoryGuard
@@ -74,11 +77,13 @@ def create_apps(
     proxies: TrustedProxies,
     memory: MemoryGuard,
     shared_names: Names,
+    history: History,
     siblings: Siblings | None = None,
 ) -> Apps:
     """Return the application that serves `streams` to the owners of `keys`, and the admin port's.
 
     `shared_names` has what the replicas that share a store know of each other's requests.
+    `history` has the server's last minutes.
     `siblings` are the other server processes at this address, if there are any.
     """
 
@@ -93,6 +98,9 @@ def create_apps(
 
     names = {settings.host.lower(), *(name.lower() for name in settings.allow_host)}
     is_local = is_loopback(settings.host)
+
+    def num_processes() -> int:
+        return 1 if siblings is None else len(siblings.states())
 
     def hosts() -> set[str] | None:
         return names if settings.allow_host or (is_local and not keys) else None
@@ -121,6 +129,12 @@ def create_apps(
     for_machines = [*health_routes(unready, siblings), *metrics_routes(registry, siblings)]
     others = [
         *for_machines,
+        *live_routes(
+            Board(streams, history, settings.served_name, num_processes),
+            keys,
+            settings.stall_timeout,
+            lambda: streams.draining and not len(streams),
+        ),
         *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0),
     ]
     apis.append(

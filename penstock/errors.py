@@ -131,6 +131,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "not_in_background": ProblemKind(400, "The response does not run in the background."),
     "history_lost": ProblemKind(410, "The stream ended, and its events are no longer kept."),
     # Try again later.
+    "too_many_watchers": ProblemKind(429, "8 clients watch `/live/events` already.", True),
     "queue_full": ProblemKind(429, "The queue is full.", retry_safe=True),
     "bodies_full": ProblemKind(
         429, "The bodies of requests under way take all the memory they may take.", retry_safe=True

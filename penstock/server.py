@@ -17,12 +17,14 @@ from typing import Any, Protocol
 
 import uvloop
 
+from penstock.api.live.state import REFUSALS, state_of
 from penstock.api.siblings import Siblings
 from penstock.app import create_apps
 from penstock.draining import report_waiting
 from penstock.engine.catalog import create_engine, entry_of
 from penstock.engine.protocol import EngineHandle, ModelInfo
 from penstock.errors import StartError
+from penstock.observe.history import History
 from penstock.observe.logs import report_loop_error
 from penstock.observe.loop_lag import measure_loop_lag
 from penstock.observe.memory import available_bytes, resident_bytes, return_freed_memory
@@ -203,9 +205,11 @@ class Server:
             resident_bytes,
             return_freed_memory,
         )
+        history = History(meter, functools.partial(state_of, engine, streams), REFUSALS)
         apps = create_apps(
             *(settings, engine, streams, liveness, bodies, keys, proxies, memory),
             MemoryNames() if store is None else store,
+            history,
             siblings=place.siblings if place else None,
         )
         timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
@@ -244,6 +248,7 @@ class Server:
         guarding = keep("memory guard", memory.run)
         measure = functools.partial(measure_loop_lag, meter.loop_lag)
         measuring = keep("loop lag", measure, is_essential=False)
+        remembering = keep("history", history.run, is_essential=False)
         expire = functools.partial(watch_expiries, keys, streams.end_unowned)
         expiring = keep("key expiries", expire)
         sharing = None
@@ -275,6 +280,7 @@ class Server:
             watching.cancel()
             guarding.cancel()
             measuring.cancel()
+            remembering.cancel()
             expiring.cancel()
             if sharing is not None:
                 sharing.cancel()

@@ -34,14 +34,17 @@ ALLOWED: dict[str, set[str]] = {
     "web": WORDS | {"web", "stream", "observe.meter", "supervision"},
     "api": WORDS
     | {"api", "web", "stream", "settings", "engine.protocol", "__init__"}
-    | {"observe.metrics", "store.names", "store.protocol", "supervision"},
+    | {"observe.metrics", "observe.history", "store.names", "store.protocol", "supervision"},
     "client": {"events", "sse", "client"},
     "bench": {"sse", "bench", "__init__"},
     "admin": {"api.native.errors", "observe.meter", "web"},
-    "app": WORDS | {"admin", "api", "web", "store.names", "stream", "settings", "engine.protocol"},
+    "app": WORDS
+    | {"admin", "api", "web", "store.names", "stream", "settings", "engine.protocol"}
+    | {"observe.history"},
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
-    | {"supervision", "service", "draining", "store.catalog", "store.names", "api.siblings"},
+    | {"supervision", "service", "draining", "store.catalog", "store.names", "api.siblings"}
+    | {"api.live.state"},
     "processes": {"processes", "server", "settings", "errors", "supervision", "children", "folders"}
     | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings", "draining"},
     "cli": WORDS

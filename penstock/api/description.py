@@ -109,6 +109,7 @@ _NOT_GENERATION = {
     "not_resumable",
     "not_served",
     "response_not_found",
+    "too_many_watchers",
 }
 GENERATION = PROBLEMS.keys() - _NOT_GENERATION
 """The error codes of a request for a generation, on any API."""

@@ -1,7 +1,8 @@
-"""The web pages at `/`, `/text` and `/docs`, and their files, which are read once at start."""
+"""The web pages at `/`, `/text`, `/live` and `/docs`, and their files, read once at start."""
 
 import gzip
 import mimetypes
+import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
@@ -18,14 +19,17 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
+# A weight of zero refuses the coding (RFC 9110, section 12.5.3).
+_TAKES_GZIP = re.compile(r"(?:^|[,\s])gzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 
 
 def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
-    """Return `/`, `/text`, `/docs` and the pages' files, `/page/{file}`.
+    """Return `/`, `/text`, `/live`, `/docs` and the pages' files, `/page/{file}`.
 
     `/` is a page for browsers, with conversations, and a JSON greeting for other clients. At the
     port `ollama_port` (0 is none) it is the sentence by which Ollama's clients know a server.
-    `/text` continues a text. `/docs` shows the description of the API.
+    `/text` continues a text. `/live` shows what the server does. `/docs` shows the description of
+    the API.
     """
     at_ollama_port = f":{ollama_port}"
     page = resources.files("penstock") / "page"
@@ -44,6 +48,9 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
     async def text(http: Request) -> Response:
         return file(http, "text.html")
 
+    async def live(http: Request) -> Response:
+        return file(http, "live.html")
+
     async def docs(http: Request) -> Response:
         return file(http, "docs.html")
 
@@ -55,13 +62,14 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
             raise Problem("no_such_file", "The page has no such file.")
         content, compressed, media_type = files[name]
         headers = {**HEADERS, "Vary": "Accept, Accept-Encoding"}
-        if "gzip" in http.headers.get("accept-encoding", ""):
+        if _TAKES_GZIP.search(http.headers.get("accept-encoding", "")):
             content, headers["Content-Encoding"] = compressed, "gzip"
         return Response(content, media_type=media_type, headers=headers)
 
     return [
         Route("/", root, name="greet"),
         Route("/text", text, include_in_schema=False),
+        Route("/live", live, include_in_schema=False),
         Route("/docs", docs, include_in_schema=False),
         Route("/page/{name:path}", file_route, include_in_schema=False),
     ]

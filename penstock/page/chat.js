@@ -3,9 +3,10 @@
 // turn_view.js and markdown.js.
 import { Conversation } from "./conversation.js";
 import { fromFile, toJson, toMarkdown } from "./export.js";
+import { Pipe } from "./pipe.js";
 import { Run } from "./run.js";
 import { watchServer } from "./server_state.js";
-import { editSettings, markRefused } from "./settings_form.js";
+import { editSettings, markRefused, showDefaults } from "./settings_form.js";
 import { drawSidebar, setOpen, startSidebar } from "./sidebar.js";
 import { hearOthers, keep, listConversations, loadConversation, removeConversation, removeTurns, tellOthers } from "./store.js";
 import { TurnView } from "./turn_view.js";
@@ -14,8 +15,9 @@ const KEY_ITEM = "penstock.key"; // in sessionStorage, which belongs to one tab 
 const SAVE_MS = 1000; // so much of a running answer is lost at most if the browser is killed
 
 const at = (id) => document.getElementById(id);
-const [transcript, turnList, prompt, status, water, key] = ["transcript", "turns", "prompt", "status", "water", "key"].map(at);
+const [transcript, turnList, prompt, status, key] = ["transcript", "turns", "prompt", "status", "key"].map(at);
 
+const pipe = new Pipe(at("pipe"));
 let conversation = new Conversation();
 let model = "Model";
 const views = new Map(); // the id of a turn that is shown → its view
@@ -55,11 +57,12 @@ function draw() {
   follow();
 }
 
-/** CSS shows `state`. Screen readers read `sentence` aloud: once per state, never per token. */
-function show(state, sentence) {
+/** CSS and the pipe show the state. Screen readers read `sentence` aloud: once per state, never per token. */
+function show(state, sentence, life = { kind: "idle" }) {
   document.body.dataset.state = state;
   if (status.textContent !== sentence) status.textContent = sentence;
-  water.style.width = ["ready", "waiting"].includes(state) ? "0" : "100%";
+  pipe.fill(["idle", "queued", "prefill"].includes(life.kind) ? 0 : 1);
+  pipe.show(life);
   follow();
 }
 
@@ -101,7 +104,7 @@ async function open(id) {
   markAbandoned();
   draw();
   const run = runHere();
-  if (run) show(run.state, run.sentence);
+  if (run) show(run.state, run.sentence, run.life);
   else show("ready", "Ready.");
   followStreams();
   await drawSidebar(conversation.meta.id).catch(() => {});
@@ -164,18 +167,19 @@ async function start(turn, fields, added = []) {
   const run = new Run(turn, fields, key.value.trim(), {
     began: () => saveAndTell([turn], meta),
     grew(part, piece) {
+      if (views.has(turn.id)) pipe.moved();
       views.get(turn.id)?.grow(part, piece);
       saving ??= setTimeout(saveNow, SAVE_MS);
     },
-    changed(state, sentence) {
-      if (runHere()?.turn === turn) show(state, sentence);
+    changed(state, sentence, life) {
+      if (runHere()?.turn === turn) show(state, sentence, life);
       if (state === "resuming" || state === "lost") look();
     },
     ended: (ending) => end(turn, meta, ending, saveNow),
   });
   runs.set(turn.id, run);
   draw();
-  show(run.state, run.sentence);
+  show(run.state, run.sentence, run.life);
   if (document.activeElement === at("send")) at("stop").focus();
   if (added.length) {
     if (location.hash !== `#${meta.id}`) history.pushState(null, "", `#${meta.id}`);
@@ -314,9 +318,12 @@ at("new").addEventListener("click", () => {
   open(null);
   prompt.focus();
 });
-at("show-settings").addEventListener("click", () => editSettings(conversation.meta, () => {
-  if (conversation.turns.size) saveAndTell([]); // a new conversation is kept with its first message
-}));
+at("show-settings").addEventListener("click", () => {
+  showDefaults(key.value.trim());
+  editSettings(conversation.meta, () => {
+    if (conversation.turns.size) saveAndTell([]); // a new conversation is kept with its first message
+  });
+});
 at("export-markdown").addEventListener("click", () => download(`${fileName()}.md`, "text/markdown", toMarkdown(conversation, model)));
 at("export-json").addEventListener("click", () => download(`${fileName()}.json`, "application/json", toJson([conversation])));
 at("export-all").addEventListener("click", exportAll);

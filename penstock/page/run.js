@@ -8,11 +8,12 @@ const MIN_RATE_TOKENS = 10; // a rate of fewer tokens means nothing
 
 /**
  * A run. `listener` has `began()` (the turn's stream has an id), `grew(part, piece)` with "text", "reasoning"
- * or "calls", `changed(state, sentence)` and `ended(ending)`.
+ * or "calls", `changed(state, sentence, life)` with the state for the pipe (pipe.js), and `ended(ending)`.
  */
 export class Run {
   state = "waiting";
   sentence = "Waiting for the first token…";
+  life = { kind: "prefill" };
   numTokens = 0;
   #answer;
   #open; // opens the stream at a client
@@ -34,9 +35,9 @@ export class Run {
         turn.stream = id;
         listener.began();
       },
-      onQueue: (place) => this.#change("waiting", placed(place)),
-      onCut: () => this.#change("resuming", `Connection lost; resuming…${this.#kept()}`),
-      onResume: () => this.#flow(),
+      onQueue: (place) => this.#change("waiting", placed(place), { kind: "queued", place: place.position, seconds: place.eta }),
+      onCut: () => this.#change("resuming", `Connection lost; resuming…${this.#kept()}`, { kind: "cut" }),
+      onResume: () => this.#flow("resumed"),
     };
     this.#open = (client) => (this.#isReplay ? client.resumeChat(turn.stream, hooks) : client.chat(fields, hooks));
     this.#answer = new Answer(key);
@@ -45,13 +46,13 @@ export class Run {
 
   /** Receive the answer until its end. */
   async receive() {
-    if (this.#isReplay) this.#change("waiting", "Following the answer…");
+    if (this.#isReplay) this.#change("waiting", "Following the answer…", { kind: "prefill" });
     const ending = await this.#answer.read(this.#open, (delta) => this.#take(delta));
     this.#end(ending);
   }
 
   stop() {
-    if (!this.#answer.stopAsked) this.#change(this.state, "Stopping…");
+    if (!this.#answer.stopAsked) this.#change(this.state, "Stopping…", this.life);
     return this.#answer.stop();
   }
 
@@ -85,14 +86,15 @@ export class Run {
     this.#listener.grew("calls", "");
   }
 
-  #flow() {
-    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${resumed(this.#answer)}`);
-    this.#change("streaming", `Streaming…${resumed(this.#answer)}`);
+  #flow(kind = "flowing") {
+    const times = resumed(this.#answer);
+    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${times}`, { kind: "prefill" });
+    this.#change("streaming", `Streaming…${times}`, { kind });
   }
 
-  #change(state, sentence) {
-    [this.state, this.sentence] = [state, sentence];
-    this.#listener.changed(state, sentence);
+  #change(state, sentence, life) {
+    [this.state, this.sentence, this.life] = [state, sentence, life];
+    this.#listener.changed(state, sentence, life);
   }
 
   #kept() {
@@ -106,7 +108,7 @@ export class Run {
     this.turn.state = state;
     this.turn.note = state === "finished" ? this.#figures(ending) : sentence;
     // The turn itself has the figures.
-    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#answer));
+    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#answer), { kind: "ended", reason: state });
     this.#listener.ended(ending);
   }
 

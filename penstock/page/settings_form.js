@@ -1,5 +1,6 @@
 // The system prompt and the sampling of a conversation, in a dialog. In: a conversation's own fields, as plain
-// objects. Out: the same objects, changed. An empty field means the model's own value.
+// objects. Out: the same objects, changed. An empty field means the model's own value,
+// which its placeholder shows.
 
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 const at = (id) => document.getElementById(id);
@@ -20,6 +21,18 @@ export function editSettings(meta, changed) {
     changed();
   };
   dialog.showModal();
+}
+
+/** Show the model's own values in the empty fields, as far as the server tells them. */
+export async function showDefaults(key) {
+  const headers = key === "" ? {} : { Authorization: `Bearer ${key}` };
+  const answer = await fetch("props", { headers, cache: "no-store" }).catch(() => null);
+  if (!answer?.ok) return;
+  const { params } = (await answer.json()).default_generation_settings;
+  for (const name of ["temperature", "top_p", "top_k"]) {
+    // The server's own numbers: 0.800000011920929 was 0.8 in the model's file.
+    if (Number.isFinite(params[name])) at(name).placeholder = String(Number(params[name].toPrecision(4)));
+  }
 }
 
 /** Show at the fields which values the server refused: `[{field, message}]`. Return whether there are any. */

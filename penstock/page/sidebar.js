@@ -2,7 +2,7 @@
 // the list; calls of `open(id)` and `remove(id)`. Not known here: turns, the server.
 import { element } from "./nodes.js";
 import { listConversations, search } from "./store.js";
-import { confirmed } from "./turn_view.js";
+import { confirmed } from "./buttons.js";
 
 const [list, none, field, toggle] = ["conversations", "none", "search", "show-list"].map((id) => document.getElementById(id));
 let actions = null;

@@ -6,6 +6,7 @@
 import { Answer } from "./answer.js";
 import { describe, inMilliseconds, inRate, inSeconds, placed, resumed } from "./endings.js";
 import { forget, keep, recall } from "./kept.js";
+import { Pipe } from "./pipe.js";
 import { watchServer } from "./server_state.js";
 
 const FIRST_PROMPT = { continue: "Once upon a time", chat: "Hello! Who are you?" };
@@ -14,9 +15,10 @@ const NUMBERS = ["max_tokens", "temperature", "top_p", "top_k", "seed"];
 const TICK_MS = 100;
 
 const at = (id) => document.getElementById(id);
-const [form, prompt, output, status, water, key] = ["form", "prompt", "output", "status", "water", "key"].map(at);
+const [form, prompt, output, status, key] = ["form", "prompt", "output", "status", "key"].map(at);
 const [streamButton, completeButton, stopButton, clearButton] = ["stream", "complete", "stop", "clear"].map(at);
 
+const pipe = new Pipe(at("pipe"));
 let running = null; // the running Answer
 let messages = []; // the conversation for the next request: only turns that ended
 const drafts = { ...FIRST_PROMPT }; // each mode has its own text
@@ -80,14 +82,14 @@ async function run(streamed) {
   try {
     fields = readSampling();
   } catch (error) {
-    return show("error", error.message);
+    return show("error", error.message, { kind: "ended", reason: "error" });
   }
   const turn = openTurn(asked);
   if (turn.chat) fields.messages = [...messages, turn.question];
   else fields.prompt = asked;
 
   const limit = fields.max_tokens ?? 100;
-  show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…");
+  show("waiting", streamed ? "Waiting for the first token…" : "Waiting for the whole answer…", { kind: "prefill" });
   const watch = new Stopwatch(streamed, limit);
   if (streamed) receive((client, hooks) => client.stream(fields, hooks), turn, watch, limit);
   else finish(turn, await begin().request(fields), watch);
@@ -108,7 +110,7 @@ function restore() {
   }
   messages = kept.messages;
   const turn = openTurn(kept.asked);
-  show("waiting", "Reading the answer again after the reload…");
+  show("waiting", "Reading the answer again after the reload…", { kind: "prefill" });
   receive((client, hooks) => client.resume(kept.id, hooks), turn, new Stopwatch(true, kept.limit, true), kept.limit);
 }
 
@@ -123,20 +125,21 @@ function begin() {
 async function receive(open, turn, watch, limit) {
   const answer = begin();
   const hooks = {
-    onQueue: (place) => show("waiting", placed(place)),
+    onQueue: (place) => show("waiting", placed(place), { kind: "queued", place: place.position, seconds: place.eta }),
     onBegin: (id) => keep({ id, mode: turn.chat ? "chat" : "continue", asked: turn.question.content, messages, limit }),
     onCut() {
-      show("resuming", "Connection lost; resuming…");
+      show("resuming", "Connection lost; resuming…", { kind: "cut" });
       watchServer(at("server"));
     },
     onResume() {
       watchServer(at("server"));
-      if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(answer)}`);
-      else show("streaming", `Streaming…${resumed(answer)}`);
+      if (watch.count === 0) show("waiting", `Waiting for the first token…${resumed(answer)}`, { kind: "prefill" });
+      else show("streaming", `Streaming…${resumed(answer)}`, { kind: "resumed" });
     },
   };
   const ending = await answer.read((client) => open(client, hooks), (text) => {
-    if (watch.count === 0) show("streaming", `Streaming…${resumed(answer)}`);
+    if (watch.count === 0) show("streaming", `Streaming…${resumed(answer)}`, { kind: "flowing" });
+    pipe.moved();
     watch.delta();
     turn.append(text);
   });
@@ -159,7 +162,7 @@ function finish(turn, ending, watch) {
   } else if (turn.chat && mode === "chat" && prompt.value === "") {
     prompt.value = turn.question.content; // ready to be sent again
   }
-  show(state, sentence + resumed(answer));
+  show(state, sentence + resumed(answer), { kind: "ended", reason: state });
   markInvalid(ending.fields ?? []);
   if (ending.needsKey) askForKey();
   if (ending.kind === "lost" || ending.kind === "unreachable") watchServer(at("server"));
@@ -172,8 +175,9 @@ function askForKey() {
   key.focus();
 }
 
-/** CSS shows `state`. Screen readers read `sentence` aloud: once per state, never per token. */
-function show(state, sentence) {
+/** CSS and the pipe show the state. Screen readers read `sentence` aloud: once per state, never per token. */
+function show(state, sentence, life = { kind: "idle" }) {
+  pipe.show(life);
   document.body.dataset.state = state;
   status.textContent = sentence;
   enableButtons();
@@ -201,7 +205,7 @@ function clear() {
   messages = [];
   output.replaceChildren();
   blankFigures();
-  water.style.width = "0";
+  pipe.fill(0);
   unmarkInvalid();
   show("ready", "Ready.");
   prompt.focus();
@@ -342,7 +346,7 @@ class Stopwatch {
   }
 
   #fill() {
-    water.style.width = `${Math.min(100, (100 * this.count) / this.#limit)}%`;
+    pipe.fill(Math.min(1, this.count / this.#limit));
   }
 }
 

@@ -1,6 +1,7 @@
 // Shows one turn: who speaks, the text, the model's reasoning and tool calls, and what you can do with it. In: a
 // turn, and pieces of its text while it runs. Out: an element; calls of the actions. Not known here: the
 // conversation, the server.
+import { button, confirmed } from "./buttons.js";
 import { copyText } from "./code.js";
 import { Markdown } from "./markdown.js";
 import { element } from "./nodes.js";
@@ -135,28 +136,4 @@ export class TurnView {
     shown.forEach((each, number) => (each.open = this.#calls.children[number]?.open ?? false));
     this.#calls.replaceChildren(...shown);
   }
-}
-
-function button(text, action, { label = "", isOff = false } = {}) {
-  const made = element("button", { type: "button", className: "quiet", textContent: text });
-  if (label) made.ariaLabel = made.title = label;
-  made.ariaDisabled = isOff ? "true" : null;
-  made.addEventListener("click", (event) => isOff || action(event));
-  return made;
-}
-
-/** Return a button that asks once more before it acts. `label` is its name if `text` is only a sign. */
-export function confirmed(text, action, label = text) {
-  const made = button(text, () => {
-    if (made.textContent !== text) return action();
-    made.textContent = "Really?";
-    made.ariaLabel = `Really ${label[0].toLowerCase()}${label.slice(1)}?`;
-  });
-  const calm = () => {
-    made.textContent = text;
-    made.ariaLabel = label;
-  };
-  made.addEventListener("blur", calm);
-  calm();
-  return made;
 }

@@ -58,6 +58,10 @@ SHORT_LIFE_TOKENS = 256
 class StreamReader(Protocol):
     """The part of a reader that a stream uses (see `reader`)."""
 
+    @property
+    def lag(self) -> int:
+        """Return how many events the reader is behind."""
+
     def wake(self, logged_at: float = 0.0) -> None:
         """Note that the log has grown, at `logged_at` on the monotonic clock."""
 
@@ -261,6 +265,30 @@ class Stream:
     def count_from_here(self) -> None:
         """Count only tokens that come from now on: other replicas have counted the others."""
         self._counted_elsewhere = self.usage
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens of the answer there are so far, without making an object."""
+        if self.log.terminal is not None:
+            return self.log.terminal.usage.completion_tokens
+        return self._transcript.completion_tokens if self.lane is None else self.lane.num_tokens
+
+    @property
+    def num_tokens_here(self) -> int:
+        """Return how many of the answer's tokens were generated at this replica."""
+        before = self._counted_elsewhere
+        return self.num_tokens - (0 if before is None else before.completion_tokens)
+
+    @property
+    def last_delta_at(self) -> float:
+        """Return when the last delta came, on the monotonic clock; 0.0 before the first."""
+        return self._timer.last_delta_at if self.lane is None else self.lane.logged_at
+
+    def greatest_lag(self) -> int:
+        """Return how many events the slowest reader is behind."""
+        if self.lane is not None:  # its only reader has seen everything
+            return 0
+        return max([reader.lag for reader in self._readers], default=0)
 
     def num_counted_tokens(self) -> int:
         """Return the tokens of the prompt and the answer so far, to add up over streams."""

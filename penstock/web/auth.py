@@ -22,6 +22,7 @@ _OPEN_PATHS = (
     "/",
     "/text",
     "/docs",
+    "/live",
     "/health",
     "/health/live",
     "/health/ready",
@@ -30,7 +31,7 @@ _OPEN_PATHS = (
 )
 _OPEN_PREFIX = "/page/"
 # These show the activity of all owners.
-_ADMIN_PATHS = ("/metrics",)
+_ADMIN_PATHS = ("/metrics", "/live/events")
 
 
 class KeyCheck:

@@ -63,6 +63,10 @@ class StraightFramer(Framer, Protocol):
         """
 
 
+STREAM_HEADERS = [(b"content-type", EVENT_STREAM), *_HEADERS]
+"""The headers of a response of Server-Sent Events."""
+
+
 def stream_headers(framer: Framer) -> list[tuple[bytes, bytes]]:
     """Return the headers of a response that this framer writes."""
     return [(b"content-type", getattr(framer, "media_type", EVENT_STREAM)), *_HEADERS]

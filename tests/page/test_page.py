@@ -484,9 +484,9 @@ async def test_the_keyboard_alone_is_enough(
     names = [name for name, _ in reached]
     controls = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop_strings"]
     buttons = ["stream", "complete", "stop", "clear"]
-    names = names[2:]  # the first two lead to the page's modes
+    names = names[3:]  # the first three lead to the pages
     assert names[:14] == ["continue", "prompt", *buttons, "summary", *controls, "output"]
-    assert all(outline == "solid" for _, outline in reached[:16])
+    assert all(outline == "solid" for _, outline in reached[:17])
 
     await page.get_by_label("Prompt").focus()
     await page.keyboard.press("ControlOrMeta+Enter")

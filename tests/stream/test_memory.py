@@ -129,6 +129,8 @@ async def test_open_streams_end_when_nothing_else_helps_waiting_and_unread_ones_
 
 
 class Reader:
+    lag = 0
+
     def wake(self, logged_at: float = 0.0) -> None:
         pass
 

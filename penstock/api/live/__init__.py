@@ -1,0 +1,1 @@
+"""The live view's data: `GET /live/events` (see docs/live.md)."""
