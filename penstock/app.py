@@ -19,6 +19,7 @@ from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
 from penstock.api.serving import ServedModel
 from penstock.api.siblings import Siblings
+from penstock.api.stage import Stage
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.settings import OLLAMA_PORT, Settings
@@ -64,11 +65,13 @@ def create_app(
     memory: MemoryGuard,
     shared_names: Names,
     siblings: Siblings | None = None,
+    stage: Stage | None = None,
 ) -> AccessMiddleware:
     """Return the application that serves `streams` to the owners of `keys`.
 
     `shared_names` has what the replicas that share a store know of each other's requests.
-    `siblings` are the other server processes at this address, if there are any.
+    `siblings` are the other server processes at this address, if there are any. A `stage` lets the
+    page break things.
     """
 
     def unready() -> str | None:
@@ -110,7 +113,8 @@ def create_app(
     others = [
         *health_routes(unready, siblings),
         *metrics_routes(registry, siblings),
-        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0),
+        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0, stage),
+        *(stage.routes() if stage is not None else []),
     ]
     apis.append(
         Api(others, problem_details, prefix="/", description="penstock.api.server_description")

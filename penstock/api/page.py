@@ -4,12 +4,13 @@ import gzip
 import mimetypes
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from penstock.api.stage import Stage
 from penstock.errors import Problem
 
 HEADERS = {
@@ -20,12 +21,13 @@ HEADERS = {
 }
 
 
-def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
+def page_routes(model_id: str, ollama_port: int = 0, stage: Stage | None = None) -> list[Route]:
     """Return `/`, `/text`, `/docs` and the pages' files, `/page/{file}`.
 
     `/` is a page for browsers, with conversations, and a JSON greeting for other clients. At the
     port `ollama_port` (0 is none) it is the sentence by which Ollama's clients know a server.
-    `/text` continues a text. `/docs` shows the description of the API.
+    `/text` continues a text. `/docs` shows the description of the API. The greeting says whether
+    there is a `stage`.
     """
     at_ollama_port = f":{ollama_port}"
     page = resources.files("penstock") / "page"
@@ -38,7 +40,9 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
             return PlainTextResponse("Ollama is running")
         if "text/html" in http.headers.get("accept", ""):
             return file(http, "index.html")
-        greeting = {"message": "Penstock is running", "model": model_id}
+        greeting: dict[str, Any] = {"message": "Penstock is running", "model": model_id}
+        if stage is not None:
+            greeting["stage"] = {"engine_timeout": stage.engine_timeout}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
 
     async def text(http: Request) -> Response:
