@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-quick soak fleet-soak attack agents test-vllm bench-vllm check format docs release-check clean
+.PHONY: help install serve test test-quick soak fleet-soak attack agents recording test-vllm bench-vllm check format docs release-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ attack: $(DEV_READY) ## attack a server in every way at once (ARGS="--minutes 10
 
 agents: $(DEV_READY) ## run Claude Code, Codex and opencode on a task, and replay their turns
 	@$(BIN)/python -m tests.agents $(ARGS)
+
+recording: $(DEV_READY) ## record kill -9 in mid-sentence for the README (needs Chromium)
+	@$(BIN)/python -m tests.page.recording docs/kill.webp $(ARGS)
 
 # In an environment of its own, kept in ~/.cache/penstock: vLLM pins much.
 test-vllm: ## run vLLM's tests (the first time downloads 1 GB)

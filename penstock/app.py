@@ -24,6 +24,7 @@ from penstock.api.openapi import openapi_route
 from penstock.api.page import page_routes
 from penstock.api.serving import ServedModel
 from penstock.api.siblings import Siblings
+from penstock.api.stage import Stage
 from penstock.api.tolerance import HEADER
 from penstock.engine.protocol import EngineHandle
 from penstock.observe.history import History
@@ -79,12 +80,14 @@ def create_apps(
     shared_names: Names,
     history: History,
     siblings: Siblings | None = None,
+    stage: Stage | None = None,
 ) -> Apps:
     """Return the application that serves `streams` to the owners of `keys`, and the admin port's.
 
     `shared_names` has what the replicas that share a store know of each other's requests.
     `history` has the server's last minutes.
-    `siblings` are the other server processes at this address, if there are any.
+    `siblings` are the other server processes at this address, if there are any. A `stage` lets the
+    page break things.
     """
 
     def unready() -> str | None:
@@ -135,7 +138,8 @@ def create_apps(
             settings.stall_timeout,
             lambda: streams.draining and not len(streams),
         ),
-        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0),
+        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0, stage),
+        *(stage.routes() if stage is not None else []),
     ]
     apis.append(
         Api(others, problem_details, prefix="/", description="penstock.api.server_description")

@@ -19,6 +19,7 @@ import uvloop
 
 from penstock.api.live.state import REFUSALS, state_of
 from penstock.api.siblings import Siblings
+from penstock.api.stage import may_have_stage, stage_of
 from penstock.app import create_apps
 from penstock.draining import report_waiting
 from penstock.engine.catalog import create_engine, entry_of
@@ -159,7 +160,7 @@ class Server:
             settings.engine,
             settings.engine_settings,
             settings.engine_params,
-            hang_timeout=settings.engine_timeout,
+            hang_timeout=settings.engine_timeout_chosen,
             on_spawn=self._on_loading,
             on_stopped=meter.abort.add,
             deliver=straight if stored is None else stored.deliver,
@@ -211,6 +212,7 @@ class Server:
             MemoryNames() if store is None else store,
             history,
             siblings=place.siblings if place else None,
+            stage=stage_of(settings, engine, liveness),
         )
         timeouts = Timeouts(keep_alive=settings.keepalive_timeout, stall=settings.stall_timeout)
         http: Http1Server | GranianServers
@@ -406,7 +408,10 @@ def with_local_model(settings: Settings) -> Settings:
     """
     model = entry_of(settings.engine).find_model(settings.model)
     names = ",".join(settings.served_names)
-    chosen = {"model": model, "model_name": names, "pace": settings.pace_chosen}
+    chosen: dict[str, Any] = {"model": model, "model_name": names, "pace": settings.pace_chosen}
+    chosen["engine_timeout"] = settings.engine_timeout_chosen
+    if "demo" not in settings.model_fields_set:
+        chosen["demo"] = settings.is_built_in and may_have_stage(settings)
     return settings.model_copy(update=chosen)
 
 

@@ -40,6 +40,8 @@ MIN_MEMORY_LIMIT = 256 * 1024 * 1024
 LogFormat = Literal["text", "json"]
 # About as fast as people read. The built-in model is so fast that nobody would see it stream.
 BUILT_IN_PACE = 30.0
+# The built-in model takes milliseconds for a step, so an engine that is silent for so long hangs.
+BUILT_IN_ENGINE_TIMEOUT_S = 10.0
 # The form that browsers send: no path, not even a slash.
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 
@@ -130,6 +132,10 @@ class Settings(BaseSettings):
     """The tokens per second that each request gets at most: faster tokens are held back, so that
     you can watch, stop and resume the stream of a small model. 0 holds nothing back. [default: 30
     for the built-in model, else 0]"""
+    demo: bool = False
+    """Show the stage on the page: buttons that cut the page's connection, kill or freeze the
+    engine, or read slowly, so that you can see what the server does then. Only for a server without
+    keys that listens on this machine alone. [default: on for the built-in model, else off]"""
     mock_interval: Annotated[float, Field(ge=0, le=3600)] = 0.3
     """The number of seconds between two tokens of the mock engine."""
     api_key: Annotated[list[str], NoDecode] = Field(default=[], repr=False)
@@ -219,7 +225,8 @@ class Settings(BaseSettings):
     engine_timeout: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """The number of seconds that an engine may give no sign of life. After that it counts as hung
     and is restarted. The server asks for a sign ten times in this time; an engine answers between
-    two steps. (A step of llama.cpp is at most a batch of a long prompt, n_batch tokens.)"""
+    two steps. (A step of llama.cpp is at most a batch of a long prompt, n_batch tokens.) [default:
+    10 for the built-in model, else 300]"""
     engine_restart_timeout: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     """The number of seconds that running streams wait for the restart of an engine that died.
     After that they end with an error."""
@@ -260,8 +267,19 @@ class Settings(BaseSettings):
         """The pace in tokens per second: the given one, or the model's."""
         if "pace" in self.model_fields_set:
             return self.pace
-        is_built_in = self.engine == DEFAULT_ENGINE and self.model == BUILT_IN_MODEL
-        return BUILT_IN_PACE if is_built_in else 0.0
+        return BUILT_IN_PACE if self.is_built_in else 0.0
+
+    @property
+    def engine_timeout_chosen(self) -> float:
+        """The longest silence of an engine in seconds: the given one, or the model's."""
+        if "engine_timeout" in self.model_fields_set or not self.is_built_in:
+            return self.engine_timeout
+        return BUILT_IN_ENGINE_TIMEOUT_S
+
+    @property
+    def is_built_in(self) -> bool:
+        """True if the built-in model is served."""
+        return self.engine == DEFAULT_ENGINE and self.model == BUILT_IN_MODEL
 
     @property
     def memory_limit_bytes(self) -> int:

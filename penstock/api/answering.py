@@ -19,6 +19,7 @@ from starlette.routing import Route
 from penstock.api.dialect import Answer, Await, Call, Dialect, Form
 from penstock.api.event_ids import bad_event_id, continued_by, first_event_of
 from penstock.api.joining import REPLAYED, Joining, digest_of, name_of
+from penstock.api.statuses import show_for, show_for_reader
 from penstock.api.tolerance import HEADER, NoteLog, Notes
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
@@ -40,6 +41,7 @@ from penstock.web.delivery import (
     stream_headers,
 )
 from penstock.web.liveness import Liveness
+from penstock.web.statuses import Show, status_event
 from penstock.web.stream_tokens import STREAM_TOKEN, new_secret
 
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
@@ -90,8 +92,9 @@ class Answering:
         if (last := continued_by(http)) is not None:
             await self._bodies.read(http, owner, lambda body: None)
             return await self.resume(http, last.stream_id, last.number + 1)
+        show = show_for(http)
         if (name := name_of(http, owner, dialect.operation)) is not None:
-            return await self._answer_once(http, dialect, owner, name)
+            return await self._answer_once(http, dialect, owner, name, show)
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
         call = await self._read(http, owner, lambda body: dialect.parse(body, http, notes))
@@ -99,7 +102,7 @@ class Answering:
             return JSONResponse(call.content, headers=self._logged(notes, owner))
         opened = self._begin(http, call, owner)
         connected = ConnectedReader(Reader(*opened), access_of(http.scope).peer)
-        return await self._respond(call, opened, connected, notes)
+        return await self._respond(call, opened, connected, notes, show)
 
     async def _read(
         self, http: HttpRequest, owner: Owner, parse: Callable[[dict[str, Any]], T]
@@ -117,7 +120,7 @@ class Answering:
                 first = needed
 
     async def _answer_once(
-        self, http: HttpRequest, dialect: Dialect, owner: Owner, name: str
+        self, http: HttpRequest, dialect: Dialect, owner: Owner, name: str, show: Show | None
     ) -> Response:
         """Answer a request whose key has this name: join its answer or begin it. Raises Problem."""
         if not await self._joining.is_taken(name):  # joining takes no place
@@ -140,7 +143,7 @@ class Answering:
         stream_id = call.requests[0].id
         joined = await self._joining.join(name, digest, owner, stream_id)
         if joined is not None:
-            return await self._join(http, call, joined, notes)
+            return await self._join(http, call, joined, notes, show)
         try:
             opened = self._begin(http, call, owner, name)
         except Problem:
@@ -153,9 +156,11 @@ class Answering:
             opened[0].cancel()  # nobody could join it
             connected.close()
             raise
-        return await self._respond(call, opened, connected, notes, has_key=True)
+        return await self._respond(call, opened, connected, notes, show, has_key=True)
 
-    async def _join(self, http: HttpRequest, call: Call, stream: Stream, notes: Notes) -> Response:
+    async def _join(
+        self, http: HttpRequest, call: Call, stream: Stream, notes: Notes, show: Show | None
+    ) -> Response:
         """Answer with the stream of an earlier request, from its beginning. Raises Problem."""
         saved = stream.record.form
         headers = {**call.headers, REPLAYED: "true"}
@@ -164,7 +169,7 @@ class Answering:
         )
         self._note_resumed(http, stream)
         connected = ConnectedReader(Reader(stream), access_of(http.scope).peer)
-        return await self._respond(call, [stream], connected, notes, resumed=True)
+        return await self._respond(call, [stream], connected, notes, show, resumed=True)
 
     async def _respond(
         self,
@@ -172,11 +177,17 @@ class Answering:
         opened: Sequence[Stream],
         connected: ConnectedReader,
         notes: Notes,
+        show: Show | None,
         *,
         resumed: bool = False,
         has_key: bool = False,
     ) -> Response:
-        """Return the answer of these streams, streamed or whole. Raises Problem."""
+        """Return the answer of these streams, streamed or whole. Raises Problem.
+
+        `show` shows what happens to a stream; a call can ask for events instead.
+        """
+        if call.status_events:
+            show = status_event
         is_streaming = False
         try:
             for stream in opened:
@@ -201,6 +212,7 @@ class Answering:
             resumed=resumed,
             has_key=has_key,
             tell_place=queue_event if call.queue_events else None,
+            show_status=show if len(opened) == 1 else None,
         )
 
     async def read(
@@ -236,6 +248,7 @@ class Answering:
         By default that is the one after the last event that the client has seen. Raises Problem.
         """
         owner = owner_of(http.scope)
+        show = show_for_reader(http)
         stream = await self.streams.find_anywhere(stream_id, owner)
         saved = stream.record.form
         form = self._forms[saved.dialect].load(saved)
@@ -260,6 +273,7 @@ class Answering:
             self._liveness,
             preface=b"retry: %d\n" % random.randint(*RETRY_MS),  # noqa: S311 - no secret
             resumed=True,
+            show_status=show,
         )
 
     def _beyond_the_end(self) -> Problem:

@@ -153,8 +153,17 @@ RETRY_HEADERS: list[dict[str, Any]] = [
 ]
 """The headers of a request that may be a repeated one."""
 
+STATUS_HEADER: dict[str, Any] = {
+    "name": "X-Penstock-Status",
+    "in": "header",
+    "schema": {"type": "boolean", "default": False},
+    "description": "With `true`, comments in the stream tell what happens to it: its place in the"
+    " queue, that the engine restarts, that it goes on. Only for streams with one choice.",
+}
+
 OUR_HEADERS: list[dict[str, Any]] = [
     *RETRY_HEADERS,
+    STATUS_HEADER,
     {
         "name": "X-Penstock-Resumable",
         "in": "header",

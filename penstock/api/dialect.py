@@ -89,7 +89,8 @@ class Call:
 
     `requests` has one request for each choice, the choices of a prompt together; `num_per_prompt`
     of them. `timeout` is in seconds and `max_tokens` in tokens, None if the client set none.
-    `queue_events` asks for events instead of comments while the stream waits in the queue.
+    `queue_events` asks for events instead of comments while the stream waits in the queue, and
+    `status_events` for events that tell what happens to the stream.
     `on_opened` is told the streams when they are open. `until_ready` is awaited before the response
     begins. With `at_once`, the client gets the answer
     as it is when the request is accepted, and asks for the rest later.
@@ -104,6 +105,7 @@ class Call:
     max_tokens: int | None = None
     num_per_prompt: int = 1
     queue_events: bool = False
+    status_events: bool = False
     on_opened: Callable[[Sequence[Stream]], None] | None = None
     until_ready: Callable[[], Awaitable[None]] | None = None
     at_once: bool = False

@@ -5,12 +5,13 @@ import mimetypes
 import re
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from penstock.api.stage import Stage
 from penstock.errors import Problem
 
 HEADERS = {
@@ -23,13 +24,13 @@ HEADERS = {
 _TAKES_GZIP = re.compile(r"(?:^|[,\s])gzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 
 
-def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
+def page_routes(model_id: str, ollama_port: int = 0, stage: Stage | None = None) -> list[Route]:
     """Return `/`, `/text`, `/live`, `/docs` and the pages' files, `/page/{file}`.
 
     `/` is a page for browsers, with conversations, and a JSON greeting for other clients. At the
     port `ollama_port` (0 is none) it is the sentence by which Ollama's clients know a server.
     `/text` continues a text. `/live` shows what the server does. `/docs` shows the description of
-    the API.
+    the API. The greeting says whether there is a `stage`.
     """
     at_ollama_port = f":{ollama_port}"
     page = resources.files("penstock") / "page"
@@ -42,7 +43,9 @@ def page_routes(model_id: str, ollama_port: int = 0) -> list[Route]:
             return PlainTextResponse("Ollama is running")
         if "text/html" in http.headers.get("accept", ""):
             return file(http, "index.html")
-        greeting = {"message": "Penstock is running", "model": model_id}
+        greeting: dict[str, Any] = {"message": "Penstock is running", "model": model_id}
+        if stage is not None:
+            greeting["stage"] = {"engine_timeout": stage.engine_timeout}
         return JSONResponse(greeting, headers={"Vary": "Accept"})
 
     async def text(http: Request) -> Response:

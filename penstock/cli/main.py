@@ -132,6 +132,7 @@ def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
         return
     pace = f"  pace          {settings.pace:g} tokens/s, so that you see them stream; "
     pace += "turn it off with --pace 0\n"
+    stage = '  stage         "Break it" on the page cuts, kills and freezes: see what survives\n'
     num_slots = settings.slots or info.slots
     slots = f"{num_slots} slots" if num_slots else "unlimited slots"
     if number > 1:
@@ -143,6 +144,7 @@ def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
         f"  try           curl -N {url}/generate -H 'Content-Type: application/json'"
         """ -d '{"prompt": "Once upon a time"}'\n"""
         + (pace if settings.pace else "")
+        + (stage if settings.demo else "")
         + "  stop          Ctrl-C",
         soft_wrap=True,
     )

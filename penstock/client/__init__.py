@@ -3,7 +3,7 @@
 The client imports `events`, `sse`, httpx and msgspec, and nothing of the server.
 """
 
-from .answer import Completion, Options, QueuePlace
+from .answer import Completion, Options, QueuePlace, StreamStatus
 from .async_client import AsyncClient, AsyncStream
 from .client import Client, Stream
 from .errors import (
@@ -34,5 +34,6 @@ __all__ = [
     "RefusedError",
     "ServerUnreachableError",
     "Stream",
+    "StreamStatus",
     "UnexpectedAnswerError",
 ]

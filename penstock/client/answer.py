@@ -79,6 +79,35 @@ class QueuePlace(msgspec.Struct, frozen=True):
 OnQueue = Callable[[QueuePlace], object]
 
 
+class StreamStatus(msgspec.Struct, frozen=True):
+    """What happens to a stream besides its text. Fields that do not belong to the state are None.
+
+    Ignore states that you do not know: a later server may have more.
+    """
+
+    state: str
+    """"queued": the stream waits for its turn. "prefill": the engine reads the prompt.
+    "generating": tokens come. "stalled": the engine gives no sign of life. "restarting": the engine
+    died, and the stream goes on when it is back. "moved": another server took the stream over."""
+    position: int | None = None
+    """Queued: the place in the queue; 1 is next."""
+    eta: float | None = None
+    """Queued: the estimated seconds until the stream starts, if the server has an estimate."""
+    prompt_tokens: int | None = None
+    """Prefill: the tokens to read. After a restart, the answer so far is part of them."""
+    read_tokens: int | None = None
+    """Prefill: how many of them the engine has read, if it tells."""
+    tokens: int | None = None
+    """Generating, restarting, moved: the number of tokens that the answer has, and keeps."""
+    seconds: float | None = None
+    """Stalled: for how long, in seconds."""
+    limit: float | None = None
+    """Stalled: the seconds after which the engine is restarted."""
+
+
+OnStatus = Callable[[StreamStatus], object]
+
+
 class Health(msgspec.Struct, frozen=True):
     """The response to `GET /health`."""
 
@@ -98,6 +127,7 @@ def request_body(
     stream: bool,
     resumable: bool = False,
     queue_events: bool = False,
+    status_events: bool = False,
 ) -> bytes:
     """Return the JSON body of a request. Raises TypeError or ValueError for invalid arguments."""
     for name in options:
@@ -112,6 +142,8 @@ def request_body(
         fields["resumable"] = True
     if queue_events:
         fields["queue_events"] = True
+    if status_events:
+        fields["status_events"] = True
     if isinstance(fields.get("stop"), str):
         fields["stop"] = [fields["stop"]]
     try:
@@ -171,7 +203,8 @@ class StreamedAnswer:
     the bytes after event `last_received`. Each event must have the next number, so no text is
     repeated or lost. `after` is the number of the event before the first expected event.
 
-    `on_queue` is called with each place in the queue that the server reports.
+    `on_queue` is called with each place in the queue that the server reports, `on_status` with each
+    status.
     """
 
     def __init__(
@@ -180,6 +213,7 @@ class StreamedAnswer:
         is_resumable: bool = False,
         after: int | None = None,
         on_queue: OnQueue | None = None,
+        on_status: OnStatus | None = None,
     ) -> None:
         self.usage: Usage | None = None
         self.timings: Timings | None = None
@@ -196,6 +230,7 @@ class StreamedAnswer:
         """Seconds to wait before a new connection, if the server sent `retry`."""
         self._is_resumable = is_resumable
         self._on_queue = on_queue
+        self._on_status = on_status
         self._parser = Parser()
         self._num_deltas = 0
         self._taken: list[str] = []
@@ -226,6 +261,13 @@ class StreamedAnswer:
                 self._add(event)
             elif event.event == "queue" and self._on_queue is not None and not self.is_over:
                 self._report_place(event, self._on_queue)
+            elif event.event == "status" and not self.is_over:
+                self._report_status(event)
+
+    @property
+    def wants_status(self) -> bool:
+        """True if someone wants to know the stream's statuses."""
+        return self._on_status is not None
 
     def interrupt(self) -> None:
         """Drop an incomplete event: the next connection sends that event again."""
@@ -289,6 +331,18 @@ class StreamedAnswer:
             self._fail(error)
         else:
             on_queue(place)
+
+    def _report_status(self, received: ServerSentEvent) -> None:
+        """Report a status, and the place in the queue that it may tell."""
+        try:
+            status = _decode(received.data, StreamStatus)
+        except UnexpectedAnswerError as error:
+            self._fail(error)
+            return
+        if self._on_status is not None:
+            self._on_status(status)
+        if self._on_queue is not None and status.position is not None:
+            self._on_queue(QueuePlace(status.position, status.eta))
 
     def _fail(self, failure: PenstockError) -> None:
         self.is_over = True

@@ -21,7 +21,7 @@ from typing import Self, TypeVar, Unpack, assert_never
 import httpx
 
 from . import http
-from .answer import Completion, Health, OnQueue, Options, Root
+from .answer import Completion, Health, OnQueue, OnStatus, Options, Root
 from .errors import RefusedError, ServerUnreachableError
 from .resume import RESUME_TIMEOUT_S, Backoff, Read, Reading, Reconnect, Wait
 from .retry import Attempts, Retries
@@ -232,6 +232,7 @@ class Client:
         on_cut: http.OnCut | None = None,
         on_resume: http.OnResume | None = None,
         on_queue: OnQueue | None = None,
+        on_status: OnStatus | None = None,
         **options: Unpack[Options],
     ) -> Stream:
         """Return the answer to a prompt as a stream; the request is sent when you read it.
@@ -244,7 +245,10 @@ class Client:
         `on_cut` is called with the reason, a sentence, each time the connection is lost.
         `on_resume` is called without arguments each time the stream continues. `on_queue` is called
         with a `QueuePlace` at first and when it changes, while the stream waits for its turn; after
-        a cut in the queue the server reports no places.
+        a cut in the queue the server reports no places. `on_status` is called with a `StreamStatus`
+        when something happens to the stream: it waits, its prompt is read, tokens come, the engine
+        is silent or restarts, another server takes the stream over. Both are called while you read
+        the stream.
 
         Raises TypeError or ValueError for invalid arguments. Reading the stream raises
         ServerUnreachableError, RefusedError, UnexpectedAnswerError, CutStreamError or
@@ -257,9 +261,11 @@ class Client:
             stream=True,
             resumable=resumable,
             queue_events=on_queue is not None,
+            status_events=on_status is not None,
         )
         policy = self._policy if resumable else None
-        return self._new_stream(request, http.own_reading(policy, on_cut, on_resume, on_queue))
+        reading = http.own_reading(policy, on_cut, on_resume, on_queue, on_status)
+        return self._new_stream(request, reading)
 
     def resume(
         self,
@@ -268,19 +274,24 @@ class Client:
         *,
         on_cut: http.OnCut | None = None,
         on_resume: http.OnResume | None = None,
+        on_status: OnStatus | None = None,
     ) -> Stream:
         """Return a resumable stream that another client or process opened.
 
         `stream_id` is the stream's `id`. `after` is the id of the last event that you already have,
         such as the `last_event_id` of a stream; None, the default, reads from the start. The stream
         may be running or ended, and other clients may read it too. Leaving it does not end the
-        generation; `Stream.cancel` does. `on_cut` and `on_resume` are called as in `stream`.
+        generation; `Stream.cancel` does. `on_cut`, `on_resume` and `on_status` are called as in
+        `stream`.
 
         Raises ValueError for an empty `stream_id` or a negative `after`. Reading the stream raises
         RefusedError if the server does not have the stream, and the errors of `stream`.
         """
-        reading = http.shared_reading(self._policy, stream_id, after, on_cut, on_resume)
-        return self._new_stream(http.resume_request(self._client, stream_id, after), reading)
+        reading = http.shared_reading(self._policy, stream_id, after, on_cut, on_resume, on_status)
+        request = http.resume_request(
+            self._client, stream_id, after, status_events=on_status is not None
+        )
+        return self._new_stream(request, reading)
 
     def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Completion:
         """Generate the whole answer and return it.

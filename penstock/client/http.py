@@ -17,6 +17,7 @@ import httpx
 from ..events import Timings, Usage
 from .answer import (
     OnQueue,
+    OnStatus,
     Options,
     StreamedAnswer,
     check_content_type,
@@ -95,24 +96,33 @@ def generate_request(
     stream: bool,
     resumable: bool = False,
     queue_events: bool = False,
+    status_events: bool = False,
 ) -> httpx.Request:
     """Return the request for an answer, streamed or whole."""
     headers = {"Content-Type": "application/json", **(EVENTS if stream else {})}
     content = request_body(
-        prompt, options, stream=stream, resumable=resumable, queue_events=queue_events
+        prompt,
+        options,
+        stream=stream,
+        resumable=resumable,
+        queue_events=queue_events,
+        status_events=status_events,
     )
     return http.build_request("POST", "/generate", content=content, headers=headers)
 
 
-def resume_request(http: AnyClient, stream_id: str, after: int | None) -> httpx.Request:
+def resume_request(
+    http: AnyClient, stream_id: str, after: int | None, *, status_events: bool = False
+) -> httpx.Request:
     """Return the request for the events of a stream after event `after`, or for all events."""
     headers = EVENTS if after is None else {**EVENTS, "Last-Event-ID": str(after)}
-    return http.build_request("GET", _path(stream_id), headers=headers)
+    params = {"status_events": "true"} if status_events else None
+    return http.build_request("GET", _path(stream_id), params=params, headers=headers)
 
 
 def reconnect_request(http: AnyClient, stream_id: str, step: Reconnect) -> httpx.Request:
     """Return the request that resumes a cut stream, with the time limit of this attempt."""
-    request = resume_request(http, stream_id, step.after)
+    request = resume_request(http, stream_id, step.after, status_events=step.status_events)
     for phase, limit_s in request.extensions["timeout"].items():
         request.extensions["timeout"][phase] = min(limit_s or step.timeout_s, step.timeout_s)
     return request
@@ -193,9 +203,10 @@ def own_reading(
     on_cut: OnCut | None,
     on_resume: OnResume | None,
     on_queue: OnQueue | None = None,
+    on_status: OnStatus | None = None,
 ) -> Reading:
     """Return the reading of a stream that this client opens. Without a policy it is not resumed."""
-    answer = StreamedAnswer(is_resumable=policy is not None, on_queue=on_queue)
+    answer = StreamedAnswer(is_resumable=policy is not None, on_queue=on_queue, on_status=on_status)
     return Reading(answer, policy, on_cut=on_cut, on_resume=on_resume)
 
 
@@ -205,6 +216,7 @@ def shared_reading(
     after: int | None,
     on_cut: OnCut | None,
     on_resume: OnResume | None,
+    on_status: OnStatus | None,
 ) -> Reading:
     """Return the reading of a stream that another client opened.
 
@@ -214,7 +226,7 @@ def shared_reading(
         raise ValueError("stream_id must not be empty")
     if after is not None and after < 0:
         raise ValueError("after must be the id of an event (0 or more), or None for all events")
-    answer = StreamedAnswer(is_resumable=True, after=after)
+    answer = StreamedAnswer(is_resumable=True, after=after, on_status=on_status)
     reading = Reading(answer, policy, is_own=False, on_cut=on_cut, on_resume=on_resume)
     reading.id = stream_id
     return reading

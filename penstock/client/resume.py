@@ -81,6 +81,8 @@ class Reconnect(msgspec.Struct, frozen=True):
     """The number of the last event that arrived; None requests all events."""
     timeout_s: float
     """Seconds to wait for the response's head."""
+    status_events: bool = False
+    """True to be told what happens to the stream."""
 
 
 Step = Read | Wait | Reconnect
@@ -136,7 +138,7 @@ class Reading:
             wait, self._wait_s = Wait(self._wait_s), None
             return wait
         attempt_s = min(max(self._left_s(), MIN_ATTEMPT_S), ATTEMPT_S)
-        return Reconnect(self.answer.last_received, attempt_s)
+        return Reconnect(self.answer.last_received, attempt_s, self.answer.wants_status)
 
     def feed(self, piece: bytes) -> None:
         """Pass bytes of the connection to the answer."""

@@ -128,8 +128,11 @@ class Sink(Protocol):
     def started(self) -> None:
         """The request has a slot."""
 
-    def working(self) -> None:
-        """The engine is alive and reads the prompt, which may take minutes."""
+    def working(self, num_read: int = 0) -> None:
+        """The engine is alive and reads the prompt, which may take minutes.
+
+        It has read `num_read` tokens of it; 0 means that it does not tell.
+        """
 
     def cached(self, num_tokens: int) -> None:
         """The engine has `num_tokens` of the prompt's tokens in its cache.
@@ -250,6 +253,12 @@ class LosableSink(Sink, Protocol):
 
         Nothing more will come, but the request may be submitted again. Replaces `finish` and
         `fail`.
+        """
+
+    def silent(self, seconds: float, limit: float) -> None:
+        """The engine has given no sign of life for so many seconds; after `limit` it is killed.
+
+        With 0 seconds, it gives signs again.
         """
 
 

@@ -8,6 +8,7 @@
 //   {kind: "unreachable"}                                  no response
 //   {kind: "stopped"}                                      the page closed the connection; the server did not confirm
 import * as client from "./client/index.js";
+import { stagedFetch } from "./stage.js";
 
 const STOP_MS = 2000; // time for a stop before the page closes the connection
 
@@ -57,7 +58,7 @@ export class Answer {
     const url = new URL(".", document.baseURI).href;
     try {
       // A whole answer may take as long as it likes: the user can stop it.
-      return new client.Penstock({ url, key: this.#key, timeout: null });
+      return new client.Penstock({ url, key: this.#key, timeout: null, fetch: stagedFetch });
     } catch (error) {
       throw new client.RefusedError(401, error.message); // no header can carry the key
     }

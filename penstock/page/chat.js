@@ -7,6 +7,7 @@ import { Pipe } from "./pipe.js";
 import { Run } from "./run.js";
 import { watchServer } from "./server_state.js";
 import { editSettings, markRefused, showDefaults } from "./settings_form.js";
+import { setStage } from "./stage.js";
 import { drawSidebar, setOpen, startSidebar } from "./sidebar.js";
 import { hearOthers, keep, listConversations, loadConversation, removeConversation, removeTurns, tellOthers } from "./store.js";
 import { TurnView } from "./turn_view.js";
@@ -289,7 +290,8 @@ async function importFile(file) {
 
 // --- Events of the controls --------------------------------------------------------------------
 
-const look = () => watchServer(at("server"), (name) => {
+const look = () => watchServer(at("server"), (name, stage) => {
+  setStage(stage, () => runHere()?.turn.stream ?? null, (sentence) => (status.textContent = sentence));
   if (model === name) return;
   model = name;
   prompt.placeholder = `Write to ${name}`;

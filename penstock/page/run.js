@@ -3,12 +3,14 @@
 // here: the DOM, where turns are kept.
 import { Answer } from "./answer.js";
 import { describe, inMilliseconds, inRate, placed, resumed } from "./endings.js";
+import { describeStatus, kept, restarted } from "./status.js";
 
 const MIN_RATE_TOKENS = 10; // a rate of fewer tokens means nothing
 
 /**
  * A run. `listener` has `began()` (the turn's stream has an id), `grew(part, piece)` with "text", "reasoning"
- * or "calls", `changed(state, sentence, life)` with the state for the pipe (pipe.js), and `ended(ending)`.
+ * or "calls", `changed(state, sentence, life)` with the state for the pipe (pipe.js), and `ended(ending)`, and if
+ * it likes `onStatus(status)`.
  */
 export class Run {
   state = "waiting";
@@ -21,6 +23,8 @@ export class Run {
   #isReplay;
   #known; // so many characters of this stream the turn has already, by part
   #hasCalls = false;
+  #numRestarts = 0; // of the engine
+  #isHeld = false; // true while a status says why no tokens come
   #begin = performance.now();
   #first = null;
   #last = null;
@@ -36,7 +40,8 @@ export class Run {
         listener.began();
       },
       onQueue: (place) => this.#change("waiting", placed(place), { kind: "queued", place: place.position, seconds: place.eta }),
-      onCut: () => this.#change("resuming", `Connection lost; resuming…${this.#kept()}`, { kind: "cut" }),
+      onCut: () => this.#change("resuming", `Connection lost; resuming…${kept(this.numTokens)}`, { kind: "cut" }),
+      onStatus: (status) => this.#tell(status),
       onResume: () => this.#flow("resumed"),
     };
     this.#open = (client) => (this.#isReplay ? client.resumeChat(turn.stream, hooks) : client.chat(fields, hooks));
@@ -60,7 +65,7 @@ export class Run {
     this.#last = performance.now();
     this.#first ??= this.#last;
     this.numTokens += 1;
-    if (this.numTokens === 1) this.#flow();
+    if (this.numTokens === 1 || this.#isHeld) this.#flow();
     if (reasoning) this.#grow("reasoning", reasoning);
     if (content) this.#grow("text", content);
     if (calls) this.#call(calls);
@@ -86,19 +91,31 @@ export class Run {
     this.#listener.grew("calls", "");
   }
 
+  /** Show what happens to the stream on its way. */
+  #tell(status) {
+    if (status.state === "restarting") this.#numRestarts += 1;
+    this.#listener.onStatus?.(status);
+    const held = describeStatus(status, this.numTokens);
+    this.#isHeld = held !== null;
+    if (held) this.#change(...held);
+    else if (this.numTokens) this.#flow();
+  }
+
   #flow(kind = "flowing") {
-    const times = resumed(this.#answer);
-    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${times}`, { kind: "prefill" });
-    this.#change("streaming", `Streaming…${times}`, { kind });
+    this.#isHeld = false;
+    const past = this.#past();
+    if (this.numTokens === 0) return this.#change("waiting", `Waiting for the first token…${past}`, { kind: "prefill" });
+    this.#change("streaming", `Streaming…${past}`, { kind });
+  }
+
+  /** Return what the stream has survived, as the end of a sentence. */
+  #past() {
+    return restarted(this.#numRestarts) + resumed(this.#answer);
   }
 
   #change(state, sentence, life) {
     [this.state, this.sentence, this.life] = [state, sentence, life];
     this.#listener.changed(state, sentence, life);
-  }
-
-  #kept() {
-    return this.numTokens ? ` ${this.numTokens} tokens are kept.` : "";
   }
 
   #end(ending) {
@@ -108,7 +125,7 @@ export class Run {
     this.turn.state = state;
     this.turn.note = state === "finished" ? this.#figures(ending) : sentence;
     // The turn itself has the figures.
-    this.#change(state, (state === "finished" ? "Finished." : sentence) + resumed(this.#answer), { kind: "ended", reason: state });
+    this.#change(state, (state === "finished" ? "Finished." : sentence) + this.#past(), { kind: "ended", reason: state });
     this.#listener.ended(ending);
   }
 

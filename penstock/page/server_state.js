@@ -4,15 +4,15 @@
 const AGAIN_MS = 2000;
 let nextLook = 0;
 
-/** Look at the server now. `named` is called with the model's name when it is known. */
+/** Look at the server now. `named` is called with the model's name when it is known, and with the stage, if there is one. */
 export async function watchServer(shown, named = () => {}) {
   clearTimeout(nextLook);
   try {
     const answers = [fetch("./", { headers: { Accept: "application/json" }, cache: "no-store" }), fetch("health/ready", { cache: "no-store" })];
     const [root, ready] = await Promise.all(answers);
-    const { model } = await root.json();
+    const { model, stage } = await root.json();
     shown.textContent = `${model} · ${ready.ok ? "ready" : "not ready yet"}`;
-    named(model);
+    named(model, stage);
     if (ready.ok) return;
   } catch {
     shown.textContent = "not reachable";

@@ -96,4 +96,4 @@ class PromptCount:
     def _ignore(self, *_: Any) -> None:
         """Do nothing: nothing is generated."""
 
-    started = working = cached = prompt_logprobs = reasoning = tool_call = _ignore
+    started = working = cached = prompt_logprobs = reasoning = tool_call = silent = _ignore

@@ -77,6 +77,11 @@ class Reader:
         return self.streams[0]
 
     @property
+    def cursor(self) -> int:
+        """Return the index of the next event to take from the first stream."""
+        return self._cursors[0]
+
+    @property
     def lag(self) -> int:
         """Return how many events the reader is behind."""
         taken = sum(self._cursors) if self._lane is None else self._lane.cursor

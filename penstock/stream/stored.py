@@ -293,8 +293,8 @@ class _StoredSink:
     def started(self) -> None:
         self._gather(entries.Started())
 
-    def working(self) -> None:
-        pass
+    def working(self, num_read: int = 0) -> None:
+        self._owned.target.working(num_read)  # a status, which is no part of the log
 
     def cached(self, num_tokens: int) -> None:
         self._gather(entries.Cached(num_tokens))
@@ -333,6 +333,9 @@ class _StoredSink:
     def lost(self) -> None:
         if self._owned.is_owned:
             self._streams.when_stored(self._owned.target.lost)
+
+    def silent(self, seconds: float, limit: float) -> None:
+        self._owned.target.silent(seconds, limit)
 
 
 def _entry_of(message: Addition) -> Entry:

@@ -42,6 +42,7 @@ from penstock.stream.footprint import (
 from penstock.stream.lane import Lane
 from penstock.stream.log import Log
 from penstock.stream.record import StreamRecord
+from penstock.stream.status import Status, Watcher
 from penstock.stream.timing import StreamTimer
 from penstock.stream.transcript import Transcript
 from penstock.text import Text
@@ -149,7 +150,9 @@ class Stream:
         "prompt_logprobs_found",
         "record",
         "short_lives",
+        "trouble",
         "was_accepted",
+        "watchers",
     )
 
     def __init__(
@@ -170,6 +173,10 @@ class Stream:
         accepted by the engine."""
         self.lane: Lane | None = None
         """Set while the straight path sends the stream's deltas (see `straight`)."""
+        self.watchers: tuple[Watcher, ...] = ()
+        """Those who asked for statuses. Few do, so the others must not pay for it."""
+        self.trouble: Status | None = None
+        """Why no tokens come, if that is not the stream's own doing."""
         self.client_gone = False
         self.num_readers_ever = 0
         self.meter = meter or Meter()
@@ -331,6 +338,24 @@ class Stream:
         """Return how many connections read the stream or wait for its whole answer."""
         return len(self._readers)
 
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` what happens to the stream, from what it does now on."""
+        self.watchers += (watcher,)
+        if self.is_over:
+            return
+        if self.trouble is not None:
+            watcher.tell(self.trouble, len(self.log))
+        elif self.phase in ("running", "progressed"):
+            watcher.tell(self._at_work(), 0)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Tell `watcher` nothing more."""
+        self.watchers = tuple(each for each in self.watchers if each is not watcher)
+
+    def _tell(self, status: Status) -> None:
+        for watcher in self.watchers:
+            watcher.tell(status, len(self.log))
+
     def open_lane(self, lane: Lane, cursor: int) -> bool:
         """Let the straight path send what comes next, if that is plain text for one reader.
 
@@ -478,9 +503,33 @@ class Stream:
             return
         self.phase = "running"
         self._timer.start()
+        if self.watchers:
+            self.working()
 
-    def working(self) -> None:
-        """Do nothing: the engine is still reading the prompt."""
+    def working(self, num_read: int = 0) -> None:
+        """Tell how much of the prompt the engine has read."""
+        if self.watchers and self.phase == "running":
+            self._tell(self._at_work(num_read))
+
+    def silent(self, seconds: float, limit: float) -> None:
+        """Tell for how long the engine has given no sign of life; after 0 s it gives one again."""
+        if self.is_over:
+            return
+        stalled = Status("stalled", seconds=round(seconds, 1), limit=limit)
+        self.trouble = stalled if seconds else None
+        if self.watchers:
+            self._tell(self.trouble or self._at_work())
+
+    def _at_work(self, num_read: int = 0) -> Status:
+        usage = self.usage
+        if self.phase == "progressed":
+            return Status("generating", tokens=usage.completion_tokens)
+        return Status("prefill", prompt_tokens=usage.total_tokens, read_tokens=num_read or None)
+
+    def _note_progress(self) -> None:
+        """Tell that tokens come, before the first of them is logged."""
+        self.trouble = None
+        self._tell(Status("generating", tokens=self.usage.completion_tokens))
 
     def cached(self, num_tokens: int) -> None:
         """Record how much of the prompt was in the engine's cache."""
@@ -501,6 +550,10 @@ class Stream:
         if self.is_over:
             return
         self.leave_lane()
+        if self.phase != "progressed":
+            self.phase = "progressed"
+            if self.watchers or self.trouble:
+                self._note_progress()
         transcript = self._transcript
         if (
             self._text is None
@@ -516,17 +569,17 @@ class Stream:
         else:
             transcript.add(piece, num_tokens, token_ids, logprobs)
             self._append_certain(piece)
-        if self.phase != "progressed":
-            self.phase = "progressed"
 
     def reasoning(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
         """Log reasoning unchanged: stop strings apply to the answer only."""
         if not self.is_over:
             self.leave_lane()
+            if self.phase != "progressed":
+                self.phase = "progressed"
+                self._note_progress()
             self._transcript.add(text, num_tokens, token_ids, is_reasoning=True)
             pending = self._transcript.pending_tokens
             self._append(Reasoning(text, pending, token_ids=self._take_ids()))
-            self.phase = "progressed"
 
     def tool_call(
         self, number: int, call_id: str, name: str, arguments: str, num_tokens: int
@@ -535,6 +588,9 @@ class Stream:
         if self.is_over:
             return
         self.leave_lane()
+        if self.phase != "progressed":
+            self.phase = "progressed"
+            self._note_progress()
         if self._text is not None:
             if held := self._text.flush():
                 self._append_text(held)
@@ -546,7 +602,6 @@ class Stream:
         self._append(
             ToolCall(arguments, pending, (), number, call_id, name, token_ids=self._take_ids())
         )
-        self.phase = "progressed"
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         """Log the text still held back, then the end."""
@@ -564,8 +619,12 @@ class Stream:
 
     def lost(self) -> None:
         """Report that the engine's process died."""
-        if not self.is_over:
-            self._observer.stream_lost(self)
+        if self.is_over:
+            return
+        self._observer.stream_lost(self)
+        if not self.is_over:  # the observer may have given it up
+            self.trouble = Status("restarting", tokens=self.usage.completion_tokens)
+            self._tell(self.trouble)
 
     # How the log grows.
 
@@ -654,12 +713,17 @@ class Stream:
             is_short = self.num_new_tokens < SHORT_LIFE_TOKENS
             self.short_lives = self.short_lives + 1 if is_short else 0
         self.phase = "queued"
+        self._move()
 
     def was_handed_over(self) -> None:
         """Note that the next claim is no sign of its owner's death."""
         if self.phase == "progressed":
             self.lives = 0
         self.phase = "queued"
+
+    def _move(self) -> None:
+        self.trouble = Status("moved", tokens=self.usage.completion_tokens)
+        self._tell(self.trouble)
 
     def snapshot(self) -> entries.Snapshot:
         """Return everything about the running stream, as one entry."""

@@ -64,8 +64,8 @@ class Trial:
     def started(self) -> None:
         self.stream.started()
 
-    def working(self) -> None:
-        self.stream.working()
+    def working(self, num_read: int = 0) -> None:
+        self.stream.working(num_read)
 
     def cached(self, num_tokens: int) -> None:
         self.stream.cached(num_tokens)
@@ -109,6 +109,9 @@ class Trial:
 
     def lost(self) -> None:
         self.stream.lost()
+
+    def silent(self, seconds: float, limit: float) -> None:
+        self.stream.silent(seconds, limit)
 
     def _progressed(self) -> None:
         if not self._is_cut:

@@ -24,6 +24,7 @@ from penstock.stream.reader import Batch, Reader
 from penstock.web.access import access_of
 from penstock.web.liveness import Liveness
 from penstock.web.peer import Peer
+from penstock.web.statuses import Show, StatusLines
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,10 @@ class StreamResponse(Response):
     The response closes `connected` when it ends. `preface` is sent before the first event.
     `headers` are added to its own. `resumed` marks a reader that is not the stream's first, and
     `has_key` a stream that its client can find again without knowing its id.
-    `tell_place` makes the bytes that tell a client its place in the queue. Both bytes are for
-    Server-Sent Events only: clients of another media type get the framer's heartbeat.
+    `tell_place` makes the bytes that tell a client its place in the queue. With `show_status`, the
+    client is told what happens to its stream, which must be the only one; its place in the queue is
+    a status then. All these bytes are for Server-Sent Events only: clients of another media type
+    get the framer's heartbeat.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class StreamResponse(Response):
         resumed: bool = False,
         has_key: bool = False,
         tell_place: Callable[[Place], bytes] | None = None,
+        show_status: Show | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -136,9 +140,13 @@ class StreamResponse(Response):
         self._resumed = resumed
         self._has_key = has_key
         self._tell_place = tell_place or queue_comment
+        self._statuses: StatusLines | None = None
         if media_type is not EVENT_STREAM:
             self._preface = b""
             self._tell_place = lambda _: framer.heartbeat  # type: ignore[attr-defined]
+        elif show_status is not None:
+            self._statuses = StatusLines(connected.reader, show_status)
+            self._tell_place = self._statuses.place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Give the head to the HTTP server, and leave the body to the access record.
@@ -157,7 +165,8 @@ class StreamResponse(Response):
             connected.close()
             raise
         access_of(scope).rest = BodyWriter(
-            connected, self._framer, delivery, self._liveness, self._preface, self._tell_place
+            *(connected, self._framer, delivery, self._liveness, self._preface, self._tell_place),
+            self._statuses,
         )
 
 
@@ -181,6 +190,7 @@ class BodyWriter:
         "_reader",
         "_rest",
         "_since",
+        "_statuses",
         "_tell_place",
         "is_sending",
     )
@@ -193,6 +203,7 @@ class BodyWriter:
         liveness: Liveness,
         preface: bytes,
         tell_place: Callable[[Place], bytes],
+        statuses: StatusLines | None = None,
     ) -> None:
         self._connected = connected
         self._reader = connected.reader
@@ -202,6 +213,7 @@ class BodyWriter:
         self._liveness = liveness
         self._preface: bytes | None = preface
         self._tell_place = tell_place
+        self._statuses = statuses
         self._on_end: Callable[[bool], None] | None = None
         self._rest = b""
         self._is_last = False
@@ -216,6 +228,11 @@ class BodyWriter:
             return self._since
         taken_straight = 0.0 if self._lane is None else self._lane.taken_at
         return max(self._since, self._delivery.last, taken_straight)
+
+    @property
+    def stream_id(self) -> str:
+        """Return the id of the stream that the response shows."""
+        return self._reader.stream.id
 
     @property
     def lag(self) -> int:
@@ -241,6 +258,8 @@ class BodyWriter:
         self._liveness.add(self)
         self._peer.tell(self)
         self._reader.listen(self._write_news)
+        if self._statuses is not None:
+            self._statuses.open()
         # The head goes out now: the client may want to cancel a stream that has not started.
         self._reader.is_woken = True
         self._write_news()
@@ -257,7 +276,11 @@ class BodyWriter:
             return
         try:
             batches = reader.take()
-            body = self._framer.frame(batches) if batches else self._sign_of_life()
+            statuses = self._statuses
+            if statuses is not None and statuses.pending:
+                body = statuses.weave(batches, self._framer.frame)
+            else:
+                body = self._framer.frame(batches) if batches else self._sign_of_life()
             if self._preface is not None:
                 body, self._preface = self._preface + body, None
         except Exception as error:
@@ -340,6 +363,8 @@ class BodyWriter:
             return
         self._liveness.remove(self)
         self._lane = None  # it refers to this writer
+        if self._statuses is not None:
+            self._statuses.close()
         self._connected.close()
         on_end(was_complete)
 

@@ -25,6 +25,10 @@ class Watched(Protocol):
     """True while a write waits for the client."""
 
     @property
+    def stream_id(self) -> str:
+        """Return the id of the stream that the response shows."""
+
+    @property
     def since(self) -> float:
         """When the last write began (while it waits) or was taken, on the monotonic clock."""
 
@@ -72,6 +76,13 @@ class Liveness:
     def remove(self, writer: Watched) -> None:
         """Stop watching this response."""
         self._writers.discard(writer)
+
+    def stop_readers_of(self, stream_id: str) -> int:
+        """End the responses that show this stream. Return how many there were."""
+        writers = [writer for writer in self._writers if writer.stream_id == stream_id]
+        for writer in writers:
+            writer.stop()
+        return len(writers)
 
     async def run(self) -> None:
         """Check all responses, for ever."""

@@ -45,8 +45,8 @@ class ReportingSink:
     def started(self) -> None:
         self._sink.started()
 
-    def working(self) -> None:
-        self._sink.working()
+    def working(self, num_read: int = 0) -> None:
+        self._sink.working(num_read)
 
     def cached(self, num_tokens: int) -> None:
         self._sink.cached(num_tokens)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-OURS = (b": ping", b": queue position=", b"id: ", b"retry: ")
+OURS = (b": ping", b": queue position=", b": status ", b"id: ", b"retry: ")
 RETRY = re.compile(rb"retry: ([0-9]+)\n")
 PATIENCE_S = 20.0
 """The longest wait for a socket: a test that would hang fails instead."""

@@ -28,6 +28,7 @@ class RecordingSink:
     prompt: PromptLogprobs | None = None
     thoughts: list[str] = field(default_factory=list)
     tool_parts: list[tuple[int, str, str, str]] = field(default_factory=list)
+    silences: list[float] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def accepted(self, prompt_ids: tuple[int, ...], notes: tuple[str, ...] = ()) -> None:
@@ -41,7 +42,7 @@ class RecordingSink:
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         self.prompt = logprobs
 
-    def working(self) -> None:
+    def working(self, num_read: int = 0) -> None:
         self._note("working")
 
     def cached(self, num_tokens: int) -> None:
@@ -85,6 +86,10 @@ class RecordingSink:
 
     def lost(self) -> None:
         self._note("lost")
+
+    def silent(self, seconds: float, limit: float) -> None:
+        self.silences.append(seconds)
+        self._note("silent")
 
     @property
     def prompt_tokens(self) -> int:

@@ -10,6 +10,7 @@ class Response:
     """The part of a response that `Liveness` uses."""
 
     is_sending: bool = False
+    stream_id: str = "a"
     since: float = 100.0
     lag: int = 0
     num_signs: int = 0

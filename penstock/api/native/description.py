@@ -10,6 +10,7 @@ from penstock.api.description import (
     NDJSON,
     RETRY_HEADERS,
     SSE,
+    STATUS_HEADER,
     Answer,
     Description,
     Operation,
@@ -96,7 +97,28 @@ class QueueEvent(ResponseModel):
     """Estimated seconds until the stream starts; null if there is no estimate yet."""
 
 
-class GenerateEvent(RootModel[TokenEvent | LastEvent | QueueEvent]):
+class StatusEvent(ResponseModel):
+    """What happens to the stream: the data of an event named `status`, which has no id."""
+
+    state: Literal["queued", "prefill", "generating", "stalled", "restarting", "moved"]
+    """What the stream does now."""
+    position: int = optional()
+    """Queued: the place in the queue; 1 is next."""
+    eta: float = optional()
+    """Queued: the estimated seconds until the stream starts, if there is an estimate."""
+    prompt_tokens: int = optional()
+    """Prefill: the tokens to read."""
+    read_tokens: int = optional()
+    """Prefill: how many of them the engine has read, if it tells."""
+    tokens: int = optional()
+    """Generating, restarting, moved: the number of tokens that the answer has, and keeps."""
+    seconds: float = optional()
+    """Stalled: for how long the engine has given no sign of life, in seconds."""
+    limit: float = optional()
+    """Stalled: the seconds after which the engine is restarted."""
+
+
+class GenerateEvent(RootModel[TokenEvent | LastEvent | QueueEvent | StatusEvent]):
     """The data of one event of a native stream."""
 
     model_config = {"defer_build": True}
@@ -183,7 +205,7 @@ DESCRIPTION = Description(
     operations={
         "generate": Operation(
             answers=generation(GenerateAnswer, GenerateEvent),
-            parameters=RETRY_HEADERS,
+            parameters=[*RETRY_HEADERS, STATUS_HEADER],
             example={"prompt": "Once upon a time", "max_tokens": 20},
             problems=GENERATION
             - {
@@ -226,6 +248,14 @@ DESCRIPTION = Description(
                     },
                     "description": _EVENT_ID,
                 },
+                {
+                    "name": "status_events",
+                    "in": "query",
+                    "schema": {"type": "boolean", "default": False},
+                    "description": "With `true`, events named `status` tell what happens to the"
+                    " stream.",
+                },
+                STATUS_HEADER,
                 {
                     "name": "token",
                     "in": "query",

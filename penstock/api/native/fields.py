@@ -76,6 +76,12 @@ class GenerateRequest(Strict):
         " instead of comments.",
     )
 
+    status_events: bool = Field(
+        default=False,
+        description="Report what happens to the stream (its place in the queue, the engine's"
+        " restarts) in events named status.",
+    )
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.prompt is None and self.messages is None:
@@ -84,7 +90,7 @@ class GenerateRequest(Strict):
             raise PydanticCustomError("value_error", "Give either a prompt or messages, not both.")
         if self.resumable and not self.stream:
             raise PydanticCustomError("value_error", "Only a streamed answer can be resumable.")
-        if self.queue_events and not self.stream:
+        if (self.queue_events or self.status_events) and not self.stream:
             raise PydanticCustomError("value_error", "Only a streamed answer has events.")
         return self
 

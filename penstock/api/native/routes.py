@@ -29,6 +29,7 @@ def parse_generate(body: dict[str, Any], http: HttpRequest, notes: Notes) -> Cal
         timeout=asked.timeout,
         max_tokens=asked.max_tokens,
         queue_events=asked.queue_events,
+        status_events=asked.status_events,
     )
 
 

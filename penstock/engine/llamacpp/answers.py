@@ -51,9 +51,13 @@ class Probability(msgspec.Struct):
 
 
 class Progress(msgspec.Struct):
-    """How far llama.cpp has read the prompt; `cache` counts the tokens that it had already."""
+    """How far llama.cpp has read the prompt, in tokens.
+
+    `processed` counts all that were read, `cache` those that it had already.
+    """
 
     cache: int = 0
+    processed: int = 0
 
 
 class Chunk(msgspec.Struct):
@@ -136,7 +140,7 @@ class _EventReader(ABC):
         if progress.cache and not self._has_begun:
             sink.cached(progress.cache)
         self._has_begun = True
-        sink.working()
+        sink.working(progress.processed)
 
     @abstractmethod
     def _event(self, data: bytes) -> None:

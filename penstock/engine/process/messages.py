@@ -78,6 +78,9 @@ class Started(_Message, tag="started"):
 class Working(_Message, tag="working"):
     """A call of `Sink.working`."""
 
+    request_id: str
+    num_read: int = 0
+
 
 class Cached(_Message, tag="cached"):
     """A call of `Sink.cached`."""

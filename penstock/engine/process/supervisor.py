@@ -232,8 +232,9 @@ class SupervisedEngine:
                 self._num_idle_facts += 1  # a probe says nothing about requests that fail
                 self._is_heard = True
                 self._probed()
-            case messages.Working():
-                pass
+            case messages.Working(request_id, num_read):
+                if sink := self._sinks.get(request_id):
+                    sink.working(num_read)
             case messages.Paused(is_paused):
                 self._num_idle_facts += 1
                 self._is_paused = is_paused
@@ -385,9 +386,13 @@ class SupervisedEngine:
         """
         num_silent = num_stuck = 0
         oldest = ""
+        period = self._hang_timeout / NUM_LOOKS
         while True:
-            await asyncio.sleep(self._hang_timeout / NUM_LOOKS)
+            await asyncio.sleep(period)
+            was_silent = num_silent > 0
             num_silent = 0 if self._is_heard or self.state != "ready" else num_silent + 1
+            if num_silent or (was_silent and self.state == "ready"):
+                self._tell_silence(num_silent * period)
             self._is_heard = False
             before, oldest = oldest, next(iter(self._stopping), "")
             num_stuck = num_stuck + 1 if oldest and oldest == before else 0
@@ -399,6 +404,13 @@ class SupervisedEngine:
                 num_stuck = 0
             else:
                 self._probe()
+
+    def _tell_silence(self, seconds: float) -> None:
+        for sink in list(self._sinks.values()):
+            try:
+                sink.silent(seconds, self._hang_timeout)
+            except Exception:  # a bug with one request must not reach the others
+                log.exception("a request could not be told that the engine is silent")
 
     def _kill_sick(self, why: str) -> None:
         if self._process is not None:

@@ -84,8 +84,8 @@ class MessageSink:
     def started(self) -> None:
         self._push(messages.Started(self._id))
 
-    def working(self) -> None:
-        self._push(messages.Working())
+    def working(self, num_read: int = 0) -> None:
+        self._push(messages.Working(self._id, num_read))
 
     def cached(self, num_tokens: int) -> None:
         self._push(messages.Cached(self._id, num_tokens))

@@ -30,7 +30,7 @@ FROM_ENGINE = [
     messages.NotStarted("why", "what next"),
     messages.Accepted("a", (7, 8, 9)),
     messages.Started("a"),
-    messages.Working(),
+    messages.Working("r", 512),
     messages.Delta("a", "text", 1, (7,)),
     messages.Delta("a", b"\xc3", 1, ()),
     messages.Delta("a", "x", 1, (7,), (TokenLogprob(b"x", -0.5, ((b"\xff", -1.0),)),)),
