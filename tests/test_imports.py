@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": WORDS
     | {"app", "web", "stream", "observe", "settings", "engine.protocol", "engine.catalog"}
     | {"supervision", "service", "draining", "store.catalog", "store.names", "api.siblings"}
-    | {"api.live.state"},
+    | {"api.live.state", "api.stage"},
     "processes": {"processes", "server", "settings", "errors", "supervision", "children", "folders"}
     | {"engine.protocol", "engine.catalog", "observe", "web.listener", "api.siblings", "draining"},
     "cli": WORDS
