@@ -14,12 +14,21 @@ from penstock.api.description import (
 from penstock.api.native.description import ProblemDetails
 
 
+class StageOffer(ResponseModel):
+    """The stage of a demonstration: the page may break things."""
+
+    engine_timeout: float
+    """Seconds of silence after which the engine is restarted."""
+
+
 class Greeting(ResponseModel):
     """The greeting for clients other than browsers."""
 
     message: str
     model: str
     """The name of the served model."""
+    stage: StageOffer = optional()
+    """Only on a server for a demonstration."""
 
 
 class Health(ResponseModel):

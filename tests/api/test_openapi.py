@@ -444,11 +444,15 @@ def test_the_parameters_of_the_protocols_are_described(description: Description)
     def names(method: str, path: str) -> set[str]:
         return {each["name"] for each in description.operation(method, path)["parameters"]}
 
-    assert names("GET", STREAM) == {"stream_id", "Last-Event-ID", "after", "token", "X-Request-ID"}
-    for path in (CHAT, COMPLETIONS, MESSAGES, ollama_wire.CHAT, ollama_wire.GENERATE):
-        ours = {"X-Penstock-Resumable", "X-Penstock-Timeout"}
-        assert names("POST", path) == {*RETRIES, *ours, "X-Request-ID"}
-    assert names("POST", "/generate") == {*RETRIES, "X-Request-ID"}
+    status = "X-Penstock-Status"
+    reader = {"stream_id", "Last-Event-ID", "after", "token", "status_events", status}
+    assert names("GET", STREAM) == {*reader, "X-Request-ID"}
+    ours = {*RETRIES, "X-Penstock-Resumable", "X-Penstock-Timeout", "X-Request-ID"}
+    for path in (CHAT, COMPLETIONS, MESSAGES):
+        assert names("POST", path) == {*ours, status}
+    for path in (ollama_wire.CHAT, ollama_wire.GENERATE):  # lines of JSON have no comments
+        assert names("POST", path) == ours
+    assert names("POST", "/generate") == {*RETRIES, status, "X-Request-ID"}
     assert names("GET", "/v1/models/{model}") == {"model", "X-Request-ID"}
 
 
@@ -572,6 +576,7 @@ const seconds = (answer: operations["generate"]["responses"][429]["headers"]) =>
   answer["Retry-After"];
 
 export function text(event: Event, problem: Problem): string {
+  if ("state" in event) return event.state;
   if ("position" in event) return `place ${event.position}`;
   if (!event.finished) return event.token;
   // @ts-expect-error: there is no such finish reason

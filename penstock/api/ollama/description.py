@@ -9,6 +9,7 @@ from penstock.api.description import (
     JSON,
     NDJSON,
     OUR_HEADERS,
+    STATUS_HEADER,
     Answer,
     Description,
     Operation,
@@ -206,6 +207,8 @@ _BODY = {
 }
 _IGNORED = ["X-Penstock-Ignored"]
 _NAMED = {"model": "rill"}
+# Lines of JSON have no comments, so they tell no statuses.
+_HEADERS = [each for each in OUR_HEADERS if each is not STATUS_HEADER]
 
 
 def _list(meaning: str, model: type[ResponseModel]) -> Operation:
@@ -219,13 +222,13 @@ DESCRIPTION = Description(
     operations={
         "ollama_chat": Operation(
             answers=generation(OllamaChatAnswer, OllamaChatLine, NDJSON),
-            parameters=OUR_HEADERS,
+            parameters=_HEADERS,
             example={**_NAMED, "messages": [{"role": "user", "content": "Tell me a story."}]},
             problems=_PROBLEMS,
         ),
         "ollama_generate": Operation(
             answers=generation(OllamaGenerateAnswer, OllamaGenerateLine, NDJSON),
-            parameters=OUR_HEADERS,
+            parameters=_HEADERS,
             example={**_NAMED, "prompt": "Tell me a story."},
             problems=_PROBLEMS,
         ),
