@@ -69,7 +69,7 @@ async function refused(form) {
 async function retried(form) {
   const held = await hold(TASK.keys.busy);
   const began = performance.now();
-  const { text } = await form.ask({ ...CLIENT, key: TASK.keys.busy, retries: 3 }, TASK.turns);
+  const { text } = await form.ask({ ...CLIENT, key: TASK.keys.busy, retries: 10 }, TASK.turns);
   const waited = performance.now() - began >= 1000;
   await held.isLetGo;
   return { text, waited };
