@@ -191,11 +191,13 @@ def _busy(key: str) -> Iterator[None]:
     holding = {"messages": [{"role": "user", "content": "hold"}], "stream": True}
     held = _send(f"{Server().url}/v1/chat/completions", key, holding)
     before = num_refused()
+    is_over = threading.Event()
 
     def let_go() -> None:
         deadline = time.monotonic() + PATIENCE_S
         while num_refused() == before and time.monotonic() < deadline:
-            time.sleep(0.02)
+            if is_over.wait(0.02):
+                break
         held.close()
 
     thread = threading.Thread(target=let_go)
@@ -203,4 +205,5 @@ def _busy(key: str) -> Iterator[None]:
     try:
         yield
     finally:
+        is_over.set()
         thread.join()
