@@ -96,9 +96,10 @@ export class Run {
     if (status.state === "restarting") this.#numRestarts += 1;
     this.#listener.onStatus?.(status);
     const held = describeStatus(status, this.numTokens);
+    const wasHeld = this.#isHeld;
     this.#isHeld = held !== null;
     if (held) this.#change(...held);
-    else if (this.numTokens) this.#flow();
+    else if (wasHeld && this.numTokens) this.#flow();
   }
 
   #flow(kind = "flowing") {

@@ -97,6 +97,7 @@ class LlamaProps(ResponseModel):
     chat_template: str
     modalities: dict[str, bool]
     build_info: str
+    penstock: dict[str, Any]
 
 
 _READING = GENERATION | {"model_not_found"}
