@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from penstock.store.protocol import LogStore, StoredLog
+from penstock.store.protocol import LogStore, StoredLog, Wanted
 from penstock.store.sqlite.store import SqliteStore
 
 STEP_S = 0.01
@@ -115,7 +115,8 @@ async def follow(name: str, place: str, num_streams: int, num_steps: int) -> Non
     while time.monotonic() < give_up:
         began = time.perf_counter()
         first = asyncio.Event()
-        following = await store.follow(f"s{random.randrange(num_streams)}", lambda _: first.set())  # noqa: B023
+        stream_id = f"s{random.randrange(num_streams)}"
+        (following,) = await store.follow([Wanted(stream_id, lambda _: first.set())])  # noqa: B023
         assert following is not None
         await first.wait()
         waits.append((time.perf_counter() - began) * 1e3)

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import logging
+import os
 import queue
 import resource
 import signal
@@ -170,7 +171,8 @@ class Server:
         if store is not None and stored is not None:
             model = functools.partial(_model_of, engine)
             fleet = Fleet(
-                *(store, stored, model, settings.engine_restart_timeout, settings.processes - 1),
+                *(store, stored, model, settings.engine_restart_timeout),
+                group=_group_of(self._place.listener) if self._place else "",
                 outlives=not (self._place and self._place.has_private_log),
             )
             replication = Replication(stored, fleet)
@@ -254,8 +256,8 @@ class Server:
         expire = functools.partial(watch_expiries, keys, streams.end_unowned)
         expiring = keep("key expiries", expire)
         sharing = None
-        if store is not None:
-            share = functools.partial(streams.share_limits, store.exchange)
+        if replication is not None:
+            share = functools.partial(streams.share_limits, replication.fleet.exchange)
             sharing = keep("limits over replicas", share, is_essential=False)
         try:
             info = await self._unless_stopped(engine.start())
@@ -266,6 +268,8 @@ class Server:
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GC_THRESHOLDS)
+                if replication is not None:
+                    await replication.fleet.announce()
                 accepting.set()
                 self._on_ready(self, info)
                 await self._until_stopped(serving)
@@ -548,3 +552,8 @@ def local_server(settings: Settings) -> Iterator[str]:
         loop.call_soon_threadsafe(server.stop)
         loop.call_soon_threadsafe(server.stop)  # the second call skips draining
         runner.join()
+
+
+def _group_of(listener: socket.socket) -> str:
+    """Return a name for all processes that share a listening socket."""
+    return f"{socket.gethostname()} {os.fstat(listener.fileno()).st_ino}"

@@ -15,13 +15,24 @@ them. An entry of an older epoch is refused, so whatever an old owner still does
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 Entry = bytes
 """One entry of a log, at most a few kilobytes; the header may be as large as a request."""
 
 CLAIMED: Entry = b""
 """The entry that a claim appends. It is the only empty entry of a log."""
+
+MAX_GROUP = 64
+"""The most logs in one call of `follow` or `claim`: other replicas get their turn in between."""
+
+
+class Wanted(NamedTuple):
+    """A log to follow. Its first `after` entries are left out."""
+
+    stream_id: str
+    on_entries: Callable[[Sequence[Entry]], None]
+    after: int = 0
 
 
 class StoredLog:
@@ -131,14 +142,12 @@ class LogStore(Protocol):
 
     # Reading.
 
-    async def follow(
-        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
-    ) -> Following | None:
-        """Read a log from its beginning, and what is appended later. Returns None if it is unknown.
+    async def follow(self, wanted: Sequence[Wanted]) -> Sequence[Following | None]:
+        """Read logs from their beginnings, and what is appended later. None for unknown ones.
 
         `on_entries` gets the entries without the header, in order, each once: those that are there
-        already before this returns, later ones within 50 ms. The first `after` entries are left
-        out. While a log is followed, `is_followed` is True at all replicas. Raises StoreError.
+        already before this returns, later ones within 50 ms. While a log is followed,
+        `is_followed` is True at all replicas. At most `MAX_GROUP` logs. Raises StoreError.
         """
 
     async def is_followed(self, stream_id: str) -> bool:
@@ -146,17 +155,17 @@ class LogStore(Protocol):
 
     # Taking over.
 
-    async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
-        """Become the owner of a log that has this epoch, and append `CLAIMED` in the next one.
+    async def claim(self, logs: Sequence[tuple[str, int]]) -> Sequence[StoredLog | None]:
+        """Become the owner of logs that have these epochs, and append `CLAIMED` in the next ones.
 
         Exactly one of all claimants of an epoch gets the log; the others get None, also if the log
-        has ended or is gone. Its old owner need not be dead: it is fenced. Read the log only after
-        the claim: then nothing of an older epoch can follow. Raises StoreError.
-        """
+        has ended or is gone. Its old owner need not be dead: it is fenced. Read a log only after
+        the claim: then nothing of an older epoch can follow. At most `MAX_GROUP` logs,
+        each once.
 
-    @property
-    def num_others(self) -> int:
-        """How many other replicas have a lease, as last seen."""
+        Raises StoreError. Then this replica owns none of them: those that no other one owns are
+        reported as orphans again, however far the claim had come.
+        """
 
     # Small values that replicas share.
 

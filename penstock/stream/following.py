@@ -5,15 +5,14 @@ readers see the same bytes. Nothing is decided here: the owner decides, and stor
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.engine.protocol import LosableSink
 from penstock.errors import Problem
 from penstock.events import TerminalEvent
 from penstock.observe.meter import Meter
-from penstock.store.protocol import Entry, Following, LogStore
+from penstock.store.protocol import Entry, Following, LogStore, Wanted
 from penstock.stream import entries
 from penstock.stream.entries import Header
 from penstock.stream.stream import Stream
@@ -33,6 +32,8 @@ class Followed:
         self._on_idle = on_idle
         self._stream = stream
         self._following: Following | None = None
+        self.is_begun = False
+        """True once there is a stream that shows the log."""
         self._early: list[Entry] = []
         self._has_news = asyncio.Event()
         self._is_closed = False
@@ -45,24 +46,21 @@ class Followed:
         if stream is not None:
             stream.pass_on(self, self)
 
-    async def begin(self, store: LogStore, stream_id: str) -> bool:
-        """Read the log from the stream's place on; return False if there is no such log.
+    def begin(self, following: Following) -> None:
+        """Show a log that the store reads into `take`, from the stream's place on.
 
-        Raises StoreError, and ValueError if this server cannot read the log.
+        Raises ValueError if this server cannot read the log.
         """
-        following = await store.follow(stream_id, self._take, self.num_entries)
-        if following is None:
-            return False
-        self._following = following
         header = Header.decode(following.header)
+        self._following = following
         self.model = header.model
         if self._stream is None:
             self._stream = Stream(header.record, self, Meter())
             self._stream.keeper = self
             self._stream.phase = "queued"
+        self.is_begun = True
         early, self._early = self._early, []
-        self._take(early)
-        return True
+        self.take(early)
 
     @property
     def stream(self) -> Stream:
@@ -96,7 +94,7 @@ class Followed:
             nonlocal num_entries
             num_entries += len(batch)
 
-        newest = await store.follow(self.stream.id, count, num_entries)
+        (newest,) = await store.follow([Wanted(self.stream.id, count, num_entries)])
         if newest is None:
             return False
         newest.close()
@@ -108,16 +106,20 @@ class Followed:
             self._has_news.clear()
             await self._has_news.wait()
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the stream in this context, although nobody may read it."""
+    def hold(self) -> None:
+        """Keep the stream until `release`, although nobody may read it."""
         self._num_holds += 1
-        try:
-            yield
-        finally:
-            self._num_holds -= 1
-            if self.is_idle:
-                self._on_idle(self)
+
+    def release(self) -> None:
+        """End what `hold` began."""
+        self._num_holds -= 1
+        if self.is_idle:
+            self._on_idle(self)
+
+    def cut(self) -> None:
+        """Cut the stream's readers: they go on at another replica."""
+        if self._stream is not None:
+            self._stream.cut_readers()
 
     def close(self) -> None:
         """Follow the log no more."""
@@ -126,8 +128,9 @@ class Followed:
         if self._following is not None:
             self._following.close()
 
-    def _take(self, batch: Sequence[Entry]) -> None:
-        if self._following is None:  # the stream is not made yet
+    def take(self, batch: Sequence[Entry]) -> None:
+        """Take entries of the log, as the store reads them."""
+        if not self.is_begun:  # the stream may not be made yet
             self._early += batch
             return
         for entry in batch:

@@ -10,10 +10,11 @@ tokens, its end, the death of its engine.
 
 import asyncio
 import collections
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from penstock.engine.protocol import Addition, Deliver, EngineFinish, LosableSink, Tell
@@ -69,6 +70,7 @@ class StoredStreams:
         # What the running call gathers: entries, and what to do when the store has them.
         self._entries: list[tuple[StoredLog, Entry]] = []
         self._calls: list[Any] = []
+        self._is_gathering = False
         self._in_flight: collections.deque[list[tuple[StoredLog, Entry]]] = collections.deque()
         self._clock: asyncio.TimerHandle | None = None
 
@@ -176,8 +178,22 @@ class StoredStreams:
             self._deliver(others, sinks, tell)
         self.flush()
 
+    @contextlib.contextmanager
+    def one_write(self) -> Iterator[None]:
+        """Write everything that is stored in this context in one write, at its end."""
+        self._is_gathering = True
+        try:
+            yield
+        finally:
+            self._is_gathering = False
+            self.flush()
+
     def flush(self) -> None:
-        """Write what was gathered, in one write."""
+        """Write what was gathered, in one write; within `one_write`, later."""
+        if not self._is_gathering:
+            self._write()
+
+    def _write(self) -> None:
         if not self._calls and not self._entries:
             return
         batch, self._entries = self._entries, []
@@ -227,7 +243,7 @@ class StoredStreams:
         owned = self._release(stream.id)
         if owned is None:
             return
-        self.flush()
+        self._write()  # the end comes after everything else
         self._ending[stream.id] = owned
 
         def finish() -> None:
@@ -244,7 +260,7 @@ class StoredStreams:
 
     def when_stored(self, then: Callable[[], None]) -> None:
         """Call `then` when everything that was written before is stored."""
-        self.flush()
+        self._write()
         self._store.append([], then)
 
     # Details.

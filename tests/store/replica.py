@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.store.protocol import Entry, Following, StoredLog
+from penstock.store.protocol import Entry, Following, StoredLog, Wanted
 from tests.store.stores import PLACES
 
 
@@ -77,14 +77,20 @@ class Server:
                 if log.stream_id not in self._lost:
                     say("acknowledged", log.stream_id, number)
 
-    async def claim(self, stream_id: str, epoch: int) -> bool:
-        log = await self._store.claim(stream_id, epoch)
-        if log is not None:
-            self._logs[stream_id] = log
-        return log is not None
+    async def claim(self, epoch: int, *stream_ids: str) -> list[bool]:
+        """Claim a group of logs; return which of them this replica got."""
+        claimed = await self._store.claim([(each, epoch) for each in stream_ids])
+        self._logs |= {log.stream_id: log for log in claimed if log is not None}
+        return [log is not None for log in claimed]
+
+    async def claim_aloud(self, epoch: int, *stream_ids: str) -> None:
+        """Claim a group of logs; say then which of them this replica got."""
+        for stream_id, is_mine in zip(stream_ids, await self.claim(epoch, *stream_ids), strict=True):
+            if is_mine:
+                say("acknowledged", stream_id, 1)
 
     async def follow(self, stream_id: str) -> None:
-        self._followings.append(await self._store.follow(stream_id, lambda _: None))
+        self._followings += await self._store.follow([Wanted(stream_id, lambda _: None)])
 
     async def _stored(self, *entries: tuple[StoredLog, Entry]) -> None:
         done = asyncio.Event()

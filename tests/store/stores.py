@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from penstock.store.protocol import Entry, Following, LogStore, StoredLog
+from penstock.store.protocol import Entry, Following, LogStore, StoredLog, Wanted
 from penstock.store.redis import RedisStore
 from penstock.store.sqlite.store import SqliteStore
 from tests.store.servers import RedisServer
@@ -211,9 +211,25 @@ class Replica:
 
     async def reading(self, stream_id: str, after: int = 0) -> Reading:
         """Follow a log; `following` is None if it is unknown."""
-        reading = Reading()
-        reading.following = await self.store.follow(stream_id, reading.take, after)
+        (reading,) = await self.readings(stream_id, after=after)
         return reading
+
+    async def readings(self, *stream_ids: str, after: int = 0) -> list[Reading]:
+        """Follow a group of logs."""
+        readings = [Reading() for _ in stream_ids]
+        wanted = [
+            Wanted(stream_id, reading.take, after)
+            for stream_id, reading in zip(stream_ids, readings, strict=True)
+        ]
+        found = await self.store.follow(wanted)
+        for reading, following in zip(readings, found, strict=True):
+            reading.following = following
+        return readings
+
+    async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
+        """Claim one log."""
+        (log,) = await self.store.claim([(stream_id, epoch)])
+        return log
 
     async def all_of(self, stream_id: str) -> list[Entry]:
         """Return the entries that the log has now."""

@@ -1,14 +1,15 @@
 """Every store keeps the protocol of `penstock/store/protocol.py`: one test for all of them."""
 
 import asyncio
+import itertools
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from penstock.store.protocol import CLAIMED, Entry, StoredLog
+from penstock.store.protocol import CLAIMED, MAX_GROUP, Entry, StoredLog
 from tests.store.stores import LONG_S, PLACES, Reading, Replica, ReplicaProcess, Replicas
 from tests.store.stores import replicas_of as open_replicas
 
@@ -108,7 +109,7 @@ async def test_an_unknown_log_is_none(replicas: Replicas) -> None:
     a = await replicas.new()
     assert (await a.reading("unknown")).following is None
     assert not await a.store.is_followed("unknown")
-    assert await a.store.claim("unknown", 1) is None
+    assert await a.claim("unknown", 1) is None
     a.store.drop("unknown")
 
 
@@ -185,31 +186,111 @@ async def test_a_killed_follower_is_gone(replicas: Replicas) -> None:
 # Claiming.
 
 
+def in_groups(ids: Sequence[str]) -> list[Sequence[str]]:
+    """Return ids in groups that one call takes."""
+    return [ids[first : first + MAX_GROUP] for first in range(0, len(ids), MAX_GROUP)]
+
+
+GROUPS = in_groups([f"s{number}" for number in range(300)])
+
+
 @pytest.mark.parametrize("num", [2, 3])
 async def test_exactly_one_claimant_wins(replicas: Replicas, num: int) -> None:
+    """All claim the same groups of logs, each in an order of its own."""
     owner = await replicas.new()
     claimants = [await replicas.new() for _ in range(num)]
-    ids = [f"s{number}" for number in range(20)]
-    for stream_id in ids:
+    for stream_id in itertools.chain(*GROUPS):
         owner.store.open(stream_id, b"h")
     await owner.stored(owner.store.open("last", b"h"))
-    claims = [each.store.claim(stream_id, 1) for stream_id in ids for each in claimants]
-    results = await asyncio.gather(*claims)
-    for index, stream_id in enumerate(ids):
-        won = [each for each in results[index * num : (index + 1) * num] if each is not None]
-        assert [(each.stream_id, each.epoch) for each in won] == [(stream_id, 2)]
-        assert await owner.all_of(stream_id) == [CLAIMED]
+    claims = [
+        claimant.store.claim([(each, 1) for each in group[::order]])
+        for group in GROUPS
+        for claimant, order in zip(claimants, (1, -1, 1), strict=False)
+    ]
+    won = [log for logs in await asyncio.gather(*claims) for log in logs if log is not None]
+    assert {log.epoch for log in won} == {2}
+    assert sorted(log.stream_id for log in won) == sorted(itertools.chain(*GROUPS))
+    for group in GROUPS:
+        readings = await owner.readings(*group)
+        assert [each.entries for each in readings] == [[CLAIMED]] * len(group)
+
+
+async def test_a_group_may_hold_logs_that_cannot_be_claimed(replicas: Replicas) -> None:
+    a, b = await replicas.new(), await replicas.new()
+    ended, claimed = a.store.open("ended", b"h"), a.store.open("claimed", b"h")
+    await a.ended(ended, b"end")
+    await a.stored(a.store.open("free", b"h"))
+    mine = await b.claim("claimed", 1)
+    logs = [("ended", 1), ("unknown", 1), ("claimed", 1), ("free", 1)]
+    results = await b.store.claim(logs)
+    assert [log and (log.stream_id, log.epoch) for log in results] == [
+        None, None, None, ("free", 2),
+    ]  # fmt: skip
+    assert mine is not None
+    await b.stored(mine, b"1")
+    readings = await a.readings(*(stream_id for stream_id, _ in logs))
+    assert [each.entries for each in readings] == [
+        [b"end"], [], [CLAIMED, b"1"], [CLAIMED],
+    ]  # fmt: skip
+    assert [each.following is None for each in readings] == [False, True, False, False]
+    await a.reports.until(lambda: claimed in a.reports.lost)
+
+
+async def test_a_group_is_read_as_its_logs_were_appended(replicas: Replicas) -> None:
+    """Logs of different lengths, owners and readers' places, in one call."""
+    a, b, c = [await replicas.new() for _ in range(3)]
+    names = [f"s{number}" for number in range(MAX_GROUP)]
+    logs = [a.store.open(name, name.encode()) for name in names]
+    for number in range(150):
+        for log in logs[: len(logs) - number // 3]:
+            a.store.append([(log, str(number).encode())])
+    await a.stored(logs[0])
+    lengths = [min(150, 3 * (len(logs) - index)) for index in range(len(logs))]
+    moved = await b.store.claim([(name, 1) for name in names[::2]])
+    for each in moved:
+        assert each is not None
+        await b.stored(each, b"b")
+    expected = [
+        [*numbers(0, length), *([] if index % 2 else [CLAIMED, b"b"])]
+        for index, length in enumerate(lengths)
+    ]
+    for after in (0, 1, 100, 151):
+        readings = await c.readings(*names, after=after)
+        assert [each.followed.header for each in readings] == [name.encode() for name in names]
+        assert [each.entries for each in readings] == [each[after:] for each in expected]
+        for reading in readings:
+            reading.followed.close()
 
 
 async def test_processes_that_claim_at_once_do_not_both_win(replicas: Replicas) -> None:
     owner = await replicas.new_process()
     claimants = [await replicas.new_process() for _ in range(2)]
-    ids = [f"s{number}" for number in range(50)]
-    await owner.ask("open", *ids)
+    await owner.ask("open", *itertools.chain(*GROUPS))
     await owner.kill()
-    claims = [each.ask("claim", stream_id, 1) for stream_id in ids for each in claimants]
+    claims = [each.ask("claim", 1, *group) for group in GROUPS for each in claimants]
     results = await asyncio.gather(*claims)
-    assert [sum(results[index : index + 2]) for index in range(0, 100, 2)] == [1] * 50
+    for first, second in zip(results[::2], results[1::2], strict=True):
+        assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+async def test_a_claimant_killed_in_the_middle_of_its_groups_orphans_no_log(
+    replicas: Replicas,
+) -> None:
+    owner, killed = [await replicas.new_process() for _ in range(2)]
+    await owner.ask("open", *itertools.chain(*GROUPS))
+    await owner.kill()
+    for group in GROUPS:
+        killed.tell("claim_aloud", 1, *group)
+    await killed.until(lambda: bool(killed.acknowledged))
+    await killed.kill()
+    survivor = await replicas.new()
+    await survivor.reports.until(lambda: len(survivor.reports.orphans) == 300)
+    epochs = survivor.reports.orphans
+    assert all(epochs[stream_id] == 2 for stream_id in killed.acknowledged)
+    for group in GROUPS:
+        assert all(await survivor.store.claim([(each, epochs[each]) for each in group]))
+        for each, reading in zip(group, await survivor.readings(*group), strict=True):
+            assert reading.entries == [CLAIMED] * epochs[each]
 
 
 async def test_a_cancelled_claim_leaves_the_log_to_others(replicas: Replicas) -> None:
@@ -219,14 +300,14 @@ async def test_a_cancelled_claim_leaves_the_log_to_others(replicas: Replicas) ->
         owner.store.open(stream_id, b"h")
     await owner.stored(owner.store.open("last", b"h"))
     for number, stream_id in enumerate(ids):
-        cancelled = asyncio.create_task(claimant.store.claim(stream_id, 1))
+        cancelled = asyncio.create_task(claimant.claim(stream_id, 1))
         for _ in range(number % 5):
             await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.wait([cancelled])
     # Whatever the moment: the claimant can claim again, or it has the log already.
     for stream_id in ids:
-        log = await claimant.store.claim(stream_id, 1) or await claimant.store.claim(stream_id, 2)
+        log = await claimant.claim(stream_id, 1) or await claimant.claim(stream_id, 2)
         assert log is not None
         await claimant.ended(log, b"end")
         assert (await owner.all_of(stream_id))[-2:] == [CLAIMED, b"end"]
@@ -236,7 +317,7 @@ async def test_a_live_owner_is_fenced_before_any_later_then(replicas: Replicas) 
     old, new = await replicas.new(), await replicas.new()
     taken, kept = old.store.open("taken", b"h"), old.store.open("kept", b"h")
     await old.stored(taken, b"before")
-    log = await new.store.claim("taken", 1)
+    log = await new.claim("taken", 1)
     assert log is not None
     stored = asyncio.Event()
 
@@ -261,7 +342,7 @@ async def test_an_idle_owner_learns_that_it_was_fenced(replicas: Replicas) -> No
     old, new = await replicas.new(), await replicas.new()
     log = old.store.open("s", b"h")
     await old.stored(log)
-    assert await new.store.claim("s", 1) is not None
+    assert await new.claim("s", 1) is not None
     await old.reports.until(lambda: old.reports.lost == [log])
 
 
@@ -270,11 +351,11 @@ async def test_only_the_current_epoch_of_a_running_log_can_be_claimed(replicas: 
     ended = a.store.open("ended", b"h")
     await a.ended(ended, b"end")
     await a.stored(a.store.open("s", b"h"))
-    assert await b.store.claim("ended", 1) is None
-    assert await b.store.claim("s", 2) is None
-    assert await b.store.claim("s", 1) is not None
-    assert await a.store.claim("s", 1) is None
-    again = await a.store.claim("s", 2)
+    assert await b.claim("ended", 1) is None
+    assert await b.claim("s", 2) is None
+    assert await b.claim("s", 1) is not None
+    assert await a.claim("s", 1) is None
+    again = await a.claim("s", 2)
     assert again is not None
     assert again.epoch == 3
     assert await b.all_of("s") == [CLAIMED, CLAIMED]
@@ -286,10 +367,10 @@ async def test_followers_pass_from_owner_to_owner(replicas: Replicas) -> None:
     first = a.store.open("s", b"h")
     await a.stored(first, b"1", b"2")
     readings = [await each.reading("s") for each in (a, b, c)]
-    second = await b.store.claim("s", 1)
+    second = await b.claim("s", 1)
     assert second is not None
     await b.stored(second, b"3")
-    third = await c.store.claim("s", 2)
+    third = await c.claim("s", 2)
     assert third is not None
     await c.stored(third, b"4")
     await c.ended(third, b"end")
@@ -312,7 +393,7 @@ async def test_a_follower_of_the_fenced_owner_s_log_sees_no_late_entry(replicas:
     old.tell("count", "s")
     await old.until(lambda: old.acknowledged.get("s", 0) > 20)
     before = await new.reading("s")
-    log = await new.store.claim("s", 1)
+    log = await new.claim("s", 1)
     assert log is not None
     after = await new.reading("s")
     await old.until(lambda: "s" in old.lost)
@@ -348,7 +429,7 @@ async def claim_from_stopped(new: Replica, old: ReplicaProcess) -> StoredLog:
         while True:
             try:
                 async with asyncio.timeout(1):
-                    log = await new.store.claim("s", 1)
+                    log = await new.claim("s", 1)
             except TimeoutError:
                 old.signal(signal.SIGCONT)
                 await asyncio.sleep(0.01)
@@ -373,7 +454,7 @@ async def test_a_killed_owner_loses_nothing_that_was_acknowledged(replicas: Repl
     await survivor.reports.until(lambda: len(survivor.reports.orphans) == len(ids))
     assert survivor.reports.orphans == dict.fromkeys(ids, 1)
     for stream_id in ids:
-        log = await survivor.store.claim(stream_id, 1)
+        log = await survivor.claim(stream_id, 1)
         assert log is not None
         await survivor.ended(log, b"end")
         entries = await survivor.all_of(stream_id)
@@ -390,13 +471,13 @@ async def test_a_log_outlives_two_owners(replicas: Replicas) -> None:
     await first.ask("append", "s", "1")
     await first.kill()
     await second.until(lambda: second.orphans.get("s") == 1)
-    assert await second.ask("claim", "s", 1)
+    assert await second.ask("claim", 1, "s") == [True]
     await second.ask("append", "s", "2")
     third = await replicas.new()
     assert third.reports.orphans == {}
     await second.kill()
     await third.reports.until(lambda: third.reports.orphans == {"s": 2})
-    log = await third.store.claim("s", 2)
+    log = await third.claim("s", 2)
     assert log is not None
     await third.stored(log, b"3")
     assert await third.all_of("s") == [b"1", CLAIMED, b"2", CLAIMED, b"3"]
@@ -411,7 +492,7 @@ async def test_a_released_replica_s_logs_are_orphans_and_it_still_follows(
     reading = await old.reading("s")
     await old.store.release()
     await new.reports.until(lambda: new.reports.orphans == {"s": 1})
-    claimed = await new.store.claim("s", 1)
+    claimed = await new.claim("s", 1)
     assert claimed is not None
     await new.stored(claimed, b"2")
     await reading.until_it_has(3)
@@ -441,7 +522,7 @@ async def test_logs_survive_the_death_of_all_replicas(replicas: Replicas) -> Non
     assert restarted.reports.orphans == {"running0": 1, "running1": 1}
     for number in range(2):
         assert await restarted.all_of(f"ended{number}") == [b"end"]
-        assert await restarted.store.claim(f"running{number}", 1) is not None
+        assert await restarted.claim(f"running{number}", 1) is not None
         assert await restarted.all_of(f"running{number}") == [b"1", b"2", CLAIMED]
 
 
@@ -460,8 +541,8 @@ async def test_thousands_of_logs_are_taken_over(replicas: Replicas) -> None:
     await killed.ask("open", *ids)
     await killed.kill()
     await survivor.reports.until(lambda: len(survivor.reports.orphans) == len(ids))
-    claimed = await asyncio.gather(*(survivor.store.claim(each, 1) for each in ids[:300]))
-    assert all(claimed)
+    for group in in_groups(ids[:300]):
+        assert all(await survivor.store.claim([(each, 1) for each in group]))
     assert await survivor.all_of(ids[7]) == [CLAIMED]
     assert await survivor.all_of(ids[2999]) == []
 
@@ -473,7 +554,7 @@ async def test_an_ended_log_is_readable_for_its_time_only(replicas: Replicas) ->
     a, b = await replicas.new(), await replicas.new()
     short, long, taken = (a.store.open(name, b"h") for name in ("short", "long", "taken"))
     await a.stored(taken, b"1")
-    claimed = await b.store.claim("taken", 1)
+    claimed = await b.claim("taken", 1)
     assert claimed is not None
     began = time.monotonic()
     await b.ended(claimed, b"end", 1.0)
@@ -498,7 +579,7 @@ async def test_any_replica_can_drop_an_ended_log(replicas: Replicas) -> None:
     await a.ended(a.store.open("kept", b"h"), b"end")
     taken = a.store.open("taken", b"h")
     await a.stored(taken, b"1")
-    claimed = await b.store.claim("taken", 1)
+    claimed = await b.claim("taken", 1)
     assert claimed is not None
     await b.ended(claimed, b"end")
     b.store.drop("dropped")
@@ -565,7 +646,7 @@ async def test_replicas_exchange_values_while_they_have_a_lease(replicas: Replic
 
     async def are_all_seen() -> bool:
         await a.store.exchange(b"of a")
-        return (a.store.num_others, b.store.num_others) == (2, 2)
+        return await b.store.exchange(b"of b") == {a.store.replica: b"of a"}
 
     await until(are_all_seen)
     assert await b.store.exchange(b"of b") == {a.store.replica: b"of a"}
@@ -575,6 +656,6 @@ async def test_replicas_exchange_values_while_they_have_a_lease(replicas: Replic
     await a.store.release()
 
     async def are_gone() -> bool:
-        return await b.store.exchange(b"of b") == {} and b.store.num_others == 0
+        return await b.store.exchange(b"of b") == {}
 
     await until(are_gone)

@@ -266,7 +266,7 @@ async def test_a_log_that_was_evicted_is_written_again(
     a, b = await new_replica(server.address), await new_replica(server.address)
     log = a.store.open("claimed", b"h")
     await a.stored(log, b"1")
-    claimed = await b.store.claim("claimed", 1)
+    claimed = await b.claim("claimed", 1)
     assert claimed is not None
     writing = Writing(a)
     writing.write()
@@ -316,7 +316,7 @@ async def test_an_owner_does_not_revive_a_log_that_another_has_ended(
         silent.set()
         a.store.append([(log, b"late")], lambda: a.reports.order.append("then"))
         await b.reports.until(lambda: b.reports.orphans == {"s": 1})
-        claimed = await b.store.claim("s", 1)
+        claimed = await b.claim("s", 1)
         assert claimed is not None
         await b.ended(claimed, b"end")
         b.store.drop("s")
@@ -372,7 +372,7 @@ async def test_nothing_of_a_replica_that_was_cut_off_is_acknowledged_once_others
         silent.set()
         writing.write()
         await b.reports.until(lambda: len(b.reports.orphans) == len(writing.logs))
-        claimed = await b.store.claim("s0", 1)
+        claimed = await b.claim("s0", 1)
         assert claimed is not None
         silent.clear()
         await proxy.drop()
@@ -402,7 +402,7 @@ async def test_after_its_patience_a_replica_gives_its_logs_up(
         await proxy.up()
         # It is back, and its logs are orphans: also for itself.
         await a.reports.until(lambda: len(a.reports.orphans) == len(writing.logs))
-        log = await a.store.claim("s0", 1)
+        log = await a.claim("s0", 1)
         assert log is not None
         await a.stored(log, b"again")
         assert (await a.all_of("s0"))[-2:] == [CLAIMED, b"again"]

@@ -62,7 +62,7 @@ async def works(store: RedisStore) -> None:
         await replica.stored(log, b"1")
         reading = await replica.reading("s")
         assert not await store.is_followed("s")
-        claimed = await store.claim("s", 1)
+        claimed = await replica.claim("s", 1)
         assert claimed is not None
         await replica.stored(claimed, b"2")
         await reading.until_it_has(3)
@@ -225,10 +225,10 @@ async def test_calls_of_a_store_that_is_gone_are_store_errors(
     server.kill()
     calls = [
         replica.store.get("n"),
-        replica.store.claim("s", 1),
+        replica.claim("s", 1),
         replica.store.is_followed("s"),
         replica.store.exchange(b""),
-        replica.store.follow("s", lambda _: None),
+        replica.reading("s"),
     ]
     for call in calls:
         with pytest.raises(StoreError, match=r"^The store at redis://127.0.0.1:\d+/0 cannot be"):

@@ -112,7 +112,7 @@ async def test_after_its_patience_a_replica_loses_its_logs_and_begins_again(
         assert store.problem == ""
         assert len(done) == num_stored
         await replica.stored(log, b"too late")
-        again = await store.claim("s", 1)
+        again = await replica.claim("s", 1)
         assert again is not None
         await replica.stored(again, b"2")
         stored = [str(number).encode() for number in range(num_stored)]
@@ -134,7 +134,7 @@ async def test_others_take_the_logs_of_a_replica_whose_disk_fails(replicas: Repl
     assert not other.reports.orphans
     await failing.until(lambda: failing.num_unreachable > 0)
     await other.reports.until(lambda: other.reports.orphans == {"s": 1, "idle": 1})
-    claimed = await other.store.claim("s", 1)
+    claimed = await other.claim("s", 1)
     assert claimed is not None
     await other.ended(claimed, b"end")
     num = failing.acknowledged["s"]
@@ -143,7 +143,7 @@ async def test_others_take_the_logs_of_a_replica_whose_disk_fails(replicas: Repl
     assert entries[-2:] == [CLAIMED, b"end"]
     # It goes on with a new file, which is small, and says again what it follows.
     await failing.until(lambda: failing.problem == "")
-    assert not await failing.ask("claim", "s", 1)
+    assert await failing.ask("claim", 1, "s") == [False]
     assert await other.store.is_followed("idle")
     await failing.ask("open", "new")
     await failing.ask("append", "new", "1")
@@ -174,7 +174,7 @@ async def test_a_torn_write_ahead_log_is_read_as_a_prefix(tmp_path: Path) -> Non
                 assert reading.followed.header == stream_id.encode()
                 reading.followed.close()
                 await until_orphaned(replica, stream_id)
-                assert await replica.store.claim(stream_id, 1) is not None
+                assert await replica.claim(stream_id, 1) is not None
                 assert await replica.all_of(stream_id) == [*reading.entries, CLAIMED]
             found.append(num)
         await replica.stop()
@@ -214,7 +214,7 @@ async def test_a_damaged_file_harms_no_other_stream(replicas: Replicas) -> None:
     await killed.kill()
     replica = await replicas.new()
     await replica.reports.until(lambda: replica.reports.orphans == {"whole": 1})
-    assert await replica.store.claim("whole", 1) is not None
+    assert await replica.claim("whole", 1) is not None
     assert (await replica.reading("damaged")).following is None
     assert await replica.store.exchange(b"") == {}
     assert not await replica.store.is_followed("whole")
@@ -231,13 +231,13 @@ async def test_a_log_survives_the_loss_of_the_claim_that_led_to_its_second_part(
         await first.kill()
         before = copy(Path(replicas.place.spec), tmp_path / "before")
         await second.until(lambda: "s" in second.orphans)
-        assert await second.ask("claim", "s", 1)
+        assert await second.ask("claim", 1, "s") == [True]
         await second.ask("append", "s", "2")
         await second.kill()
         restore(before, Path(replicas.place.spec))
         third = await replicas.new()
         await third.reports.until(lambda: "s" in third.reports.orphans)
-        log = await third.store.claim("s", 1)
+        log = await third.claim("s", 1)
         assert log is not None
         await third.stored(log, b"3")
         assert await third.all_of("s") == [b"1", CLAIMED, b"3"]
@@ -300,11 +300,11 @@ async def test_files_of_the_dead_go_with_their_last_log(replicas: Replicas) -> N
     await first.ask("open", "a", "b")
     await first.kill()
     await second.until(lambda: len(second.orphans) == 2)
-    assert await second.ask("claim", "a", 1)
+    assert await second.ask("claim", 1, "a") == [True]
     await second.ask("end", "a", "end")
     await second.kill()
     replica = await replicas.new()
-    log = await replica.store.claim("b", 1)
+    log = await replica.claim("b", 1)
     assert log is not None
     await replica.ended(log, b"end")
     assert len(paths_of(replicas.place.spec, "*.log")) == 3

@@ -104,6 +104,7 @@ class ReplicaInTest:
 async def started(*replicas: ReplicaInTest) -> None:
     for replica in replicas:
         await replica.store.start(replica.fleet)
+        await replica.fleet.announce()
     await settle()
 
 

@@ -125,7 +125,7 @@ def speak(stream: Stream, text: str, num_tokens: int = 1) -> None:
 
 async def settle() -> None:
     """Let every task run until it has to wait."""
-    for _ in range(10):
+    for _ in range(20):
         await asyncio.sleep(0)
 
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreWatcher
+from penstock.store.protocol import CLAIMED, Entry, Following, StoredLog, StoreWatcher, Wanted
 
 Then = Callable[[], None]
 
@@ -78,6 +78,7 @@ class Replica:
         self.replica = name
         self.problem = ""
         self._held: list[Then] | None = None
+        self._published: bytes | None = None
 
     async def start(self, watcher: StoreWatcher) -> None:
         self.watcher = watcher
@@ -109,10 +110,6 @@ class Replica:
         self._held = []
         self.shared.replicas.pop(self.replica, None)
         self.shared.tell_orphans()
-
-    @property
-    def num_others(self) -> int:
-        return len(self.shared.replicas.keys() - {self.replica})
 
     # Owning.
 
@@ -150,22 +147,26 @@ class Replica:
 
     # Reading and taking over.
 
-    async def follow(
-        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
-    ) -> _Following | None:
+    async def follow(self, wanted: Sequence[Wanted]) -> list[Following | None]:
         await asyncio.sleep(0)
-        log = self.shared.logs.get(stream_id)
+        return [self._follow(each) for each in wanted]
+
+    def _follow(self, wanted: Wanted) -> Following | None:
+        log = self.shared.logs.get(wanted.stream_id)
         if log is None:
             return None
-        following = _Following(log, on_entries, after)
+        following = _Following(log, wanted.on_entries, wanted.after)
         following.read()
         return following
 
     async def is_followed(self, stream_id: str) -> bool:
         return bool(self.shared.logs[stream_id].followings)
 
-    async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
+    async def claim(self, logs: Sequence[tuple[str, int]]) -> list[StoredLog | None]:
         await asyncio.sleep(0)
+        return [self._claim(*each) for each in logs]
+
+    def _claim(self, stream_id: str, epoch: int) -> StoredLog | None:
         log = self.shared.logs.get(stream_id)
         if log is None or log.has_ended or log.epoch != epoch:
             return None
@@ -191,4 +192,9 @@ class Replica:
         self.shared.values.pop(name, None)
 
     async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
-        return {}
+        self._published = mine
+        return {
+            name: replica._published  # noqa: SLF001 - of the same class
+            for name, replica in self.shared.replicas.items()
+            if replica is not self and replica._published is not None  # noqa: SLF001
+        }

@@ -1,5 +1,6 @@
 """redis-py for what is rare: scripts, reads, shared values. Its errors become StoreErrors."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
@@ -45,6 +46,16 @@ class Client:
         """Return the reply to a command. Raises StoreError."""
         try:
             return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError) as error:
+            raise store_error(error, self._address) from None
+
+    async def call_all(self, commands: Iterable[Sequence[bytes | str | int | float]]) -> list[Any]:
+        """Return the replies to commands that are sent together. Raises StoreError."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for words in commands:
+            pipeline.execute_command(*words)
+        try:
+            return await pipeline.execute()
         except (RedisError, OSError, TimeoutError) as error:
             raise store_error(error, self._address) from None
 

@@ -7,9 +7,8 @@ a notice and a read, and a connection that breaks costs one more poll.
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from penstock.store.protocol import Entry, StoreError
+from penstock.store.protocol import Entry, StoreError, Wanted
 from penstock.store.redis.client import Client
 from penstock.store.redis.layout import LOGS, READERS, RENEW_S, parse_id
 from penstock.store.redis.loops import Loop
@@ -21,6 +20,10 @@ CHUNK = 1000
 
 FOLLOWED_MS = 2000
 """How long a log counts as followed without a sign from its follower."""
+
+
+RawEntry = tuple[bytes, Sequence[bytes]]
+"""An entry as Redis returns it: its id, and its fields."""
 
 
 class RedisFollowing:
@@ -51,7 +54,7 @@ class RedisFollowing:
         """Follow no more."""
         self._reading.leave(self)
 
-    def take(self, found: Sequence[tuple[bytes, Sequence[bytes]]]) -> None:
+    def take(self, found: Sequence[RawEntry]) -> None:
         """Take entries as the store returns them; those taken before are left out."""
         entries: list[Entry] = []
         for entry_id, fields in found:
@@ -93,20 +96,26 @@ class Reading:
         with contextlib.suppress(StoreError):
             await self._say_left({*self._followings, *self._left})
 
-    async def follow(
-        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int
-    ) -> RedisFollowing | None:
+    async def follow(self, wanted: Sequence[Wanted]) -> list[RedisFollowing | None]:
         """Read what there is, and follow. Raises StoreError."""
-        key = LOGS + stream_id
-        if not await self._client.call("EXISTS", key):
+        keys = {each.stream_id: LOGS + each.stream_id for each in wanted}
+        are_there = await self._client.call_all(("EXISTS", key) for key in keys.values())
+        there = [stream_id for stream_id, is_there in zip(keys, are_there, strict=True) if is_there]
+        if not there:
+            return [None] * len(wanted)
+        readers = [READERS + stream_id for stream_id in there]
+        await self._client.run(FOLLOW, readers, self._replica, FOLLOWED_MS)
+        entries = await read(self._client, [keys[stream_id] for stream_id in there])
+        return [self._begin(each, entries.get(keys[each.stream_id])) for each in wanted]
+
+    def _begin(self, wanted: Wanted, found: Sequence[RawEntry] | None) -> RedisFollowing | None:
+        if not found:
             return None
-        following = RedisFollowing(self, stream_id, on_entries, after)
-        await self._client.run(FOLLOW, [READERS + stream_id], self._replica, FOLLOWED_MS)
-        async for found in read(self._client, key):
-            following.take(found)
+        following = RedisFollowing(self, *wanted)
+        following.take(found)
         if not following.header:
-            return None  # it has disappeared meanwhile
-        self._followings.setdefault(stream_id, []).append(following)
+            return None  # its beginning has disappeared
+        self._followings.setdefault(wanted.stream_id, []).append(following)
         self._wakened.set()
         return following
 
@@ -156,12 +165,16 @@ class Reading:
             await self._client.call("ZREM", READERS + stream_id, self._replica)
 
 
-async def read(client: Client, key: str) -> Any:
-    """Yield the entries of a log, in chunks, from its beginning to its end. Raises StoreError."""
-    after = "-"
-    while True:
-        found = await client.call("XRANGE", key, after, "+", "COUNT", CHUNK)
-        yield found
-        if len(found) < CHUNK:
-            return
-        after = "(" + found[-1][0].decode()
+async def read(client: Client, keys: Sequence[str]) -> dict[str, list[RawEntry]]:
+    """Return the entries of logs by their keys. Raises StoreError."""
+    entries: dict[str, list[RawEntry]] = {key: [] for key in keys}
+    after = dict.fromkeys(keys, "-")
+    while after:
+        asks = [("XRANGE", key, since, "+", "COUNT", CHUNK) for key, since in after.items()]
+        for key, found in zip(list(after), await client.call_all(asks), strict=True):
+            entries[key] += found
+            if len(found) < CHUNK:
+                del after[key]
+            else:
+                after[key] = "(" + found[-1][0].decode()
+    return entries

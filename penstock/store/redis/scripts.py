@@ -89,32 +89,49 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 0
 """)
 
-# Moves a log to a new owner and begins its epoch, which fences the old one. The old one, if it is
-# alive, also finds the log in the set of those taken from it.
-# KEYS: log, replicas, open. ARGV: prefix of open, id, epoch, tenure, safety, prefix of taken.
+# Moves logs to a new owner and begins their next epochs, which fences the old owners. An old one, if
+# it is alive, also finds the log in the set of those taken from it. Returns for each log 1 if the
+# new owner has it now, else 0. Repeating it does no harm: a log whose claim was carried out, and
+# whose reply was lost, has no later entry.
+# KEYS: replicas, open, logs. ARGV: prefix of open, tenure, safety, prefix of taken, then id and
+# epoch of each log.
 CLAIM = Script("""
-local owner
-for _, name in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  if redis.call('HGET', ARGV[1] .. name, ARGV[2]) == ARGV[3] then owner = name end
+local names = redis.call('SMEMBERS', KEYS[1])
+local function owner_of(id, epoch)
+  for _, name in ipairs(names) do
+    if redis.call('HGET', ARGV[1] .. name, id) == epoch then return name end
+  end
 end
-if not owner then return 0 end
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.call('HDEL', ARGV[1] .. owner, ARGV[2])
-  return 0
+local function claim(key, id, epoch)
+  local next = string.format('%d', epoch + 1)
+  local owner = owner_of(id, epoch)
+  if not owner then
+    if redis.call('HGET', KEYS[2], id) ~= next then return 0 end
+    local top = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    return top and top[1] == next .. '-0' and 1 or 0
+  end
+  if redis.call('EXISTS', key) == 0 then
+    redis.call('HDEL', ARGV[1] .. owner, id)
+    return 0
+  end
+  redis.call('HSET', KEYS[2], id, next)
+  local added = redis.pcall('XADD', key, next .. '-0', 'e', '')
+  if type(added) == 'table' then
+    redis.call('HDEL', KEYS[2], id)
+    return 0
+  end
+  if ARGV[1] .. owner ~= KEYS[2] then redis.call('HDEL', ARGV[1] .. owner, id) end
+  redis.call('SADD', ARGV[4] .. owner, id)
+  redis.call('PEXPIRE', ARGV[4] .. owner, 60000)
+  return 1
 end
-local epoch = tonumber(ARGV[3]) + 1
-redis.call('HSET', KEYS[3], ARGV[2], epoch)
-redis.call('PEXPIRE', KEYS[3], ARGV[5])
-redis.call('SADD', KEYS[2], ARGV[4])
-local added = redis.pcall('XADD', KEYS[1], epoch .. '-0', 'e', '')
-if type(added) == 'table' then
-  redis.call('HDEL', KEYS[3], ARGV[2])
-  return 0
+redis.call('SADD', KEYS[1], ARGV[2])
+local won = {}
+for i = 3, #KEYS do
+  won[#won + 1] = claim(KEYS[i], ARGV[2 * i - 1], ARGV[2 * i])
 end
-redis.call('HDEL', ARGV[1] .. owner, ARGV[2])
-redis.call('SADD', ARGV[6] .. owner, ARGV[2])
-redis.call('PEXPIRE', ARGV[6] .. owner, 60000)
-return 1
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return won
 """)
 
 # Begins a tenure, which takes over what earlier ones own, as far as nobody has claimed it.

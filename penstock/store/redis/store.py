@@ -1,8 +1,9 @@
 """The store of logs in Redis or Valkey, as `store.protocol.LogStore` describes it."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreWatcher
+from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreWatcher, Wanted
 from penstock.store.redis.address import parse_address
 from penstock.store.redis.client import Client
 from penstock.store.redis.layout import (
@@ -41,7 +42,7 @@ class RedisStore:
         self._owning = Owning(address, self._tenure, patience)
         self._reading = Reading(self._client, self._tenure.replica)
         self._survey = Survey(self._client, self._tenure, lambda: self._owning.reconnected_at)
-        self._wait = address.wait
+        self._claiming = asyncio.Lock()
 
     @property
     def replica(self) -> str:
@@ -52,11 +53,6 @@ class RedisStore:
     def problem(self) -> str:
         """Why the store does not answer now, as a sentence, or ""."""
         return self._owning.problem
-
-    @property
-    def num_others(self) -> int:
-        """How many other replicas had a lease 50 ms ago."""
-        return self._survey.num_others
 
     async def start(self, watcher: StoreWatcher) -> None:
         """Connect and begin the lease. Raises StartError."""
@@ -103,11 +99,9 @@ class RedisStore:
 
     # Reading.
 
-    async def follow(
-        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
-    ) -> RedisFollowing | None:
-        """Read a log, and what is appended later. Raises StoreError."""
-        return await self._reading.follow(stream_id, on_entries, after)
+    async def follow(self, wanted: Sequence[Wanted]) -> list[RedisFollowing | None]:
+        """Read logs, and what is appended later. Raises StoreError."""
+        return await self._reading.follow(wanted)
 
     async def is_followed(self, stream_id: str) -> bool:
         """Return True if another replica follows the log now. Raises StoreError."""
@@ -115,22 +109,42 @@ class RedisStore:
 
     # Taking over.
 
-    async def claim(self, stream_id: str, epoch: int) -> StoredLog | None:
-        """Become the owner of a log that has this epoch, or return None. Raises StoreError."""
+    async def claim(self, logs: Sequence[tuple[str, int]]) -> list[RedisLog | None]:
+        """Become the owner of logs that have these epochs. Raises StoreError."""
+        async with self._claiming:
+            free = [each for each in dict.fromkeys(logs) if not self._has(*each)]
+            try:
+                won = await self._claim(free) if free else {}
+            except BaseException:
+                # They may be this replica's in the store, where nobody looks for orphans then.
+                self._survey.unsettled |= dict(free)
+                raise
+        return [won.get(each) for each in logs]
+
+    def _has(self, stream_id: str, epoch: int) -> bool:
+        """Return True if this replica has claimed the log in this epoch already."""
+        log = self._owning.logs.get(stream_id)
+        return log is not None and log.epoch > epoch
+
+    async def _claim(self, logs: Sequence[tuple[str, int]]) -> dict[tuple[str, int], RedisLog]:
         tenure = self._tenure.name
-        keys = [LOGS + stream_id, REPLICAS, OPEN + tenure]
-        words = (OPEN, stream_id, epoch, tenure, SAFETY_MS, TAKEN)
-        if not await self._client.run(CLAIM, keys, *words):
-            return None
-        history = [
-            (entry_id, fields[1])
-            async for found in read(self._client, LOGS + stream_id)
-            for entry_id, fields in found
-            if parse_id(entry_id)[0] <= epoch
-        ]
-        log = RedisLog(stream_id, epoch + 1, CLAIMED, history)
-        self._owning.adopt(log)
-        return log
+        keys = [REPLICAS, OPEN + tenure, *(LOGS + stream_id for stream_id, _ in logs)]
+        words = [word for log in logs for word in log]
+        claimed = await self._client.run(CLAIM, keys, OPEN, tenure, SAFETY_MS, TAKEN, *words)
+        won = [each for each, is_won in zip(logs, claimed, strict=True) if is_won]
+        histories = await read(self._client, [LOGS + stream_id for stream_id, _ in won])
+        owned: dict[tuple[str, int], RedisLog] = {}
+        for stream_id, epoch in won:
+            history = [
+                (entry_id, fields[1])
+                for entry_id, fields in histories[LOGS + stream_id]
+                if parse_id(entry_id)[0] <= epoch
+            ]
+            log = owned[stream_id, epoch] = RedisLog(stream_id, epoch + 1, CLAIMED, history)
+            self._owning.adopt(log)
+        for stream_id, _ in logs:
+            self._survey.unsettled.pop(stream_id, None)
+        return owned
 
     # Small values that replicas share.
 

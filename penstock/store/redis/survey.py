@@ -23,7 +23,8 @@ class Survey:
 
     def __init__(self, client: Client, tenure: Tenure, reconnected_at: Callable[[], float]) -> None:
         """`reconnected_at` returns when this replica last reached the store again."""
-        self.num_others = 0
+        self.unsettled: dict[str, int] = {}
+        """Logs, with their epochs, whose claim by this replica has failed halfway."""
         self._client = client
         self._tenure = tenure
         self._reconnected_at = reconnected_at
@@ -55,14 +56,13 @@ class Survey:
     async def _take(self, found: list[tuple[bytes, int]], watcher: StoreWatcher) -> None:
         """Take the tenures, each with the number of logs that it left, or -1 if it has a lease."""
         numbers = {name.decode(): num for name, num in found}
-        alive = {name.partition(".")[0] for name, num in numbers.items() if num < 0}
-        self.num_others = len(alive - {self._tenure.replica})
         left = {n: num for n, num in numbers.items() if num > 0 and n != self._tenure.name}
-        if not left or not self._trusts():
+        if not (left or self.unsettled) or not self._trusts():
             self._reported = {}
         elif left != self._reported or now() - self._reported_at > REPEAT_S:
             self._reported, self._reported_at = left, now()
             orphans = [each for name in left for each in await self._logs_of(name)]
+            orphans += self.unsettled.items()
             if orphans:
                 watcher.logs_orphaned(orphans)
 

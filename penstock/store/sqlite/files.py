@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from penstock.store.sqlite.tables import (
     decode_page,
     decode_step,
     encode,
-    entries_of,
     is_damage,
     removal,
     transaction,
@@ -36,7 +35,15 @@ _LAST_PAGE = "SELECT first + number, step FROM pages WHERE segment = ? ORDER BY 
 _PAGES_FROM = (
     "SELECT first, entries FROM pages WHERE segment = ? AND first + number > ? ORDER BY first"
 )
+_FIND = (
+    "SELECT no, id, epoch, claimed_by FROM segments"
+    " WHERE id IN ({}) AND (until IS NULL OR until > ?)"
+)
 _STEPS_AFTER = "SELECT step, entries FROM steps WHERE step > ? ORDER BY step"
+
+
+Key = tuple[str, int]
+"""A log's id and an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,11 @@ class Segment:
     stream_id: str
     epoch: int
     claimed_by: str | None
+
+    @property
+    def key(self) -> Key:
+        """The log's id, and the epoch."""
+        return self.stream_id, self.epoch
 
 
 @dataclass(slots=True)
@@ -129,44 +141,40 @@ class LogFile:
 
     # Reading.
 
-    def find(self, stream_id: str, epoch: int) -> Segment | None:
-        """Return a log's segment of this epoch, unless its time is over."""
-        rows = self._rows(
-            "SELECT no, claimed_by FROM segments"
-            " WHERE id = ? AND epoch = ? AND (until IS NULL OR until > ?)",
-            *(stream_id, epoch, time.time()),
-        )
-        for no, claimed_by in rows:
-            return Segment(self.name, no, stream_id, epoch, claimed_by)
-        return None
+    def find(self, keys: Collection[Key]) -> dict[Key, Segment]:
+        """Return the segments of these logs and epochs that are here and whose time is not over."""
+        ids = {stream_id for stream_id, _ in keys}
+        rows = self._rows(_FIND.format(_marks(len(ids))), *ids, time.time())
+        segments = [Segment(self.name, *row) for row in rows]
+        return {each.key: each for each in segments if each.key in keys}
 
-    def header(self, segment: Segment) -> Entry | None:
-        """Return the header of a log's first segment."""
-        for (header,) in self._rows("SELECT header FROM headers WHERE segment = ?", segment.no):
-            return bytes(header)
-        return None
+    def headers(self, numbers: Sequence[int]) -> dict[int, Entry]:
+        """Return the headers of logs by their first segments."""
+        query = f"SELECT segment, header FROM headers WHERE segment IN ({_marks(len(numbers))})"  # noqa: S608
+        return {no: bytes(header) for no, header in self._rows(query, *numbers)}
 
-    def read(self, cursor: Cursor) -> Sequence[Entry]:
-        """Return all entries that the cursor has not read, and move it."""
+    def read(self, cursors: Sequence[Cursor], news: News) -> None:
+        """Add all entries that cursors in this file have not read, in one pass; move them.
+
+        If it raises, it has moved none.
+        """
         with self._state() as db:
-            row = db.execute(
-                "SELECT opened, claimed_by FROM segments WHERE no = ?", (cursor.no,)
-            ).fetchone()
-            if row is None:
-                return []
-            step, claimed_by = row
-            num_paged = 0
-            if last := db.execute(_LAST_PAGE, (cursor.no,)).fetchone():
-                num_paged, step = last
-            entries: list[Entry] = []
-            if cursor.count < num_paged:
-                entries += _pages_from(db, cursor)
-            steps = db.execute(_STEPS_AFTER, (step,)).fetchall()
-        recent = [entry for _, blob in steps for entry in entries_of(cursor.no, decode_step(blob))]
-        entries += recent[max(cursor.count - num_paged, 0) :]
-        cursor.step = steps[-1][0] if steps else max(step, cursor.step)
-        cursor.is_fenced = claimed_by is not None
-        return cursor.take(entries)
+            places = [place for each in cursors if (place := _place_of(db, each))]
+            oldest = min((place.step for place in places), default=0)
+            rows = db.execute(_STEPS_AFTER, (oldest,)).fetchall() if places else []
+        recent: dict[int, list[tuple[int, Entry]]] = {place.cursor.no: [] for place in places}
+        for step, blob in rows:
+            entries = decode_step(blob)
+            for no, entry in zip(entries[::2], entries[1::2], strict=True):
+                if isinstance(no, int) and no in recent and isinstance(entry, bytes):
+                    recent[no].append((step, entry))
+        for place in places:
+            cursor = place.cursor
+            unpaged = [entry for step, entry in recent[cursor.no] if step > place.step]
+            place.paged += unpaged[max(cursor.count - place.num_paged, 0) :]
+            cursor.step = rows[-1][0] if rows else max(place.step, cursor.step)
+            cursor.is_fenced = place.is_claimed
+            news.append((cursor, cursor.take(place.paged)))
 
     def read_new(self, cursors: Sequence[Cursor], news: News) -> None:
         """Add the new entries for cursors that have all read this file before; move them.
@@ -180,9 +188,10 @@ class LogFile:
         steps: list[tuple[int, list[Any]]] = [(step, decode_step(blob)) for step, blob in rows]
         first, last = rows[0][0], rows[-1][0]
         in_time: dict[int, list[tuple[Cursor, list[Entry]]]] = {}
+        late: list[Cursor] = []
         for cursor in cursors:
             if cursor.step + 1 < first:
-                news.append((cursor, self.read(cursor)))
+                late.append(cursor)
             else:
                 in_time.setdefault(cursor.no, []).append((cursor, []))
         for step, entries in steps:
@@ -197,6 +206,8 @@ class LogFile:
         for cursor, new in (each for same in in_time.values() for each in same):
             cursor.step = max(cursor.step, last)
             news.append((cursor, cursor.take(new)))
+        if late:
+            self.read(late, news)
 
     def follows(self, stream_id: str) -> bool:
         """Return True if the file's replica follows the log."""
@@ -224,20 +235,14 @@ class LogFile:
 
     # Changing.
 
-    def fence(self, segment: Segment, claimant: str) -> bool:
-        """Give the log to a claimant, if it has not changed and has not ended."""
+    def fence(self, segments: Sequence[Segment], claimant: str) -> list[Segment]:
+        """Give logs to a claimant in one step; return those that have not changed or ended."""
         with self._change() as db:
-            changed = db.execute(
-                "UPDATE segments SET claimed_by = ?"
-                " WHERE no = ? AND id = ? AND until IS NULL AND claimed_by IS ?",
-                (claimant, segment.no, segment.stream_id, segment.claimed_by),
-            ).rowcount
-            if changed:
-                db.execute(
-                    "INSERT INTO steps SELECT max(step) + 1, ? FROM steps",
-                    (encode([segment.no, None]),),
-                )
-        return bool(changed)
+            fenced = [each for each in segments if _mark(db, each, claimant)]
+            if fenced:
+                step = [word for each in fenced for word in (each.no, None)]
+                db.execute("INSERT INTO steps SELECT max(step) + 1, ? FROM steps", (encode(step),))
+        return fenced
 
     def expired(self) -> list[tuple[int, str, int]]:
         """Return number, id and epoch of some last segments whose log's time is over."""
@@ -261,6 +266,35 @@ class LogFile:
         return not self._rows("SELECT 1 FROM segments LIMIT 1")
 
 
+@dataclass(slots=True)
+class _Place:
+    """Where a cursor stands in the pages of its segment."""
+
+    cursor: Cursor
+    is_claimed: bool
+    num_paged: int
+    step: int
+    """The entries up to this step are in pages."""
+    paged: list[Entry]
+    """Those of them that the cursor has not read."""
+
+
+def _place_of(db: sqlite3.Connection, cursor: Cursor) -> _Place | None:
+    """Return a cursor's place, or None if the segment is gone."""
+    row = db.execute(
+        "SELECT opened, claimed_by IS NOT NULL FROM segments WHERE no = ?", (cursor.no,)
+    ).fetchone()
+    if row is None:
+        return None
+    num_paged, step = db.execute(_LAST_PAGE, (cursor.no,)).fetchone() or (0, row[0])
+    # Entries that the follower does not want need not be read.
+    num_unwanted = min(cursor.left_out, max(num_paged - cursor.count, 0))
+    cursor.left_out -= num_unwanted
+    cursor.count += num_unwanted
+    paged = _pages_from(db, cursor) if cursor.count < num_paged else []
+    return _Place(cursor, bool(row[1]), num_paged, step, paged)
+
+
 def _pages_from(db: sqlite3.Connection, cursor: Cursor) -> list[Entry]:
     """Return the entries in pages that a cursor has not read."""
     pages = db.execute(_PAGES_FROM, (cursor.no, cursor.count)).fetchall()
@@ -271,6 +305,21 @@ def _pages_from(db: sqlite3.Connection, cursor: Cursor) -> list[Entry]:
     ]
 
 
+def _mark(db: sqlite3.Connection, segment: Segment, claimant: str) -> bool:
+    """Write the claimant into a segment; return False if the segment has changed or ended."""
+    marked = db.execute(
+        "UPDATE segments SET claimed_by = ?"
+        " WHERE no = ? AND id = ? AND until IS NULL AND claimed_by IS ?",
+        (claimant, segment.no, segment.stream_id, segment.claimed_by),
+    )
+    return marked.rowcount > 0
+
+
+def _marks(num: int) -> str:
+    """Return so many question marks for a statement."""
+    return ", ".join("?" * num)
+
+
 class Files:
     """The files of all replicas of a folder."""
 
@@ -278,7 +327,7 @@ class Files:
         self.folder = folder
         self._synchronous = synchronous
         self._timeout = timeout
-        self.claiming: set[tuple[str, int]] = set()
+        self.claiming: set[Key] = set()
         """The ids and epochs of the logs that this replica claims now."""
         self._files: dict[str, LogFile] = {}
         self._damaged: set[str] = set()
@@ -335,19 +384,25 @@ class Files:
 
     # Logs.
 
-    def find(self, stream_id: str) -> Segment | None:
-        """Return a log's first segment."""
+    def find(self, stream_ids: Iterable[str]) -> dict[str, Segment]:
+        """Return the first segments of logs."""
+        missing = {(stream_id, 1) for stream_id in stream_ids}
         with self._lock:
             known = list(self._files.values())
-        # The folder is listed only if the log is in no file that is known already.
-        return self._first_of(known, stream_id) or self._first_of(self.all(), stream_id)
+        found = self._find_in(known, missing)
+        if missing:  # the folder is listed only for logs that are in no file that is known already
+            found |= self._find_in(self.all(), missing)
+        return {each.stream_id: each for each in found.values()}
 
-    def _first_of(self, files: Sequence[LogFile], stream_id: str) -> Segment | None:
+    def _find_in(self, files: Sequence[LogFile], missing: set[Key]) -> dict[Key, Segment]:
+        """Find segments; leave in `missing` what is not there."""
+        found: dict[Key, Segment] = {}
         for file in files:
-            with self.whatever_is_damaged(file):
-                if segment := file.find(stream_id, 1):
-                    return segment
-        return None
+            if missing:
+                with self.whatever_is_damaged(file):
+                    found |= file.find(missing)
+                    missing -= found.keys()
+        return found
 
     @contextlib.contextmanager
     def whatever_is_damaged(self, file: LogFile) -> Iterator[None]:
@@ -357,17 +412,26 @@ class Files:
         except sqlite3.Error as error:
             self.note_damage(file.name, error)
 
-    def next(self, segment: Segment) -> Segment | None:
-        """Return the segment of the next epoch, if it is there."""
-        file = self.get(segment.claimed_by) if segment.claimed_by is not None else None
-        return file.find(segment.stream_id, segment.epoch + 1) if file else None
+    def next(self, segments: Iterable[Segment]) -> dict[Key, Segment]:
+        """Return the segments of the next epochs, as far as they are there."""
+        by_file: dict[str, set[Key]] = {}
+        for each in segments:
+            if each.claimed_by is not None:
+                by_file.setdefault(each.claimed_by, set()).add((each.stream_id, each.epoch + 1))
+        found: dict[Key, Segment] = {}
+        for name, keys in by_file.items():
+            if file := self.get(name):
+                found |= file.find(keys)
+        return found
 
-    def at_epoch(self, stream_id: str, epoch: int) -> Segment | None:
-        """Return a log's segment of an epoch, if the chain reaches it."""
-        segment = self.find(stream_id)
-        while segment and segment.epoch < epoch:
-            segment = self.next(segment)
-        return segment
+    def at_epochs(self, logs: Collection[Key]) -> list[Segment]:
+        """Return the segments of logs at these epochs, as far as their chains reach them."""
+        found: list[Segment] = []
+        segments = list(self.find(stream_id for stream_id, _ in logs).values())
+        while segments:
+            found += [each for each in segments if each.key in logs]
+            segments = list(self.next(segments).values())
+        return found
 
     def is_abandoned(self, segment: Segment, own: str | None) -> bool:
         """Return True if a segment's claimant died before it wrote the next one.
@@ -379,44 +443,69 @@ class Files:
         claimant = self.get(segment.claimed_by)
         if claimant is None:
             return not self.folder.file(segment.claimed_by).exists()
-        is_own = claimant.name == own and (segment.stream_id, segment.epoch) not in self.claiming
+        is_own = claimant.name == own and segment.key not in self.claiming
         # In this order: a claimant without a lease writes no segment any more.
-        return (is_own or not claimant.lease.is_held()) and self.next(segment) is None
+        return (is_own or not claimant.lease.is_held()) and not self.next([segment])
 
-    def claim(self, stream_id: str, epoch: int, claimant: str) -> bool:
-        """Fence a log in this epoch for a claimant; return False if another one owns it now."""
-        segment = self.at_epoch(stream_id, epoch)
-        file = segment and self.get(segment.name)
-        if segment is None or not isinstance(file, LogFile):
-            return False
-        if segment.claimed_by == claimant:
-            return self.next(segment) is None  # an earlier claim was cancelled too late
-        if segment.claimed_by is not None and not self.is_abandoned(segment, claimant):
-            return False
-        return file.fence(segment, claimant)
+    def claim(self, logs: Collection[Key], claimant: str) -> set[Key]:
+        """Fence logs in these epochs for a claimant; return those that it gets."""
+        won: set[Key] = set()
+        free: dict[str, list[Segment]] = {}
+        for each in self.at_epochs(logs):
+            if each.claimed_by == claimant:
+                if not self.next([each]):  # an earlier claim was cancelled too late
+                    won.add(each.key)
+            elif each.claimed_by is None or self.is_abandoned(each, claimant):
+                free.setdefault(each.name, []).append(each)
+        for name, segments in free.items():
+            if file := self.get(name):
+                won |= {each.key for each in file.fence(segments, claimant)}
+        return won
 
-    def read_all(self, cursor: Cursor) -> Sequence[Entry]:
-        """Return all entries that a new cursor has not read, from file to file, and move it."""
-        file = self.get(cursor.name)
-        entries = list(file.read(cursor)) if file else []
-        while cursor.is_fenced and (file := self.advance(cursor)):
-            entries += file.read(cursor)
-        return entries
+    def headers(self, stream_ids: Iterable[str]) -> dict[str, tuple[Segment, Entry]]:
+        """Return the first segments of logs, and their headers."""
+        by_file: dict[str, list[Segment]] = {}
+        for segment in self.find(stream_ids).values():
+            by_file.setdefault(segment.name, []).append(segment)
+        found: dict[str, tuple[Segment, Entry]] = {}
+        for name, segments in by_file.items():
+            file = self.get(name)
+            headers = file.headers([each.no for each in segments]) if file else {}
+            for each in segments:
+                if each.no in headers:
+                    found[each.stream_id] = each, headers[each.no]
+        return found
 
-    def advance(self, cursor: Cursor) -> LogFile | None:
-        """Move a cursor from a segment that was claimed to the next one, if that is there.
+    def read_on(self, cursors: Sequence[Cursor], news: News) -> None:
+        """Read all entries that cursors have not read, from file to file, and move them.
 
-        Returns the next one's file.
+        If it raises, all entries of the cursors that it has moved are in `news`.
         """
-        file = self.get(cursor.name)
-        segment = file and file.find(cursor.stream_id, cursor.epoch)
-        following = self.next(segment) if isinstance(segment, Segment) else None
-        if following is None:
-            return None
-        cursor.name, cursor.no, cursor.epoch = following.name, following.no, following.epoch
-        cursor.count = cursor.step = 0
-        cursor.is_fenced = False
-        return self.get(cursor.name)
+        while cursors:
+            for name, same in by_file_of(cursors).items():
+                if file := self.get(name):
+                    file.read(same, news)
+            cursors = self.advance(cursors)
+
+    def advance(self, cursors: Sequence[Cursor]) -> list[Cursor]:
+        """Move cursors from segments that were claimed to the next ones, as far as they are there.
+
+        Returns those that it has moved.
+        """
+        claimed: list[Segment] = []
+        for name, same in by_file_of(each for each in cursors if each.is_fenced).items():
+            if file := self.get(name):
+                claimed += file.find({(each.stream_id, each.epoch) for each in same}).values()
+        following = self.next(claimed)
+        moved: list[Cursor] = []
+        for cursor in cursors:
+            new = following.get((cursor.stream_id, cursor.epoch + 1))
+            if cursor.is_fenced and new is not None:
+                cursor.name, cursor.no, cursor.epoch = new.name, new.no, new.epoch
+                cursor.count = cursor.step = 0
+                cursor.is_fenced = False
+                moved.append(cursor)
+        return moved
 
     def remove(self, stream_id: str) -> None:
         """Remove an ended log from all files, its first segment first.
@@ -428,3 +517,11 @@ class Files:
         if any(has_ended for _, _, has_ended, _ in found):
             for _, no, _, file in sorted(found, key=lambda each: each[0]):
                 file.remove([no])
+
+
+def by_file_of(cursors: Iterable[Cursor]) -> dict[str, list[Cursor]]:
+    """Return cursors by the names of the files in which they are."""
+    by_file: dict[str, list[Cursor]] = {}
+    for cursor in cursors:
+        by_file.setdefault(cursor.name, []).append(cursor)
+    return by_file

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from penstock.store.protocol import Entry
-from penstock.store.sqlite.files import Cursor, Files, News
+from penstock.store.sqlite.files import Cursor, Files, News, by_file_of
 from penstock.store.sqlite.tables import reason
 
 log = logging.getLogger(__name__)
@@ -86,18 +86,13 @@ class Followers:
 
     def _read(self, cursors: Sequence[Cursor]) -> News:
         """Read what is new (in a thread). A file that cannot be read is tried again next time."""
-        by_file: dict[str, list[Cursor]] = {}
-        for cursor in cursors:
-            by_file.setdefault(cursor.name, []).append(cursor)
         news: News = []
         try:
-            for name, same in by_file.items():
+            for name, same in by_file_of(cursors).items():
                 if file := self._files.get(name):
                     with self._files.whatever_is_damaged(file):
                         file.read_new(same, news)
-            for cursor in cursors:
-                while cursor.is_fenced and (file := self._files.advance(cursor)):
-                    news.append((cursor, file.read(cursor)))
+            self._files.read_on(self._files.advance(cursors), news)
             self._is_failing = False
         except sqlite3.Error as error:
             if not self._is_failing:

@@ -6,6 +6,7 @@ blocks, so it runs in threads; one call at a time. Methods raise sqlite3.Error a
 
 import contextlib
 
+from penstock.store.protocol import MAX_GROUP
 from penstock.store.sqlite.files import Files, LogFile, Segment
 from penstock.store.sqlite.folder import Folder
 
@@ -13,20 +14,15 @@ from penstock.store.sqlite.folder import Folder
 class Keeper:
     """One replica's part in looking after the folder."""
 
-    def __init__(self, folder: Folder, files: Files, replica: str) -> None:
-        self.num_others = 0
-        """How many other replicas had a lease at the last look."""
+    def __init__(self, folder: Folder, files: Files) -> None:
         self._folder = folder
         self._files = files
-        self._replica = replica
         self._dead: set[str] = set()
 
     def orphans(self, is_round: bool, own: str | None) -> list[tuple[str, int]]:
         """Return the orphans, if there may be new ones or it is time to report them again."""
         files = self._files.all()
-        held = [file for file in files if file.lease.is_held()]
-        self.num_others = len({file.replica for file in held} - {self._replica})
-        dead = {file.name for file in files} - {file.name for file in held}
+        dead = {file.name for file in files if not file.lease.is_held()}
         has_new = not dead <= self._dead
         self._dead = dead
         if not has_new and not is_round:
@@ -75,10 +71,15 @@ class Keeper:
         return [no for no, _, epoch in expired if epoch == 1]
 
     def _clean_dead(self, file: LogFile) -> None:
-        for each in file.running():
+        claimed = [each for each in file.running() if each.epoch > 1]
+        for first in range(0, len(claimed), MAX_GROUP):
+            group = claimed[first : first + MAX_GROUP]
             # After a power loss, the claim that led here may be gone. Then this is nobody's log.
-            if each.epoch > 1 and self._files.at_epoch(each.stream_id, each.epoch) != each:
-                file.remove([each.no])
+            # (Another replica may claim it meanwhile, so only its place counts.)
+            reached = self._files.at_epochs([each.key for each in group])
+            places = {(each.name, each.no) for each in reached}
+            if lost := [each.no for each in group if (each.name, each.no) not in places]:
+                file.remove(lost)
         if file.is_empty():
             with contextlib.suppress(BlockingIOError), self._folder.locked(wait=False):
                 self._folder.remove(file.name)

@@ -15,8 +15,8 @@ from typing import ParamSpec, TypeVar, cast
 
 from penstock import supervision
 from penstock.errors import StartError
-from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher
-from penstock.store.sqlite.files import Cursor, Files
+from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher, Wanted
+from penstock.store.sqlite.files import Cursor, Files, Key, News
 from penstock.store.sqlite.folder import Folder, start_error
 from penstock.store.sqlite.following import Followed, Followers
 from penstock.store.sqlite.keeper import Keeper
@@ -26,6 +26,9 @@ from penstock.store.sqlite.writer import Writer
 from penstock.store.sqlite.writes import OwnLog, Write
 
 log = logging.getLogger(__name__)
+
+_Found = tuple[Entry, Cursor, list[Entry]]
+"""A log's header, a cursor into it, and the entries up to there."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,12 +68,12 @@ class SqliteStore:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "log-store")
         self._writer = Writer(self._folder, self.replica, patience, synchronous, self._threads)
         self._files = Files(self._folder, synchronous, patience)
-        self._keeper = Keeper(self._folder, self._files, self.replica)
+        self._keeper = Keeper(self._folder, self._files)
         # Followers never wait for anything else.
         self._reading_thread = ThreadPoolExecutor(1, "log-followers")
         self._followers = Followers(self._files, self._reading_thread)
         self._follows: Counter[str] = Counter()
-        self._claims: dict[tuple[str, int], asyncio.Event] = {}
+        self._claims: dict[Key, asyncio.Event] = {}
         self._published: bytes | None = None
         self._values: Values | None = None
         self._is_released = False
@@ -80,11 +83,6 @@ class SqliteStore:
     def problem(self) -> str:
         """Why the folder cannot be written now, as a sentence, or ""."""
         return self._writer.problem
-
-    @property
-    def num_others(self) -> int:
-        """How many other replicas have a lease, as last seen."""
-        return self._keeper.num_others
 
     async def start(self, watcher: StoreWatcher) -> None:
         """Open the folder and begin the lease. Raises StartError."""
@@ -167,55 +165,66 @@ class SqliteStore:
 
     # Reading.
 
-    async def follow(
-        self, stream_id: str, on_entries: Callable[[Sequence[Entry]], None], after: int = 0
-    ) -> Followed | None:
-        """Read a log from its beginning, and what is appended later. Raises StoreError."""
-        await self._begin_to_follow(stream_id)
+    async def follow(self, wanted: Sequence[Wanted]) -> Sequence[Followed | None]:
+        """Read logs from their beginnings, and what is appended later. Raises StoreError."""
+        await self._begin_to_follow(wanted)
         try:
-            found = await self._in_thread(self._read, stream_id, after)
+            found = await self._in_thread(self._read, wanted)
         except BaseException:
-            self._end_to_follow(stream_id)
+            for each in wanted:
+                self._end_to_follow(each.stream_id)
             raise
+        return [self._pass_on(*pair) for pair in zip(wanted, found, strict=True)]
+
+    def _read(self, wanted: Sequence[Wanted]) -> Sequence[_Found | None]:
+        """Read headers and entries of logs (in a thread)."""
+        headers = self._files.headers(each.stream_id for each in wanted)
+        found: list[_Found | None] = []
+        for stream_id, _, after in wanted:
+            first, header = headers.get(stream_id, (None, b""))
+            if first is None:
+                found.append(None)
+            else:
+                found.append((header, Cursor(stream_id, first.name, first.no, 1, left_out=after), []))
+        there = {id(each[1]): each[2] for each in found if each}
+        news: News = []
+        self._files.read_on([each[1] for each in found if each], news)
+        for cursor, entries in news:
+            there[id(cursor)] += entries
+        return found
+
+    def _pass_on(self, wanted: Wanted, found: _Found | None) -> Followed | None:
+        """Pass on the entries of a log that are there, and from now on later ones."""
         if found is None:
-            self._end_to_follow(stream_id)
+            self._end_to_follow(wanted.stream_id)
             return None
         header, cursor, entries = found
-        followed = Followed(header, cursor, on_entries, self._close_followed)
+        followed = Followed(header, cursor, wanted.on_entries, self._close_followed)
         self._followers.add(followed)
         if entries:
-            on_entries(entries)
+            wanted.on_entries(entries)
         return followed
-
-    def _read(self, stream_id: str, after: int) -> tuple[Entry, Cursor, Sequence[Entry]] | None:
-        segment = self._files.find(stream_id)
-        file = segment and self._files.get(segment.name)
-        if segment is None or not file:
-            return None
-        header = file.header(segment)
-        if header is None:
-            return None
-        cursor = Cursor(stream_id, segment.name, segment.no, segment.epoch, left_out=after)
-        return header, cursor, self._files.read_all(cursor)
 
     def _close_followed(self, followed: Followed) -> None:
         self._followers.remove(followed)
         self._end_to_follow(followed.cursor.stream_id)
 
-    async def _begin_to_follow(self, stream_id: str) -> None:
-        """Say that this replica follows a log: in its own file."""
-        self._follows[stream_id] += 1
+    async def _begin_to_follow(self, wanted: Sequence[Wanted]) -> None:
+        """Say that this replica follows logs: in its own file."""
+        ids = [each.stream_id for each in wanted]
+        self._follows.update(ids)
         try:
-            await self._writer.wait(Write(statements=[(_FOLLOW, (stream_id,))]))
+            await self._writer.wait(Write(statements=[(_FOLLOW, (each,)) for each in ids]))
         except BaseException:
-            self._end_to_follow(stream_id)
+            for each in ids:
+                self._end_to_follow(each)
             raise
 
     def _end_to_follow(self, stream_id: str) -> None:
         self._follows[stream_id] -= 1
         if not self._follows[stream_id]:
             del self._follows[stream_id]
-            self._writer.add(Write(statements=[(_UNFOLLOW, (stream_id,))]))
+            self._writer.add_soon(Write(statements=[(_UNFOLLOW, (stream_id,))]))
 
     async def is_followed(self, stream_id: str) -> bool:
         """Return True if another replica follows the log now. Raises StoreError."""
@@ -229,39 +238,37 @@ class SqliteStore:
 
     # Taking over.
 
-    async def claim(self, stream_id: str, epoch: int) -> OwnLog | None:
-        """Become the owner of a log that has this epoch. Raises StoreError."""
-        key = (stream_id, epoch)
-        while earlier := self._claims.get(key):
-            await earlier.wait()
-        self._claims[key] = asyncio.Event()
-        self._files.claiming.add(key)
-        fence = asyncio.ensure_future(self._fence(stream_id, epoch))
+    async def claim(self, logs: Sequence[Key]) -> Sequence[OwnLog | None]:
+        """Become the owner of logs that have these epochs. Raises StoreError."""
+        while earlier := [self._claims[key] for key in logs if key in self._claims]:
+            await earlier[0].wait()
+        self._claims |= dict.fromkeys(logs, asyncio.Event())
+        self._files.claiming.update(logs)
+        fence = asyncio.ensure_future(self._fence(logs))
         try:
-            # If this is cancelled, the thread still goes on, and the log is an orphan then.
-            name = await asyncio.shield(fence)
-            if name is None:
-                return None
-            if not self._owns(name):  # without the lease of `name`, the log is an orphan again
+            # If this is cancelled, the thread still goes on, and the logs are orphans then.
+            name, won = await asyncio.shield(fence)
+            if not self._owns(name):  # without the lease of `name`, the logs are orphans again
                 raise StoreError("This server owns no logs now.")
-            log, is_stored = self._writer.take(stream_id, epoch + 1)
-            await is_stored
-            return log
+            taken, are_stored = self._writer.take(sorted(won))
+            await are_stored
+            return [taken.get(key) for key in logs]
         finally:
-            fence.add_done_callback(functools.partial(self._end_claim, key))
+            fence.add_done_callback(functools.partial(self._end_claim, logs))
 
-    def _end_claim(self, key: tuple[str, int], fence: asyncio.Future[str | None]) -> None:
-        fence.exception()  # whoever was cancelled does not ask for it
-        self._files.claiming.discard(key)
-        self._claims.pop(key).set()
+    def _end_claim(self, logs: Sequence[Key], fence: asyncio.Future[tuple[str, set[Key]]]) -> None:
+        if not fence.cancelled():
+            fence.exception()  # whoever was cancelled does not ask for it
+        self._files.claiming.difference_update(logs)
+        for key in dict.fromkeys(logs):
+            self._claims.pop(key).set()
 
-    async def _fence(self, stream_id: str, epoch: int) -> str | None:
-        """Fence a log. Returns the name of the file that it was claimed for, or None."""
+    async def _fence(self, logs: Sequence[Key]) -> tuple[str, set[Key]]:
+        """Fence logs. Returns the name of the file that they were claimed for, and those won."""
         name = self._writer.name
         if name is None or not self._owns(name):
             raise StoreError("This server owns no logs now.")
-        won = await self._in_thread(self._files.claim, stream_id, epoch, name)
-        return name if won else None
+        return name, await self._in_thread(self._files.claim, logs, name)
 
     @property
     def _can_claim(self) -> bool:

@@ -143,15 +143,6 @@ class _Damage(sqlite3.DatabaseError):
     sqlite_errorcode = sqlite3.SQLITE_CORRUPT
 
 
-def entries_of(segment: int, step: list[int | bytes | None]) -> list[Entry]:
-    """Return a segment's entries of one step."""
-    return [
-        entry
-        for number, entry in zip(step[::2], step[1::2], strict=True)
-        if number == segment and isinstance(entry, bytes)
-    ]
-
-
 def removal(segments: Sequence[int]) -> list[Statement]:
     """Return the statements that remove segments, and give some free space back."""
     removed = [

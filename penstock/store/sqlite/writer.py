@@ -128,16 +128,23 @@ class Writer:
     def open(self, stream_id: str, header: Entry) -> OwnLog:
         """Begin a new log."""
         opened, insert = self._new_segment(stream_id, 1)
-        self.add(Write(statements=[insert, (_INSERT_HEADER, (opened.no, header))]))
+        self.add_soon(Write(statements=[insert, (_INSERT_HEADER, (opened.no, header))]))
         return opened
 
-    def take(self, stream_id: str, epoch: int) -> tuple[OwnLog, asyncio.Future[None]]:
-        """Begin this replica's segment of a log that it has claimed.
+    def take(
+        self, claimed: Sequence[tuple[str, int]]
+    ) -> tuple[dict[tuple[str, int], OwnLog], asyncio.Future[None]]:
+        """Begin this replica's segments of logs that it has claimed in these epochs.
 
-        Returns the log, and a future for the moment when this is stored.
+        Returns the logs, and a future for the moment when all of this is stored.
         """
-        taken, insert = self._new_segment(stream_id, epoch)
-        return taken, self.wait(Write(statements=[insert], entries=[(taken, CLAIMED)]))
+        write = Write()
+        taken: dict[tuple[str, int], OwnLog] = {}
+        for stream_id, epoch in claimed:
+            taken[stream_id, epoch], insert = self._new_segment(stream_id, epoch + 1)
+            write.statements.append(insert)
+        write.entries = [(each, CLAIMED) for each in taken.values()]
+        return taken, self.wait(write)
 
     def _new_segment(self, stream_id: str, epoch: int) -> tuple[OwnLog, Statement]:
         opened = OwnLog(stream_id, epoch, self._next_no)
@@ -149,6 +156,16 @@ class Writer:
     def add(self, write: Write) -> None:
         """Write something after everything that was added before."""
         self._queue.append(write)
+        if not self._is_busy:
+            self._run()
+
+    def add_soon(self, write: Write) -> None:
+        """Write something with the next write, at the latest in the event loop's next turn."""
+        if not self._queue:
+            self._loop.call_soon(self._run_unless_busy)
+        self._queue.append(write)
+
+    def _run_unless_busy(self) -> None:
         if not self._is_busy:
             self._run()
 

@@ -33,7 +33,7 @@ class Write:
     """What one call wants to be written."""
 
     entries: Sequence[tuple[OwnLog, Entry]] = ()
-    statements: Sequence[Statement] = ()
+    statements: list[Statement] = field(default_factory=list)
     ended: OwnLog | None = None
     """The log whose last entry this is; the statements say so."""
     then: Callable[[], None] | None = None
