@@ -3,15 +3,20 @@
     python -m benchmarks.takeovers                      kill -9, logs in a folder
     python -m benchmarks.takeovers --how stop --log redis://127.0.0.1:6379/0
     python -m benchmarks.takeovers --how deploy
+    python -m benchmarks.takeovers --how resume         nothing fails; clients resume elsewhere
+    python -m benchmarks.takeovers --rounds 40 --streams 256          10,240 takeovers
 
 Three replicas run over one store. In each round, clients open streams at one of them. In
 mid-answer, this one is killed (kill), stopped for longer than its lease and continued (stop), or
 asked to end, as for a deploy (deploy); then another replica is started in its place. Each client
 goes on at the other replicas. The mock engine numbers its tokens, so every token that is lost,
-repeated or changed shows. A pause is the time from the fault to a stream's next token.
+repeated or changed shows. A pause is the longest time without a token of a stream
+after the fault, at its client. With
+`resume`, a second client reads each stream from its beginning at another replica, one after the
+other; the figure is the time from its request to the first event.
 
-Out: how many streams were taken over, how many were wrong, and the pauses. The exit status is 1 if
-a stream was wrong.
+Out: how many streams the replicas took over, how many tokens were wrong, and the times. The exit
+status is 1 if a stream was wrong.
 """
 
 import argparse
@@ -24,13 +29,16 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import uvloop
 
 from benchmarks.report import spread_ms
 from tests.faults.checker import Verdict, judge
 from tests.faults.history import History
+from tests.faults.reading import Reader
 from tests.faults.roving import RovingReader
+from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer, serve
 
 MODULE = "benchmarks.takeovers"
@@ -60,22 +68,40 @@ class Replicas:
         )
         return self._stack.enter_context(server)
 
-    def replace(self) -> None:
-        """Start a replica in the place of the first; the second is the next victim."""
-        self.running = [*self.running[1:], self._start()]
+    def add(self) -> None:
+        """Start a replica in the place of one that has ended; the first one is the next victim."""
+        self.running.append(self._start())
 
     def close(self) -> None:
         self._stack.close()
 
+    def num_taken_over(self) -> int:
+        """Return how many streams the running replicas have taken over."""
+        return sum(int(Scrape(server)("penstock_takeovers_total")) for server in self.running)
 
-async def round_of(replicas: Replicas, how: str, num_streams: int) -> tuple[Verdict, list[float]]:
-    """Run one round; return the verdict on its streams, and their pauses in seconds."""
+
+@dataclass
+class Round:
+    """What one round has shown. `seconds` are the pauses, or the times to the first event."""
+
+    verdict: Verdict
+    seconds: list[float]
+    num_taken_over: int
+
+
+async def round_of(replicas: Replicas, how: str, num_streams: int) -> Round:
+    """Let a replica fail in mid-answer, and let its clients go on at the others."""
     history = History()
     addresses = [server.address for server in replicas.running]
     readers = [RovingReader(addresses, history) for _ in range(num_streams)]
     await asyncio.gather(*(reader.begin(NUM_TOKENS) for reader in readers))
     await asyncio.sleep(random.uniform(*FAULT_S))
-    victim = replicas.running[0]
+    victim, *others = replicas.running
+    before = await asyncio.to_thread(replicas.num_taken_over)
+    if how == "resume":
+        times = [await first_event(others[0], reader.stream, history) for reader in readers]
+        await asyncio.gather(*(reader.read_through() for reader in readers))
+        return Round(judge(history), times, 0)
     fault_at = time.monotonic()
     if how == "deploy":
         victim.signal(signal.SIGTERM)
@@ -89,33 +115,63 @@ async def round_of(replicas: Replicas, how: str, num_streams: int) -> tuple[Verd
     await asyncio.gather(*(reader.read_through() for reader in readers))
     if how != "stop":
         await asyncio.to_thread(victim.process.wait)
-    await asyncio.to_thread(replicas.replace if how != "stop" else lambda: None)
-    pauses = [reader.pause_after(fault_at) for reader in readers]
-    return judge(history), [pause for pause in pauses if pause is not None]
+        replicas.running = others
+    taken_over = await asyncio.to_thread(replicas.num_taken_over) - before
+    if how != "stop":
+        await asyncio.to_thread(replicas.add)
+    pauses = [reader.longest_pause_after(fault_at) for reader in readers]
+    return Round(judge(history), [each for each in pauses if each is not None], taken_over)
+
+
+async def first_event(server: RunningServer, stream: str, history: History) -> float:
+    """Return the seconds from a request for a stream to its first event."""
+    reader = Reader(server.address, history)
+    began = time.monotonic()
+    await reader.attach(stream)
+    await reader.got(0)
+    seconds = time.monotonic() - began
+    reader.leave()
+    return seconds
 
 
 async def run(how: str, log: str, rounds: int, num_streams: int) -> bool:
     """Run all rounds and show their figures; return True if every stream was right."""
     replicas = await asyncio.to_thread(Replicas, log)
-    verdict, pauses = Verdict(), list[float]()
+    total = Round(Verdict(), [], 0)
     try:
         for number in range(rounds):
-            seen, paused = await round_of(replicas, how, num_streams)
-            verdict.add(seen)
-            pauses += paused
-            print(f"round {number + 1} of {rounds}: {spread_ms(paused)}", file=sys.stderr)
+            one = await round_of(replicas, how, num_streams)
+            total.verdict.add(one.verdict)
+            total.seconds += one.seconds
+            total.num_taken_over += one.num_taken_over
+            figures = f"{one.num_taken_over} taken over, {spread_ms(one.seconds)}"
+            print(f"round {number + 1} of {rounds}: {figures}", file=sys.stderr)
     finally:
         with contextlib.suppress(AssertionError):
             await asyncio.to_thread(replicas.close)
-    print(verdict)
-    print(f"{how}: {len(pauses)} streams went on; pause in ms: {spread_ms(pauses)}")
-    return verdict.holds
+    show(how, total)
+    return total.verdict.holds
+
+
+def show(how: str, total: Round) -> None:
+    """Print the table of all rounds."""
+    counts, times = total.verdict.counts, spread_ms(total.seconds)
+    changed = sum(each.invariant == "I1" for each in total.verdict.breaches)
+    what = "first event" if how == "resume" else "pause"
+    print(total.verdict)
+    print("| | streams | taken over | lost | repeated | changed | p50 | p99 | greatest |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {how}: {what} | {counts['streams']} | {total.num_taken_over} | {counts['lost']}"
+        f" | {counts['duplicated']} | {changed} | {times['p50_ms']} ms"
+        f" | {times['p99_ms']} ms | {times['max_ms']} ms |"
+    )
 
 
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
-    parser.add_argument("--how", choices=["kill", "stop", "deploy"], default="kill")
+    parser.add_argument("--how", choices=["kill", "stop", "deploy", "resume"], default="kill")
     parser.add_argument("--log", default="", help="a folder or redis://…; a new folder by default")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--streams", type=int, default=64)

@@ -150,6 +150,12 @@ class LogStore(Protocol):
         `is_followed` is True at all replicas. At most `MAX_GROUP` logs. Raises StoreError.
         """
 
+    async def headers(self, stream_ids: Sequence[str]) -> Sequence[Entry | None]:
+        """Return the headers of logs, None for unknown ones. Raises StoreError.
+
+        At most `MAX_GROUP` logs.
+        """
+
     async def is_followed(self, stream_id: str) -> bool:
         """Return True if another replica follows the log now. Raises StoreError."""
 

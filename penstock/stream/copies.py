@@ -165,7 +165,9 @@ class Copies:
         except Exception as error:  # one log must not stop the others of its group
             is_known = isinstance(error, ValueError)
             log.error(
-                "the log of a stream cannot be read: %s", error, exc_info=None if is_known else error
+                "the log of a stream cannot be read: %s",
+                error,
+                exc_info=None if is_known else error,
             )
             following.close()
             self._on_unreadable(stream_id)

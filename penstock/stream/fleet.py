@@ -202,6 +202,7 @@ class Fleet:
 
     def log_lost(self, lost: StoredLog) -> None:
         """Show a stream from now on that another replica has claimed."""
+        self._takeovers.lose(lost)
         found = self._stored.lose(lost)
         if found is not None:
             self.num_lost += 1
@@ -232,6 +233,7 @@ class Fleet:
         Connections are cut without an end, because another replica may continue the streams.
         Requests for whole answers, which have shown nothing, get an error.
         """
+        self._takeovers.lose_all()
         streams = self._stored.lose_all()
         if streams:
             log.error("the store of logs is out of reach: %d streams wait for it", len(streams))

@@ -11,14 +11,16 @@ Who owns a log is decided by the store alone (see `store.protocol`).
 import asyncio
 import itertools
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from penstock import supervision
-from penstock.store.protocol import MAX_GROUP, LogStore, StoredLog, StoreError
+from penstock.store.protocol import MAX_GROUP, Entry, LogStore, StoredLog, StoreError
 from penstock.stream.copies import Copies
+from penstock.stream.entries import Header
 from penstock.stream.following import Followed
 from penstock.stream.recovery import MAX_DEATHS
 from penstock.stream.stored import StoredStreams
@@ -26,6 +28,7 @@ from penstock.stream.stream import Stream
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 0.2
 MAX_LIVES = 2
 MAX_SHORT_LIVES = 6
 MAX_LEFT_ALONE = 100_000
@@ -64,6 +67,8 @@ class TakeOvers:
         """The logs to claim, with their epochs."""
         self._waiting: dict[str, asyncio.Future[bool]] = {}
         """Those whose end somebody waits for (`claim`)."""
+        self._claimed: dict[str, StoredLog] = {}
+        """Logs that were claimed, and whose streams are not adopted yet."""
         self._task: asyncio.Task[None] | None = None
         self._left_until: dict[str, float] = {}
         """Until when to leave streams alone that have no owner, and that another replica must
@@ -167,31 +172,66 @@ class TakeOvers:
             waiting.exception()  # it may be that nobody waits for it any more
 
     async def _take(self, group: dict[str, int]) -> None:
-        """Claim a group of logs, and continue their streams. Raises StoreError."""
-        copies = [each for each in await self._copies.hold_all(list(group)) if each is not None]
+        """Claim a group of logs, read them then, and continue their streams. Raises StoreError."""
+        headers = await self._store.headers(list(group))
+        free = [
+            (stream_id, epoch)
+            for (stream_id, epoch), header in zip(group.items(), headers, strict=True)
+            if header is not None and self._may_claim(stream_id, header)
+        ]
+        claimed = await self._store.claim(free) if free else ()
+        self._claimed = {log.stream_id: log for log in claimed if log is not None}
+        copies = await self._read_claimed()
         try:
-            free = [each for each in copies if self._may_claim(each)]
-            logs = [(each.stream.id, group[each.stream.id]) for each in free]
-            claimed = await self._store.claim(logs) if logs else ()
-            won = [(copy, log) for copy, log in zip(free, claimed, strict=True) if log is not None]
-            for copy, owned in won:
-                # However long it takes: until then, these streams are nobody's.
-                await copy.until_epoch(owned.epoch)
             with self._stored.one_write():
-                for copy, owned in won:
-                    self._adopt(copy, owned)
+                for copy in copies:
+                    if (owned := self._claimed.pop(copy.stream.id, None)) is not None:
+                        self._adopt(copy, owned)
         finally:
             for copy in copies:
                 copy.release()
 
-    def _may_claim(self, copy: Followed) -> bool:
-        stream = copy.stream
-        if stream.ended is not None or stream.id in self._stored:
+    async def _read_claimed(self) -> list[Followed]:
+        """Return copies that have all entries of the claimed logs.
+
+        However long it takes: until then, these streams are nobody's.
+        """
+        while True:
+            try:
+                held = await self._copies.hold_all(list(self._claimed))
+            except StoreError as error:
+                log.warning("%d claimed streams cannot be read now: %s", len(self._claimed), error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        copies = [copy for copy in held if copy is not None]
+        for copy in copies:
+            if (owned := self._claimed.get(copy.stream.id)) is not None:
+                await copy.until_epoch(owned.epoch)
+        return copies
+
+    def lose(self, lost: StoredLog) -> None:
+        """Note that another replica has claimed a log; it may be one that this server just did."""
+        if self._claimed.get(lost.stream_id) is lost:
+            del self._claimed[lost.stream_id]
+
+    def lose_all(self) -> None:
+        """Note that this server owns no log any more."""
+        self._claimed.clear()
+
+    def _may_claim(self, stream_id: str, data: Entry) -> bool:
+        if stream_id in self._stored:
             return False
-        if stream.id in self._waiting:
+        if stream_id in self._waiting:
             return True
-        is_other = copy.model != self._model()
-        return self._can_continue and not (is_other and self._leaves_alone(stream.id))
+        try:
+            header = Header.decode(data)
+        except ValueError as error:
+            log.error("the log of a stream cannot be read: %s", error)
+            self.leave_alone(stream_id, math.inf)
+            return False
+        is_other = header.model != self._model()
+        return self._can_continue and not (is_other and self._leaves_alone(stream_id))
 
     def _adopt(self, copy: Followed, owned: StoredLog) -> None:
         """Own a stream, and continue it unless somebody waits to decide about it."""

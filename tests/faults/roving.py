@@ -31,12 +31,16 @@ class RovingReader(Reader):
         self.address = next(self._turn)
         await super().attach(stream, **fields)
 
-    def pause_after(self, moment: float) -> float | None:
-        """Return the seconds from a moment to the stream's next token here, if there is one."""
+    def longest_pause_after(self, moment: float) -> float | None:
+        """Return the longest time without a token here after a moment, in seconds.
+
+        The moment counts as a token. Returns None if no token came after it.
+        """
         entries = self._history_of_all.streams[self.stream].entries
-        later = (
+        later = [
             entry.time
             for entry in entries
             if isinstance(entry, Got) and entry.reader == self.name and entry.time > moment
-        )
-        return next((at - moment for at in later), None)
+        ]
+        gaps = (at - before for before, at in itertools.pairwise([moment, *later]))
+        return max(gaps, default=None)

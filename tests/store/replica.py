@@ -85,7 +85,9 @@ class Server:
 
     async def claim_aloud(self, epoch: int, *stream_ids: str) -> None:
         """Claim a group of logs; say then which of them this replica got."""
-        for stream_id, is_mine in zip(stream_ids, await self.claim(epoch, *stream_ids), strict=True):
+        for stream_id, is_mine in zip(
+            stream_ids, await self.claim(epoch, *stream_ids), strict=True
+        ):
             if is_mine:
                 say("acknowledged", stream_id, 1)
 

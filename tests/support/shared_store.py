@@ -159,6 +159,10 @@ class Replica:
         following.read()
         return following
 
+    async def headers(self, stream_ids: Sequence[str]) -> list[Entry | None]:
+        logs = [self.shared.logs.get(each) for each in stream_ids]
+        return [None if log is None else log.header for log in logs]
+
     async def is_followed(self, stream_id: str) -> bool:
         return bool(self.shared.logs[stream_id].followings)
 
@@ -194,7 +198,7 @@ class Replica:
     async def exchange(self, mine: bytes) -> Mapping[str, bytes]:
         self._published = mine
         return {
-            name: replica._published  # noqa: SLF001 - of the same class
+            name: replica._published
             for name, replica in self.shared.replicas.items()
-            if replica is not self and replica._published is not None  # noqa: SLF001
+            if replica is not self and replica._published is not None
         }

@@ -89,10 +89,10 @@ redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 0
 """)
 
-# Moves logs to a new owner and begins their next epochs, which fences the old owners. An old one, if
-# it is alive, also finds the log in the set of those taken from it. Returns for each log 1 if the
-# new owner has it now, else 0. Repeating it does no harm: a log whose claim was carried out, and
-# whose reply was lost, has no later entry.
+# Moves logs to a new owner and begins their next epochs, which fences the old owners. An old one,
+# if it is alive, also finds the log in the set of those taken from it. Returns for each log 1 if
+# the new owner has it now, else 0. Repeating it does no harm: a log whose claim was carried out,
+# and whose reply was lost, has no later entry.
 # KEYS: replicas, open, logs. ARGV: prefix of open, tenure, safety, prefix of taken, then id and
 # epoch of each log.
 CLAIM = Script("""

@@ -103,6 +103,11 @@ class RedisStore:
         """Read logs, and what is appended later. Raises StoreError."""
         return await self._reading.follow(wanted)
 
+    async def headers(self, stream_ids: Sequence[str]) -> list[Entry | None]:
+        """Return the headers of logs. Raises StoreError."""
+        asks = [("XRANGE", LOGS + each, "1-0", "1-0") for each in stream_ids]
+        return [found[0][1][1] if found else None for found in await self._client.call_all(asks)]
+
     async def is_followed(self, stream_id: str) -> bool:
         """Return True if another replica follows the log now. Raises StoreError."""
         return await self._reading.is_followed(stream_id)
