@@ -315,3 +315,29 @@ async def test_files_of_the_dead_go_with_their_last_log(replicas: Replicas) -> N
             await asyncio.sleep(0.05)
     names = {path.name.partition(".")[0] for path in paths_of(replicas.place.spec, "*")}
     assert names == {"format", "lock", "shared", replica.store.replica}
+
+
+async def test_a_folder_that_is_removed_under_a_server_is_noticed_and_made_again(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "log"
+    first, second = (Replica(SqliteStore(folder, patience=30)) for _ in range(2))
+    await first.start()
+    log = first.store.open("s", b"h")
+    await first.stored(log, b"1")
+    await first.store.put("name", b"old", 60)
+    shutil.rmtree(folder)
+    await first.reports.until(lambda: first.reports.num_unreachable == 1)
+    await first.reports.until(lambda: first.reports.num_changes == 2)  # it came and went
+    assert first.store.problem == ""
+    await first.stored(log, b"too late")
+    new = first.store.open("t", b"h")
+    await first.stored(new, b"2")
+    await second.start()
+    assert (await second.reading("s")).following is None
+    assert await second.all_of("t") == [b"2"]
+    assert await second.store.get("name") is None
+    await first.store.put("name", b"new", 60)
+    assert await second.store.get("name") == b"new"
+    await first.stop()
+    await second.stop()

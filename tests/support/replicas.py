@@ -34,6 +34,7 @@ class ReplicaInTest:
         slots: int = 0,
         linger: float = 60,
         model: str = MODEL,
+        group: str = "",
         max_timeout: float = 0,
         problem_of: Callable[[Owner], Problem | None] = lambda owner: None,
     ) -> None:
@@ -41,7 +42,7 @@ class ReplicaInTest:
         self.meter = Meter()
         self.store = shared.replica(name)
         self.stored = StoredStreams(self.store, 300, deliver_singly, self.meter)
-        self.fleet = Fleet(self.store, self.stored, lambda: model, 300)
+        self.fleet = Fleet(self.store, self.stored, lambda: model, 300, group)
         self.streams = Streams(
             [self.engine],
             Limits(linger=linger, max_timeout=max_timeout),

@@ -5,6 +5,7 @@ replica die, and put it out of reach.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +80,8 @@ class Replica:
         self.problem = ""
         self._held: list[Then] | None = None
         self._published: bytes | None = None
+        self.calls: Counter[str] = Counter()
+        """How often the replica has called the store."""
 
     async def start(self, watcher: StoreWatcher) -> None:
         self.watcher = watcher
@@ -118,6 +121,7 @@ class Replica:
         return StoredLog(stream_id, 1)
 
     def append(self, entries: Sequence[tuple[StoredLog, Entry]], then: Then = lambda: None) -> None:
+        self.calls["append"] += 1
         lost = {id(log): log for log, entry in entries if not self._write(log, entry)}
         for log in lost.values():
             self.watcher.log_lost(log)
@@ -149,6 +153,7 @@ class Replica:
 
     async def follow(self, wanted: Sequence[Wanted]) -> list[Following | None]:
         await asyncio.sleep(0)
+        self.calls["follow"] += 1
         return [self._follow(each) for each in wanted]
 
     def _follow(self, wanted: Wanted) -> Following | None:
@@ -168,6 +173,7 @@ class Replica:
 
     async def claim(self, logs: Sequence[tuple[str, int]]) -> list[StoredLog | None]:
         await asyncio.sleep(0)
+        self.calls["claim"] += 1
         return [self._claim(*each) for each in logs]
 
     def _claim(self, stream_id: str, epoch: int) -> StoredLog | None:

@@ -31,7 +31,17 @@ class OwnFile:
             create(new, synchronous).close()
             new.rename(self._path)
             self.db = connect(self._path, synchronous, BUSY_S)
+            self._inode = self._path.stat().st_ino
             undo.pop_all()
+
+    def is_there(self) -> bool:
+        """Return False if somebody has removed or moved the file: then nobody else can read it."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+        except OSError:  # the disk's trouble is for the next write to find
+            return True
 
     def close(self) -> None:
         """Close the file and give back its locks."""

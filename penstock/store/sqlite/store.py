@@ -107,7 +107,7 @@ class SqliteStore:
             self._values = await asyncio.to_thread(
                 Values, self._folder, self._synchronous, self._patience
             )
-            await self._writer.start(watcher, self._first_writes)
+            await self._writer.start(watcher, self._first_writes, self._prepare_again)
         except OSError as error:
             raise start_error(path, error) from error
         except sqlite3.Error as error:
@@ -330,6 +330,11 @@ class SqliteStore:
 
     # Looking after the folder.
 
+    def _prepare_again(self) -> None:
+        """Make the folder again if it was removed (in a thread)."""
+        self._folder.prepare()
+        self._shared.reopen()
+
     def _first_writes(self) -> list[Write]:
         """Say again, in a new file, what the old one said."""
         statements: list[Statement] = [(_FOLLOW, (each,)) for each in self._follows]
@@ -348,6 +353,7 @@ class SqliteStore:
         while True:
             is_round = num_looks % _LOOKS_PER_ROUND == 0
             num_looks += 1
+            self._writer.look_at_file()
             self._writer.look_for_claims()
             own = self._writer.name
             try:

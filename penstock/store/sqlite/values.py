@@ -23,13 +23,26 @@ class Values:
     """The values. `timeout` is the wait for other replicas' transactions, in seconds."""
 
     def __init__(self, folder: Folder, synchronous: str, timeout: float) -> None:
-        path = folder.path / SHARED
-        with folder.locked():
-            create_database(path, synchronous, _SCHEMA).close()
-        self._db = connect(path, synchronous, timeout)
-        # Values are few, and no token waits for them: SQLite may checkpoint whenever it wants.
-        self._db.execute("PRAGMA wal_autocheckpoint = 1000")
+        self._folder = folder
+        self._synchronous = synchronous
+        self._timeout = timeout
         self._lock = threading.Lock()
+        self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        path = self._folder.path / SHARED
+        with self._folder.locked():
+            create_database(path, self._synchronous, _SCHEMA).close()
+        db = connect(path, self._synchronous, self._timeout)
+        # Values are few, and no token waits for them: SQLite may checkpoint whenever it wants.
+        db.execute("PRAGMA wal_autocheckpoint = 1000")
+        return db
+
+    def reopen(self) -> None:
+        """Open the file anew, because it may have been removed."""
+        with self._lock:
+            self._db.close()
+            self._db = self._open()
 
     def close(self) -> None:
         """Close the file."""

@@ -75,13 +75,22 @@ class Writer:
         self._buckets: list[dict[int, OwnLog]] = [{} for _ in range(PAGED_STEPS)]
         self._turn = 0
 
-    async def start(self, watcher: StoreWatcher, on_new_file: Callable[[], list[Write]]) -> None:
-        """Begin the first file. `on_new_file` returns the first writes for each later one.
+    async def start(
+        self,
+        watcher: StoreWatcher,
+        on_new_file: Callable[[], list[Write]],
+        prepare_again: Callable[[], None],
+    ) -> None:
+        """Begin the first file.
+
+        Before each later one, `prepare_again` makes the folder usable (in a thread), and
+        `on_new_file` returns its first writes.
 
         Raises OSError, sqlite3.Error and StartError.
         """
         self._watcher = watcher
         self._on_new_file = on_new_file
+        self._prepare_again = prepare_again
         self._loop = asyncio.get_running_loop()
         self._begin(await self._loop.run_in_executor(self._threads, self._new_file))
 
@@ -317,6 +326,15 @@ class Writer:
 
     # Trouble.
 
+    def look_at_file(self) -> None:
+        """Give the file up if somebody has removed it, and begin another one."""
+        if self._file is None or self._is_busy or self._file.is_there():
+            return
+        self._is_busy = True
+        self._set_problem("The folder with the logs was removed.")
+        self._give_up()
+        self._wait_after(self.problem)
+
     def _handle(self, error: sqlite3.Error) -> bool:
         """Return True if the writes can be tried again at once; else they wait."""
         assert self._file is not None
@@ -387,6 +405,7 @@ class Writer:
     async def _begin_again(self) -> None:
         """Begin a new file, if that is possible now."""
         try:
+            await self._loop.run_in_executor(self._threads, self._prepare_again)
             file = await self._loop.run_in_executor(self._threads, self._new_file)
         except (sqlite3.Error, OSError, StartError) as error:
             self._wait_after(reason(error, self._folder.path))
