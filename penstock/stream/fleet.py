@@ -309,13 +309,14 @@ class Fleet:
             return
         self.host.is_handing_over = True
         await self._until_free()
-        for stream in self.host.open_streams():
-            is_new = stream.keeper is None and not stream.is_over
-            if is_new and stream.can_continue:
-                self._stored.begin_late(stream, model)
-        streams = self._stored.owned()
-        for stream in streams:
-            self._stored.hand_over(stream)
+        with self._stored.one_write():
+            for stream in self.host.open_streams():
+                is_new = stream.keeper is None and not stream.is_over
+                if is_new and stream.can_continue:
+                    self._stored.begin_late(stream, model)
+            streams = self._stored.owned()
+            for stream in streams:
+                self._stored.hand_over(stream)
         stored = asyncio.Event()
         self._stored.when_stored(stored.set)
         await stored.wait()

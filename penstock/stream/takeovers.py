@@ -2,8 +2,7 @@
 
 In: orphans, which the store reports, and streams that a client cancels here. Out: streams that this
 server owns from then on. One task makes all claims, one group after the other, so no stream is
-claimed twice at once. Streams that clients read here go first. Everything that a group of streams
-begins with is one write, and their requests go to the engine together.
+claimed twice at once. Streams that clients read here go first.
 
 Who owns a log is decided by the store alone (see `store.protocol`).
 """
@@ -183,10 +182,12 @@ class TakeOvers:
         self._claimed = {log.stream_id: log for log in claimed if log is not None}
         copies = await self._read_claimed()
         try:
-            with self._stored.one_write():
-                for copy in copies:
-                    if (owned := self._claimed.pop(copy.stream.id, None)) is not None:
-                        self._adopt(copy, owned)
+            for copy in copies:
+                if (owned := self._claimed.pop(copy.stream.id, None)) is not None:
+                    self._adopt(copy, owned)
+                # That an engine works on a stream must be on its way to the store before the engine
+                # can die of it. So each stream has a turn of the event loop, which sends both.
+                await asyncio.sleep(0)
         finally:
             for copy in copies:
                 copy.release()

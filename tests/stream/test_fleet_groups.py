@@ -32,7 +32,6 @@ async def test_many_streams_are_taken_over_with_few_calls_of_the_store() -> None
     while len(second.engine.submitted) < num:
         await settle()
     assert (second.store.calls["claim"], second.store.calls["follow"]) == (3, 3)
-    assert second.store.calls["append"] <= 10  # 3, and the streams' ages, once a second
     assert {request.max_tokens for request in second.engine.submitted} == {99}
 
 
