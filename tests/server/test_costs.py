@@ -31,11 +31,12 @@ RESPONSES = "/v1/responses"
 
 # Upper bounds. Calls: of Python and C functions, in the main thread. Objects: what a token or a
 # request has left behind (a token its event and its text; a request the name of its stream, for
-# some time). System calls: of all threads of the server's process, without `TIMED`.
+# some time). System calls: of all threads of the server's process, without `TIMED`. The server's
+# timers fall into the window as well, the more the slower the machine is: hence 1% of slack.
 CALLS_PER_TOKEN = {NATIVE: 13.5, COMPLETIONS: 13.5, CHAT: 13.5, RESPONSES: 14.5}
 OBJECTS_PER_TOKEN = {NATIVE: 2.1, COMPLETIONS: 2.1, CHAT: 3.1, RESPONSES: 3.1}
 SYSTEM_CALLS_PER_TOKEN = {NATIVE: 1.2, COMPLETIONS: 1.2, CHAT: 1.2, RESPONSES: 1.2}
-CALLS_PER_REQUEST = {NATIVE: 785.0, COMPLETIONS: 970.0, CHAT: 1045.0, RESPONSES: 1160.0}
+CALLS_PER_REQUEST = {NATIVE: 792.0, COMPLETIONS: 978.0, CHAT: 1045.0, RESPONSES: 1160.0}
 OBJECTS_PER_REQUEST = {NATIVE: 12.0, COMPLETIONS: 12.0, CHAT: 12.0, RESPONSES: 12.0}
 SYSTEM_CALLS_PER_REQUEST = {NATIVE: 25.0, COMPLETIONS: 25.0, CHAT: 25.0, RESPONSES: 25.0}
 
