@@ -88,9 +88,13 @@ class History:
 
     async def run(self) -> None:
         """Note every second, for ever."""
+        noted = 0
         while True:
             await asyncio.sleep(1 - time.time() % 1)
-            self.note(round(time.time()))
+            now = round(time.time())
+            if now != noted:  # a sleep may end a moment before its second does
+                self.note(now)
+                noted = now
 
     def note(self, now: int) -> None:
         """Note the second that ends now."""
@@ -143,7 +147,7 @@ def _changes(before: Now, now: Now) -> Iterator[tuple[MarkKind, str]]:
     if now.engine != before.engine:
         yield "engine", f"The engine is {now.engine}."
     if (number := now.takeovers - before.takeovers) > 0:
-        yield "takeover", f"{_count(number, 'stream')} of another replica continue here."
+        yield "takeover", f"{_count(number, 'stream')} of another server continue here."
     if now.draining != before.draining:
         yield "drain", "The server drains: it takes no new requests."
     if now.memory_is_full != before.memory_is_full:

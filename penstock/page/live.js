@@ -13,6 +13,7 @@ const MAX_MARKS = 100;
 
 const at = (id) => document.getElementById(id);
 const [key, search, show, list] = ["key", "search", "show", "rows"].map(at);
+const HINT = at("key-hint").textContent;
 const feed = new Feed();
 const rows = new Map(); // the id of a stream → its Row, in the order of their arrival
 let seconds = [];
@@ -129,11 +130,22 @@ function lost(message) {
   write(at("server"), message);
 }
 
+/** An update is also the proof that the key, if one was asked for, is the right one. */
+function receive(message) {
+  at("key-field").hidden = true;
+  update(message);
+}
+
+function hint(status, message) {
+  if (key.value.trim() === "") return status === 401 ? HINT : message;
+  return `${status === 401 ? "The server does not know this key." : "This is no admin key."} ${HINT}`;
+}
+
 async function watch() {
-  const { message } = await feed.watch(key.value.trim(), { update, lost });
-  lost(message);
+  const { status, message } = await feed.watch(key.value.trim(), { update: receive, lost });
+  lost("Not shown without an admin key.");
   at("key-field").hidden = false;
-  at("key-hint").textContent = message;
+  at("key-hint").textContent = hint(status, message);
   key.select();
   key.focus();
 }

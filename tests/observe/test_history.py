@@ -1,8 +1,11 @@
 """A server's last minutes: differences of what is counted anyway, and marks of what happened."""
 
+import asyncio
+import contextlib
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +21,23 @@ class Server:
     def __init__(self) -> None:
         self.meter, self.now = Meter(), Now()
         self.history = History(self.meter, lambda: self.now, REFUSALS)
+
+
+async def test_no_second_is_noted_twice_if_a_sleep_ends_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server, clock = Server(), [99.3]
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += 0.999 * seconds
+        if clock[0] > 105.5:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("penstock.observe.history.time.time", lambda: clock[0])
+    monkeypatch.setattr("penstock.observe.history.asyncio.sleep", sleep)
+    with contextlib.suppress(asyncio.CancelledError):
+        await server.history.run()
+    assert [each.time for each in server.history.seconds_after(0)] == [100, 101, 102, 103, 104, 105]
 
 
 def test_a_second_has_what_was_new_in_it() -> None:
@@ -89,7 +109,7 @@ def test_everything_that_happens_to_a_server_leaves_a_mark() -> None:
         (0, "engine", "The engine is down."),
         (1, "engine", "The engine ended and was started again."),
         (1, "engine", "The engine is ready."),
-        (2, "takeover", "3 streams of another replica continue here."),
+        (2, "takeover", "3 streams of another server continue here."),
         (3, "memory", "The memory is nearly full."),
         (3, "store", "The store does not answer."),
         (4, "drain", "The server drains: it takes no new requests."),

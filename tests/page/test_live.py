@@ -138,10 +138,11 @@ async def test_with_keys_the_page_asks_for_an_admin_key_and_keeps_it_until_the_t
         await expect(field).to_be_focused()
         await field.fill(keys.keys["alice"])
         await field.press("Enter")
-        await expect(page.get_by_text("This address needs an admin key.").first).to_be_visible()
+        await expect(page.get_by_text("This is no admin key.")).to_be_visible()
         await field.fill(keys.keys["admin"])
         await field.press("Enter")
         await expect(page.locator("#server")).to_have_text("mock · ready")
+        await expect(field).to_be_hidden()
         connection, stream_id = open_stream(server.port, keys.generate("alice", max_tokens=100_000))
         with connection:
             await expect(row(page, stream_id).locator(".key")).to_have_text("alice")
