@@ -8,10 +8,13 @@ The text is not trusted: its control characters are made visible, HTML stays tex
 its address.
 """
 
+import contextlib
 import itertools
 import os
 import re
 import sys
+import termios
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -63,6 +66,26 @@ def blocks_of(text: str) -> list[str]:
     return ["".join(lines[start:end]) for start, end in itertools.pairwise(edges)]
 
 
+@contextlib.contextmanager
+def without_echo() -> Iterator[None]:
+    """Keep the terminal from showing the keys that are pressed meanwhile.
+
+    They would move what is drawn: "^C" behind a full line takes a line of its own.
+    """
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (OSError, ValueError, termios.error):  # standard input is no terminal
+        yield
+        return
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
 class MarkdownWriter:
     """A context manager that draws an answer: `write` its pieces. Leaving it draws the end."""
 
@@ -73,8 +96,10 @@ class MarkdownWriter:
         )
         self._growing = ""
         self._has_printed = False
+        self._silence = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self._silence.enter_context(without_echo())
         self._live.start()
         return self
 
@@ -89,6 +114,7 @@ class MarkdownWriter:
         self._print(rest)
         self._live.transient = True  # the empty line of the live part
         self._live.stop()
+        self._silence.close()
 
     def write(self, text: str) -> None:
         """Add a piece of the answer."""

@@ -2,13 +2,13 @@
 // ending, which is one of these values. Not known here: HTTP, the DOM.
 //   {kind: "finish",  reason, usage, timings}              the answer ended; a whole answer also has its `text`
 //   {kind: "failure", message, usage, timings}             the server ended it with an error
-//   {kind: "refused", message, fields, needsKey}           an error response
+//   {kind: "refused", code, message, fields, needsKey}     an error response
 //   {kind: "lost", message}                                cut and not resumed, with the server's reason, if any
 //   {kind: "forgotten"}                                    the server no longer has the stream
 //   {kind: "unreachable"}                                  no response
 //   {kind: "stopped"}                                      the page closed the connection; the server did not confirm
 import * as client from "./client/index.js";
-import { stagedFetch } from "./stage.js";
+import { setSlow, stagedFetch } from "./stage.js";
 
 const STOP_MS = 2000; // time for a stop before the page closes the connection
 
@@ -48,6 +48,7 @@ export class Answer {
   async stop() {
     if (this.stopAsked) return;
     this.stopAsked = true;
+    setSlow(false); // the end stands behind everything that was not read yet
     if (this.#stream === null) return this.#abort.abort(); // the server cancels when the client leaves
     this.#stopTimer = setTimeout(() => this.#stream.close(), STOP_MS);
     await this.#stream.cancel().catch(() => this.#stream.close());
@@ -83,7 +84,7 @@ function endingOf(error, hasBegun) {
   switch (error.constructor) {
     case client.RefusedError:
       if (hasBegun) return { kind: "lost", message: error.detail };
-      return { kind: "refused", message: error.detail, fields: error.errors, needsKey: error.status === 401 };
+      return { kind: "refused", code: error.code, message: error.detail, fields: error.errors, needsKey: error.status === 401 };
     case client.CutStreamError:
       return { kind: "lost", message: refused?.detail };
     case client.ServerUnreachableError:

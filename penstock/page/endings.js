@@ -1,6 +1,9 @@
 // Tells in words how an answer goes and how it ended. In: the values of answer.js. Out: the state
 // of the page, which CSS shows, and a sentence.
 
+const TOO_LONG = ["context_length_exceeded", "prompt_too_long"];
+const FULL = "This is longer than the model can read at once (its context). Begin a new one, or make it shorter.";
+
 /** Return the state of the page and the sentence for an ending after `count` tokens. */
 export function describe(ending, stopAsked, count) {
   const after = count ? `after ${count} ${count === 1 ? "token" : "tokens"}` : "before the first token";
@@ -18,7 +21,7 @@ export function describe(ending, stopAsked, count) {
     case "failure":
       return ["error", ending.message + incomplete];
     case "refused":
-      return ["error", ending.message];
+      return ["error", TOO_LONG.includes(ending.code) ? FULL : ending.message];
     case "unreachable":
       return ["lost", "The server cannot be reached. Is it running?"];
     case "forgotten":

@@ -126,7 +126,8 @@ export class Run {
     this.turn.state = state;
     this.turn.note = state === "finished" ? this.#figures(ending) : sentence;
     // The turn itself has the figures.
-    this.#change(state, (state === "finished" ? "Finished." : sentence) + this.#past(), { kind: "ended", reason: state });
+    const isWhole = state === "finished" && ending.reason !== "length";
+    this.#change(state, (isWhole ? "Finished." : sentence) + this.#past(), { kind: "ended", reason: state });
     this.#listener.ended(ending);
   }
 

@@ -3,12 +3,13 @@
 // and the stream that is shown. Out: requests, and a sentence. Not known here: how an answer survives.
 
 const SLOW_BYTES = 250; // one token of a chat, about
-const SLOW_MS = 500; // the pause after each
+const SLOW_MS = 165; // the pause after each
 const NO_STREAM = "There is no running answer to do that to. Send a message first.";
 
 let hasStage = false;
 let isSlow = false;
 let hurry = () => {}; // ends the pause of a slow reader
+const at = (deed) => document.querySelector(`[data-deed="${deed}"]`);
 
 /**
  * Offer the stage if the server has one. `streamOf` returns the id of the running stream, or null; `tell` shows a
@@ -30,20 +31,39 @@ export function setStage(stage, streamOf, tell) {
       if (id === null) return tell(NO_STREAM);
       await act(`cut?stream=${encodeURIComponent(id)}`, null, tell);
     },
-    // A running answer says by itself what happens to it.
-    kill: () => act("kill", streamOf() === null ? "The engine's process was killed, and is started again." : null, tell),
-    freeze: () => act("freeze", `The engine's process is frozen. If it stays silent for ${limit}, it is restarted.`, tell),
-    thaw: () => act("thaw", "The engine's process may go on.", tell),
+    // A running answer says by itself what happens to it, when the page has read so far.
+    kill() {
+      at("thaw").disabled = true;
+      const speaksForItself = streamOf() !== null && !isSlow;
+      return act("kill", speaksForItself ? null : `The engine's process was killed, and is started again.${later()}`, tell);
+    },
+    freeze() {
+      at("thaw").disabled = false;
+      return act("freeze", `The engine's process is frozen. After ${limit} of silence it is restarted.${later()}`, tell);
+    },
+    thaw() {
+      at("thaw").disabled = true;
+      return act("thaw", "The engine's process may go on.", tell);
+    },
     slow() {
-      isSlow = !isSlow;
-      if (!isSlow) hurry();
-      menu.querySelector("[data-deed=slow]").setAttribute("aria-pressed", String(isSlow));
-      tell(isSlow ? "This page reads slowly now. The engine does not wait for it." : "This page reads at full speed again.");
+      setSlow(!isSlow);
+      const [slow, fast] = ["The engine does not wait for it. Press the button again for full speed.", "This page reads at full speed again."];
+      tell(isSlow ? `This page reads slowly now. ${slow}` : fast);
     },
   };
   for (const button of menu.querySelectorAll("[data-deed]")) {
     button.addEventListener("click", () => deeds[button.dataset.deed]());
   }
+}
+
+const later = () => (isSlow ? " This page reads slowly, so it sees the effect later." : "");
+
+/** Read slowly from now on, or at full speed. */
+export function setSlow(slow) {
+  if (!hasStage) return;
+  isSlow = slow;
+  if (!isSlow) hurry();
+  at("slow").setAttribute("aria-pressed", String(isSlow));
 }
 
 async function act(path, done, tell) {

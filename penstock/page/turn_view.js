@@ -82,23 +82,21 @@ export class TurnView {
   #buttons(versions, isBusy, isOpen, isLast) {
     const { turn } = this;
     const { edit, regenerate, goOn, remove, choose } = this.#actions;
-    const buttons = [];
     const at = versions.indexOf(turn);
-    if (versions.length > 1) {
-      buttons.push(
-        button("‹", () => choose(versions[at - 1]), { label: "Earlier version", isOff: at === 0 || isBusy }),
-        element("span", { className: "version", textContent: `${at + 1}/${versions.length}` }),
-        button("›", () => choose(versions[at + 1]), { label: "Later version", isOff: at === versions.length - 1 || isBusy }),
-      );
-    }
-    if (isOpen) return buttons;
+    const chooser = versions.length < 2 ? [] : [
+      button("‹", () => choose(versions[at - 1]), { label: "Earlier version", isOff: at === 0 || isBusy }),
+      element("span", { className: "version", textContent: `${at + 1}/${versions.length}` }),
+      button("›", () => choose(versions[at + 1]), { label: "Later version", isOff: at === versions.length - 1 || isBusy }),
+    ];
+    if (isOpen) return chooser;
+    const buttons = [];
     buttons.push(button("Copy", (event) => copyText(event.currentTarget, turn.text)));
-    if (isBusy) return buttons;
+    if (isBusy) return [...buttons, ...chooser];
     if (turn.role === "user") buttons.push(button("Edit", () => this.#edit(edit)));
     if (turn.role === "assistant" && turn.parent !== null) buttons.push(button("Regenerate", () => regenerate(turn)));
     if (turn.role === "assistant" && isLast && turn.text !== "") buttons.push(button("Continue", () => goOn(turn)));
     buttons.push(confirmed("Delete", () => remove(turn)));
-    return buttons;
+    return [...buttons, ...chooser]; // behind the others, which stay where they are
   }
 
   #edit(edit) {

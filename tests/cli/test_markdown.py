@@ -113,6 +113,7 @@ def test_ctrl_c_stops_a_rendered_answer_and_shows_what_came() -> None:
         assert is_gone.wait(PATIENCE_S)
         command.type("\x04")
         assert command.wait() == 0
+    assert "^C" not in command.seen  # it would move the answer
     assert "Traceback" not in command.seen
 
 
