@@ -206,5 +206,5 @@ def _change(file: Path, change: Callable[[str], str]) -> None:
 
 
 def _show(key: str, note: str) -> None:
-    console.print(f"{note} Send the server SIGHUP.", soft_wrap=True)
+    console.print(f"{note} If a server runs with this file, send it SIGHUP.", soft_wrap=True)
     print(key)  # noqa: T201 - the key, on standard output

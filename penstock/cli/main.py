@@ -133,6 +133,7 @@ def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
     pace = f"  pace          {settings.pace:g} tokens/s, so that you see them stream; "
     pace += "turn it off with --pace 0\n"
     stage = '  stage         "Break it" on the page cuts, kills and freezes: see what survives\n'
+    key = " -H 'Authorization: Bearer KEY'" if settings.api_key or settings.keys else ""
     num_slots = settings.slots or info.slots
     slots = f"{num_slots} slots" if num_slots else "unlimited slots"
     if number > 1:
@@ -141,7 +142,7 @@ def _announce(settings: Settings, url: str, info: ModelInfo) -> None:
         f"[bold]Penstock {__version__}[/bold] serves [bold]{escape(info.id)}[/bold]"
         f" ({info.engine}, {slots}, {info.context_length:,} tokens of context)\n"
         f"  page and API  [bold cyan]{url}[/bold cyan]\n"
-        f"  try           curl -N {url}/generate -H 'Content-Type: application/json'"
+        f"  try           curl -N {url}/generate{key} -H 'Content-Type: application/json'"
         """ -d '{"prompt": "Once upon a time"}'\n"""
         + (pace if settings.pace else "")
         + (stage if settings.demo else "")

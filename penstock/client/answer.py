@@ -104,6 +104,11 @@ class StreamStatus(msgspec.Struct, frozen=True):
     limit: float | None = None
     """Stalled: the seconds after which the engine is restarted."""
 
+    def __repr__(self) -> str:
+        """Show the fields that belong to the state."""
+        known = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return f"StreamStatus({', '.join(f'{k}={v!r}' for k, v in known if v is not None)})"
+
 
 OnStatus = Callable[[StreamStatus], object]
 
