@@ -2,8 +2,8 @@
 
 In: the key of the prompt, its size, and the candidates with their load. Out: one candidate. Pure:
 no clock, no chance, no upstream. This is rendezvous hashing with bounded loads: a key ranks all
-candidates, in the same order each time, by their weights. The first one gets the request whose load
-is at most `MAX_LOAD` times its part of the whole, with this request. If a candidate comes or goes,
+candidates, in the same order each time, by their weights. The first one gets the request whose load,
+with this request, is at most `MAX_LOAD` times its part of the whole. If a candidate comes or goes,
 only its own keys move.
 """
 
@@ -16,6 +16,9 @@ from penstock.request import Request
 
 MAX_LOAD = 1.25
 """How much of the mean load a candidate may have."""
+# A candidate with less than so many requests of this size is not busy: one more does not count as
+# load. Otherwise a few requests could find no cache.
+FEW_REQUESTS = 4
 # Prompts that begin with the same text share a cache. A key sees this much of the beginning.
 KEY_CHARACTERS = 1024
 KEY_TOKENS = 256
@@ -66,10 +69,13 @@ def choose(key: int, num_tokens: int, candidates: Sequence[Candidate]) -> Candid
         total += each.in_flight
         weights += each.weight
     bound = MAX_LOAD * (total + num_tokens) / weights
+    few = FEW_REQUESTS * num_tokens
     best, best_rank = None, -math.inf
     least, least_load = candidates[0], math.inf
     for each in candidates:
         load = each.in_flight / each.weight
+        if each.in_flight >= few:
+            load += num_tokens / each.weight
         if load < least_load:
             least, least_load = each, load
         if load <= bound:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.routing import POLICIES, simulate
-from penstock.engine.remote.routing import MAX_LOAD, choose, key_of, seed_of
+from penstock.engine.remote.routing import FEW_REQUESTS, MAX_LOAD, choose, key_of, seed_of
 from penstock.request import Message, Request
 
 
@@ -50,7 +50,7 @@ def test_weights_divide_the_keys() -> None:
     st.integers(1, 5000),
     st.integers(0, 2**64 - 1),
 )
-def test_only_a_candidate_within_the_bound_gets_more(
+def test_a_candidate_gets_more_only_within_the_bound_or_if_it_has_little(
     loads: list[tuple[int, float]], num_tokens: int, key: int
 ) -> None:
     several = candidates(len(loads))
@@ -58,8 +58,24 @@ def test_only_a_candidate_within_the_bound_gets_more(
         each.in_flight, each.weight = load, weight
     chosen = choose(key, num_tokens, several)
     total = sum(each.in_flight for each in several) + num_tokens
-    part = total * chosen.weight / sum(each.weight for each in several)
-    assert chosen.in_flight <= MAX_LOAD * part * (1 + 1e-9)
+    bound = MAX_LOAD * total / sum(each.weight for each in several)
+
+    def load(each: Candidate) -> float:
+        has_little = each.in_flight < FEW_REQUESTS * num_tokens
+        return (each.in_flight + (0 if has_little else num_tokens)) / each.weight
+
+    least = min(load(each) for each in several)
+    assert load(chosen) <= max(least, bound * (1 + 1e-9))
+
+
+def test_a_few_requests_do_not_leave_their_cache() -> None:
+    several = candidates(8)
+    home = choose(seed_of("a"), 1000, several)
+    home.in_flight = 1000  # all others have nothing
+    assert choose(seed_of("a"), 1000, several) is not home, "it would have more than its part"
+    for each in several:
+        each.in_flight = 1000
+    assert choose(seed_of("a"), 1000, several) is home
 
 
 def test_the_turns_of_a_conversation_have_one_key() -> None:
@@ -78,5 +94,5 @@ def test_conversations_find_their_cache_and_the_load_stays_even() -> None:
     blind = simulate("round robin", num_upstreams=8, num_requests=4000)
     assert ours.cached_part >= 0.9 * whole.cached_part
     assert blind.cached_part < 0.8 * whole.cached_part
-    assert ours.max_load <= MAX_LOAD + 0.1  # one request is a part of the load
+    assert ours.max_load <= MAX_LOAD
     assert set(POLICIES) == {"one server", "round robin", "least connections", "penstock"}
