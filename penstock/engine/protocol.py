@@ -134,10 +134,13 @@ class Sink(Protocol):
         It has read `num_read` tokens of it; 0 means that it does not tell.
         """
 
-    def cached(self, num_tokens: int) -> None:
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         """The engine has `num_tokens` of the prompt's tokens in its cache.
 
         Called before the first delta; later calls are ignored. Without a call the number is 0.
+
+        An engine that cannot tell the prompt's tokens to `accepted`, and tells it none, tells their
+        number here as soon as it knows it: `prompt_tokens`, perhaps only before `finish`.
         """
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:

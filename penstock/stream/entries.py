@@ -123,9 +123,10 @@ class Cached(_Call, frozen=True, tag="cached"):
     """A call of `cached`."""
 
     num_tokens: int
+    prompt_tokens: int = 0
 
     def apply(self, stream: "Stream") -> None:
-        stream.cached(self.num_tokens)
+        stream.cached(self.num_tokens, self.prompt_tokens)
 
 
 class Prompted(_Call, frozen=True, tag="prompt"):
@@ -237,6 +238,7 @@ class Snapshot(_Call, frozen=True, tag="snapshot"):
     has_called: bool
     reproducible: bool
     notes: tuple[str, ...]
+    prompt_tokens: int = 0
 
     def apply(self, stream: "Stream") -> None:
         stream.restore(self)

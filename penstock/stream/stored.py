@@ -312,8 +312,8 @@ class _StoredSink:
     def working(self, num_read: int = 0) -> None:
         self._owned.target.working(num_read)  # a status, which is no part of the log
 
-    def cached(self, num_tokens: int) -> None:
-        self._gather(entries.Cached(num_tokens))
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
+        self._gather(entries.Cached(num_tokens, prompt_tokens))
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         self._gather(entries.Prompted(logprobs))

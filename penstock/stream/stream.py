@@ -531,9 +531,9 @@ class Stream:
         self.trouble = None
         self._tell(Status("generating", tokens=self.usage.completion_tokens))
 
-    def cached(self, num_tokens: int) -> None:
-        """Record how much of the prompt was in the engine's cache."""
-        self._transcript.cached(num_tokens)
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
+        """Record how much of the prompt was in the engine's cache, and perhaps its length."""
+        self._transcript.cached(num_tokens, prompt_tokens)
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         """Record the log probabilities of the prompt's tokens."""
@@ -741,6 +741,7 @@ class Stream:
             has_called=transcript.has_called,
             reproducible=transcript.reproducible,
             notes=self.notes,
+            prompt_tokens=transcript.prompt_tokens,
         )
 
     def restore(self, snapshot: entries.Snapshot) -> None:
@@ -752,6 +753,7 @@ class Stream:
             transcript.accept(snapshot.prompt_ids)
         transcript.generated = list(snapshot.generated)
         transcript.completion_tokens = snapshot.completion_tokens
+        transcript.prompt_tokens = snapshot.prompt_tokens
         transcript.cached_tokens = snapshot.cached_tokens
         transcript.pending_tokens = snapshot.pending_tokens
         transcript.has_called = snapshot.has_called

@@ -34,12 +34,15 @@ class Transcript:
         "pending_logprobs",
         "pending_tokens",
         "prompt_ids",
+        "prompt_tokens",
         "reproducible",
     )
 
     def __init__(self) -> None:
         self.prompt_ids: array[int] | None = None
         """The prompt's token ids, once the engine has accepted the prompt."""
+        self.prompt_tokens = 0
+        """The number of the prompt's tokens, from an engine that does not know their ids."""
         self.generated: list[int | UnnamedTokens] = []
         """The generated tokens, up to the last token whose text has come."""
         self.has_called = False
@@ -63,7 +66,7 @@ class Transcript:
     @property
     def usage(self) -> Usage:
         """Return the token counts so far."""
-        prompt_tokens = 0 if self.prompt_ids is None else len(self.prompt_ids)
+        prompt_tokens = len(self.prompt_ids) if self.prompt_ids else self.prompt_tokens
         return Usage(prompt_tokens, self.completion_tokens, self.cached_tokens)
 
     def accept(self, prompt_ids: tuple[int, ...]) -> None:
@@ -71,13 +74,20 @@ class Transcript:
         if self.prompt_ids is None:
             self.prompt_ids = array("I", prompt_ids)
 
-    def cached(self, num_tokens: int) -> None:
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         """Record how much of the prompt was in the engine's cache.
 
         Once there are tokens, this is ignored: the engine has the same prompt in several steps, or
-        another engine reads it once more.
+        another engine reads it once more. `prompt_tokens` is the prompt's length from an engine
+        that does not know the prompt's ids: its first count holds, whenever it comes.
         """
-        if not self.generated and self.prompt_ids is not None:
+        if self.prompt_ids is None:
+            return
+        if prompt_tokens and not self.prompt_ids:
+            if not self.prompt_tokens:
+                self.prompt_tokens = prompt_tokens
+                self.cached_tokens = min(num_tokens, prompt_tokens)
+        elif not self.generated:
             self.cached_tokens = min(num_tokens, len(self.prompt_ids))
 
     def add(

@@ -67,8 +67,8 @@ class Trial:
     def working(self, num_read: int = 0) -> None:
         self.stream.working(num_read)
 
-    def cached(self, num_tokens: int) -> None:
-        self.stream.cached(num_tokens)
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
+        self.stream.cached(num_tokens, prompt_tokens)
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         self.stream.prompt_logprobs(logprobs)

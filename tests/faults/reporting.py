@@ -48,8 +48,8 @@ class ReportingSink:
     def working(self, num_read: int = 0) -> None:
         self._sink.working(num_read)
 
-    def cached(self, num_tokens: int) -> None:
-        self._sink.cached(num_tokens)
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
+        self._sink.cached(num_tokens, prompt_tokens)
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         self._sink.prompt_logprobs(logprobs)

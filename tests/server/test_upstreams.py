@@ -136,6 +136,21 @@ async def test_a_stop_string_ends_the_work_at_the_upstream() -> None:
             await gone.wait()
 
 
+async def test_usage_has_the_prompt_s_tokens_as_a_server_without_ids_counts_them() -> None:
+    upstream = FakeUpstream("openai")
+    asked = {"model": "fake", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": 4}
+    async with fakes(upstream), front(upstream.url) as server:
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+        whole = await client.chat.completions.create(**asked)
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        *_, last = [each async for each in await client.chat.completions.create(**asked, **options)]
+        await client.close()
+        metrics = httpx.get(f"{server.url}/metrics").text
+    for usage in (whole.usage, last.usage):
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 4, 7)
+    assert "penstock_prompt_tokens_total 6.0" in metrics
+
+
 def test_a_bad_upstream_is_named_before_the_start() -> None:
     assert "URL is not valid" in refuses_to_start(upstream="ftp://gpu1")
     said = refuses_to_start(upstream="http://me:sk-secret@gpu1:8000")

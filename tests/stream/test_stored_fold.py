@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.engine.process.messages import Reasoning, ToolCall
+from penstock.engine.process.messages import Accepted, Cached, Reasoning, Started, ToolCall
 from penstock.engine.protocol import Addition
 from penstock.events import Event, TokenLogprob
 from penstock.stream.reader import Reader
@@ -28,6 +28,7 @@ STEPS = st.lists(
         st.tuples(st.just("logprob"), PIECES),
         st.tuples(st.just("reason"), st.just("hm ")),
         st.tuples(st.just("call"), st.just("{}")),
+        st.tuples(st.just("prompt"), st.integers(0, 9)),
         st.tuples(st.sampled_from(["hold", "confirm", "kill engine", "die", "look"]), st.none()),
         st.tuples(st.sampled_from(["cancel", "expire", "finish"]), st.none()),
     ),
@@ -38,7 +39,8 @@ STEPS = st.lists(
 class World:
     """Replicas of which one owns the stream, and the readers at each of them."""
 
-    def __init__(self, fields: dict[str, Any]) -> None:
+    def __init__(self, fields: dict[str, Any], *, knows_prompt: bool) -> None:
+        self.knows_prompt = knows_prompt
         self.shared = Shared()
         self.fields = fields
         self.alive: list[ReplicaInTest] = []
@@ -49,7 +51,10 @@ class World:
         await started(*self.alive)
         self.stream = self.alive[0].open(NAME, 50, **self.fields)
         self.readers = [Reader(self.stream)]
-        self.owner.begins(NAME)
+        if self.knows_prompt:
+            self.owner.begins(NAME)
+        else:
+            self.owner.says(Accepted(NAME, ()), Started(NAME))
 
     @property
     def owner(self) -> ReplicaInTest:
@@ -67,6 +72,8 @@ class World:
                 owner.says(Reasoning(NAME, value, 1, (7,)))
             case "call":
                 owner.says(ToolCall(NAME, 0, "id", "tool", value, 1))
+            case "prompt":
+                owner.says(Cached(NAME, 1, value))
             case "finish":
                 if NAME in owner.engine.sinks:
                     owner.finishes(NAME, 9)
@@ -124,12 +131,13 @@ def _seen(reader: Reader) -> list[Event]:
 @given(
     STEPS,
     st.sampled_from([{}, {"stop": ("qq", "xqa")}, {"return_token_ids": True}, {"top_logprobs": 0}]),
+    st.booleans(),
 )
 def test_every_reader_sees_the_same_events(
-    steps: list[tuple[str, Any]], fields: dict[str, Any]
+    steps: list[tuple[str, Any]], fields: dict[str, Any], knows_prompt: bool
 ) -> None:
     async def run() -> None:
-        world = World(fields)
+        world = World(fields, knows_prompt=knows_prompt)
         await world.begin()
         for step in steps:
             await world.do(*step)

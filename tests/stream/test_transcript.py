@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.events import TokenLogprob
+from penstock.events import TokenLogprob, Usage
 from penstock.request import Request, UnnamedTokens
 from penstock.stream.transcript import Transcript
 
@@ -211,3 +211,20 @@ def test_no_more_tokens_are_cached_than_the_prompt_has() -> None:
     transcript.accept(PROMPT_IDS)
     transcript.cached(len(PROMPT_IDS) + 1)
     assert transcript.usage.cached_tokens == len(PROMPT_IDS)
+
+
+def test_an_engine_that_does_not_know_the_prompt_s_ids_counts_it_later() -> None:
+    transcript = Transcript()
+    transcript.accept(())
+    transcript.add("x", 1, ())
+    transcript.cached(3, 11)
+    transcript.cached(0, 12)  # another engine's count of the same prompt, with a part of the answer
+    transcript.finish(1)
+    assert transcript.usage == Usage(11, 1, 3)
+
+
+def test_a_late_count_does_not_change_a_prompt_whose_ids_are_known() -> None:
+    transcript = Transcript()
+    transcript.accept(PROMPT_IDS)
+    transcript.cached(1, 500)
+    assert transcript.usage == Usage(len(PROMPT_IDS), 0, 1)

@@ -23,6 +23,7 @@ class RecordingSink:
     notes: tuple[str, ...] = ()
     completion_tokens: int = -1
     cached_tokens: int = 0
+    late_prompt_tokens: int = 0
     reason: EngineFinish | None = None
     failure: tuple[str, str] | None = None
     prompt: PromptLogprobs | None = None
@@ -45,8 +46,9 @@ class RecordingSink:
     def working(self, num_read: int = 0) -> None:
         self._note("working")
 
-    def cached(self, num_tokens: int) -> None:
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self.cached_tokens = num_tokens
+        self.late_prompt_tokens = prompt_tokens
         self._note("cached")
 
     def delta(
@@ -93,7 +95,7 @@ class RecordingSink:
 
     @property
     def prompt_tokens(self) -> int:
-        return len(self.prompt_ids)
+        return len(self.prompt_ids) or self.late_prompt_tokens
 
     @property
     def ended(self) -> bool:

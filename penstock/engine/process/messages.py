@@ -87,6 +87,7 @@ class Cached(_Message, tag="cached"):
 
     request_id: str
     num_tokens: int
+    prompt_tokens: int = 0
 
 
 class Prompt(_Message, tag="prompt"):

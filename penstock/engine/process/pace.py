@@ -58,8 +58,8 @@ class PacedSink:
         self.started = sink.started
         self.working = sink.working
 
-    def cached(self, num_tokens: int) -> None:
-        self._hold(0, partial(self._sink.cached, num_tokens))
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
+        self._hold(0, partial(self._sink.cached, num_tokens, prompt_tokens))
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         self._hold(0, partial(self._sink.prompt_logprobs, logprobs))

@@ -211,9 +211,9 @@ class SupervisedEngine:
                 self._num_idle_facts += 1
                 if sink := self._sinks.get(request_id):
                     sink.started()
-            case messages.Cached(request_id, num_tokens):
+            case messages.Cached(request_id, num_tokens, prompt_tokens):
                 if sink := self._sinks.get(request_id):
-                    sink.cached(num_tokens)
+                    sink.cached(num_tokens, prompt_tokens)
             case messages.Prompt(request_id, logprobs):
                 if sink := self._sinks.get(request_id):
                     sink.prompt_logprobs(logprobs)

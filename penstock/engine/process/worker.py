@@ -87,8 +87,8 @@ class MessageSink:
     def working(self, num_read: int = 0) -> None:
         self._push(messages.Working(self._id, num_read))
 
-    def cached(self, num_tokens: int) -> None:
-        self._push(messages.Cached(self._id, num_tokens))
+    def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
+        self._push(messages.Cached(self._id, num_tokens, prompt_tokens))
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         self._push(messages.Prompt(self._id, logprobs))

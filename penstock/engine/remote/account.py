@@ -38,6 +38,8 @@ class Account:
         self._held: list[int] = []
         self._num_held = 0
         self._before = 0
+        self._began_with_text = self.has_text
+        self._told = (0, 0)
         self._separates = request.separate_reasoning
 
     @property
@@ -63,6 +65,7 @@ class Account:
     def begin(self) -> None:
         """Begin a part of the answer, from another upstream."""
         self._held, self._num_held = [], 0
+        self._began_with_text = self.has_text
         self._before = self.num_tokens
         self.usage = 0
 
@@ -110,6 +113,16 @@ class Account:
         self.num_tokens += num_tokens
         self.generated.append(UnnamedTokens(arguments, num_tokens))
         self.sink.tool_call(number, call_id, name, arguments, num_tokens)
+
+    def prompt(self, num_tokens: int, num_cached: int) -> None:
+        """Note how the upstream counts what it was asked: the tokens, and those in its cache.
+
+        If a part of the answer was in what it was asked, its count is not the prompt's.
+        """
+        counts = (max(0, num_cached), 0 if self._began_with_text else num_tokens)
+        if any(counts) and counts != self._told:
+            self._told = counts
+            self.sink.cached(*counts)
 
     def end(self, reason: EngineFinish) -> None:
         """Note why the answer ended. The first reason holds."""

@@ -16,6 +16,7 @@ from penstock.engine.remote.account import Account
 from penstock.engine.remote.failures import GarbageError, UpstreamError
 
 MAX_LINE_BYTES = 1024 * 1024
+MAX_PROMPT_TOKENS = 2**31 - 1
 REASONS: dict[str, EngineFinish] = {
     "stop": "stop",
     "tool_calls": "stop",
@@ -124,12 +125,13 @@ class Reader(ABC):
         account = self._account
         if usage.completion_tokens < account.usage or usage.prompt_tokens < 0:
             raise GarbageError("it counts tokens backwards")
+        if usage.prompt_tokens > MAX_PROMPT_TOKENS:
+            raise GarbageError("it counts more tokens than a prompt can have")
         num_new = usage.completion_tokens - account.num_in_part
         account.usage = usage.completion_tokens
-        if usage.prompt_tokens_details is not None:
-            cached = usage.prompt_tokens_details.cached_tokens or 0
-            if 0 < cached <= usage.prompt_tokens:
-                account.sink.cached(cached)
+        details = usage.prompt_tokens_details
+        cached = 0 if details is None else details.cached_tokens or 0
+        account.prompt(usage.prompt_tokens, cached if cached <= usage.prompt_tokens else 0)
         return max(0, num_new)
 
     def _reason(self, reason: str | None) -> None:

@@ -128,6 +128,20 @@ async def test_texts_go_on_as_the_assistant_s_turn_where_the_upstream_can_contin
     assert all(each["messages"][-1]["role"] == "assistant" for each in continued)
 
 
+async def test_the_prompt_s_tokens_are_told_once_an_upstream_has_counted_them() -> None:
+    one, two = FakeUpstream("openai"), FakeUpstream("openai")
+    async with fakes(one, two), remote(one, two) as engine:
+        one.faults = two.faults = [after(0, "reset")]
+        chat = await ask(engine, "chat", 10, **CHAT).end()
+        one.faults = two.faults = [after(4, "reset")]
+        cut = await ask(engine, "cut", 10, prompt="one two three ").end()
+    assert (chat.text(), chat.prompt_tokens) == (text_from(PROMPT, 10), PROMPT)
+    assert chat.calls.index("cached") < chat.calls.index("finish")
+    assert chat.calls.count("cached") == 1
+    # The second upstream has counted the prompt and a part of the answer together.
+    assert (cut.text(), cut.prompt_tokens) == (text_from(PROMPT, 10), 0)
+
+
 async def test_texts_are_asked_anew_before_any_text_and_end_with_an_error_after_it() -> None:
     one, two = FakeUpstream("openai"), FakeUpstream("openai")
     async with fakes(one, two), remote(one, two) as engine:
