@@ -95,11 +95,12 @@ class Gap(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """One generation. Exactly one of `prompt`, `messages` and `prompt_ids` is set.
 
-    `id` names the stream; it is unguessable. `max_tokens` limits the answer, in tokens; a request
-    for 0 tokens is accepted, which counts its prompt, and ends without a slot. With
-    `must_fit`, the engine refuses a prompt that leaves less room than `max_tokens`; otherwise the
-    answer ends when the context is full. Engines ignore `stop`: the stream's text layer finds stop
-    strings (see `text`).
+    `id` names the stream; it is unguessable. `model` names one of the models of an engine that has
+    several; "" means its first, and other engines ignore it. `max_tokens` limits the answer, in
+    tokens; a request for 0 tokens is accepted, which counts its prompt, and ends without a slot.
+    With `must_fit`, the engine refuses a prompt that leaves less room than `max_tokens`; otherwise
+    the answer ends when the context is full. Engines ignore `stop`: the stream's text layer finds
+    stop strings (see `text`).
 
     `top_logprobs` asks for each token's log probability, and for those of this many likeliest
     tokens at its position; None asks for neither. `json_schema` is a JSON schema, as text, that
@@ -169,3 +170,4 @@ class Request(msgspec.Struct, frozen=True):
     gap: Gap | None = None
     prompt_ids: tuple[int, ...] | None = None
     generated: tuple[int | UnnamedTokens, ...] = ()
+    model: str = ""

@@ -381,7 +381,7 @@ class Answering:
                 granted = stream.record.request.max_tokens
         if granted < wanted:
             asked = asked or wanted
-        context = self.streams.context_length
+        context = self.streams.context_length(call.requests[0].model)
         if asked is None or context is None:
             return {}
         known = [stream.usage for stream in opened if stream.phase != "queued"]

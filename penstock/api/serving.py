@@ -20,37 +20,59 @@ def can_reason(info: ModelInfo) -> bool:
 
 
 class ServedModel:
-    """The one model of this server, under its name and its aliases.
+    """The model of this server, under its name and its aliases, and perhaps the engine's others.
 
     `names` has its name first. `info` describes the model once it is loaded. An engine that finds
-    out the model's name itself gives it another name, which then comes first.
+    out the model's name itself gives it another name, which then comes first. An engine that has
+    several models adds the names of the others. A name that was once there stays: a request for a
+    model that is away waits for it in the engine.
     """
 
     def __init__(self, names: Sequence[str], info: Callable[[], ModelInfo | None]) -> None:
         self.names = tuple(names)
-        """The model's name and its aliases."""
+        """The model's name and its aliases, then the names of other models."""
         self._info = info
+        self._seen: ModelInfo | None = None
+        self._models: dict[str, ModelInfo] = {}
+        """The models by the engine's names, also those that are away now."""
+        self._first = ""
+        """The engine's name for the model that requests without a name get."""
+        self._has_several = False
 
-    def _learn_name(self) -> None:
-        """Put the name that the engine gives the model before the others."""
-        info = self._info()
-        if info is not None and info.id not in self.names:
-            self.names = (info.id, *self.names)
+    def _learn(self, info: ModelInfo) -> None:
+        """Take over the names that the engine gives its models."""
+        self._seen = info
+        self._has_several = self._has_several or bool(info.models)
+        self._first = self._first or info.id
+        if not self._has_several:  # the only model may have another name now
+            self._models, self._first = {}, info.id
+        self._models |= {each.id: each for each in (info, *info.models)}
+        if self._first not in self.names:
+            self.names = (self._first, *self.names)
+        self.names += tuple(name for name in self._models if name not in self.names)
 
     @property
     def name(self) -> str:
         """Return the model's name, which is no alias."""
         return self.names[0]
 
-    @property
-    def loaded(self) -> ModelInfo | None:
-        """Return the model's information, None while it is loading."""
-        self._learn_name()
-        return self._info()
-
-    def info(self) -> ModelInfo:
-        """Return the model's information. Raises Problem while it is loading."""
+    def loaded(self, name: str = "") -> ModelInfo | None:
+        """Return the information of the model `name`, None while it is loading."""
         info = self._info()
+        if info is None:
+            return None
+        if info is not self._seen:
+            self._learn(info)
+        if not self._has_several:  # almost every server
+            return info
+        return self._models.get(name) or self._models[self._first]
+
+    def info(self, name: str = "") -> ModelInfo:
+        """Return the information of the model `name`; of the first if there is none of that name.
+
+        Raises Problem while it is loading.
+        """
+        info = self.loaded(name)
         if info is None:
             raise Problem(
                 "engine_loading",
@@ -59,14 +81,24 @@ class ServedModel:
             )
         return info
 
-    def named(self, name: str | None) -> str:
-        """Return the name that a request gives the model, or the model's own if it gives none.
+    def models(self) -> dict[str, ModelInfo]:
+        """Return every loaded model under its own name, the first one first."""
+        if self.loaded() is None:
+            return {}
+        return {self.name_of(each): each for each in self._models.values()}
 
-        Raises Problem if the model has no such name.
+    def name_of(self, info: ModelInfo) -> str:
+        """Return the name of a model: of the first one, its first name."""
+        return self.name if info.id == self._first else info.id
+
+    def named(self, name: str | None) -> str:
+        """Return the name that a request gives a model, or the first model's if it gives none.
+
+        Raises Problem if no model has such a name.
         """
         if name in self.names:  # almost every request
             return name
-        self._learn_name()
+        self.loaded()
         if not name:
             return self.name
         if name not in self.names:

@@ -93,7 +93,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     a sentence for each unsupported feature that would work if the engine were started differently.
     `sampling` is the model's own, or the engine's where the model's files say nothing: for requests
     that do not choose. `facts` describe the model's file. `upstreams` are the servers that answer
-    for a remote engine, as they were when it started.
+    for a remote engine, as they were when it started. `models` are the other models of an engine
+    that has several; a request names one in `Request.model`. `slots` then is for all together.
     """
 
     id: str
@@ -106,6 +107,14 @@ class ModelInfo(msgspec.Struct, frozen=True):
     sampling: Sampling = Sampling()
     facts: ModelFacts = ModelFacts()
     upstreams: tuple[UpstreamFacts, ...] = ()
+    models: tuple["ModelInfo", ...] = ()
+
+    def of(self, name: str) -> "ModelInfo":
+        """Return the information of the engine's model `name`; this model's if there is none."""
+        for each in self.models:
+            if each.id == name:
+                return each
+        return self
 
 
 class Sink(Protocol):
@@ -241,6 +250,13 @@ class PausingEngine(Protocol):
     """
 
     on_pause: Callable[[bool], None]
+
+
+@runtime_checkable
+class ChangingEngine(Protocol):
+    """An engine that finds more models after its start. It calls `on_info` with all of them."""
+
+    on_info: Callable[[ModelInfo], None]
 
 
 EngineState = Literal["loading", "ready", "down", "stopped"]

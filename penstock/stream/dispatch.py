@@ -96,11 +96,14 @@ class Dispatcher:
             num_stopping += lane.engine.num_stopping
         return num_stopping
 
-    @property
-    def context_length(self) -> int | None:
-        """Return the smallest context of the engines in tokens, or None until one was ready."""
+    def context_length(self, model: str) -> int | None:
+        """Return the smallest context that the engines have for a model (see `Request.model`).
+
+        In tokens; None until an engine was ready.
+        """
         infos = [lane.engine.info for lane in self._lanes]
-        return min((info.context_length for info in infos if info is not None), default=None)
+        lengths = (info.of(model).context_length for info in infos if info is not None)
+        return min(lengths, default=None)
 
     def refusal(self) -> Problem | None:
         """Return the problem for which no new request can be taken now, if there is one."""

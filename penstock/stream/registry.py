@@ -148,10 +148,9 @@ class Streams:
         """Return how many cancelled requests the engines have not let go of yet."""
         return self._dispatcher.num_stopping
 
-    @property
-    def context_length(self) -> int | None:
-        """Return the model's context in tokens, or None until an engine was ready."""
-        return self._dispatcher.context_length
+    def context_length(self, model: str) -> int | None:
+        """Return a model's context in tokens, or None until an engine was ready."""
+        return self._dispatcher.context_length(model)
 
     def check(
         self, owner: Owner = ANYBODY, *, resumable: bool = False, num_streams: int = 1

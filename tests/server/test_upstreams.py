@@ -138,17 +138,80 @@ async def test_a_stop_string_ends_the_work_at_the_upstream() -> None:
 
 async def test_usage_has_the_prompt_s_tokens_as_a_server_without_ids_counts_them() -> None:
     upstream = FakeUpstream("openai")
-    asked = {"model": "fake", "messages": [{"role": "user", "content": "a b c"}], "max_tokens": 4}
-    async with fakes(upstream), front(upstream.url) as server:
-        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
-        whole = await client.chat.completions.create(**asked)
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        *_, last = [each async for each in await client.chat.completions.create(**asked, **options)]
-        await client.close()
-        metrics = httpx.get(f"{server.url}/metrics").text
-    for usage in (whole.usage, last.usage):
-        assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 4, 7)
+    body = {"messages": [{"role": "user", "content": "a b c"}], "max_tokens": 4}
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    async with (
+        fakes(upstream),
+        front(upstream.url) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client,
+    ):
+        whole = (await client.post("/v1/chat/completions", json=body)).json()
+        streamed = (await client.post("/v1/chat/completions", json=body | options)).text
+        metrics = (await client.get("/metrics")).text
+    *_, last, done, _ = streamed.split("\n\n")
+    assert done == "data: [DONE]"
+    for usage in (whole["usage"], json.loads(last.removeprefix("data: "))["usage"]):
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 4)
     assert "penstock_prompt_tokens_total 6.0" in metrics
+
+
+async def test_every_api_chooses_among_the_models_of_the_upstreams() -> None:
+    small, large = FakeUpstream(model="small"), FakeUpstream(model="large", context=500)
+    turns = [{"role": "user", "content": "a b c"}]
+    chat = {"messages": turns, "max_tokens": 2}
+    bodies = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": {"prompt": "a b c", "max_tokens": 2},
+        "/v1/responses": {"input": "a b c", "max_output_tokens": 2},
+        "/v1/messages": chat,
+        "/api/chat": {"messages": turns, "stream": False},
+        "/api/generate": {"prompt": "a b c", "raw": True, "stream": False},
+        "/completion": {"prompt": "a b c", "n_predict": 2},
+    }
+    async with (
+        fakes(small, large),
+        front(small.url, large.url) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client,
+    ):
+        for path, body in bodies.items():
+            for model, upstream in (("large", large), ("small", small)):
+                answer = await client.post(path, json=body | {"model": model})
+                assert answer.status_code == 200, answer.text
+                assert upstream.asked.pop().body["model"] == model, path
+                assert small.asked == large.asked == []
+        claude = await client.post("/v1/messages", json=chat | {"model": "claude-sonnet-4-5"})
+        assert claude.status_code == 200
+        assert small.asked.pop().body["model"] == "small", "the first model stands for others"
+        missing = await client.post("/v1/completions", json={"prompt": "a", "model": "huge"})
+        assert missing.json()["error"]["code"] == "model_not_found"
+        listed = (await client.get("/v1/models")).json()["data"]
+        lengths = {each["id"]: each["context_length"] for each in listed}
+        assert (lengths["small"], lengths["large"]) == (100_000, 500)
+        tags = (await client.get("/api/tags")).json()["models"]
+        assert {"small:latest", "large:latest"} <= {each["name"] for each in tags}
+        shown = (await client.post("/api/show", json={"model": "large:latest"})).json()
+        assert 500 in shown["model_info"].values()
+        counted = await client.post("/tokenize", json={"prompt": "a b c", "model": "large"})
+        assert (counted.json()["count"], counted.json()["max_model_len"]) == (3, 500)
+
+
+async def test_a_model_whose_upstream_comes_late_is_listed_and_served() -> None:
+    early, late = FakeUpstream(model="early"), FakeUpstream(model="late")
+    async with fakes(early, late):
+        await late.close()
+        async with (
+            front(early.url, late.url, engine_arg="interval=0.1") as server,
+            httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S) as client,
+        ):
+            body = {"model": "late", "prompt": "a b c", "max_tokens": 2}
+            assert (await client.post("/v1/completions", json=body)).status_code == 404
+            await late.open()
+            assert await asyncio.to_thread(server.has_said, "the model 'late'")
+            answer = (await client.post("/v1/completions", json=body)).json()
+            names = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
+        assert answer["choices"][0]["text"] == text_from(3, 2)
+        assert names[0] == "early"
+        assert "late" in names
 
 
 def test_a_bad_upstream_is_named_before_the_start() -> None:

@@ -107,8 +107,12 @@ Fault = Callable[[Exchange], Awaitable[None]]
 class FakeUpstream:
     """One upstream. `faults` are for its next answers, in order; then it answers well."""
 
-    def __init__(self, kind: str = "vllm", words: int = 1, context: int = 100_000) -> None:
+    def __init__(
+        self, kind: str = "vllm", words: int = 1, context: int = 100_000, model: str = "fake"
+    ) -> None:
         self.kind = kind
+        self.model = model
+        self.other_models: list[str] = []
         self.words = words  # another number makes another vocabulary
         self.context = context
         self.faults: list[Fault] = []
@@ -178,8 +182,9 @@ class FakeUpstream:
             await (exchange.answer() if fault is None else fault(exchange))
         elif exchange.path == "/v1/models":
             owner = "vllm" if self.kind == "vllm" else "somebody"
-            model = {"id": "fake", "owned_by": owner, "max_model_len": self.context}
-            await exchange.whole({"data": [model]})
+            facts = {"owned_by": owner, "max_model_len": self.context}
+            names = [self.model, *self.other_models]
+            await exchange.whole({"data": [{"id": name, **facts} for name in names]})
         elif exchange.path == "/props" and self.kind == "penstock":
             settings = {"n_ctx": self.context}
             own = {"supports": ["return_token_ids"], "vocabulary_size": 0}

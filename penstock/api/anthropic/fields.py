@@ -106,6 +106,7 @@ class CountTokensRequest(Strict):
         is_begun = last.role == "assistant" and bool(last.content) and not last.tool_calls
         return Request(
             id=new_stream_id(),
+            model=info.id,
             messages=system + self.messages,
             json_schema=None if schema is None else json.dumps(schema),
             lax_schema=not self._notes.strict,

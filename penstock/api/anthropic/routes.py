@@ -33,7 +33,7 @@ class _Calls:
         """Return the call for `/v1/messages`. Raises Problem."""
         asked = parse_fields(MessagesRequest, body, notes)
         name = self.named(asked, notes)
-        info = self._model.info()
+        info = self._model.info(name)
         request = asked.request(info)
         return Call(
             requests=[request],
@@ -74,8 +74,8 @@ def anthropic_api(answering: Answering, model: ServedModel) -> Api:
 
         def count(body: dict[str, Any], notes: Notes) -> Any:
             asked = parse_fields(CountTokensRequest, body, notes)
-            calls.named(asked, notes)
-            return asked.to_request(model.info(), max_tokens=0)
+            name = calls.named(asked, notes)
+            return asked.to_request(model.info(name), max_tokens=0)
 
         counted, headers = await answering.count(http, count)
         return JSONResponse(

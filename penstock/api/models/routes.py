@@ -29,7 +29,7 @@ def models_api(model: ServedModel) -> Api:
     created = int(time.time())
 
     def for_openai(name: str) -> dict[str, Any]:
-        loaded = model.loaded
+        loaded = model.loaded(name)
         described = {
             "id": name,
             "object": "model",
@@ -54,8 +54,8 @@ def models_api(model: ServedModel) -> Api:
         }
 
     async def list_models(http: HttpRequest) -> Response:
-        """List the names of the served model."""
-        model.named(None)  # so that the name that the engine gives the model is among them
+        """List the names of the served models."""
+        model.named(None)  # so that the names that the engine gives its models are among them
         if not _speaks_anthropic(http.scope):
             return JSONResponse({"object": "list", "data": list(map(for_openai, model.names))})
         page = {
@@ -67,7 +67,7 @@ def models_api(model: ServedModel) -> Api:
         return _for_anthropic(http, page)
 
     async def get_model(http: HttpRequest) -> Response:
-        """Describe the served model."""
+        """Describe a served model."""
         name = model.named(http.path_params["model"].removesuffix("/"))
         if not _speaks_anthropic(http.scope):
             return JSONResponse(for_openai(name))

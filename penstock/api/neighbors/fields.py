@@ -154,7 +154,7 @@ def tokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Req
         adds = bool(left_out(needs, info, notes, hints=frozenset({"add_special_tokens"})))
     if asked.parse_special is False:
         notes.ignore("parse_special")
-    return Request(new_stream_id(), 0, prompt=asked.text, add_special_tokens=adds)
+    return Request(new_stream_id(), 0, prompt=asked.text, add_special_tokens=adds, model=info.id)
 
 
 def detokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:
@@ -162,7 +162,8 @@ def detokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> R
     asked = parse(DetokenizeRequest, body, notes)
     left_out({"tokens": "show_prompt"}, info, notes)
     check_token_ids("tokens", asked.tokens, info)
-    return Request(new_stream_id(), 0, prompt_ids=tuple(asked.tokens), show_prompt=True)
+    ids = tuple(asked.tokens)
+    return Request(new_stream_id(), 0, prompt_ids=ids, show_prompt=True, model=info.id)
 
 
 def template_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:

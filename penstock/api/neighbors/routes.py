@@ -30,7 +30,9 @@ from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import parse_fields
 from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
+from penstock.engine.protocol import ModelInfo
 from penstock.errors import Problem
+from penstock.request import Request
 
 _NO_EMBEDDINGS = "This server makes no embeddings. Ask a server that serves an embedding model."
 _REFUSED = {
@@ -56,7 +58,7 @@ class _Completions:
 
     def _call(self, asked: CompletionOfLlama, http: HttpRequest) -> Call:
         name = self._model.named(asked.model)
-        info = self._model.info()
+        info = self._model.info(name)
         asked.check(info)
         return Call(
             requests=asked.requests(info),
@@ -96,35 +98,38 @@ def neighbors_api(answering: Answering, model: ServedModel) -> Api:
 
     async def tokenize(http: HttpRequest) -> Response:
         """Tokenize a text or a conversation."""
-        counted, headers = await answering.count(
-            http, lambda body, notes: tokenize_request(_named(body), model.info(), notes)
-        )
+        info = model.info()
+
+        def read(body: dict[str, Any], notes: Notes) -> Request:
+            nonlocal info
+            info = info_for(body)
+            return tokenize_request(body, info, notes)
+
+        counted, headers = await answering.count(http, read)
         answer = {
             "tokens": counted.token_ids,
             "count": len(counted.token_ids),
-            "max_model_len": model.info().context_length,
+            "max_model_len": info.context_length,
         }
         return JSONResponse(answer, headers=headers)
 
     async def detokenize(http: HttpRequest) -> Response:
         """Return the text of tokens."""
         counted, headers = await answering.count(
-            http, lambda body, notes: detokenize_request(_named(body), model.info(), notes)
+            http, lambda body, notes: detokenize_request(body, info_for(body), notes)
         )
         return JSONResponse({"content": counted.text, "prompt": counted.text}, headers=headers)
 
     async def apply_template(http: HttpRequest) -> Response:
         """Render a conversation with the model's chat template."""
         counted, headers = await answering.count(
-            http, lambda body, notes: template_request(_named(body), model.info(), notes)
+            http, lambda body, notes: template_request(body, info_for(body), notes)
         )
         return JSONResponse({"prompt": counted.text}, headers=headers)
 
-    def _named(body: dict[str, Any]) -> dict[str, Any]:
+    def info_for(body: dict[str, Any]) -> ModelInfo:
         name = body.get("model")
-        if isinstance(name, str):
-            model.named(name)
-        return body
+        return model.info(model.named(name) if isinstance(name, str) else "")
 
     answering.fields |= {
         "/tokenize": TokenizeRequest,

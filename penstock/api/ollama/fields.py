@@ -229,6 +229,7 @@ class Common(Strict):
             self._notes.ignore_or(too_large, "options.num_ctx")
         return Request(
             id=new_stream_id(),
+            model=info.id,
             max_tokens=asked if strict and asked else min(asked or MAX_TOKENS, info.context_length),
             must_fit=strict and asked is not None,
             sampling=options.sampling(info.sampling),

@@ -38,22 +38,37 @@ class Catalog:
             return name
         return self._model.named(name)
 
+    def info(self, name: str) -> ModelInfo:
+        """Return the information of the model of this name, which may end with `:latest`.
+
+        Raises Problem while it is loading.
+        """
+        return self._model.info(name if name in self._model.names else name.removesuffix(LATEST))
+
     def tags(self) -> dict[str, Any]:
         """Return the list of models."""
-        info = self._model.loaded
-        return {"models": [self._entry(name, info) for name in self._model.names]}
+        loaded = self._model.loaded
+        loaded()  # so that the names that the engine gives its models are among them
+        return {"models": [self._entry(name, loaded(name)) for name in self._model.names]}
 
     def running(self) -> dict[str, Any]:
-        """Return the list of loaded models. The model stays loaded for ever."""
-        info = self._model.loaded
-        if info is None:
-            return {"models": []}
-        more = {"expires_at": FOR_EVER, "size_vram": 0, "context_length": info.context_length}
-        return {"models": [{**self._entry(self._model.name, info), **more}]}
+        """Return the list of loaded models. They stay loaded for ever."""
+        return {
+            "models": [
+                {
+                    **self._entry(name, info),
+                    "expires_at": FOR_EVER,
+                    "size_vram": 0,
+                    "context_length": info.context_length,
+                }
+                for name, info in self._model.models().items()
+            ]
+        }
 
-    def show(self) -> dict[str, Any]:
-        """Return the description of the model. Raises Problem while it is loading."""
-        info = self._model.info()
+    def show(self, name: str) -> dict[str, Any]:
+        """Return the description of the model `name`. Raises Problem while it is loading."""
+        info = self.info(name)
+        name = self._model.name_of(info)
         family = info.facts.architecture or info.engine
         sampling = info.sampling
         parameters = {
@@ -64,13 +79,13 @@ class Catalog:
             "repeat_penalty": sampling.repetition_penalty,
         }
         return {
-            "modelfile": f"FROM {self._model.name}\n",
+            "modelfile": f"FROM {name}\n",
             "parameters": "\n".join(f"{name:<30} {value}" for name, value in parameters.items()),
             "template": info.facts.chat_template,
             "details": _details(info),
             "model_info": {
                 "general.architecture": family,
-                "general.basename": self._model.name,
+                "general.basename": name,
                 "general.parameter_count": info.facts.num_parameters,
                 f"{family}.context_length": info.context_length,
             },

@@ -73,13 +73,14 @@ class _Calls:
         return self._call(asked, http, GenerateForm)
 
     def _call(self, asked: Common, http: HttpRequest, form: type[LineForm]) -> Call | Answer:
+        name = self._catalog.named(asked.model)
         shown = form(
-            self._catalog.named(asked.model),
+            name,
             timestamp(),
             hides_thinking=asked.think is False,
             has_logprobs=bool(asked.logprobs),
         )
-        info = self._model.info()
+        info = self._catalog.info(name)
         if asked.is_empty:  # Ollama's clients load the model so, and this one is loaded
             loaded = {"done": True, "done_reason": "load"}
             return Answer({**shown.head(), **shown.part(""), **loaded})
@@ -118,20 +119,20 @@ def ollama_api(answering: Answering, model: ServedModel) -> Api:
         return JSONResponse({"version": API_VERSION})
 
     async def tags(_: HttpRequest) -> Response:
-        """List the names of the served model."""
+        """List the names of the served models."""
         return JSONResponse(catalog.tags())
 
     async def running(_: HttpRequest) -> Response:
-        """List the loaded models: the served one."""
+        """List the loaded models: the served ones."""
         return JSONResponse(catalog.running())
 
     async def show(http: HttpRequest) -> Response:
-        """Describe the served model."""
+        """Describe a served model."""
         asked, headers = await answering.read(
             http, lambda body, notes: parse(OllamaModelRequest, body, notes)
         )
-        catalog.named(asked.model or asked.name)
-        return JSONResponse(catalog.show(), headers=headers)
+        name = catalog.named(asked.model or asked.name)
+        return JSONResponse(catalog.show(name), headers=headers)
 
     async def pull(http: HttpRequest) -> Response:
         """Say that the served model is there."""

@@ -164,6 +164,7 @@ class Common(Extras):
         return [
             Request(
                 id=new_stream_id(),
+                model=info.id,
                 sampling=self._sampling(number, info.sampling),
                 **prompt,
                 **shared,

@@ -46,7 +46,7 @@ class _Calls:
     def _prepare(self, asked: Common, prefix: str) -> tuple[list[Request], dict[str, Any]]:
         """Return the requests, and the fields that both forms share."""
         name = self._model.named(asked.model)
-        info = self._model.info()
+        info = self._model.info(name)
         asked.check(info)
         requests = asked.requests(info)
         options = asked.stream_options

@@ -54,6 +54,12 @@ class Ready(_Message, tag="ready"):
     info: ModelInfo
 
 
+class Described(_Message, tag="described"):
+    """The engine, which is ready, has more models than it said."""
+
+    info: ModelInfo
+
+
 class NotStarted(_Message, tag="not-started"):
     """The model cannot be loaded, with the reason and a hint. The process ends afterwards."""
 
@@ -159,6 +165,7 @@ class Notice(_Message, tag="notice"):
 ToEngine = Start | Submit | Cancel | Probe
 Fact = (
     Ready
+    | Described
     | NotStarted
     | Accepted
     | Started

@@ -246,6 +246,9 @@ class SupervisedEngine:
             case messages.Ready(info):
                 assert self._started is not None
                 self._started.set_result(info)
+            case messages.Described(info):
+                self._num_idle_facts += 1
+                self.info = info
             case messages.NotStarted(text, hint):
                 assert self._started is not None
                 self._started.set_exception(StartError(text, hint))

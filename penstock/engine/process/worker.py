@@ -24,7 +24,7 @@ from setproctitle import setproctitle
 from penstock.children import die_with_parent, leave_signals_to_parent
 from penstock.engine.process import messages
 from penstock.engine.process.pace import Pacer
-from penstock.engine.protocol import Engine, EngineFinish, PausingEngine
+from penstock.engine.protocol import ChangingEngine, Engine, EngineFinish, PausingEngine
 from penstock.engine.tasks import end_process
 from penstock.errors import StartError
 from penstock.events import PromptLogprobs, TokenLogprob
@@ -194,6 +194,8 @@ async def relay(outbox: Outbox) -> None:
         engine = load(message.target, message.options)
         if isinstance(engine, PausingEngine):
             engine.on_pause = lambda is_paused: outbox.push(messages.Paused(is_paused))
+        if isinstance(engine, ChangingEngine):
+            engine.on_info = lambda info: outbox.push(messages.Described(info))
         info = await engine.start()
         leave_signals_to_parent()  # again, because llama.cpp installs its own handlers
     except StartError as error:

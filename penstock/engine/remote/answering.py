@@ -10,8 +10,9 @@ import asyncio
 from penstock.engine.remote.account import Account
 from penstock.engine.remote.answers import Reader
 from penstock.engine.remote.asking import Ask, ask_with_ids, ask_with_text
-from penstock.engine.remote.failures import GarbageError, UpstreamError
+from penstock.engine.remote.failures import GarbageError, GivenUpError, UpstreamError
 from penstock.engine.remote.http import Exchange
+from penstock.engine.remote.models import Model
 from penstock.engine.remote.pool import Pool, Upstream
 from penstock.engine.remote.probing import failure_of
 from penstock.engine.remote.prompts import generated_ids_of
@@ -33,16 +34,8 @@ CANNOT_CONTINUE = (
 )
 
 
-class GivenUpError(Exception):
-    """A request is given up with the error code `code`; the message is a sentence."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class Answering:
-    """The answer to `request`. `marks` surround the reasoning, if the model reasons.
+    """The answer of `model` to `request`.
 
     An upstream has failed after `silence` seconds without a byte. The answer is given up after
     `patience` seconds without an upstream.
@@ -51,22 +44,22 @@ class Answering:
     def __init__(
         self,
         pool: Pool,
+        model: Model,
         request: Request,
         prompt_ids: tuple[int, ...],
         account: Account,
         *,
-        marks: tuple[str, str] | None,
         silence: float,
         patience: float,
     ) -> None:
         self._pool = pool
+        self._model = model
         self._request = request
         self._prompt_ids = prompt_ids
         self._account = account
-        self._marks = marks
         self._silence = silence
         self._patience = patience
-        self._has_ids = pool.level == "ids"
+        self._has_ids = model.level == "ids"
         self._key = key_of(request)
 
     async def run(self) -> None:
@@ -108,7 +101,7 @@ class Answering:
         num_used = len(self._prompt_ids) + sum(
             1 if isinstance(each, int) else each.num_tokens for each in self._account.generated
         )
-        return min(self._account.num_left, self._pool.context_length - num_used)
+        return min(self._account.num_left, self._model.context_length - num_used)
 
     def _size_of_load(self) -> int:
         """Return how many tokens the request means for its upstream, about."""
@@ -129,15 +122,22 @@ class Answering:
                 raise GivenUpError("engine_died", CANNOT_CONTINUE)
         try:
             async with asyncio.timeout(self._patience):
-                return await self._pool.take(self._key, num_tokens, failed, able)
+                return await self._pool.take(
+                    self._model,
+                    self._key,
+                    num_tokens,
+                    failed,
+                    able,
+                    has_begun=self._account.has_text,
+                )
         except TimeoutError:
             raise GivenUpError("engine_died", NOT_BACK) from None
 
     def _can_continue_at(self, upstream: Upstream) -> bool:
         profile = upstream.profile
-        return profile is not None and (
-            ask_with_text(profile, self._request, self._account) is not None
-        )
+        if profile is None or upstream.serves != self._model.name:
+            return False
+        return ask_with_text(profile, self._request, self._account) is not None
 
     async def _ask_of(self, upstream: Upstream) -> Ask:
         profile = upstream.profile
@@ -152,7 +152,7 @@ class Answering:
             *(profile, self._request, self._account),
             [*self._prompt_ids, *ids],
             self._room,
-            self._marks,
+            self._model.marks,
         )
 
     async def _continue_at(self, upstream: Upstream) -> None:

@@ -26,7 +26,8 @@ class UpstreamTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `weight` is the upstream's part of the load, beside the others' weights. `key_env` names the
     variable, and `key_file` the file, with the key that the upstream asks for. `ca` is a PEM file
     with the certificates that sign the upstream's. `model` is the model's name there, if it serves
-    several. `slots` is the number of requests that it runs at once; 0 asks it, or means 64.
+    several; `serves` is the model's name here. `slots` is the number of requests that it runs at
+    once; 0 asks it, or means 64.
     """
 
     url: str
@@ -35,6 +36,7 @@ class UpstreamTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_file: str = ""
     ca: str = ""
     model: str = ""
+    serves: str = ""
     slots: int = 0
 
 
@@ -49,6 +51,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True):
     key: str
     tls: ssl.SSLContext | None
     model: str
+    serves: str
     slots: int
 
 
@@ -70,9 +73,12 @@ def upstreams_of(
         raise StartError("The remote engine has no upstream.", "Give --upstream http://host:port.")
     if len(configs) > MAX_UPSTREAMS:
         raise StartError(f"There are more than {MAX_UPSTREAMS} upstreams.")
-    names = [each.name for each in configs]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise StartError(f"The upstream {twice} is named twice.", "Give one of them a weight of 2.")
+    places = [(each.name, each.model) for each in configs]
+    if twice := next((name for name, model in places if places.count((name, model)) > 1), ""):
+        raise StartError(
+            f"The upstream {twice} is named twice.",
+            "Give it a weight of 2. If it serves several models, give each its table with model.",
+        )
     return configs
 
 
@@ -108,6 +114,7 @@ def _config_of(table: UpstreamTable, key: str) -> UpstreamConfig:
         key,
         _tls_of(table.ca) if parts.scheme == "https" else None,
         table.model,
+        table.serves,
         table.slots,
     )
 

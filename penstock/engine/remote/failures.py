@@ -29,3 +29,11 @@ class RefusedError(Exception):
         super().__init__(f"it refuses the request (HTTP {status})")
         self.status = status
         self.code = code
+
+
+class GivenUpError(Exception):
+    """A request is given up with the error code `code`; the message is a sentence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

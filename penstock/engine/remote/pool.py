@@ -1,7 +1,8 @@
 """The upstreams of one engine: looks at them, and lends them to requests.
 
-In: the operator's configuration. Out: for each request an upstream that is well, or a wait until
-one is. `on_change` is told when the first upstream comes and when the last one goes.
+In: the operator's configuration. Out: for each request an upstream of its model that is well, or a
+wait until one is. `on_change` is told when the first upstream comes and when the last one goes, and
+`on_model` when a model comes that was not there at the start.
 """
 
 import asyncio
@@ -11,14 +12,19 @@ import random
 from collections.abc import Callable, Sequence
 
 from penstock.engine.remote.config import UpstreamConfig
-from penstock.engine.remote.failures import RefusedError, UpstreamError
+from penstock.engine.remote.failures import GivenUpError, RefusedError, UpstreamError
 from penstock.engine.remote.health import Health
 from penstock.engine.remote.http import HttpClient
+from penstock.engine.remote.models import UNNAMED, Model, model_of, name_of
 from penstock.engine.remote.probing import probe
 from penstock.engine.remote.profile import DEFAULT_SLOTS, NAMES, Level, Profile
 from penstock.engine.remote.routing import choose, seed_of
 
 log = logging.getLogger(__name__)
+
+CROWDED = (
+    "No server runs this model now, and many requests wait for it. Send the request again later."
+)
 
 
 class Upstream:
@@ -30,6 +36,8 @@ class Upstream:
         self.client = HttpClient(config)
         self.health = Health()
         self.profile: Profile | None = None
+        self.serves = ""
+        """The name here of the model that it serves; "" until it is known."""
         self.seed = seed_of(config.name)
         self.weight = config.weight
         self.in_flight = 0
@@ -43,6 +51,10 @@ class Upstream:
         known = DEFAULT_SLOTS if self.profile is None else self.profile.slots
         return self.config.slots or known
 
+    def leave_out(self) -> None:
+        """Forget what it is: it does not fit."""
+        self.profile, self.serves = None, ""
+
     def fail(self, error: Exception) -> None:
         """Note a failure, and say it in the log."""
         was_well = self.health.state != "sick"
@@ -55,20 +67,27 @@ class Upstream:
 class Pool:
     """All upstreams. They are looked at every `interval` seconds, sick ones after their pauses.
 
-    `names` are the names under which the model is served here.
+    `name` is the name here of the models to which their upstreams' tables give none; "" if they
+    have the upstreams' own names. For `level` and `context_length` see `models.model_of`.
     """
 
     def __init__(
-        self, configs: Sequence[UpstreamConfig], interval: float, names: tuple[str, ...]
+        self,
+        configs: Sequence[UpstreamConfig],
+        interval: float,
+        name: str,
+        level: Level,
+        context_length: int,
     ) -> None:
         self.upstreams = [Upstream(config) for config in configs]
-        self.level: Level | None = None
-        """How all upstreams are talked to; None until it is decided."""
-        self.vocabulary = ""
-        self.context_length = 0
+        self.models: dict[str, Model] = {}
+        """The models by their names here; none until `decide`."""
         self.on_change: Callable[[bool], None] = lambda has_one: None
+        self.on_model: Callable[[], None] = lambda: None
         self._interval = interval
-        self._names = names
+        self._name = name
+        self._level = level
+        self._context_length = context_length
         self._changed = asyncio.Event()
         self._had_one = False
         self._looks: list[asyncio.Task[None]] = []
@@ -93,23 +112,47 @@ class Pool:
         return [each for each in self.upstreams if each.health.takes_requests]
 
     @property
-    def known(self) -> list[Profile]:
-        """Return the profiles of all upstreams that have answered."""
-        return [each.profile for each in self.upstreams if each.profile is not None]
+    def known(self) -> list[Upstream]:
+        """Return all upstreams that have answered."""
+        return [each for each in self.upstreams if each.profile is not None]
+
+    def decide(self) -> None:
+        """Decide how the upstreams of each model are talked to; leave out those that do not fit."""
+        for name in dict.fromkeys(each.serves for each in self.known):
+            model = self._model_of(name)
+            for upstream, profile in self._serving(name):
+                try:
+                    model.check(profile)
+                except UpstreamError as error:
+                    upstream.leave_out()
+                    upstream.fail(error)
+            if self._serving(name):
+                self._add(name)
 
     async def take(
         self,
+        model: Model,
         key: int,
         num_tokens: int,
         avoid: Upstream | None = None,
         among: Sequence[Upstream] | None = None,
+        *,
+        has_begun: bool = False,
     ) -> Upstream:
         """Return the upstream for a request, with the request counted. Waits until there is one.
 
-        `avoid` gets it only if there is no other. With `among`, one of these gets it.
+        `avoid` gets it only if there is no other. With `among`, one of these gets it. Raises
+        GivenUpError if too many requests wait for this model, and this one's answer has not begun.
         """
-        while not (ready := [each for each in self.ready if among is None or each in among]):
-            await self.wait()
+        candidates = self.upstreams if among is None else among
+        while not (ready := _ready_for(model, candidates)):
+            if model.num_waiting >= model.max_waiting and not has_begun:
+                raise GivenUpError("engine_down", CROWDED)
+            model.num_waiting += 1
+            try:
+                await self.wait()
+            finally:
+                model.num_waiting -= 1
         others = [each for each in ready if each is not avoid]
         chosen = choose(key, num_tokens, others or ready)
         chosen.in_flight += num_tokens
@@ -121,17 +164,6 @@ class Pool:
         """Wait until an upstream may have become ready."""
         self._changed.clear()
         await self._changed.wait()
-
-    def recheck(self) -> None:
-        """Leave out the upstreams that do not fit the others."""
-        for upstream in self.upstreams:
-            if upstream.profile is None:
-                continue
-            try:
-                self._check(upstream.profile)
-            except UpstreamError as error:
-                upstream.profile = None
-                upstream.fail(error)
 
     def give_back(self, upstream: Upstream, num_tokens: int) -> None:
         """Count a request off."""
@@ -165,8 +197,9 @@ class Pool:
 
     async def _look(self, upstream: Upstream) -> None:
         try:
-            profile = await probe(upstream.client, upstream.config.model, self._names)
-            self._check(profile)
+            profile = await probe(upstream.client, upstream.config.model, (self._name,))
+            name = upstream.config.serves or self._name or name_of(profile.model) or UNNAMED
+            is_new = self._check(name, profile)
         except (UpstreamError, RefusedError) as error:
             upstream.fail(error)
         except Exception:  # a bug with one upstream must not end the others
@@ -177,21 +210,50 @@ class Pool:
                 log.info("the upstream %s %s", upstream.name, described(profile))
             elif upstream.health.state == "sick":
                 log.info("the upstream %s answers again", upstream.name)
-            upstream.profile = profile
+            upstream.profile, upstream.serves = profile, name
+            if is_new:
+                self._add(name)
+                self.on_model()
             upstream.health.answer()
         self.tell()
 
-    def _check(self, profile: Profile) -> None:
-        """Raise UpstreamError if the upstream does not fit the others."""
-        if self.level is None:
-            return
-        if self.level == "ids" and profile.vocabulary != self.vocabulary:
-            raise UpstreamError("its model has another vocabulary than the other upstreams'")
-        if profile.context_length and profile.context_length < self.context_length:
-            raise UpstreamError(
-                f"its context of {profile.context_length} tokens is shorter than the"
-                f" {self.context_length} that Penstock promises"
-            )
+    def _check(self, name: str, profile: Profile) -> bool:
+        """Return True if the model is a new one, after `decide`.
+
+        Raises UpstreamError if an upstream does not fit the others of its model, or if its model is
+        one too many: an upstream that names another model each time must not fill the memory.
+        """
+        model = self.models.get(name)
+        if model is not None:
+            model.check(profile)
+        elif self.models and len(self.models) >= len(self.upstreams):
+            raise UpstreamError("it serves another model than at the start: restart Penstock")
+        return model is None and bool(self.models)
+
+    def _add(self, name: str) -> None:
+        model = self.models[name] = self._model_of(name)
+        how = "token ids" if model.level == "ids" else "texts"
+        log.info(
+            "upstreams of the model %.200r: %d. They get %s", name, len(model.info.upstreams), how
+        )
+
+    def _model_of(self, name: str) -> Model:
+        profiles = [profile for _, profile in self._serving(name)]
+        slots = sum(each.slots for each, _ in self._serving(name))
+        return model_of(name, profiles, slots, self._level, self._context_length)
+
+    def _serving(self, name: str) -> list[tuple[Upstream, Profile]]:
+        """Return the upstreams that serve the model, with their profiles."""
+        return [
+            (each, each.profile)
+            for each in self.upstreams
+            if each.profile is not None and each.serves == name
+        ]
+
+
+def _ready_for(model: Model, upstreams: Sequence[Upstream]) -> list[Upstream]:
+    """Return those of the upstreams that serve the model and may get a request now."""
+    return [each for each in upstreams if each.serves == model.name and each.health.takes_requests]
 
 
 def described(profile: Profile) -> str:

@@ -2,9 +2,9 @@
 
 In: the key of the prompt, its size, and the candidates with their load. Out: one candidate. Pure:
 no clock, no chance, no upstream. This is rendezvous hashing with bounded loads: a key ranks all
-candidates, in the same order each time, by their weights. The first one gets the request whose load,
-with this request, is at most `MAX_LOAD` times its part of the whole. If a candidate comes or goes,
-only its own keys move.
+candidates, in the same order each time, by their weights. The first one gets the request that then
+has at most `MAX_LOAD` times its part of the whole load. If a candidate comes or goes, only its own
+keys move.
 """
 
 import math

@@ -60,12 +60,12 @@ def test_a_candidate_gets_more_only_within_the_bound_or_if_it_has_little(
     total = sum(each.in_flight for each in several) + num_tokens
     bound = MAX_LOAD * total / sum(each.weight for each in several)
 
-    def load(each: Candidate) -> float:
+    def load_of(each: Candidate) -> float:
         has_little = each.in_flight < FEW_REQUESTS * num_tokens
         return (each.in_flight + (0 if has_little else num_tokens)) / each.weight
 
-    least = min(load(each) for each in several)
-    assert load(chosen) <= max(least, bound * (1 + 1e-9))
+    least = min(load_of(each) for each in several)
+    assert load_of(chosen) <= max(least, bound * (1 + 1e-9))
 
 
 def test_a_few_requests_do_not_leave_their_cache() -> None:

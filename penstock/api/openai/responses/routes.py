@@ -71,7 +71,7 @@ class ResponseRoutes:
         """Return the call for `/v1/responses`. Raises Problem."""
         asked = parse_response(body, notes)
         name = self._model.named(asked.model)
-        info = self._model.info()
+        info = self._model.info(name)
         asked.check(info)
         owner = owner_of(http.scope)
         earlier_ones = _Earlier(self._stored, http, owner, body)
