@@ -1,4 +1,4 @@
-"""The served model as every API sees it: its names, and the features that its engine has.
+"""The served models as every API sees them: their names, and the features of their engine.
 
 In: the name and the fields that a request uses. Out: the model's information, or a `Problem` that
 says what is not possible. Not known here: any API's own form of a request.

@@ -24,7 +24,7 @@ _MODELS_OF_ANTHROPIC = ("claude", "anthropic")
 
 
 class _Calls:
-    """Turns the bodies of requests into calls for the one served model."""
+    """Turns the bodies of requests into calls for a served model."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model

@@ -16,7 +16,7 @@ from penstock.api.openai.description import ErrorResponse
 
 
 class Model(ResponseModel):
-    """The model that this server serves, in OpenAI's form."""
+    """A model that this server serves, in OpenAI's form."""
 
     id: str
     """The model's name in requests."""
@@ -33,14 +33,14 @@ class Model(ResponseModel):
 
 
 class ModelList(ResponseModel):
-    """The names of the served model in OpenAI's form: its own, then its aliases."""
+    """The names of the served models in OpenAI's form: the first one's, its aliases, the others'."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class AnthropicModel(ResponseModel):
-    """The model that this server serves, in Anthropic's form."""
+    """A model that this server serves, in Anthropic's form."""
 
     type: Literal["model"]
     id: str
@@ -56,7 +56,7 @@ class AnthropicModel(ResponseModel):
 
 
 class AnthropicModelPage(ResponseModel):
-    """The names of the served model in Anthropic's form: its own, then its aliases."""
+    """The names of the served models in Anthropic's form, in the order of OpenAI's."""
 
     data: list[AnthropicModel]
     has_more: Literal[False]
@@ -78,7 +78,7 @@ class AnyModelList(RootModel[ModelList | AnthropicModelPage]):
 
 DESCRIPTION = Description(
     tag="models",
-    about="The served model, for OpenAI's and Anthropic's clients.",
+    about="The served models, for OpenAI's and Anthropic's clients.",
     error=ErrorResponse,
     operations={
         "list_models": Operation(

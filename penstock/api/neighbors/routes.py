@@ -43,7 +43,7 @@ _REFUSED = {
 
 
 class _Completions:
-    """Turns the bodies of `/completion` and `/infill` into calls for the one served model."""
+    """Turns the bodies of `/completion` and `/infill` into calls for a served model."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model

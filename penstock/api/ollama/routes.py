@@ -1,4 +1,4 @@
-"""Ollama's API under `/api`, as its clients speak it, for the one served model."""
+"""Ollama's API under `/api`, as its clients speak it, for a served model."""
 
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ class OllamaPullRequest(OllamaModelRequest):
 
 
 class _Calls:
-    """Turns the bodies of requests into calls for the one served model."""
+    """Turns the bodies of requests into calls for a served model."""
 
     def __init__(self, model: ServedModel, catalog: Catalog) -> None:
         self._model = model

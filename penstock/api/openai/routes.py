@@ -22,7 +22,7 @@ from penstock.request import Request
 
 
 class _Calls:
-    """Turns the bodies of OpenAI's requests into calls for the one served model."""
+    """Turns the bodies of OpenAI's requests into calls for a served model."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
