@@ -33,7 +33,7 @@ class Model(ResponseModel):
 
 
 class ModelList(ResponseModel):
-    """The names of the served models in OpenAI's form: the first one's, its aliases, the others'."""
+    """The names of the served models in OpenAI's form: the first, its aliases, then the others."""
 
     object: Literal["list"]
     data: list[Model]

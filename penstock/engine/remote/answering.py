@@ -10,6 +10,7 @@ import asyncio
 from penstock.engine.remote.account import Account
 from penstock.engine.remote.answers import Reader
 from penstock.engine.remote.asking import Ask, ask_with_ids, ask_with_text
+from penstock.engine.remote.control import without_control_texts
 from penstock.engine.remote.failures import GarbageError, GivenUpError, UpstreamError
 from penstock.engine.remote.http import Exchange
 from penstock.engine.remote.models import Model
@@ -143,7 +144,8 @@ class Answering:
         profile = upstream.profile
         assert profile is not None
         if not self._has_ids or self._needs_chat:
-            ask = ask_with_text(profile, self._request, self._account)
+            request = await without_control_texts(upstream, self._request)
+            ask = ask_with_text(profile, request, self._account)
             if ask is None:
                 raise GivenUpError("engine_died", CANNOT_CONTINUE)
             return ask

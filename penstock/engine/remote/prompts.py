@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from penstock.engine.remote.asking import chat_fields
+from penstock.engine.remote.control import without_control_texts
 from penstock.engine.remote.failures import UpstreamError
 from penstock.engine.remote.pool import Upstream
 from penstock.engine.remote.probing import Tokens, post, tokenize
@@ -32,7 +33,7 @@ async def prompt_ids_of(upstream: Upstream, request: Request) -> tuple[int, ...]
     special = request.add_special_tokens
     if request.messages is None:
         return await tokenize(client, kind, model, request.prompt or "", add_special=special)
-    body = chat_fields(request)
+    body = chat_fields(await without_control_texts(upstream, request))
     if kind == "llamacpp":
         prompt = (await post(client, "/apply-template", body, _Prompt)).prompt
         return await tokenize(client, kind, model, prompt, add_special=special)
