@@ -119,7 +119,7 @@ def create_apps(
     )
     # To add an API, add its line here.
     apis = [
-        native_api(answering),
+        native_api(answering, model),
         *openai_apis(answering, model, stored),
         anthropic_api(answering, model),
         ollama_api(answering, model),

@@ -20,6 +20,7 @@ from penstock.api.dialect import Call, Dialect, Form
 from penstock.api.fields import Strict, parse
 from penstock.api.joining import Joining
 from penstock.api.native.routes import native_api
+from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
 from penstock.errors import Problem
 from penstock.events import Delta, Failure, Finish
@@ -134,7 +135,9 @@ class Server:
         bodies = BodyReader(max_bytes=1000, timeout=5)
         joining = Joining(MemoryNames(), self.streams)
         self.answering = Answering(self.streams, Liveness(15, 30), bodies, joining, strict=True)
-        groups = [native_api(self.answering), lines_api(self.answering)]  # an API is a line here
+        model = ServedModel(("scripted",), lambda: self.engine.info)
+        # An API is a line here.
+        groups = [native_api(self.answering, model), lines_api(self.answering)]
         errors = ErrorResponses(groups)
         routes = [route for group in groups for route in group.routes]
         host_check = HostCheck(lambda: None, ())

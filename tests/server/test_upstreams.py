@@ -160,6 +160,7 @@ async def test_every_api_chooses_among_the_models_of_the_upstreams() -> None:
     turns = [{"role": "user", "content": "a b c"}]
     chat = {"messages": turns, "max_tokens": 2}
     bodies = {
+        "/generate": {"prompt": "a b c", "max_tokens": 2, "stream": False},
         "/v1/chat/completions": chat,
         "/v1/completions": {"prompt": "a b c", "max_tokens": 2},
         "/v1/responses": {"input": "a b c", "max_output_tokens": 2},
@@ -184,6 +185,8 @@ async def test_every_api_chooses_among_the_models_of_the_upstreams() -> None:
         assert small.asked.pop().body["model"] == "small", "the first model stands for others"
         missing = await client.post("/v1/completions", json={"prompt": "a", "model": "huge"})
         assert missing.json()["error"]["code"] == "model_not_found"
+        missing = await client.post("/generate", json={"prompt": "a", "model": "huge"})
+        assert (missing.status_code, missing.json()["code"]) == (404, "model_not_found")
         listed = (await client.get("/v1/models")).json()["data"]
         lengths = {each["id"]: each["context_length"] for each in listed}
         assert (lengths["small"], lengths["large"]) == (100_000, 500)

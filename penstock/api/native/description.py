@@ -216,7 +216,8 @@ DESCRIPTION = Description(
                 "schema_too_complex",
                 "too_many_choices",
                 "unsupported_field",
-            },
+            }
+            | {"model_not_found"},
             details="Give `prompt` or `messages`.",
         ),
         "read_stream": Operation(

@@ -9,6 +9,8 @@ from penstock.api.fields import MAX_MESSAGES, MAX_TOKENS, WHOLE, StopStrings, St
 from penstock.request import MAX_TIMEOUT_S, Message, Request, Sampling
 from penstock.stream.registry import new_stream_id
 
+MAX_MODEL_CHARACTERS = 256
+
 
 class Turn(Strict):
     """One turn of a conversation."""
@@ -27,6 +29,10 @@ class GenerateRequest(Strict):
         default=None,
         description="A conversation to answer, instead of `prompt`. The model's own chat template"
         " renders it.",
+    )
+    model: Annotated[str, Field(min_length=1, max_length=MAX_MODEL_CHARACTERS)] | None = Field(
+        default=None,
+        description="The name of a model of `/v1/models`. Without it, the first one answers.",
     )
     max_tokens: Annotated[int, WHOLE] = Field(
         default=100,
@@ -94,13 +100,14 @@ class GenerateRequest(Strict):
             raise PydanticCustomError("value_error", "Only a streamed answer has events.")
         return self
 
-    def to_request(self) -> Request:
-        """Return the request for the engine, with a new stream id."""
+    def to_request(self, model: str = "") -> Request:
+        """Return the request for the engine's model `model`, with a new stream id."""
         messages = None
         if self.messages is not None:
             messages = tuple(Message(turn.role, turn.content) for turn in self.messages)
         return Request(
             id=new_stream_id(),
+            model=model,
             max_tokens=self.max_tokens,
             prompt=self.prompt,
             messages=messages,

@@ -14,32 +14,44 @@ from penstock.api.native.errors import problem_details
 from penstock.api.native.fields import GenerateRequest
 from penstock.api.native.frames import NativeForm
 from penstock.api.native.lending import check_token, make_token
+from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
 from penstock.web.auth import owner_of
 
 
-def parse_generate(body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
-    """Return what the body asks for. Raises InvalidFields."""
-    asked = parse(GenerateRequest, body, notes)
-    return Call(
-        requests=[asked.to_request()],
-        form=NativeForm(),
-        streamed=asked.stream,
-        resumable=asked.resumable,
-        timeout=asked.timeout,
-        max_tokens=asked.max_tokens,
-        queue_events=asked.queue_events,
-        status_events=asked.status_events,
-    )
+class _Calls:
+    """Turns the bodies of `/generate` into calls for a served model."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+
+    def generate(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
+        """Return what the body asks for. Raises InvalidFields and Problem."""
+        asked = parse(GenerateRequest, body, notes)
+        chosen = ""
+        if asked.model is not None:
+            chosen = self._model.info(self._model.named(asked.model)).id
+        return Call(
+            requests=[asked.to_request(chosen)],
+            form=NativeForm(),
+            streamed=asked.stream,
+            resumable=asked.resumable,
+            timeout=asked.timeout,
+            max_tokens=asked.max_tokens,
+            queue_events=asked.queue_events,
+            status_events=asked.status_events,
+        )
 
 
-GENERATE = Dialect(
-    "generate", "Generate text, streamed or whole.", GenerateRequest, parse_generate, NativeForm
-)
-
-
-def native_api(answering: Answering) -> Api:
+def native_api(answering: Answering, model: ServedModel) -> Api:
     """Return the native API's routes."""
+    generate = Dialect(
+        "generate",
+        "Generate text, streamed or whole.",
+        GenerateRequest,
+        _Calls(model).generate,
+        NativeForm,
+    )
 
     async def resume(http: HttpRequest) -> Response:
         """Read a resumable stream from its beginning or after an event."""
@@ -63,7 +75,7 @@ def native_api(answering: Answering) -> Api:
     read = Route("/streams/{stream_id}", resume, methods=["GET"], name="read_stream")
     read.methods = {"GET"}  # without HEAD, which Starlette adds: such a reader would read nothing
     routes = [
-        answering.route("/generate", GENERATE),
+        answering.route("/generate", generate),
         read,
         Route("/streams/{stream_id}", cancel, methods=["DELETE"], name="cancel_stream"),
         Route("/streams/{stream_id}/token", lend, methods=["POST"], name="create_stream_token"),
