@@ -60,14 +60,21 @@ class Penstock:
         url = next((url for line in log if (url := _served_at(line))), None)
         if url is None:
             raise RuntimeError(f"penstock serve ended with {self._server.wait()}")
-        # Go on reading: a full pipe would stop the server.
-        threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
+        self._is_stopping = False
+        threading.Thread(target=self._follow, args=(log,), daemon=True).start()
         self._client = httpx.AsyncClient(
             base_url=f"http://{LOCAL}:{httpx.URL(url).port}",
             timeout=None,  # noqa: S113 - the server decides how long a request may wait
             limits=httpx.Limits(max_connections=None),  # and how many there may be
             trust_env=False,
         )
+
+    def _follow(self, log: Iterator[str]) -> None:
+        """Read the server's log, because a full pipe would stop it. End with the server."""
+        for _ in log:
+            pass
+        if not self._is_stopping:
+            os._exit(1)  # Ray sees this at once; health checks would take three periods
 
     async def check_health(self) -> None:
         """Raise an error if the server does not answer; Ray then replaces the replica.
@@ -92,6 +99,7 @@ class Penstock:
 
     def __del__(self) -> None:
         """Stop the server: it hands over the streams that go on without a reader."""
+        self._is_stopping = True
         self._server.terminate()
         self._server.wait()
 

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import re
+import time
 from typing import Any
 
 import psutil
@@ -12,14 +13,16 @@ import pytest
 
 from tests.faults.checker import judge
 from tests.faults.client_request import fetch, request_bytes, send_request
-from tests.faults.history import History, numbered
+from tests.faults.history import History
 from tests.faults.proxy import Address
-from tests.faults.reading import Reader, RefusedError, fresh_word
+from tests.faults.reading import RefusedError, cancel
+from tests.faults.roving import RovingReader
 from tests.ray.cluster import Cluster, address_of
 from tests.support.waiting import eventually
 
 TOKEN_S = 0.02
 PATIENCE_S = 60.0
+TWO_DEPLOYS_S = 150.0
 RUNNING = re.compile(r"^penstock_streams_running(?:\{[^}]*\})? (\d+)", re.MULTILINE)
 
 
@@ -38,14 +41,18 @@ def served(cluster: Cluster, flags: list[str]) -> Cluster:
     return cluster
 
 
+QUICK: dict[str, Any] = {"health_check_period_s": 1, "graceful_shutdown_timeout_s": 3}
 TWO_REPLICAS: dict[str, Any] = {
+    **QUICK,
     "autoscaling_config": {"min_replicas": 2, "max_replicas": 2},
-    "health_check_period_s": 1,
 }
 
 
-class Client(Reader):
+class Client(RovingReader):
     """A reader that tries again while Ray's proxy has no replica for it."""
+
+    def __init__(self, cluster: Cluster, history: History) -> None:
+        super().__init__([cluster.address], history)
 
     async def attach(self, stream: str = "", **fields: Any) -> None:
         try:
@@ -72,15 +79,14 @@ async def until_streams(server: Address, num: int) -> None:
 
 
 async def open_until_at(
-    server: Address, proxy: Address, history: History, num_tokens: int
+    server: Address, cluster: Cluster, history: History, num_tokens: int
 ) -> list[Client]:
     """Open streams through the proxy until some of them run at this server."""
     clients: list[Client] = []
     while await streams_at(server) < 2:
         assert len(clients) < 50
-        client = Client(proxy, history)
-        truth = numbered(fresh_word(), length=100_000, max_tokens=num_tokens)
-        await client.open(truth, max_tokens=num_tokens)
+        client = Client(cluster, history)
+        await client.begin(num_tokens)
         await client.got(0)
         clients.append(client)
     return clients
@@ -90,11 +96,14 @@ async def test_a_stream_goes_on_at_another_node_when_its_node_is_killed(served: 
     """Its client resumes through Ray's proxy. No token is lost, repeated or changed."""
     history, node = History(), served.nodes[-1]
     (server,) = node.servers()
-    clients = await open_until_at(address_of(server), served.address, history, 800)
+    clients = await open_until_at(address_of(server), served, history, 800)
     await asyncio.gather(*(client.got(5) for client in clients))
+    moment = time.monotonic()
     node.kill()
     await asyncio.gather(*(client.read_through(PATIENCE_S) for client in clients))
     assert judge(history).holds, judge(history)
+    pauses = [pause for client in clients if (pause := client.pause_after(moment)) is not None]
+    assert 1 < max(pauses) < 30  # it includes the two seconds of a dead server's lease
     # Ray places another replica as soon as it has a node for it.
     served.add_node()
     assert await asyncio.to_thread(served.has_servers, 2)
@@ -119,9 +128,9 @@ async def test_a_client_that_leaves_ends_its_answer(served: Cluster, stream: boo
 
 async def test_tokens_come_through_the_proxy_as_they_are_made(served: Cluster) -> None:
     history = History()
-    client = Client(served.address, history)
+    client = Client(served, history)
     client.arrivals = []
-    await client.open(numbered(fresh_word(), length=100_000, max_tokens=60), max_tokens=60)
+    await client.begin(60)
     await client.read_through()
     gaps = [late - early for early, late in itertools.pairwise(client.arrivals)]
     assert judge(history).holds
@@ -131,7 +140,7 @@ async def test_tokens_come_through_the_proxy_as_they_are_made(served: Cluster) -
 async def test_a_dead_server_is_replaced_and_its_streams_go_on(served: Cluster) -> None:
     history = History()
     server = served.servers()[0]
-    clients = await open_until_at(address_of(server), served.address, history, 800)
+    clients = await open_until_at(address_of(server), served, history, 800)
     await asyncio.gather(*(client.got(5) for client in clients))
     server.kill()
     await asyncio.gather(*(client.read_through(PATIENCE_S) for client in clients))
@@ -160,34 +169,45 @@ def is_alive(process: psutil.Process) -> bool:
 async def test_a_deploy_loses_no_stream(served: Cluster, flags: list[str]) -> None:
     """Answers that take longer than `graceful_shutdown_timeout_s` go on at another replica."""
     history = History()
-    clients = []
-    for _ in range(4):
-        client = Client(served.address, history)
-        await client.open(numbered(fresh_word(), length=100_000, max_tokens=1500), max_tokens=1500)
-        clients.append(client)
+    clients = [Client(served, history) for _ in range(4)]
+    for client in clients:
+        await client.begin(100_000)
+    reading = [asyncio.create_task(client.read_through(TWO_DEPLOYS_S)) for client in clients]
     before = {each.pid for each in served.servers()}
-    served.serve([*flags, "--retain=301"], **TWO_REPLICAS, graceful_shutdown_timeout_s=3)
-    await asyncio.gather(*(client.read_through(PATIENCE_S) for client in clients))
+
+    def are_replaced() -> bool:
+        now = {each.pid for each in served.servers()}
+        return len(now) == 2 and not now & before
+
+    await asyncio.to_thread(served.serve, [*flags, "--retain=301"], **TWO_REPLICAS)
+    assert await asyncio.to_thread(eventually, are_replaced, TWO_DEPLOYS_S)
+    await asyncio.gather(*(client.got(client.cursor + 5) for client in clients))
+    for client in clients:
+        await cancel(served.address, history, client.stream)
+    await asyncio.gather(*reading)
     assert judge(history).holds, judge(history)
-    assert eventually(
-        lambda: len(now := {each.pid for each in served.servers()}) == 2 and not now & before,
-        PATIENCE_S,
-    )
 
 
 async def test_ray_adds_a_replica_under_load_and_takes_it_away_again(
     cluster: Cluster, flags: list[str]
 ) -> None:
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
-    quick = {"upscale_delay_s": 1, "downscale_delay_s": 1, "look_back_period_s": 2}
-    cluster.serve(flags, autoscaling_config=scaling | quick, graceful_shutdown_timeout_s=3)
-    assert cluster.has_servers(1)
+    quick = {
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 1,
+        "metrics_interval_s": 1,
+        "look_back_period_s": 2,
+    }
+    await asyncio.to_thread(cluster.serve, flags, autoscaling_config=scaling | quick, **QUICK)
+    assert await asyncio.to_thread(cluster.has_servers, 1)
     history = History()
-    clients = [Client(cluster.address, history) for _ in range(6)]
+    clients = [Client(cluster, history) for _ in range(6)]
     for client in clients:
-        await client.open(numbered(fresh_word(), length=100_000, max_tokens=3000), max_tokens=3000)
+        await client.begin(100_000)
+    reading = [asyncio.create_task(client.read_through(TWO_DEPLOYS_S)) for client in clients]
     assert await asyncio.to_thread(cluster.has_servers, 2)
     for client in clients:
-        client.leave()
-        await fetch(cluster.address, request_bytes("DELETE", f"/streams/{client.stream}"))
+        await cancel(cluster.address, history, client.stream)
+    await asyncio.gather(*reading)
+    assert judge(history).holds, judge(history)
     assert await asyncio.to_thread(cluster.has_servers, 1)
