@@ -18,6 +18,7 @@ from typing import NamedTuple
 import psutil
 
 from tests.faults.history import History, numbered
+from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
 from tests.ray.cluster import Cluster, address_of
@@ -29,6 +30,7 @@ FLAGS = [
     "--engine-arg=length=1000000",
     f"--mock-interval={TOKEN_S}",
     "--slots=1024",
+    "--insecure",
 ]
 
 
@@ -86,6 +88,8 @@ def main() -> None:
         processes = {"Penstock": server, "Ray's replica": replica, "Ray's proxy": proxy}
         ways = {"direct": address_of(server), "through Ray": cluster.address}
         rounds: dict[str, list[Round]] = {way: [] for way in ways}
+        for address in ways.values():
+            asyncio.run(until_readiness(address, 200))
         for _ in range(wanted.repeats):
             for way, address in ways.items():
                 asked = measure(address, processes, wanted.streams, wanted.tokens)

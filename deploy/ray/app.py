@@ -27,6 +27,10 @@ from penstock.__main__ import main
 main()
 """
 LOCAL = "127.0.0.1"
+# Ray's proxy opens the server to everybody who reaches the proxy. With this address the server
+# knows, and wants keys.
+DEFAULTS = ("--host=0.0.0.0", "--port=0")
+OURS = ("--log-format=json", f"--trusted-proxy={LOCAL}")
 # They concern one connection, and there are two: Ray's proxy to here, and here to the server.
 HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding"})
 
@@ -50,10 +54,9 @@ class Penstock:
 
         Raises RuntimeError if it does not start. Its log, which is in Ray's log, says why.
         """
-        ours = ["--log-format", "json", "--trusted-proxy", LOCAL]
-        command = [sys.executable, "-c", SERVER, str(os.getpid()), "serve", "--port", "0", *flags]
+        command = [sys.executable, "-c", SERVER, str(os.getpid()), "serve", *DEFAULTS, *flags]
         self._server = subprocess.Popen(  # noqa: S603 - the operator's own flags
-            [*command, *ours], stderr=subprocess.PIPE, text=True
+            [*command, *OURS], stderr=subprocess.PIPE, text=True
         )
         assert self._server.stderr is not None
         log = _copied(self._server.stderr)

@@ -19,6 +19,7 @@ def test_the_flags_in_rays_configuration_exist() -> None:
     parsed = serve.make_context("serve", list(flags))
     assert parsed.params["engine"] == "vllm"
     assert parsed.params["log"].startswith("redis://")
+    assert parsed.params["keys"]
 
 
 def test_the_names_in_rays_configuration_are_those_of_the_application() -> None:

@@ -30,7 +30,7 @@ RUNNING = re.compile(r"^penstock_streams_running(?:\{[^}]*\})? (\d+)", re.MULTIL
 def flags(log: str) -> list[str]:
     """Return the flags of all servers."""
     engine = ["--engine=mock", "--engine-arg=numbered=true", "--engine-arg=length=100000"]
-    return [*engine, f"--mock-interval={TOKEN_S}", f"--log={log}", "--heartbeat=1"]
+    return [*engine, f"--mock-interval={TOKEN_S}", f"--log={log}", "--heartbeat=1", "--insecure"]
 
 
 @pytest.fixture
