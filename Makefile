@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-quick soak fleet-soak attack agents recording test-vllm bench-vllm check format docs release-check clean
+.PHONY: help install serve test test-quick soak fleet-soak attack agents recording test-vllm bench-vllm ray-check bench-ray check format docs release-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -50,6 +50,15 @@ test-vllm: ## run vLLM's tests (the first time downloads 1 GB)
 bench-vllm: ## compare vLLM behind Penstock with vLLM's own server
 	@vllm=$$($(PYTHON) -m tests.vllm.environment) && \
 	    PYTHONPATH=$(CURDIR) $$vllm/bin/python -m benchmarks.vllm_server $(ARGS)
+
+# In an environment of its own, kept in ~/.cache/penstock: Ray brings many packages.
+ray-check: ## kill nodes and replicas of a Ray cluster (the first time downloads 200 MB)
+	@ray=$$($(PYTHON) -m tests.ray.environment) && \
+	    TEST_RAY=1 PYTHONPATH=$(CURDIR) $$ray/bin/python -m pytest tests/ray $(ARGS)
+
+bench-ray: ## measure what Ray's proxy costs beside direct access
+	@ray=$$($(PYTHON) -m tests.ray.environment) && \
+	    PYTHONPATH=$(CURDIR) $$ray/bin/python -m benchmarks.ray_proxy $(ARGS)
 
 check: $(DEV_READY) ## formatter, linter, strict types
 	@$(BIN)/ruff format --check .

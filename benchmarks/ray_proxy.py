@@ -1,0 +1,114 @@
+"""Measures what Ray's proxy costs beside direct access to the same Penstock server.
+
+    make bench-ray
+    make bench-ray ARGS="--streams 64 --tokens 400 --repeats 3"
+
+It runs in the environment of `make ray-check`. A cluster has one replica, whose engine
+makes a token for each stream every 20 ms. The clients read it directly and through Ray's proxy, in
+turns. CPU is that of each process on the token's way, without engine and clients.
+"""
+
+import argparse
+import asyncio
+import itertools
+import time
+from statistics import median, quantiles
+from typing import NamedTuple
+
+import psutil
+
+from tests.faults.history import History, numbered
+from tests.faults.processes import until_readiness
+from tests.faults.proxy import Address
+from tests.faults.reading import Reader, fresh_word
+from tests.ray.cluster import Cluster, address_of
+
+TOKEN_S = 0.02
+FLAGS = [
+    "--engine=mock",
+    "--engine-arg=numbered=true",
+    "--engine-arg=length=1000000",
+    f"--mock-interval={TOKEN_S}",
+    "--slots=1024",
+    "--insecure",
+]
+
+
+class Round(NamedTuple):
+    """One measurement: µs of CPU per token of each process, and milliseconds of the clients."""
+
+    cpu_us: dict[str, float]
+    first_ms: float
+    gap_p50_ms: float
+    gap_p99_ms: float
+
+
+async def measure(
+    address: Address, processes: dict[str, psutil.Process], num_streams: int, num_tokens: int
+) -> Round:
+    """Read streams at once, and return what they cost."""
+    history = History()
+    readers = [Reader(address, history) for _ in range(num_streams)]
+    before = {name: _cpu_s(each) for name, each in processes.items()}
+
+    async def read(reader: Reader) -> tuple[float, list[float]]:
+        reader.arrivals = []
+        start = time.monotonic()
+        truth = numbered(fresh_word(), length=1_000_000, max_tokens=num_tokens)
+        await reader.open(truth, resumable=False, max_tokens=num_tokens)
+        await reader.read_through()
+        return reader.arrivals[0] - start, [b - a for a, b in itertools.pairwise(reader.arrivals)]
+
+    found = await asyncio.gather(*(read(reader) for reader in readers))
+    total = num_streams * num_tokens
+    cpu = {name: (_cpu_s(each) - before[name]) / total * 1e6 for name, each in processes.items()}
+    gaps = quantiles([gap * 1e3 for _, each in found for gap in each], n=100)
+    return Round(cpu, median(first for first, _ in found) * 1e3, gaps[49], gaps[98])
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+def main() -> None:
+    """Start the cluster, measure, and print the medians."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ray_proxy")
+    parser.add_argument("--streams", type=int, default=32, help="streams at once")
+    parser.add_argument("--tokens", type=int, default=300, help="tokens of each stream")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each way")
+    wanted = parser.parse_args()
+    with Cluster() as cluster:
+        node = cluster.add_node()
+        cluster.serve(FLAGS, autoscaling_config={"min_replicas": 1, "max_replicas": 1})
+        assert cluster.has_servers(1)
+        (server,) = cluster.servers()
+        (replica,) = node.named("ray::ServeReplica")
+        (proxy,) = cluster.head.named("ray::ProxyActor")
+        processes = {"Penstock": server, "Ray's replica": replica, "Ray's proxy": proxy}
+        ways = {"direct": address_of(server), "through Ray": cluster.address}
+        rounds: dict[str, list[Round]] = {way: [] for way in ways}
+        for address in ways.values():
+            asyncio.run(until_readiness(address, 200))
+        for _ in range(wanted.repeats):
+            for way, address in ways.items():
+                asked = measure(address, processes, wanted.streams, wanted.tokens)
+                rounds[way].append(asyncio.run(asked))
+    print(
+        f"{wanted.streams} streams, a token every {TOKEN_S * 1e3:g} ms, load {psutil.getloadavg()}"
+    )
+    print("| | " + " | ".join([f"{name}, µs/token" for name in processes]), end=" | ")
+    print("first event, ms | gap p50, ms | gap p99, ms |")
+    print("|---" * (len(processes) + 4) + "|")
+    for way, measured in rounds.items():
+        cells = [median(each.cpu_us[name] for each in measured) for name in processes]
+        cells += [
+            median(each.first_ms for each in measured),
+            median(each.gap_p50_ms for each in measured),
+            median(each.gap_p99_ms for each in measured),
+        ]
+        print(f"| {way} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
