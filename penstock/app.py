@@ -111,6 +111,12 @@ def create_apps(
     joining = Joining(shared_names, streams, settings.max_timeout, settings.retain)
     answering = Answering(streams, liveness, bodies, joining, strict=settings.strict)
     model = ServedModel(settings.served_names, lambda: engine.info)
+
+    def name_of_model() -> str:
+        """Return the model's name; an engine may have found it out itself."""
+        model.loaded()
+        return model.name
+
     stored = StoredResponses(
         settings.retain_responses,
         settings.retain_responses_bytes,
@@ -133,12 +139,12 @@ def create_apps(
     others = [
         *for_machines,
         *live_routes(
-            Board(streams, history, settings.served_name, num_processes),
+            Board(streams, history, name_of_model, num_processes),
             keys,
             settings.stall_timeout,
             lambda: streams.draining and not len(streams),
         ),
-        *page_routes(settings.served_name, OLLAMA_PORT if settings.ollama else 0, stage),
+        *page_routes(name_of_model, OLLAMA_PORT if settings.ollama else 0, stage),
         *(stage.routes() if stage is not None else []),
     ]
     apis.append(

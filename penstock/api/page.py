@@ -3,6 +3,7 @@
 import gzip
 import mimetypes
 import re
+from collections.abc import Callable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any, NamedTuple
@@ -24,7 +25,9 @@ HEADERS = {
 _TAKES_GZIP = re.compile(r"(?:^|[,\s])gzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))")
 
 
-def page_routes(model_id: str, ollama_port: int = 0, stage: Stage | None = None) -> list[Route]:
+def page_routes(
+    model: Callable[[], str], ollama_port: int = 0, stage: Stage | None = None
+) -> list[Route]:
     """Return `/`, `/text`, `/live`, `/docs` and the pages' files, `/page/{file}`.
 
     `/` is a page for browsers, with conversations, and a JSON greeting for other clients. At the
@@ -43,7 +46,7 @@ def page_routes(model_id: str, ollama_port: int = 0, stage: Stage | None = None)
             return PlainTextResponse("Ollama is running")
         if "text/html" in http.headers.get("accept", ""):
             return file(http, "index.html")
-        greeting: dict[str, Any] = {"message": "Penstock is running", "model": model_id}
+        greeting: dict[str, Any] = {"message": "Penstock is running", "model": model()}
         if stage is not None:
             greeting["stage"] = {"engine_timeout": stage.engine_timeout}
         return JSONResponse(greeting, headers={"Vary": "Accept"})

@@ -36,6 +36,8 @@ async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream
             client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
             model = (await client.models.list()).data[0]
             assert model.id == "rill"
+            async with httpx.AsyncClient() as plain:
+                assert (await plain.get(server.url)).json()["model"] == "rill"
 
             async def text(kill: bool) -> tuple[str, int]:
                 stream = await client.completions.create(

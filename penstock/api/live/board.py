@@ -66,7 +66,11 @@ class Board:
     """The streams and the state of one server. It holds nothing while nobody looks."""
 
     def __init__(
-        self, streams: Streams, history: History, model: str, num_processes: Callable[[], int]
+        self,
+        streams: Streams,
+        history: History,
+        model: Callable[[], str],
+        num_processes: Callable[[], int],
     ) -> None:
         self._streams = streams
         self._history = history
@@ -113,7 +117,7 @@ class Board:
         for stream in open_streams:
             each = followed.get(stream.id)
             if each is None:
-                each = followed[stream.id] = Followed(stream, self._model, now, tick)
+                each = followed[stream.id] = Followed(stream, self._model(), now, tick)
             each.look(now, tick, engine_is_up=engine_is_up)
         if len(followed) > len(open_streams):
             self._end(set(followed).difference(stream.id for stream in open_streams), now)
@@ -155,7 +159,7 @@ class Board:
     def _server(self) -> ServerState:
         state, fleet = self._now, self._streams.fleet
         return ServerState(
-            self._model,
+            self._model(),
             os.getpid(),
             self._num_processes(),
             state.engine,

@@ -56,7 +56,7 @@ def parsed(data: bytes) -> Event:
 
 
 def board_of(streams: Streams) -> Board:
-    return Board(streams, History(streams.meter, Now, ()), "model", lambda: 1)
+    return Board(streams, History(streams.meter, Now, ()), lambda: "model", lambda: 1)
 
 
 def watch(watchers: Watchers, client: Client) -> Watcher:
