@@ -76,6 +76,7 @@ class Node:
         for each in processes:
             each.kill()
         self._process.wait(STOP_TIMEOUT_S)
+        psutil.wait_procs(processes, STOP_TIMEOUT_S)
 
 
 def address_of(server: psutil.Process) -> Address:
