@@ -125,7 +125,8 @@ def _served_at(line: str) -> str | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry["url"] if entry.get("message") == "serving" else None
+    is_it = isinstance(entry, dict) and entry.get("message") == "serving"
+    return entry["url"] if is_it else None
 
 
 def _path_of(request: Request) -> bytes:
@@ -138,7 +139,7 @@ def _has_body(request: Request) -> bool:
 
 
 def _headers_for_server(request: Request) -> Headers:
-    headers = _without(HOP_BY_HOP, request.headers.raw)
+    headers = _without(HOP_BY_HOP | {b"forwarded"}, request.headers.raw)
     if request.client is not None:  # limits and fairness count by the client's address
         headers.append((b"x-forwarded-for", request.client.host.encode()))
     return headers

@@ -13,9 +13,9 @@ import pytest
 
 from tests.faults.checker import judge
 from tests.faults.client_request import fetch, request_bytes, send_request
-from tests.faults.history import History
+from tests.faults.history import History, numbered
 from tests.faults.proxy import Address
-from tests.faults.reading import RefusedError, cancel
+from tests.faults.reading import Reader, RefusedError, cancel
 from tests.faults.roving import RovingReader
 from tests.ray.cluster import Cluster, address_of
 from tests.support.waiting import eventually
@@ -137,6 +137,23 @@ async def test_tokens_come_through_the_proxy_as_they_are_made(served: Cluster) -
     gaps = [late - early for early, late in itertools.pairwise(client.arrivals)]
     assert judge(history).holds
     assert sum(gap > TOKEN_S / 5 for gap in gaps) > 30
+
+
+async def test_penstock_knows_the_clients_address(served: Cluster) -> None:
+    """Idempotency keys belong to their owners, which are addresses here. A header forges none."""
+
+    async def stream_of(source: str, *headers: str) -> str:
+        headers = ("Idempotency-Key: of-one-address", *headers)
+        reader = Reader(served.address, History(), source=source, headers=headers)
+        await reader.open(numbered("same", length=100_000, max_tokens=3), max_tokens=3)
+        await reader.read_through()
+        return reader.stream
+
+    first, other = await stream_of("127.0.0.2"), await stream_of("127.0.0.3")
+    assert first != other
+    assert await stream_of("127.0.0.2") == first
+    assert await stream_of("127.0.0.3", "Forwarded: for=127.0.0.2") == other
+    assert await stream_of("127.0.0.3", "X-Forwarded-For: 127.0.0.2") == other
 
 
 async def test_a_dead_server_is_replaced_and_its_streams_go_on(served: Cluster) -> None:
