@@ -271,6 +271,7 @@ DESCRIPTION = Description(
                 "not_resumable",
                 "history_lost",
                 "invalid_stream_token",
+                "invalid_value",
             ],
             details="`Last-Event-ID` takes precedence over `after`. Any number of readers can read"
             " a stream at once, while it runs and after it has ended.",
