@@ -92,8 +92,10 @@ def test_a_cut_and_the_reader_that_comes_back_are_told(server: RunningServer) ->
 
 
 def test_a_reader_that_takes_nothing_has_a_lag() -> None:
-    with serve(engine="mock", mock_interval=0, engine_arg=["length=2000000"]) as fast:
-        slow = Connection(fast.port, receive_buffer=4096).send(generate(max_tokens=2_000_000))
+    # Far more than the kernel's buffers take, and enough to be seen before the end.
+    long = ["length=1000000", "context_length=2000000"]
+    with serve(engine="mock", mock_interval=0, engine_arg=long) as fast:
+        slow = Connection(fast.port, receive_buffer=4096).send(generate(max_tokens=1_000_000))
         with slow, Watch(fast.port) as watch:
             watch.until(lambda: any(row.get("lag", 0) > 1000 for row in watch.streams.values()))
             (row,) = watch.streams.values()

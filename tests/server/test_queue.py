@@ -11,7 +11,8 @@ from tests.support.raw import Connection, ask, cancel_stream, generate, open_str
 from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 
-RUNNING, STOPPING = "penstock_streams_running", "penstock_engine_stopping"
+RUNNING, WAITING = "penstock_streams_running", "penstock_streams_waiting"
+STOPPING = "penstock_engine_stopping"
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,8 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture
 def holder(server: RunningServer) -> Iterator[str]:
     """Open a stream that takes the slot, and yield its id."""
+    # Streams of the test before may not have let go yet.
+    scrape_until(server, lambda scrape: scrape(RUNNING) + scrape(WAITING) + scrape(STOPPING) == 0)
     connection, stream_id = open_stream(server.port, generate())
     with connection:
         assert next(connection.events())["index"] == 0

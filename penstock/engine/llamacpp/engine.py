@@ -439,6 +439,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
         http = await self._open("/completion", msgspec.json.encode(body), reader.feed)
         try:
             status = await http.done
+            # The answer has ended for its client, whose next prompt may continue this one.
+            self._caches.leave(request.id)
         finally:
             await self._stop(http)
         reader.end(status)

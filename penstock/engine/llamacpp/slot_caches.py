@@ -61,7 +61,11 @@ class SlotCaches:
         try:
             yield
         finally:
-            del self._slot_of[request_id]
+            self.leave(request_id)
+
+    def leave(self, request_id: str) -> None:
+        """Let the request's slot be chosen again; without effect if it was left before."""
+        self._slot_of.pop(request_id, None)
 
     def _choose(self, prompt: bytes) -> int:
         free = set(range(len(self._held))).difference(self._slot_of.values())
