@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +109,17 @@ async def test_deltas_come_token_by_token_with_exact_counts(case: Case) -> None:
 
 async def test_deltas_are_pushed_while_the_engine_goes_on(case: Case) -> None:
     async with case.running() as engine:
-        sink = submit(engine, ask("a", 500, sampling=Sampling(seed=1)))
-        await sink.until("delta")
-        assert not sink.ended
-        await sink.end()
+
+        async def seconds(seed: int) -> float:
+            """Return the time from the first delta to the last one."""
+            moments: list[float] = []
+            sink = RecordingSink(on_delta=lambda: moments.append(time.monotonic()))
+            engine.submit(ask(str(seed), 500, sampling=Sampling(seed=seed)), sink)
+            await sink.end()
+            return moments[-1] - moments[0]
+
+        # A machine that is busy for a moment may deliver one answer in one piece, but not all.
+        assert max([await seconds(seed) for seed in range(1, 6)]) > 0.02
 
 
 async def test_text_is_whole_characters(case: Case) -> None:

@@ -224,6 +224,8 @@ def test_the_new_fields_survive_the_engine_s_death(is_thinking: bool, tmp_path: 
         server.undisturbed(post(short, path=path))  # the prompt is cached now
         expected = chunks_of(server.undisturbed(request).body)
         chunks = chunks_of(server.cut_off(request).body)
+    for of_answer in (chunks, expected):  # what the cache had depends on the engine's life
+        del of_answer[-1]["usage"]["prompt_tokens_details"]
     assert chunks[-1]["usage"] == expected[-1]["usage"]
     for of_kind in (text_in, thoughts_in):
         assert of_kind(chunks) == of_kind(expected)

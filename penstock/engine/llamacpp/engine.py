@@ -483,6 +483,8 @@ class LlamaCpp(LlamaClient, TaskEngine):
             await asyncio.wait((http.done, steps.step_over), return_when=asyncio.FIRST_COMPLETED)
             if not steps.step_over.done():
                 reader.end(http.done.result())
+            if steps.has_ended:
+                self._caches.leave(request.id)
         finally:
             await self._stop(http)
 
@@ -610,6 +612,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         http = await self._open("/v1/chat/completions", msgspec.json.encode(body), reader.feed)
         try:
             await asyncio.wait((http.done, reader.is_over), return_when=asyncio.FIRST_COMPLETED)
+            self._caches.leave(request.id)
             reader.end(200 if reader.is_over.done() else http.done.result())
         except RefusedByEngineError:
             if not request.generated:
