@@ -249,6 +249,18 @@ def _short_id(call_id: str) -> str:
     return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
+def with_begun_turn(
+    messages: Messages, content: str, reasoning: str = "", *, continues: bool
+) -> Messages:
+    """Return the conversation with what an answer has so far as its last turn.
+
+    `continues`: the last turn is the assistant's already, and the answer goes on with it.
+    """
+    *before, begun = messages if continues else (*messages, Message("assistant", ""))
+    content, reasoning = begun.content + content, begun.reasoning + reasoning
+    return (*before, msgspec.structs.replace(begun, content=content, reasoning=reasoning))
+
+
 def turn(message: Message, *, reasoning_as: str) -> dict[str, Any]:
     """Return one turn; `reasoning_as` is the engine's key for the turn's reasoning."""
     turn: dict[str, Any] = {"role": message.role, "content": message.content}

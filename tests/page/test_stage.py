@@ -12,8 +12,9 @@ from playwright.async_api import Locator, Page, expect
 from tests.page.chat_steps import answers, send, state_is, status
 from tests.page.conftest import OpenPage
 from tests.page.test_chat import numbers, until_tokens
+from tests.support.demonstration import demonstration
 from tests.support.scraped import scrape_until
-from tests.support.servers import RunningServer, serve
+from tests.support.servers import RunningServer
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -24,13 +25,7 @@ LENGTH = 120
 @pytest.fixture(scope="module")
 def demo(chromium: str) -> Iterator[RunningServer]:
     """Serve a demonstration whose answers take seconds; a frozen engine is restarted after 3."""
-    with serve(
-        "--demo",
-        engine="mock",
-        mock_interval=0.02,
-        engine_timeout=3,
-        engine_arg=["numbered=true", f"length={LENGTH}"],
-    ) as server:
+    with demonstration(LENGTH) as server:
         yield server
 
 

@@ -12,6 +12,7 @@ from penstock.errors import StartError
 from penstock.server import with_local_model
 from penstock.settings import load_settings
 from penstock.web.liveness import Liveness
+from tests.support.demonstration import demonstration
 from tests.support.raw import Connection, Response, ask, generate, open_stream, request, text_of
 from tests.support.servers import RunningServer, refuses_to_start, serve
 from tests.support.waiting import eventually
@@ -23,13 +24,7 @@ LENGTH = 100
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     """Serve a demonstration: "Hi:0 Hi:1 ..." at 50 tokens per second."""
-    with serve(
-        "--demo",
-        engine="mock",
-        mock_interval=0.02,
-        engine_timeout=3,
-        engine_arg=["numbered=true", f"length={LENGTH}"],
-    ) as server:
+    with demonstration(LENGTH) as server:
         yield server
 
 

@@ -47,7 +47,12 @@ from penstock.engine.llamacpp.gguf import architecture, context_length
 from penstock.engine.llamacpp.http import MAIN_LOOP, MAX_ASKING, LlamaClient
 from penstock.engine.llamacpp.hub import size_of
 from penstock.engine.llamacpp.memory import available_memory, memory_to_leave
-from penstock.engine.llamacpp.params import num_usable_cores, sampling_params, set_param
+from penstock.engine.llamacpp.params import (
+    completion_body,
+    num_usable_cores,
+    sampling_params,
+    set_param,
+)
 from penstock.engine.llamacpp.prompts import Prompts, control_tokens_of, lengths_of
 from penstock.engine.llamacpp.props import Models, Props
 from penstock.engine.llamacpp.renderer import Renderer
@@ -71,7 +76,13 @@ from penstock.engine.reasoning import (
 )
 from penstock.engine.tasks import PromptTooLongError, TaskEngine, refusal, too_many_turns
 from penstock.engine.tools import CallSink, with_instructions
-from penstock.engine.turns import REFUSED, Messages, TemplateRefusedError, turn
+from penstock.engine.turns import (
+    REFUSED,
+    Messages,
+    TemplateRefusedError,
+    turn,
+    with_begun_turn,
+)
 from penstock.errors import StartError
 from penstock.folders import own_folder
 from penstock.request import Message, Request, UnnamedTokens
@@ -492,22 +503,15 @@ class LlamaCpp(LlamaClient, TaskEngine):
         self, request: Request, token_ids: list[int], bound: "Bound"
     ) -> dict[str, Any]:
         """Return the fields of a request to `/completion`, without the number of tokens."""
+        marks = self._marks if request.separate_reasoning else None
         body = {
-            "prompt": token_ids,
+            **completion_body(request, token_ids, self._context_length, marks),
             "id_slot": self._caches.slot_of(request.id),
-            "stream": True,
-            "return_tokens": True,
-            "return_progress": True,
             "response_fields": ["content", "tokens", "tokens_predicted", "stop", "stop_type"],
-            "cache_prompt": request.use_cache,
-            "ignore_eos": request.ignore_eos,
-            **sampling_params(request.sampling, self._context_length),
             **bound.params,
         }
         if request.top_logprobs is not None:
             body["n_probs"] = max(1, request.top_logprobs)
-        if self._marks is not None and request.separate_reasoning:
-            body["preserved_tokens"] = self._marks  # they may be tokens that have no text otherwise
         return body
 
     def _split_sink(
@@ -591,7 +595,7 @@ class LlamaCpp(LlamaClient, TaskEngine):
         stands as the conversation's last turn.
         """
         if request.generated:
-            request = self._with_begun_turn(request)
+            request = with_generated_turn(request)
         reader = ChatReader(sink, parallel_calls=request.parallel_calls)
         room = self._context_length - prompt_tokens
         body = {
@@ -621,18 +625,6 @@ class LlamaCpp(LlamaClient, TaskEngine):
             sink.fail("engine_died", CANNOT_CONTINUE)
         finally:
             await self._stop(http)
-
-    def _with_begun_turn(self, request: Request) -> Request:
-        """Return the request with what was generated so far as the conversation's last turn."""
-        *before, begun = [*(request.messages or ()), Message("assistant", "")]
-        if request.continue_last_message:
-            before, begun = before[:-1], before[-1]
-        unnamed = [each for each in request.generated if isinstance(each, UnnamedTokens)]
-        reasoning = begun.reasoning + "".join(each.text for each in unnamed if each.is_reasoning)
-        content = begun.content + "".join(each.text for each in unnamed if not each.is_reasoning)
-        begun = msgspec.structs.replace(begun, content=content, reasoning=reasoning)
-        messages = (*before, begun)
-        return msgspec.structs.replace(request, messages=messages, continue_last_message=True)
 
 
 def template_of(props: Props, vocabulary: Vocabulary) -> ChatTemplate | None:
@@ -665,6 +657,18 @@ def chat_body(request: Request) -> dict[str, Any]:
     elif not request.open_answer:
         body["add_generation_prompt"] = False
     return body
+
+
+def with_generated_turn(request: Request) -> Request:
+    """Return the request with what was generated so far as the conversation's last turn."""
+    unnamed = [each for each in request.generated if isinstance(each, UnnamedTokens)]
+    messages = with_begun_turn(
+        request.messages or (),
+        "".join(each.text for each in unnamed if not each.is_reasoning),
+        "".join(each.text for each in unnamed if each.is_reasoning),
+        continues=request.continue_last_message,
+    )
+    return msgspec.structs.replace(request, messages=messages, continue_last_message=True)
 
 
 async def _recogniser_of(bound: Bound) -> Callable[[str], bool] | None:

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from penstock.errors import StartError
-from penstock.request import Sampling
+from penstock.request import Request, Sampling
 
 # llama.cpp draws a seed if it gets this number.
 RANDOM_SEED = 0xFFFFFFFF
@@ -37,6 +37,28 @@ def sampling_params(sampling: Sampling, context_length: int) -> dict[str, Any]:
     if sampling.logit_bias:
         params["logit_bias"] = sampling.logit_bias
     return params
+
+
+def completion_body(
+    request: Request, token_ids: list[int], context_length: int, marks: tuple[str, str] | None
+) -> dict[str, Any]:
+    """Return the fields of a request to `/completion` that goes on after these tokens.
+
+    `marks` surround the reasoning, if they must stay in the text. The number of tokens and what
+    binds the answer are not among the fields.
+    """
+    body: dict[str, Any] = {
+        "prompt": token_ids,
+        "stream": True,
+        "return_tokens": True,
+        "return_progress": True,
+        "cache_prompt": request.use_cache,
+        "ignore_eos": request.ignore_eos,
+        **sampling_params(request.sampling, context_length),
+    }
+    if marks is not None:
+        body["preserved_tokens"] = marks  # they may be tokens that have no text otherwise
+    return body
 
 
 def num_usable_cores() -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from penstock.engine.llamacpp.params import sampling_params
+from penstock.engine.llamacpp.params import completion_body
 from penstock.engine.remote.account import Account
 from penstock.engine.remote.answers import ChatReader, CompletionReader, LlamaReader, Reader
 from penstock.engine.remote.profile import CONTINUES, Profile
-from penstock.engine.turns import turn
-from penstock.request import Message, Request
+from penstock.engine.turns import turn, with_begun_turn
+from penstock.request import Request
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,8 @@ def ask_with_ids(
 ) -> Ask:
     """Return the question that continues the tokens `token_ids` with `room` tokens at most."""
     if profile.kind == "llamacpp":
-        body = {
-            "prompt": token_ids,
-            "n_predict": room,
-            "stream": True,
-            "return_tokens": True,
-            "return_progress": True,
-            "cache_prompt": request.use_cache,
-            "ignore_eos": request.ignore_eos,
-            **sampling_params(request.sampling, profile.context_length),
-        }
-        if marks is not None:
-            body["preserved_tokens"] = marks  # they may be tokens that have no text otherwise
-        return Ask("/completion", body, LlamaReader)
+        body = completion_body(request, token_ids, profile.context_length, marks)
+        return Ask("/completion", {**body, "n_predict": room}, LlamaReader)
     sampling = request.sampling
     body = {
         **_common(profile, request, room),
@@ -93,11 +82,8 @@ def ask_with_text(profile: Profile, request: Request, account: Account) -> Ask |
     if account.has_text and (account.num_calls or account.has_thoughts):
         return None  # no server continues these from their middle
     messages, continues = request.messages, request.continue_last_message
-    if account.has_text and not continues:
-        messages, continues = (*messages, Message("assistant", text)), True
-    elif account.has_text:
-        last = messages[-1]
-        messages = (*messages[:-1], msgspec.structs.replace(last, content=last.content + text))
+    if account.has_text:
+        messages, continues = with_begun_turn(messages, text, continues=continues), True
     if continues and profile.kind not in CONTINUES:
         return None
     body["messages"] = [turn(each, reasoning_as="reasoning_content") for each in messages]
