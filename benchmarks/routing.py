@@ -103,13 +103,14 @@ POLICIES: dict[str, Policy] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy found: the part of all prompt tokens that were cached, the load of the busiest
-    upstream beside the mean (at the 99th percentile of all moments), and the microseconds of CPU
-    that a choice took."""
+    """The figures of one policy."""
 
     cached_part: float
+    """The part of all prompt tokens that were cached."""
     max_load: float
+    """The busiest upstream's load divided by the mean, at the 99th percentile of all moments."""
     choice_us: float
+    """The CPU time of one choice, in microseconds."""
 
 
 def simulate(

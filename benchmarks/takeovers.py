@@ -82,7 +82,7 @@ class Replicas:
 
 @dataclass
 class Round:
-    """What one round has shown. `seconds` are the pauses, or the times to the first event."""
+    """The result of one round. `seconds` has each stream's pause, or time to the first event."""
 
     verdict: Verdict
     seconds: list[float]
