@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-quick soak fleet-soak attack agents recording test-vllm bench-vllm ray-check bench-ray check format docs release-check clean
+.PHONY: help install serve test test-quick soak fleet-soak upgrade-check kills attack agents recording test-vllm bench-vllm test-sglang image-check compose-check ray-check bench-ray check format docs release-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -33,6 +33,12 @@ soak: $(DEV_READY) ## break streams in every way at once (ARGS="--minutes 60")
 fleet-soak: $(DEV_READY) ## kill servers, engines and stores under streams (ARGS="--minutes 10")
 	@$(BIN)/python -m tests.faults.fleet_soak $(ARGS)
 
+upgrade-check: $(DEV_READY) ## run an older release beside this one, over one store (ARGS=COMMIT)
+	@$(BIN)/python -m tests.deploy.upgrades $(ARGS)
+
+kills: $(DEV_READY) ## kill upstreams under answers, 50 times (ARGS="--kills 10")
+	@$(BIN)/python -m tests.engine.remote.kills $(ARGS)
+
 attack: $(DEV_READY) ## attack a server in every way at once (ARGS="--minutes 10")
 	@$(BIN)/python -m tests.attacks.mix $(ARGS)
 
@@ -47,6 +53,10 @@ test-vllm: ## run vLLM's tests (the first time downloads 1 GB)
 	@vllm=$$($(PYTHON) -m tests.vllm.environment) && \
 	    TEST_VLLM=1 PYTHONPATH=$(CURDIR) $$vllm/bin/python -m pytest tests/vllm $(ARGS)
 
+test-sglang: ## run the tests in front of real SGLang servers (the first time downloads 1 GB)
+	@sglang=$$($(PYTHON) -m tests.sglang.environment) && \
+	    TEST_SGLANG=$$sglang $(PYTHON) -m pytest tests/sglang -p no:xdist $(ARGS)
+
 bench-vllm: ## compare vLLM behind Penstock with vLLM's own server
 	@vllm=$$($(PYTHON) -m tests.vllm.environment) && \
 	    PYTHONPATH=$(CURDIR) $$vllm/bin/python -m benchmarks.vllm_server $(ARGS)
@@ -55,6 +65,14 @@ bench-vllm: ## compare vLLM behind Penstock with vLLM's own server
 ray-check: ## kill nodes and replicas of a Ray cluster (the first time downloads 200 MB)
 	@ray=$$($(PYTHON) -m tests.ray.environment) && \
 	    TEST_RAY=1 PYTHONPATH=$(CURDIR) $$ray/bin/python -m pytest tests/ray $(ARGS)
+
+# As root: buildah, debootstrap and runc are Debian's packages.
+image-check: $(DEV_READY) ## build the image of the Dockerfile and run containers of it (as root)
+	@TEST_IMAGE=1 $(BIN)/python -m pytest tests/image $(ARGS)
+
+# As root: debootstrap, setpriv, slirp4netns, unshare and nsenter are Debian's.
+compose-check: $(DEV_READY) ## run the compose file in a Docker of its own and break it (as root)
+	@TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 bench-ray: ## measure what Ray's proxy costs beside direct access
 	@ray=$$($(PYTHON) -m tests.ray.environment) && \
@@ -84,10 +102,15 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or later; this is %s. Say PYTHON=/path/to/python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
+# In setuptools' other mode, a folder named penstock hides the package from every program beside
+# it. The folder of a clone has this name.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check \
+    --config-settings editable_mode=compat --editable
+
 $(READY): pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable .
+	$(PIP_INSTALL) .
 	@touch $@
 
 $(DEV_READY): pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	$(PIP_INSTALL) '.[dev]'
 	@touch $(READY) $@

@@ -1,11 +1,12 @@
 """Compares Penstock's embedded engine with llama.cpp's own server: same model, threads and slots.
 
     python -m benchmarks.embedded --streams 1,16 --repeats 3 [--plot FILE]
+    python -m benchmarks.embedded --model model.gguf
 
-Both servers run the built-in model, each in its own process. A client reads N streams at once for a
-few seconds and measures the total tokens per second, the time to first token, and the gaps between
-reads. The servers take turns, so that both see the same machine. The output is the medians of the
-repeats and their ratio. `benchmarks.peers` includes this comparison.
+Both servers run one model, by default the built-in one, each in its own process. A client reads N
+streams at once for a few seconds and measures the total tokens per second, the time to first token,
+and the gaps between reads. The servers take turns, so that both see the same machine. The output is
+the medians of the repeats and their ratio. `benchmarks.peers` includes this comparison.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 from benchmarks.noise import Noise, table
 from benchmarks.plot import bars, check
 from benchmarks.report import Numbers, circumstances, free_port, medians, quantile
+from penstock.engine.catalog import BUILT_IN_MODEL
 from penstock.engine.llamacpp.hub import find_model
 from tests.support.raw import post
 from tests.support.servers import serve
@@ -94,9 +96,9 @@ class MeasuredServer:
 
 
 @contextlib.contextmanager
-def llama_server(max_tokens: int) -> Iterator[MeasuredServer]:
+def llama_server(model: str, max_tokens: int) -> Iterator[MeasuredServer]:
     port = free_port()
-    arguments = [str(find_model("rill")), str(port), str(SLOTS), str(SLOTS * CONTEXT), str(THREADS)]
+    arguments = [str(find_model(model)), str(port), str(SLOTS), str(SLOTS * CONTEXT), str(THREADS)]
     process = subprocess.Popen(
         [sys.executable, "-c", LLAMA_SERVER, *arguments],
         stdin=subprocess.PIPE,
@@ -120,9 +122,9 @@ def llama_server(max_tokens: int) -> Iterator[MeasuredServer]:
 
 
 @contextlib.contextmanager
-def penstock_server(max_tokens: int) -> Iterator[MeasuredServer]:
+def penstock_server(model: str, max_tokens: int) -> Iterator[MeasuredServer]:
     arguments = [f"n_ctx={SLOTS * CONTEXT}", f"n_threads={THREADS}"]
-    with serve(slots=SLOTS, engine_arg=arguments) as server:
+    with serve(model=model, slots=SLOTS, engine_arg=arguments) as server:
         yield MeasuredServer(
             OURS,
             server.port,
@@ -174,9 +176,10 @@ def compare(
     seconds: float,
     max_tokens: int,
     before_turn: Callable[[], object] = lambda: None,
+    model: str = BUILT_IN_MODEL,
 ) -> Iterator[tuple[int, str, Numbers]]:
     """Measure both servers in turns. Yields the number of streams, the server and its figures."""
-    with llama_server(max_tokens) as theirs, penstock_server(max_tokens) as ours:
+    with llama_server(model, max_tokens) as theirs, penstock_server(model, max_tokens) as ours:
         for _ in range(repeats):
             for num_streams in counts:
                 for server in (ours, theirs):
@@ -195,6 +198,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each server")
     parser.add_argument("--seconds", type=float, default=6.0, help="duration of a measurement")
     parser.add_argument("--max-tokens", type=int, default=256, help="token limit of an answer")
+    parser.add_argument(
+        "--model", default=BUILT_IN_MODEL, help="the built-in model, or a GGUF file"
+    )
     parser.add_argument("--plot", type=Path, help="save a plot as .html, .png or .svg")
     arguments = parser.parse_args()
     if arguments.plot:
@@ -203,15 +209,18 @@ def main() -> None:
     counts = [int(each) for each in arguments.streams.split(",")]
     rows: dict[int, dict[str, list[Numbers]]] = {}
     for num_streams, name, row in compare(
-        counts, arguments.repeats, arguments.seconds, arguments.max_tokens, noise.sample
+        *(counts, arguments.repeats, arguments.seconds, arguments.max_tokens),
+        *(noise.sample, arguments.model),
     ):
         rows.setdefault(num_streams, {}).setdefault(name, []).append(row)
     runs: dict[int, dict[str, Any]] = {}
     for num_streams, by_server in rows.items():
         found = {name: medians(each) for name, each in by_server.items()}
         ratio = found[OURS]["tokens_per_second"] / found[THEIRS]["tokens_per_second"]
+        first = found[OURS]["ttft_p50_ms"] / found[THEIRS]["ttft_p50_ms"]
         runs[num_streams] = {"ratio": round(ratio, 3), "medians": found, "repeats": by_server}
-        print(f"{num_streams} streams: ratio {ratio:.3f}", json.dumps(found, indent=1))
+        print(f"{num_streams} streams: tokens/s {ratio:.3f}, first token {first:.2f} of theirs")
+        print(json.dumps(found, indent=1))
     result = {**circumstances("benchmarks.embedded"), "noise": noise.report(), "runs": runs}
     print(table(result["noise"]))
     print(json.dumps(result))
@@ -223,7 +232,8 @@ def main() -> None:
                     series = panels.setdefault(figure, {}).setdefault(name, {})
                     series[f"{streams} streams"] = value
         caption = f"{result['date']}, {result['machine']}; medians of {arguments.repeats}"
-        bars(panels, arguments.plot, "The built-in model: Penstock and llama.cpp's server", caption)
+        title = f"{Path(arguments.model).stem}: Penstock and llama.cpp's server"
+        bars(panels, arguments.plot, title, caption)
 
 
 if __name__ == "__main__":

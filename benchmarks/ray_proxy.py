@@ -10,65 +10,23 @@ turns. CPU is that of each process on the token's way, without engine and client
 
 import argparse
 import asyncio
-import itertools
-import time
-from statistics import median, quantiles
-from typing import NamedTuple
+from statistics import median
 
 import psutil
 
-from tests.faults.history import History, numbered
+from benchmarks.paced import LENGTH, Round, measure
 from tests.faults.processes import until_readiness
-from tests.faults.proxy import Address
-from tests.faults.reading import Reader, fresh_word
 from tests.ray.cluster import Cluster, address_of
 
 TOKEN_S = 0.02
 FLAGS = [
     "--engine=mock",
     "--engine-arg=numbered=true",
-    "--engine-arg=length=1000000",
+    f"--engine-arg=length={LENGTH}",
     f"--mock-interval={TOKEN_S}",
     "--slots=1024",
     "--insecure",
 ]
-
-
-class Round(NamedTuple):
-    """One measurement: µs of CPU per token of each process, and milliseconds of the clients."""
-
-    cpu_us: dict[str, float]
-    first_ms: float
-    gap_p50_ms: float
-    gap_p99_ms: float
-
-
-async def measure(
-    address: Address, processes: dict[str, psutil.Process], num_streams: int, num_tokens: int
-) -> Round:
-    """Read streams at once, and return what they cost."""
-    history = History()
-    readers = [Reader(address, history) for _ in range(num_streams)]
-    before = {name: _cpu_s(each) for name, each in processes.items()}
-
-    async def read(reader: Reader) -> tuple[float, list[float]]:
-        reader.arrivals = []
-        start = time.monotonic()
-        truth = numbered(fresh_word(), length=1_000_000, max_tokens=num_tokens)
-        await reader.open(truth, resumable=False, max_tokens=num_tokens)
-        await reader.read_through()
-        return reader.arrivals[0] - start, [b - a for a, b in itertools.pairwise(reader.arrivals)]
-
-    found = await asyncio.gather(*(read(reader) for reader in readers))
-    total = num_streams * num_tokens
-    cpu = {name: (_cpu_s(each) - before[name]) / total * 1e6 for name, each in processes.items()}
-    gaps = quantiles([gap * 1e3 for _, each in found for gap in each], n=100)
-    return Round(cpu, median(first for first, _ in found) * 1e3, gaps[49], gaps[98])
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    used = process.cpu_times()
-    return float(used.user + used.system)
 
 
 def main() -> None:
@@ -85,7 +43,7 @@ def main() -> None:
         (server,) = cluster.servers()
         (replica,) = node.named("ray::ServeReplica")
         (proxy,) = cluster.head.named("ray::ProxyActor")
-        processes = {"Penstock": server, "Ray's replica": replica, "Ray's proxy": proxy}
+        processes = {"Penstock": [server], "Ray's replica": [replica], "Ray's proxy": [proxy]}
         ways = {"direct": address_of(server), "through Ray": cluster.address}
         rounds: dict[str, list[Round]] = {way: [] for way in ways}
         for address in ways.values():

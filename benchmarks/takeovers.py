@@ -75,9 +75,10 @@ class Replicas:
     def close(self) -> None:
         self._stack.close()
 
-    def num_taken_over(self) -> int:
-        """Return how many streams the running replicas have taken over."""
-        return sum(int(Scrape(server)("penstock_takeovers_total")) for server in self.running)
+
+def num_takeovers(servers: list[RunningServer]) -> int:
+    """Return how many streams these servers have taken over."""
+    return sum(int(Scrape(server)("penstock_takeovers_total")) for server in servers)
 
 
 @dataclass
@@ -97,7 +98,9 @@ async def round_of(replicas: Replicas, how: str, num_streams: int) -> Round:
     await asyncio.gather(*(reader.begin(NUM_TOKENS) for reader in readers))
     await asyncio.sleep(random.uniform(*FAULT_S))
     victim, *others = replicas.running
-    before = await asyncio.to_thread(replicas.num_taken_over)
+    # The count of a killed replica ends with it.
+    counted = replicas.running if how == "stop" else others
+    before = await asyncio.to_thread(num_takeovers, counted)
     if how == "resume":
         times = [await first_event(others[0], reader.stream, history) for reader in readers]
         await asyncio.gather(*(reader.read_through() for reader in readers))
@@ -116,7 +119,7 @@ async def round_of(replicas: Replicas, how: str, num_streams: int) -> Round:
     if how != "stop":
         await asyncio.to_thread(victim.process.wait)
         replicas.running = others
-    taken_over = await asyncio.to_thread(replicas.num_taken_over) - before
+    taken_over = await asyncio.to_thread(num_takeovers, counted) - before
     if how != "stop":
         await asyncio.to_thread(replicas.add)
     pauses = [reader.longest_pause_after(fault_at) for reader in readers]

@@ -15,30 +15,28 @@ import contextlib
 import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
 from benchmarks.embedded import Measured, MeasuredServer, measure
-from benchmarks.report import Figures, Numbers, circumstances, free_port, medians, quantile
+from benchmarks.report import Figures, Numbers, circumstances, medians, quantile
 from tests.support.raw import Connection
 from tests.support.servers import serve
-from tests.vllm.engines import group_of
 from tests.vllm.models import make_models
+from tests.vllm.own_server import own_servers
 from tests.vllm.running import Watch, watched
 
-START_LIMIT_S = 300.0
 ABORT_LIMIT_S = 10.0
 ABORTS_PER_STREAM = 5  # while another stream goes on, which ends at its token limit
 LONG = 1000
-NICENESS = 5  # as in penstock.engine.vllm.engine; importing that would load vLLM into the client
+# As in penstock.engine.vllm.engine: otherwise the clients on this machine do not get to run.
+# Importing that module would load vLLM into the client.
+NICENESS = 5
 WARM_UP_S = 4.0  # vLLM compiles its sampler, for one stream and for several
 ENGINE_ARGS = {
     "dtype": "float32",
@@ -68,60 +66,21 @@ def penstock_server(model: Path, slots: int, max_tokens: int) -> Iterator[Measur
 @contextlib.contextmanager
 def vllm_server(model: Path, slots: int, max_tokens: int) -> Iterator[MeasuredServer]:
     """Run vLLM's own server, as its documentation starts it."""
-    port = free_port()
-    process = subprocess.Popen(
-        [
-            *(
-                "nice",
-                "-n",
-                str(NICENESS),
-                sys.executable,
-                "-m",
-                "vllm.entrypoints.openai.api_server",
-            ),
-            *("--model", str(model), "--host", "127.0.0.1", "--port", str(port)),
-            *("--max-num-seqs", str(slots), "--disable-log-stats", "--enforce-eager"),
-            *("--dtype", str(ENGINE_ARGS["dtype"]), "--uvicorn-log-level", "warning"),
-            *("--kv-cache-memory-bytes", str(ENGINE_ARGS["kv_cache_memory_bytes"])),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    # As Penstock does with vLLM on a CPU: otherwise the clients on this machine do not get to run.
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{process.pid}/autogroup").write_text(f"{NICENESS}", encoding="ascii")
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
+    arguments = ("--max-num-seqs", str(slots), "--disable-log-stats")
+    cache = ("--kv-cache-memory-bytes", str(ENGINE_ARGS["kv_cache_memory_bytes"]))
+    with own_servers(1, model, *arguments, *cache, niceness=NICENESS) as (server,):
         yield MeasuredServer(
             THEIRS,
-            port,
+            server.port,
             "/v1/completions",
             {
-                "model": str(model),
+                "model": server.model,
                 "max_tokens": max_tokens,
                 "seed": None,
                 "stream_options": {"include_usage": True},
             },
             re.compile(rb'"completion_tokens":(\d+).*?data: \[DONE\]', re.S),
         )
-    finally:
-        group = group_of(process.pid)
-        process.terminate()
-        _, alive = psutil.wait_procs(group, timeout=30)
-        for each in alive:
-            each.kill()
-        process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Poll a URL until the server answers 200: it does not announce that it is ready."""
-    deadline = time.monotonic() + START_LIMIT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url):
-            return
-        time.sleep(0.2)
-    raise SystemExit(f"vLLM's own server did not start (exit code {process.poll()})")
 
 
 def streams(

@@ -12,7 +12,7 @@ from penstock.api.health import health_routes
 from penstock.api.joining import REPLAYED, Joining
 from penstock.api.live.board import Board
 from penstock.api.live.routes import live_routes
-from penstock.api.metrics import metrics_registry, metrics_routes
+from penstock.api.metrics import levels_of, metrics_registry, metrics_routes
 from penstock.api.models.routes import models_api
 from penstock.api.native.errors import problem_details
 from penstock.api.native.routes import native_api
@@ -26,6 +26,7 @@ from penstock.api.serving import ServedModel
 from penstock.api.siblings import Siblings
 from penstock.api.stage import Stage
 from penstock.api.tolerance import HEADER
+from penstock.api.upstreams import up_by_model
 from penstock.engine.protocol import EngineHandle
 from penstock.observe.history import History
 from penstock.settings import OLLAMA_PORT, Settings
@@ -132,10 +133,18 @@ def create_apps(
         models_api(model),
         neighbors_api(answering, model),
     ]
-    registry = metrics_registry(settings, engine, streams, liveness, memory)
+    levels = levels_of(settings, engine, streams, liveness, memory, name_of_model)
+    registry = metrics_registry(streams, levels)
     if siblings is not None:
         siblings.attach(registry, lambda: unready() or "ready")
-    for_machines = [*health_routes(unready, siblings), *metrics_routes(registry, siblings)]
+
+    def upstreams() -> dict[str, tuple[int, int]]:
+        return up_by_model(engine.upstreams)
+
+    for_machines = [
+        *health_routes(unready, upstreams, siblings),
+        *metrics_routes(registry, siblings),
+    ]
     others = [
         *for_machines,
         *live_routes(

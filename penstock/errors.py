@@ -62,7 +62,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "client_gone": ProblemKind(
         400, "The body ended before it was complete, or its chunks are malformed."
     ),
-    "invalid_gzip": ProblemKind(400, "The body is declared as gzip data, but is none."),
+    "invalid_gzip": ProblemKind(400, "The body is declared as gzip data, but is not gzip data."),
     "body_timeout": ProblemKind(408, "The body did not arrive within `--body-timeout` seconds."),
     "body_too_large": ProblemKind(413, "The body is larger than `--max-body-bytes`."),
     "unsupported_media_type": ProblemKind(415, "The body is not declared as JSON in UTF-8."),
@@ -109,7 +109,7 @@ PROBLEMS: Mapping[str, ProblemKind] = {
     "expired_api_key": ProblemKind(401, "The API key has expired."),
     "revoked_api_key": ProblemKind(401, "The API key was revoked while the request ran."),
     "invalid_stream_token": ProblemKind(
-        401, "The token in the URL does not open this stream, or its key has ended."
+        401, "The token in the URL does not open this stream, or its key is no longer accepted."
     ),
     "admin_only": ProblemKind(403, "This route needs an admin key."),
     "host_not_allowed": ProblemKind(403, "The Host header names another machine."),
@@ -129,12 +129,18 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         409, "The Idempotency-Key was used with another body, whose answer is still kept."
     ),
     "not_in_background": ProblemKind(400, "The response does not run in the background."),
-    "history_lost": ProblemKind(410, "The stream ended, and its events are no longer kept."),
+    "history_lost": ProblemKind(
+        410,
+        "The stream's events are no longer kept, or the store may have lost events that the client"
+        " has seen.",
+    ),
     # Try again later.
-    "too_many_watchers": ProblemKind(429, "8 clients watch `/live/events` already.", True),
+    "too_many_watchers": ProblemKind(
+        429, "8 clients watch `/live/events` already.", retry_safe=True
+    ),
     "queue_full": ProblemKind(429, "The queue is full.", retry_safe=True),
     "bodies_full": ProblemKind(
-        429, "The bodies of requests under way take all the memory they may take.", retry_safe=True
+        429, "The bodies of other requests take all memory that bodies may take.", retry_safe=True
     ),
     "memory_full": ProblemKind(
         503, "The server's memory is nearly full (`--memory-limit`).", retry_safe=True
@@ -168,7 +174,10 @@ PROBLEMS: Mapping[str, ProblemKind] = {
         503, "The server shut down before the stream ended.", retry_safe=True
     ),
     "store_unavailable": ProblemKind(
-        503, "The store of the streams' logs does not answer.", retry_safe=True
+        503,
+        "The store of the streams' logs does not answer, or only servers of another version can"
+        " read the stream.",
+        retry_safe=True,
     ),
     "replica_lost": ProblemKind(
         503,

@@ -169,9 +169,9 @@ class Server:
         )
         replication = None
         if store is not None and stored is not None:
-            model = functools.partial(_model_of, engine)
+            lineages = functools.partial(_lineages_of, engine)
             fleet = Fleet(
-                *(store, stored, model, settings.engine_restart_timeout),
+                *(store, stored, lineages, settings.engine_restart_timeout),
                 group=_group_of(self._place.listener) if self._place else "",
                 outlives=not (self._place and self._place.has_private_log),
             )
@@ -196,11 +196,16 @@ class Server:
             settings.max_timeout,
         )
         admission = Admission(settings.slots, settings.max_queue)
+        engine.on_info = functools.partial(share_slots, admission, settings.slots)
         streams = self._streams = Streams(
             [engine], limits, meter, admission, keys.problem_of, replication
         )
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
-        bodies = BodyReader(max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
+        bodies = BodyReader(
+            max_bytes=settings.max_body_bytes,
+            timeout=settings.body_timeout,
+            strict=settings.strict,
+        )
         memory = MemoryGuard(
             settings.memory_limit_bytes or available_bytes() // DEFAULT_MEMORY_PART,
             streams,
@@ -262,7 +267,7 @@ class Server:
         try:
             info = await self._unless_stopped(engine.start())
             if info is not None:
-                admission.num_slots = settings.slots or info.slots
+                engine.on_info(info)
                 # Freeze start-up objects so that garbage collection skips them: looking at all of
                 # them would delay every stream by tens of milliseconds.
                 gc.collect()
@@ -365,15 +370,30 @@ class Server:
         return None
 
 
-def _model_of(engine: EngineHandle) -> str:
+def _lineages_of(engine: EngineHandle) -> dict[str, str]:
     """Return what two servers have in common if one can continue the other's streams.
 
-    Returns "" while the engine can take no streams.
+    That is a text for each model of the engine, by the model's name. The first model also has the
+    name "": that of requests without a model. Returns {} while the engine can take no streams.
     """
     info = engine.info
     if info is None or engine.state != "ready":
-        return ""
-    return f"{info.engine}/{info.id}/{info.vocabulary_size}"
+        return {}
+    named = {each.id: _lineage_of(each) for each in info.models}
+    return {"": _lineage_of(info), info.id: _lineage_of(info)} | named
+
+
+def _lineage_of(info: ModelInfo) -> str:
+    lineage = f"{info.engine}/{info.id}/{info.vocabulary_size}"
+    return f"{lineage}/{info.vocabulary}" if info.vocabulary else lineage
+
+
+def share_slots(admission: Admission, slots: int, info: ModelInfo) -> None:
+    """Give out `slots` slots, or as many as the engine has, and to each model its own at most."""
+    admission.num_slots = slots or info.slots
+    admission.default_model = info.id
+    models = (info, *info.models) if info.models else ()
+    admission.bounds = {each.id: each.own_slots for each in models if each.own_slots is not None}
 
 
 async def serve_between(
@@ -393,14 +413,18 @@ def listener_of(settings: Settings) -> socket.socket:
 
 
 def admin_listener_of(settings: Settings) -> socket.socket | None:
-    """Return a listener on the admin port, or None without one. Raises StartError as above."""
+    """Return a new listening socket for the admin port, None if the settings name no such port.
+
+    Raises StartError if the address is not available.
+    """
     if not settings.admin_port:
         return None
     listener = open_listener(
         *(settings.admin_host, settings.admin_port, ADMIN_CONNECTIONS, settings.stall_timeout),
         flags="--admin-",
     )
-    log.info("health and metrics, without keys, are at %s", url_of(listener))
+    address, _ = listener.getsockname()[:2]
+    log.info("health and metrics, without keys, are at %s; bound to %s", url_of(listener), address)
     return listener
 
 

@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from penstock.config_file import ConfigFile
 from penstock.engine.catalog import (
     BUILT_IN_MODEL,
     DEFAULT_ENGINE,
@@ -31,7 +32,6 @@ from penstock.engine.catalog import (
 from penstock.errors import StartError, reason_from_pydantic
 
 ENV_PREFIX = "PENSTOCK_"
-CONFIG_FILE = "penstock.toml"
 OLLAMA_PORT = 11434
 
 MIN_MEMORY_LIMIT = 256 * 1024 * 1024
@@ -111,7 +111,8 @@ class Settings(BaseSettings):
     --memory-limit are divided among them."""
     slots: Annotated[int, Field(ge=0, le=4096)] = 0
     """The number of requests that run at once; further requests wait in the queue. 0 means the
-    engine's own number: 8 for llamacpp and vllm, no bound for mock."""
+    engine's own number: 8 for llamacpp and vllm, the sum of all upstreams for remote, no bound for
+    mock."""
     context: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     """The context of each request in tokens, prompt and answer together. 0 means the model's own.
     llamacpp then lowers it to fit the memory of all slots, to no less than 4,096; mock does not
@@ -173,11 +174,11 @@ class Settings(BaseSettings):
     body_timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     """The number of seconds within which the body of a request must arrive."""
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
-    """The number of connections that may be open at once. One address may have seven of eight of
-    them."""
+    """The number of connections that may be open at once. One address may have at most
+    seven eighths of them."""
     keepalive_timeout: Annotated[float, Field(gt=0, le=86_400)] = 75.0
-    """The number of seconds that an idle connection stays open for its client's next request. (Over
-    TLS, HTTP/1.1 has at most 10 seconds.)"""
+    """The number of seconds that an idle connection stays open for its client's next request. (With
+    HTTP/1.1 over TLS, it stays open for at most 10 seconds.)"""
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30.0
     """The number of seconds that running streams have to end when the server stops."""
     drain_grace: Annotated[float, Field(ge=0, le=3600)] = 0.0
@@ -196,8 +197,8 @@ class Settings(BaseSettings):
     a folder or Redis, streams outlive the server: a restarted server or another replica continues
     them (docs/stores.md)."""
     log_sync: bool = False
-    """With a folder of logs: let each write wait for the disk, so that a power loss loses nothing
-    that was sent. Otherwise the last moment of a stream may be missing after it."""
+    """With a folder of logs: let each write wait for the disk. Then a power loss loses nothing that
+    was sent. Without this flag, it may lose the last moment of a stream."""
     log_username: str = ""
     """The user name for Redis, if it needs one."""
     log_password: str = Field(default="", repr=False)
@@ -233,7 +234,8 @@ class Settings(BaseSettings):
     ollama: bool = False
     """Also listen on port 11434, where Ollama's clients look for a server, if the port is free."""
     http2: bool = False
-    """Also speak HTTP/2 without TLS, with clients that start with it (as proxies can)."""
+    """Also speak HTTP/2 without TLS, if a client begins its connection with HTTP/2 (as proxies
+    can)."""
     log_format: LogFormat = "text"
     """The format of the log on standard error: text, or json with one object per line."""
     log_prompts: bool = False
@@ -328,49 +330,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the sources in order of precedence: flags, variables, the file."""
-        return init_settings, env_settings, _File(settings_cls)
-
-
-class _File(PydanticBaseSettingsSource):
-    """The file `penstock.toml` in this directory, or the file that PENSTOCK_CONFIG names."""
-
-    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # abstract in pydantic-settings, but unused
-
-    def __call__(self) -> dict[str, Any]:
-        named = os.environ.get(ENV_PREFIX + "CONFIG")
-        path = Path(named or CONFIG_FILE)
-        if not named and not path.exists():
-            return {}
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StartError(
-                f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.",
-                f"It must be TOML; {ENV_PREFIX}CONFIG names another file. If it has a table"
-                " [engine.NAME], choose the engine with name = NAME in the table [engine].",
-            ) from None
-        if "engine_tables" in values:  # written as tables [engine.NAME]
-            raise StartError("There is no setting 'engine_tables'.", _nearest("engine"))
-        table = values.get("engine")
-        if isinstance(table, dict):
-            del values["engine"]
-            if "name" in table:
-                values["engine"] = table.pop("name")
-            values["engine_tables"] = _checked_tables(table)
-        return values
-
-
-def _checked_tables(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the tables under [engine]. Raises StartError if an engine or a table is invalid."""
-    for name, table in tables.items():
-        if name not in ENGINES:
-            near = difflib.get_close_matches(name, ENGINES, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "The engines are " + ", ".join(ENGINES)
-            raise StartError(f"There is no engine {name!r} for the table [engine.{name}].", hint)
-        if not isinstance(table, dict):
-            raise StartError(f"engine.{name} is not a table.", f"Write [engine.{name}] above it.")
-    return tables
+        return init_settings, env_settings, ConfigFile(settings_cls)
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -412,6 +372,7 @@ def _refuse_unknown_variables() -> None:
             "REQUIRE_BROWSER",
             "REQUIRE_FOREIGN",
             "REQUIRE_MODEL",
+            "REQUIRE_NAMESPACES",
             "REQUIRE_NPM",
             "REQUIRE_PROMETHEUS",
             "REQUIRE_PROXIES",
@@ -424,7 +385,7 @@ def _refuse_unknown_variables() -> None:
         if variable.startswith(ENV_PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else "See `penstock serve --help`."
-            raise StartError(f"There is no variable {variable}.", hint)
+            raise StartError(f"Penstock has no variable {variable}.", hint)
 
 
 def _names() -> list[str]:

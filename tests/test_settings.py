@@ -141,7 +141,7 @@ def test_names_after_the_first_are_aliases() -> None:
         ("port = ", ["penstock.toml cannot be read", "Invalid value"]),
         (
             'engine = "mock"\n[engine.mock]\ntext = "hi"',
-            ["cannot be read", "with name = NAME in the table [engine]"],
+            ["cannot be read", 'with name = "NAME" in the table [engine]'],
         ),
     ],
 )

@@ -174,6 +174,52 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ),
         ("Store: write to confirmation", "s", p50_and_p99("penstock_store_seconds")),
     ],
+    "Upstreams": [
+        (
+            "Upstreams that are up",
+            "short",
+            {
+                "{{upstream}} {{model}}": (
+                    f"min by (upstream, model) (penstock_upstream_up{{{WHERE}}})"
+                ),
+            },
+        ),
+        (
+            "Running requests of an upstream",
+            "short",
+            {"{{upstream}}": f"sum by (upstream) (penstock_upstream_running{{{WHERE}}})"},
+        ),
+        (
+            "Requests of upstreams",
+            "reqps",
+            {
+                "{{upstream}} {{outcome}}": rate(
+                    "penstock_upstream_requests_total", "upstream, outcome"
+                )
+            },
+        ),
+    ],
+    "Failures of upstreams": [
+        (
+            "Failures of upstreams",
+            "ops",
+            {"{{upstream}}": rate("penstock_upstream_failures_total", "upstream")},
+        ),
+        (
+            "Answers that went on elsewhere",
+            "ops",
+            {
+                "after a failure of {{upstream}}": rate(
+                    "penstock_upstream_failovers_total", "upstream"
+                )
+            },
+        ),
+        (
+            "Time to look at an upstream",
+            "s",
+            {"{{upstream}}": f"max by (upstream) (penstock_upstream_look_seconds{{{WHERE}}})"},
+        ),
+    ],
     "Server": [
         ("Event loop lag", "s", p50_and_p99("penstock_event_loop_lag_seconds")),
         (
@@ -181,6 +227,9 @@ ROWS: dict[str, list[tuple[str, str, dict[str, str]]]] = {
             "short",
             {
                 "up": level("penstock_engine_up"),
+                "share of the KV cache in use, at the fullest server": (
+                    f"max(penstock_kv_cache_usage_ratio{{{WHERE}}})"
+                ),
                 "servers that drain": level("penstock_draining"),
                 "restarts in the last hour": (
                     f"sum(increase(penstock_engine_restarts_total{{{WHERE}}}[1h]))"

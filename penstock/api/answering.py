@@ -25,6 +25,7 @@ from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent
 from penstock.request import Request
 from penstock.stream.counting import PromptCount
+from penstock.stream.fleet import read_elsewhere
 from penstock.stream.quotas import Owner
 from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup, StreamRecord
@@ -77,7 +78,7 @@ class Answering:
 
     def route(self, path: str, dialect: Dialect) -> Route:
         """Return the route at which this dialect is spoken; its streams can be resumed."""
-        self._forms[dialect.form.dialect] = dialect.form
+        self._forms.update({form.dialect: form for form in dialect.forms})
         self.fields[path] = dialect.fields
 
         async def endpoint(http: HttpRequest) -> Response:
@@ -162,11 +163,8 @@ class Answering:
         self, http: HttpRequest, call: Call, stream: Stream, notes: Notes, show: Show | None
     ) -> Response:
         """Answer with the stream of an earlier request, from its beginning. Raises Problem."""
-        saved = stream.record.form
         headers = {**call.headers, REPLAYED: "true"}
-        call = dataclasses.replace(
-            call, form=self._forms[saved.dialect].load(saved), headers=headers
-        )
+        call = dataclasses.replace(call, form=self._form_of(stream), headers=headers)
         self._note_resumed(http, stream)
         connected = ConnectedReader(Reader(stream), access_of(http.scope).peer)
         return await self._respond(call, [stream], connected, notes, show, resumed=True)
@@ -250,8 +248,7 @@ class Answering:
         owner = owner_of(http.scope)
         show = show_for_reader(http)
         stream = await self.streams.find_anywhere(stream_id, owner)
-        saved = stream.record.form
-        form = self._forms[saved.dialect].load(saved)
+        form = self._form_of(stream)
         if first is None:
             first = first_event_of(http, stream_id)
         num_events = form.num_events(stream)
@@ -260,6 +257,8 @@ class Answering:
             num_events = form.num_events(stream)
         if first > num_events:
             raise self._beyond_the_end()
+        if stream.torn_at is not None and first > form.num_before(stream, stream.torn_at):
+            raise _history_torn()
         cursor, framer = form.resume(stream, first)
         if stream.ended is not None and first == num_events:
             return _nothing_left(http, stream, framer)
@@ -276,13 +275,17 @@ class Answering:
             show_status=show,
         )
 
+    def _form_of(self, stream: Stream) -> Form:
+        """Return the form of a stream's answer. Raises Problem if this version does not know it."""
+        saved = stream.record.form
+        if saved.dialect not in self._forms:
+            raise read_elsewhere()
+        return self._forms[saved.dialect].load(saved)
+
     def _beyond_the_end(self) -> Problem:
         if self.streams.fleet is None:
             return bad_event_id("is beyond the last event of this stream")
-        # A store may lose its newest entries. What follows would not be what the client has seen.
-        return Problem(
-            "history_lost", "The store of the streams' logs has lost the events before this id."
-        )
+        return _history_torn()
 
     def _note_resumed(self, http: HttpRequest, stream: Stream) -> None:
         """Note that a later reader reads a stream."""
@@ -400,6 +403,19 @@ def _nothing_left(http: HttpRequest, stream: Stream, framer: Framer) -> Response
         return Response(status_code=204)
     headers = {name.decode(): value.decode() for name, value in stream_headers(framer)}
     return Response(headers={**headers, "X-Stream-ID": stream.id})
+
+
+def _history_torn() -> Problem:
+    """Return the problem of a client that may have seen events that a store has lost.
+
+    The events that follow in the log may contradict the lost ones.
+    """
+    return Problem(
+        "history_lost",
+        "The store of the streams' logs may have lost events that you have seen, and the stream"
+        " goes on with others. It is safe to send your request again from the beginning, without"
+        " an event's id.",
+    )
 
 
 def problem_of(end: TerminalEvent) -> Problem | None:

@@ -4,7 +4,7 @@ In: parts of a message, calls and results. Out: refusals of parts that no model 
 see, and results that name the calls which they answer. Not known here: any API's form of a turn.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import NoReturn
 
 import msgspec
@@ -53,17 +53,29 @@ class Pairing:
 
     def __init__(self) -> None:
         self._waiting: deque[str] = deque()
+        self._waiting_by_name: defaultdict[str, deque[str]] = defaultdict(deque)
         self._answered: set[str] = set()
 
-    def paired(self, message: Message, number: int) -> Message:
-        """Return the next message, number `number`; a result then has the id of its call."""
-        self._waiting += (call.id for call in message.tool_calls)
+    def paired(self, message: Message, number: int, tool_name: str = "") -> Message:
+        """Return the next message, number `number`; a result then has the id of its call.
+
+        A result without an id belongs to the first call without a result: of `tool_name`, if there
+        is such a call, otherwise of any tool.
+        """
+        for call in message.tool_calls:
+            self._waiting.append(call.id)
+            self._waiting_by_name[call.name].append(call.id)
         if message.role != "tool":
             return message
-        while self._waiting and self._waiting[0] in self._answered:
-            self._waiting.popleft()
         if not message.tool_call_id:
-            call_id = self._waiting.popleft() if self._waiting else f"call_{number}"
+            named = self._waiting_by_name.get(tool_name, deque())
+            call_id = self._next(named) or self._next(self._waiting) or f"call_{number}"
             message = msgspec.structs.replace(message, tool_call_id=call_id)
         self._answered.add(message.tool_call_id)
         return message
+
+    def _next(self, waiting: deque[str]) -> str:
+        """Return the first of these calls that has no result yet, "" if there is none."""
+        while waiting and waiting[0] in self._answered:
+            waiting.popleft()
+        return waiting[0] if waiting else ""

@@ -66,7 +66,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Description:
-    """What clients see of an API: `operations` by their route's name, and its form of an error."""
+    """The public part of an API: `operations` by their route's name, and its form of an error."""
 
     tag: str
     about: str

@@ -63,6 +63,10 @@ class Form(msgspec.Struct, frozen=True):
         """Return how many events with ids a resumable stream has so far."""
         raise NotImplementedError
 
+    def num_before(self, stream: Stream, cursor: int) -> int:
+        """Return how many events with ids the log's first `cursor` events make."""
+        return cursor
+
     def resume(self, stream: Stream, first: int) -> tuple[int, Framer]:
         """Return the cursor and the framer for a reader of the events from id `first` on."""
         raise NotImplementedError
@@ -141,11 +145,11 @@ class Dialect:
     """A way to ask for a generation and to show its answer, bound to a route.
 
     `operation` names its route and `summary` describes it in one sentence. `fields` is the model of
-    the request's body, for the OpenAPI description.
+    the request's body, for the OpenAPI description. `forms` are all forms of its answers.
     """
 
     operation: str
     summary: str
     fields: type[BaseModel]
     parse: Parse
-    form: type[Form]
+    forms: Sequence[type[Form]]

@@ -21,15 +21,33 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from penstock.api.tolerance import Notes, is_neutral, notes_of
+from penstock.api.tolerance import Notes, asks_nothing, is_neutral, notes_of
 from penstock.errors import FieldError, InvalidFields, reason_from_pydantic
 
 MAX_MESSAGES = 1024
-MAX_STOPS = 4
+MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 256
 MAX_ERRORS = 16
+# How often a body is read again after its values were mended.
+MAX_ROUNDS = 4
 MAX_TOKENS = 2**31 - 1
 
+# False is not the default of these fields, so a request with it asks for something.
+MEANINGFUL_FALSE = frozenset(
+    {
+        "add_generation_prompt",
+        "cache_prompt",
+        "include_reasoning",
+        "parallel_tool_calls",
+        "skip_special_tokens",
+        "store",
+        "think",
+    }
+)
+# Programs that build bodies from text write numbers and truth values like this.
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
+_DECIMALS = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")
+_TRUTH: dict[object, bool] = {0: False, 1: True, "false": False, "true": True}
 # The names of our own fields, indices, and perhaps misspelt forms of either.
 _NAME = re.compile(r"\w{1,64}", re.ASCII)
 
@@ -53,18 +71,23 @@ _CODES = {
 
 
 class Strict(BaseModel):
-    """A JSON object whose fields have exact types. `parse` decides about other fields."""
+    """A JSON object whose fields have exact types. `parse` decides about all others."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-def _left_out(value: object, validate: Callable[[object], Any], info: ValidationInfo) -> Any:
-    notes = notes_of(info.context)
-    if notes.strict:
-        return validate(value)
-    if not is_neutral(value):
-        notes.ignore(info.field_name or "")
-    return None
+def left_out_as(path: str) -> WrapValidator:
+    """Return the mark `LEFT_OUT` for a nested field, which notes name by its `path`."""
+
+    def leave_out(value: object, validate: Callable[[object], Any], info: ValidationInfo) -> Any:
+        notes = notes_of(info.context)
+        if notes.strict:
+            return validate(value)
+        if not is_neutral(value):
+            notes.ignore(path or info.field_name or "")
+        return None
+
+    return WrapValidator(leave_out)
 
 
 def _hint(value: object, info: ValidationInfo) -> None:
@@ -83,7 +106,7 @@ def _whole(value: object, info: ValidationInfo) -> object:
     return int(value) if is_whole and not notes_of(info.context).strict else value  # type: ignore[call-overload] # a float
 
 
-LEFT_OUT = WrapValidator(_left_out)
+LEFT_OUT = left_out_as("")
 """Marks a field that no answer depends on: any value is accepted, left out and noted."""
 HINT = PlainValidator(_hint, json_schema_input_type=Any)
 """Marks a field that hints at an answer which this server cannot give: it is left out and noted."""
@@ -92,12 +115,22 @@ ZERO_IS_UNSET = BeforeValidator(_unset_zero)
 WHOLE = BeforeValidator(_whole)
 """Takes 5.0 for 5, as other servers do."""
 
+
+def _stops_of(value: object, info: ValidationInfo) -> object:
+    """Return stop strings as a list. An empty string in a list stops nothing."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and "" in value and not notes_of(info.context).strict:
+        return [each for each in value if each != ""]
+    return value
+
+
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[
     list[StopString],
     Field(max_length=MAX_STOPS, fail_fast=True),
     BeforeValidator(
-        lambda value: [value] if isinstance(value, str) else value,
+        _stops_of,
         json_schema_input_type=StopString
         | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
     ),
@@ -115,28 +148,59 @@ def misplaced(field: str, message: str, kind: str = "misplaced") -> PydanticCust
 def parse(model: type[Model], body: dict[str, Any], notes: Notes) -> Model:
     """Return the body as this model. Raises InvalidFields.
 
-    Unknown fields are left out and noted; with `notes.strict` they are errors. A value that asks
-    for nothing is the same as leaving the field out, if the field does not take it.
+    Unknown fields are left out and noted; with `notes.strict` they are errors. If a field, at any
+    depth, does not take a value that asks for nothing, the field is left out. A number may be a
+    string, a whole number a float, and a truth value 0, 1, "true" or "false".
     """
-    try:
-        return _validated(model, body, notes)
-    except ValidationError as error:
-        given = {each["loc"][0] for each in _errors_of(error) if each["loc"]}
-        neutral = {
-            name
-            for name, field in model.model_fields.items()
-            if name in given and not field.is_required() and _asks_nothing(body.get(name))
-        }
-        if notes.strict or not neutral:
-            raise invalid_fields(_errors_of(error)) from None
-    try:
-        return _validated(model, {k: v for k, v in body.items() if k not in neutral}, notes)
-    except ValidationError as error:
-        raise invalid_fields(_errors_of(error)) from None
+    first: list[ErrorDetails] = []
+    for _ in range(MAX_ROUNDS):
+        try:
+            return _validated(model, body, notes)
+        except ValidationError as error:
+            errors = _errors_of(error)
+        first = first or errors
+        before = body
+        for each in [] if notes.strict else errors[:MAX_ERRORS]:
+            body = _mended(body, each["loc"], each["type"])
+        if body is before:
+            break
+    raise invalid_fields(first)
 
 
-def _asks_nothing(value: object) -> bool:
-    return is_neutral(value) and (value != 0 or value is False)  # a number must be in its range
+def _mended(value: Any, location: tuple[int | str, ...], kind: str) -> Any:
+    """Return a value without the error of this kind at this location within it.
+
+    A value there that asks for nothing is left out, and a number or truth value in another form is
+    converted. If neither helps, return the value itself; otherwise a copy, which shares what did
+    not change. pydantic's locations also name the members of unions; these steps are skipped.
+    """
+    for number, part in enumerate(location):
+        try:
+            inner = value[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        mended = _mended(inner, location[number + 1 :], kind)
+        if mended is inner and isinstance(value, dict) and asks_nothing(inner):
+            return {name: each for name, each in value.items() if name != part}
+        if mended is inner:
+            return value
+        copy = value.copy()
+        copy[part] = mended
+        return copy
+    return _converted(value, kind)
+
+
+def _converted(value: Any, kind: str) -> Any:
+    """Return a number or a truth value in its own type, as an error of this kind asks for."""
+    if kind == "bool_type" and isinstance(value, int | str) and value in _TRUTH:
+        return _TRUTH[value]
+    if kind == "int_type" and isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind == "float_type" and isinstance(value, str) and _DECIMALS.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _validated(model: type[Model], body: dict[str, Any], notes: Notes) -> Model:
@@ -150,12 +214,13 @@ def _validated(model: type[Model], body: dict[str, Any], notes: Notes) -> Model:
 def _note_unknown(value: object, notes: Notes, path: str) -> None:
     """Note the unknown fields in a model and in the models that it contains."""
     if isinstance(value, BaseModel):
-        before = path and path + "."
+        before, fields = path and path + ".", value.__dict__
         for name, extra in (value.__pydantic_extra__ or {}).items():
-            if not is_neutral(extra):
+            if not asks_nothing(extra) or (extra is False and name in MEANINGFUL_FALSE):
                 notes.ignore(before + name)
         for name, shown in _models_in(type(value)):
-            _note_unknown(getattr(value, name), notes, before + shown)
+            if (inner := fields[name]) is not None:
+                _note_unknown(inner, notes, before + shown)
     elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
         for each in value:
             _note_unknown(each, notes, path + "[]")

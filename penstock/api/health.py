@@ -2,9 +2,12 @@
 
 If several processes share the address, every check speaks for all of them: they can serve requests
 if one can.
+
+Upstreams (`--upstream`) do not make a server unready: while none is there, requests wait in its
+queue, so that upstreams can scale to zero. How many are up is told beside the status.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -15,15 +18,22 @@ from penstock.api.siblings import Siblings
 
 
 def health_routes(
-    unready: Callable[[], str | None], siblings: Siblings | None = None
+    unready: Callable[[], str | None],
+    upstreams: Callable[[], Mapping[str, tuple[int, int]]],
+    siblings: Siblings | None = None,
 ) -> list[Route]:
     """Return the routes under `/health`.
 
-    `unready` says why this process cannot serve requests now, or returns None.
+    `unready` says why this process cannot serve requests now, or returns None. `upstreams` counts
+    this process's upstreams by model.
     """
 
     def answer(status: str, reason: str | None) -> Response:
         content: dict[str, Any] = {"status": status}
+        if counts := upstreams():
+            content["upstreams"] = {
+                model: {"up": num_up, "all": num_all} for model, (num_up, num_all) in counts.items()
+            }
         if siblings is not None:
             states = siblings.states()
             content["processes"] = {str(number): state for number, state in states.items()}

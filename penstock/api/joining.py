@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -71,6 +71,7 @@ class Joining:
         self._ttl = (max_timeout or _MAX_TIME_S) + retain
         self._under_way: set[asyncio.Task[None]] = set()
         streams.kept.on_dropped = self._dropped
+        streams.on_adopted.append(self._adopted)
 
     async def is_taken(self, name: str) -> bool:
         """Return True if the name has a stream, perhaps one that is gone. Raises Problem."""
@@ -125,12 +126,27 @@ class Joining:
         succession = f"{name}:{stream_id}"
         return await self._names.put_if_absent(succession, b"1", _SUCCESSION_S) is None
 
+    def _adopted(self, stream: Stream) -> None:
+        """Confirm the name of a stream whose server may have died before it could do so."""
+        if stream.record.name:
+            self._run(self._confirm_for_another(stream.record.name, stream.id))
+
+    async def _confirm_for_another(self, name: str, stream_id: str) -> None:
+        with contextlib.suppress(StoreError, Problem):  # then the name ends with its time
+            value = await self._names.get(name)
+            taken = None if value is None else _decode(value)
+            if taken is not None and taken.stream_id == stream_id and not taken.is_open:
+                await self.confirm(name, taken.body, stream_id)
+
     def _dropped(self, record: StreamRecord) -> None:
         """Free the name of a stream that is no longer kept."""
         if record.name:
-            task = asyncio.get_running_loop().create_task(self._free(record.name, record.id))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+            self._run(self._free(record.name, record.id))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     async def _free(self, name: str, stream_id: str) -> None:
         with contextlib.suppress(StoreError):  # then the name ends with its time

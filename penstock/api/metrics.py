@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from penstock import __version__, supervision
 from penstock.api.siblings import Siblings
-from penstock.engine.protocol import EngineHandle
+from penstock.engine.protocol import UPSTREAM_OUTCOMES, EngineHandle
 from penstock.observe.metrics import Levels, Metrics
 from penstock.settings import Settings
 from penstock.stream.memory import MemoryGuard
@@ -21,6 +21,8 @@ from penstock.web.liveness import Liveness
 
 OPENMETRICS = openmetrics.CONTENT_TYPE_LATEST
 PLAIN = exposition.CONTENT_TYPE_PLAIN_0_0_4
+# The phases of a stream without a slot.
+WAITING = ("queued", "submitted", "accepted")
 # A weight above zero (RFC 9110, section 12.4.2).
 _WEIGHT = re.compile(r"1(\.0*)?|0\.0*[1-9][0-9]*")
 
@@ -58,19 +60,11 @@ def _takes_openmetrics(accept: str) -> bool:
     return False
 
 
-def metrics_registry(
-    settings: Settings,
-    engine: EngineHandle,
-    streams: Streams,
-    liveness: Liveness,
-    memory: MemoryGuard,
-) -> CollectorRegistry:
+def metrics_registry(streams: Streams, levels: Callable[[], Levels]) -> CollectorRegistry:
     """Return the metrics of the server and of its process (memory, processor, files)."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(
-        Metrics(streams.meter, levels_of(settings, engine, streams, liveness, memory))
-    )
+    registry.register(Metrics(streams.meter, levels))
     return registry
 
 
@@ -80,6 +74,7 @@ def levels_of(
     streams: Streams,
     liveness: Liveness,
     memory: MemoryGuard,
+    name_of_model: Callable[[], str],
 ) -> Callable[[], Levels]:
     """Return a function that reads the values that nobody has to count."""
 
@@ -87,9 +82,7 @@ def levels_of(
 
     def read() -> Levels:
         open_streams = streams.open_streams()
-        waiting = sum(
-            stream.phase in ("queued", "submitted", "accepted") for stream in open_streams
-        )
+        running = [stream for stream in open_streams if stream.phase not in WAITING]
         usages = [stream.counted_usage for stream in open_streams]
         of_keys = [
             (stream.record.owner.label, stream.counted_usage)
@@ -100,9 +93,9 @@ def levels_of(
         return Levels(
             version=__version__,
             engine=settings.engine,
-            model=settings.served_name,
-            running=len(open_streams) - waiting,
-            waiting=waiting,
+            model=name_of_model(),
+            running=len(running),
+            waiting=len(open_streams) - len(running),
             prompt_tokens=sum(usage.prompt_tokens for usage in usages),
             completion_tokens=sum(usage.completion_tokens for usage in usages),
             usage_by_key=streams.meter.usage_now(of_keys),
@@ -117,6 +110,8 @@ def levels_of(
             blocked=liveness.num_blocked(),
             stalled=liveness.num_stalled,
             slots=streams.admission.num_slots,
+            cached_tokens=sum(stream.usage.total_tokens for stream in running),
+            cache_tokens=0 if engine.info is None else engine.info.cache_tokens,
             engine_up=engine.state == "ready",
             engine_restarts=engine.num_restarts,
             engine_stopping=streams.num_stopping,
@@ -127,6 +122,16 @@ def levels_of(
             followed=0 if fleet is None else fleet.num_followed,
             taken_over=0 if fleet is None else fleet.num_taken_over,
             logs_lost=0 if fleet is None else fleet.num_lost,
+            upstreams_up={(each.name, each.model): each.is_up for each in engine.upstreams},
+            upstream_requests={
+                (each.name, outcome): getattr(each, outcome)
+                for each in engine.upstreams
+                for outcome in UPSTREAM_OUTCOMES
+            },
+            by_upstream={
+                name: {(each.name,): getattr(each, name) for each in engine.upstreams}
+                for name in ("running", "failures", "failovers", "look_time")
+            },
         )
 
     return read

@@ -11,7 +11,9 @@ from penstock.api.description import (
     ResponseModel,
     optional,
 )
+from penstock.api.live.rows import State
 from penstock.api.native.description import ProblemDetails
+from penstock.observe.history import MarkKind
 
 
 class StageOffer(ResponseModel):
@@ -31,6 +33,13 @@ class Greeting(ResponseModel):
     """Only on a server for a demonstration."""
 
 
+class UpCount(ResponseModel):
+    """How many upstreams of a model are up, and how many there are."""
+
+    up: int
+    all: int
+
+
 class Health(ResponseModel):
     """The state of the server."""
 
@@ -38,6 +47,9 @@ class Health(ResponseModel):
     """The first three mean success. The others say why the server cannot serve requests."""
     processes: dict[str, str] | None = None
     """The state of each server process by its number, if there are several (`--processes`)."""
+    upstreams: dict[str, UpCount] | None = None
+    """How many upstreams of each model are up (`--upstream`), as this process sees them. Upstreams
+    that have not answered yet have the name ""."""
 
 
 class LiveStream(ResponseModel):
@@ -46,9 +58,7 @@ class LiveStream(ResponseModel):
     id: str
     opened: float
     """When the stream was admitted, in seconds since 1970."""
-    state: Literal[
-        "queued", "prefill", "running", "stalled", "cut", "resumed", "restarting", "ended", "moved"
-    ]
+    state: State
     key: str = optional()
     """The name of its API key; absent without keys."""
     model: str = optional()
@@ -117,7 +127,7 @@ class LiveMark(ResponseModel):
     """Something that happened to the server."""
 
     time: int
-    kind: Literal["engine", "takeover", "refusal", "drain", "memory", "store"]
+    kind: MarkKind
     text: str
 
 

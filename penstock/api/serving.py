@@ -19,6 +19,18 @@ def can_reason(info: ModelInfo) -> bool:
     return not {"reasoning_effort", "thinking_budget"}.isdisjoint(info.supports)
 
 
+def llama_sampling(info: ModelInfo) -> dict[str, float]:
+    """Return the model's own sampling, with the names that llama.cpp and Ollama use."""
+    sampling = info.sampling
+    return {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+    }
+
+
 class ServedModel:
     """The model of this server, under its name and its aliases, and perhaps the engine's others.
 
@@ -31,6 +43,8 @@ class ServedModel:
     def __init__(self, names: Sequence[str], info: Callable[[], ModelInfo | None]) -> None:
         self.names = tuple(names)
         """The model's name and its aliases, then the names of other models."""
+        self._stand_in = self.names[0]
+        """The name until the engine has found out another one."""
         self._info = info
         self._seen: ModelInfo | None = None
         self._models: dict[str, ModelInfo] = {}
@@ -50,6 +64,13 @@ class ServedModel:
         if self._first not in self.names:
             self.names = (self._first, *self.names)
         self.names += tuple(name for name in self._models if name not in self.names)
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Return the names to show: all, but not one that only stood for a model yet unknown."""
+        if not self._models or self._stand_in in self._models:
+            return self.names
+        return tuple(name for name in self.names if name != self._stand_in)
 
     @property
     def name(self) -> str:
@@ -104,7 +125,7 @@ class ServedModel:
         if name not in self.names:
             raise Problem(
                 "model_not_found",
-                f"This server does not serve that model. It serves {', '.join(self.names)}.",
+                f"This server does not serve that model. It serves {', '.join(self.listed)}.",
             )
         return name
 
@@ -121,7 +142,7 @@ def left_out(
     `used` maps a field to the feature that it needs. Only fields that need one of `hints` are left
     out. Raises InvalidFields for the others.
     """
-    unknown = f"The {info.engine} engine does not support this field with this model."
+    unknown = f"The {info.engine} engine does not support this field with this model. Leave it out."
     lacking, names = [], []
     for name, feature in used.items():
         if feature in info.supports:

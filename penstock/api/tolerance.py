@@ -8,7 +8,7 @@ they are reduced to safe ASCII and bounded in number and length.
 import collections
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from penstock.stream.quotas import Owner
@@ -45,6 +45,12 @@ class Notes:
         elif name not in self.names:
             self._num_more += 1
 
+    def unread(self, sent: Mapping[str, Any], read: Collection[str], place: str) -> None:
+        """Note the fields of an object at `place` that are not in `read` and have a value."""
+        for name, value in sent.items():
+            if value and name not in read:
+                self.ignore(f"{place}.{name}")
+
     def changed(self, names: Iterable[str]) -> None:
         """Add what the engine changed, in its own words: `messages (merged)`."""
         self.names |= dict.fromkeys(names)
@@ -77,6 +83,11 @@ def notes_of(context: Any) -> Notes:
 def is_neutral(value: object) -> bool:
     """Return True if a value asks for nothing, in any field: null, false, 0, "", [] or {}."""
     return not value and isinstance(value, bool | int | float | str | list | dict | None)
+
+
+def asks_nothing(value: object) -> bool:
+    """Return True if a value asks for nothing: null, false or empty. The number 0 may ask."""
+    return is_neutral(value) and (value != 0 or value is False)
 
 
 class NoteLog:

@@ -73,7 +73,7 @@ def _generate(
     with options.connected() as client:
         if stream:
             write = _write_events if as_json else _write_text
-            with client.stream(asked, **screen.cut_callbacks(), **fields) as answer:
+            with client.stream(asked, **screen.callbacks(), **fields) as answer:
                 write(answer, screen)
         else:
             completion = client.generate(asked, **fields)
@@ -169,7 +169,7 @@ def _converse(client: Client, fields: Options, screen: Screen) -> str:
     write = _write_rendered if renders_markdown() else _write_text
     answer: Stream | None = None
     try:
-        with client.stream(**screen.cut_callbacks(), **fields) as answer:
+        with client.stream(**screen.callbacks(), **fields) as answer:
             write(answer, screen)
     except KeyboardInterrupt:
         screen.end_line()

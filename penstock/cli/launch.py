@@ -1,8 +1,8 @@
 """`penstock launch`: run an agent with a Penstock server as its model.
 
 In: the name of a program, its arguments, and the URL of a running server. Out: the program itself,
-which takes the place of this process. What points it at the server is set for this run only: no
-file changes. `programs` knows what each program needs.
+which takes the place of this process. The settings that point it at the server hold for this run
+only: no file changes. `programs` knows what each program needs.
 """
 
 import os
@@ -150,7 +150,7 @@ def _print(program: Program, setup: Setup, own: list[str]) -> None:
     """Print shell commands that do the same. The key appears only as the name of its variable."""
     lines = [f"unset {name}" for name in setup.unset]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in setup.variables.items()]
-    # Of several keys, the first one is the user's.
+    # If the variable has several keys, the program gets the first one.
     lines += [f'export {name}="${{{KEY_VARIABLE}%%,*}}"' for name in setup.key_variables]
     lines.append(shlex.join([program.command, *setup.arguments, *own]))
     print("\n".join(lines))  # noqa: T201 - the answer, on standard output

@@ -71,7 +71,7 @@ def _serve(**flags: Any) -> None:
     except StartError as error:
         fail(str(error), error.hint)
     to_stderr = logging_to(unbuffered(sys.stderr.fileno()), settings.log_format)
-    # What the server says goes the way of its log, so a full pipe or disk cannot stop it.
+    # All output of the server is written as its log is, so a full pipe or disk cannot stop it.
     with to_stderr as writer, stderr_to(writer.write_text):
         try:
             _run_server(settings)

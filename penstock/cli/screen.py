@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from penstock.cli.statuses import StatusTeller
+from penstock.client import StreamStatus
 from penstock.events import Timings, Usage
 
 console = Console(stderr=True, highlight=False)
@@ -72,11 +74,12 @@ def _is_telling(usage: Usage | None, timings: Timings) -> bool:
     return num_tokens >= TELLING_TOKENS or generation_s >= TELLING_S
 
 
-class CutCallbacks(TypedDict):
-    """The arguments of `Client.stream` that report a cut and a resumption."""
+class Callbacks(TypedDict):
+    """The arguments of `Client.stream` that report what happens to a stream."""
 
     on_cut: Callable[[str], None]
     on_resume: Callable[[], None]
+    on_status: Callable[[StreamStatus], None] | None
 
 
 class Screen:
@@ -126,16 +129,24 @@ class Screen:
             before, after = ("", "") if plain else ("\x1b[2m", "\x1b[0m")
             print(f"{before}{printable(text)}{after}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def cut_callbacks(self) -> CutCallbacks:
-        """Return callbacks that note each cut and each resumption of a stream."""
+    def callbacks(self) -> Callbacks:
+        """Return callbacks that note what happens to a stream: cuts, waits, dead engines."""
+        teller = StatusTeller()
+
+        def note_status(status: StreamStatus) -> None:
+            if text := teller.tell(status):
+                self._note_amid(text)
+
         return {
             "on_cut": lambda _: self._note_amid("connection lost, resuming..."),
             "on_resume": lambda: self._note_amid("resumed"),
+            # A server sends statuses only if it is asked for them, so ask only for a person.
+            "on_status": note_status if sys.stderr.isatty() else None,
         }
 
     @contextmanager
     def notes_to(self, note: Callable[[str], None]) -> Iterator[None]:
-        """Pass the notes about cuts to `note`, which draws the model's text meanwhile."""
+        """Pass the notes about a stream to `note`, which draws the model's text meanwhile."""
         self._note = note
         try:
             yield

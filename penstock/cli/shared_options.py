@@ -124,7 +124,7 @@ class SharedOptions:
             "--stop",
             metavar="TEXT",
             rich_help_panel=ANSWER,
-            help="End the answer before this text. Repeat the option for up to 4 texts.",
+            help="End the answer before this text. Repeat the option for up to 64 texts.",
         ),
     ] = None
 

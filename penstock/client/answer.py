@@ -48,7 +48,11 @@ class Options(TypedDict, total=False):
     seed: int | None
     """Repeat an answer: the same seed, request and model give the same text. Random by default."""
     stop: str | Sequence[str] | None
-    """A string, or up to 4 strings. The answer ends before the first of them."""
+    """A string, or up to 64 strings. The answer ends before the first of them."""
+    response_format: Mapping[str, object] | None
+    """The form of the answer, as in OpenAI's API. `{"type": "json_object"}` asks for a JSON object.
+    `{"type": "json_schema", "json_schema": {"name": "city", "schema": {}}}` asks for JSON that
+    follows the schema. By default the answer is text."""
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -88,7 +92,8 @@ class StreamStatus(msgspec.Struct, frozen=True):
     state: str
     """"queued": the stream waits for its turn. "prefill": the engine reads the prompt.
     "generating": tokens come. "stalled": the engine gives no sign of life. "restarting": the engine
-    died, and the stream goes on when it is back. "moved": another server took the stream over."""
+    died, and the stream goes on when it is back. "moved": another server took the stream over.
+    "waiting": the stream waits for an upstream. "continuing": another upstream goes on with it."""
     position: int | None = None
     """Queued: the place in the queue; 1 is next."""
     eta: float | None = None
@@ -98,7 +103,7 @@ class StreamStatus(msgspec.Struct, frozen=True):
     read_tokens: int | None = None
     """Prefill: how many of them the engine has read, if it tells."""
     tokens: int | None = None
-    """Generating, restarting, moved: the number of tokens that the answer has, and keeps."""
+    """All but queued, prefill and stalled: the number of tokens that the answer has, and keeps."""
     seconds: float | None = None
     """Stalled: for how long, in seconds."""
     limit: float | None = None

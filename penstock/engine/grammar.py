@@ -17,11 +17,13 @@ from llguidance import LLMatcher
 from penstock.engine.compiled import InvalidSchemaError, compiled, try_out
 from penstock.engine.patterns import is_bound_wrongly
 from penstock.engine.schemas import (
+    BOUNDS,
     LIMITS,
     RANGES,
     closed,
     is_number,
     objects_in,
+    reach,
     relaxed,
     spelled_out,
     without_annotations,
@@ -45,7 +47,6 @@ MAX_SCHEMA_INTEGER = 2**53
 MAX_TOOLS_INTEGER = 2**64 - 1
 # llguidance crashes at integers that become -2^63 as a float.
 LEAST_TOOLS_INTEGER = -(2**63) + 2**10
-_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # Begins a grammar whose texts the model may spell with any tokens. Otherwise llguidance forces a
 # text that has no alternative with the tokens that a tokenizer makes of it. Some of them may be
 # control tokens, which have no text in the answer.
@@ -81,6 +82,7 @@ def relaxed_schema(schema: Any) -> Any:
 
 def _compact(schema: Any, max_integer: int = MAX_SCHEMA_INTEGER) -> str:
     check_integers(schema, max_integer)
+    check_bounds(schema)
     _check_properties(schema)
     _check_patterns(schema)
     schema = closed(schema)
@@ -120,9 +122,17 @@ def check_integers(schema: object, greatest: int) -> None:
                 raise InvalidSchemaError(f"an integer is not from {least} to {greatest}")
             if number == -(2.0**63):  # a float: llguidance crashes
                 raise InvalidSchemaError("a number is -2^63")
-        bounds = filter(is_number, map(each.get, _BOUNDS))
-        if any(abs(number) > MAX_SCHEMA_INTEGER for number in bounds):
-            raise InvalidSchemaError(f"a bound is beyond {MAX_SCHEMA_INTEGER}")
+        for name, limit in BOUNDS.items():
+            if is_number(bound := each.get(name)) and reach(name, bound) < -limit:
+                raise InvalidSchemaError(f"it demands a number beyond {limit:.0f}")
+
+
+def check_bounds(schema: object) -> None:
+    """Raise InvalidSchemaError if a bound of the schema is too large for a grammar."""
+    for each in objects_in(schema):
+        for name, limit in BOUNDS.items():
+            if is_number(bound := each.get(name)) and abs(bound) > limit:
+                raise InvalidSchemaError(f"{name} is beyond {limit:.0f}")
 
 
 def _numbers_in(value: object) -> Iterator[int | float]:

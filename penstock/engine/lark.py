@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 
 from llguidance import LLMatcher, regex_to_lark
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
 
 from penstock.engine.compiled import InvalidSchemaError, compiled_for_bytes, try_out
 from penstock.engine.grammar import FREELY
@@ -27,6 +27,11 @@ def checked(lark: str) -> str:
     """Return a grammar in Lark's form. Raises InvalidSchemaError if llguidance refuses it."""
     try_out(LLMatcher.grammar_from_lark(lark))
     return lark
+
+
+def is_lark(grammar: Grammar) -> bool:
+    """Return True if llguidance takes the text of a grammar as Lark's form, and not as GBNF."""
+    return grammar.kind == "grammar" and is_lark_syntax(grammar.text)
 
 
 def with_free_spelling(lark: str) -> str:

@@ -77,7 +77,9 @@ class Mock(TaskEngine):
         self._words = split_words(text)
         if not self._words:
             raise StartError("The mock engine's text is empty.", "Give it at least one word.")
-        self._info = ModelInfo(name, "mock", context_length, slots, SUPPORTS)
+        self._info = ModelInfo(
+            name, "mock", context_length, slots, SUPPORTS, cache_tokens=context_length * slots
+        )
         self._length = length or len(self._words)
         self._interval = interval
         self._prefill = prefill

@@ -83,6 +83,37 @@ class UpstreamFacts(msgspec.Struct, frozen=True):
     slots: int
 
 
+UPSTREAM_OUTCOMES = ("answered", "failed", "refused", "cancelled")
+"""The ends that an answer of an upstream can have. They are fields of `UpstreamState`."""
+
+UPSTREAM_COUNTS = (*UPSTREAM_OUTCOMES, "failures", "failovers")
+"""Everything that is counted of an upstream: fields of `UpstreamState`."""
+
+
+class UpstreamState(msgspec.Struct, frozen=True):
+    """What an upstream of a remote engine does now, and what it has done since the engine began.
+
+    `name` is its address without a key, and `model` the name here of the model that it serves, ""
+    until that is known. `is_up` is False while it is left out. `running` answers are under way. Of
+    the answers that it was asked for, `answered` ended well, `failed` failed, `refused` were
+    refused and `cancelled` were not wanted any more. `failures` counts all failures, also those of
+    looks and of tokenizing. `failovers` counts the answers that went on elsewhere after it failed.
+    The last look took `look_time` seconds.
+    """
+
+    name: str
+    model: str
+    is_up: bool
+    running: int = 0
+    answered: int = 0
+    failed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    failures: int = 0
+    failovers: int = 0
+    look_time: float = 0.0
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """The model that an engine serves, and what it can do.
 
@@ -93,8 +124,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     a sentence for each unsupported feature that would work if the engine were started differently.
     `sampling` is the model's own, or the engine's where the model's files say nothing: for requests
     that do not choose. `facts` describe the model's file. `upstreams` are the servers that answer
-    for a remote engine, as they were when it started. `models` are the other models of an engine
-    that has several; a request names one in `Request.model`. `slots` then is for all together.
+    for a remote engine now. `models` are the other models of an engine
+    that has several; a request names one in `Request.model`. `slots` then is for all together, and
+    `own_slots` bounds the running requests of this model: None is no bound, and 0 means that
+    requests for it must wait.
+    `cache_tokens` is the number of tokens for which the KV cache has room, those of all requests
+    together; 0 if it is not known. `vocabulary` tells two vocabularies of the same size apart, if
+    the engine may have either: an answer goes on only with the same one.
     """
 
     id: str
@@ -108,6 +144,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     facts: ModelFacts = ModelFacts()
     upstreams: tuple[UpstreamFacts, ...] = ()
     models: tuple["ModelInfo", ...] = ()
+    cache_tokens: int = 0
+    own_slots: int | None = None
+    vocabulary: str = ""
 
     def of(self, name: str) -> "ModelInfo":
         """Return the information of the engine's model `name`; this model's if there is none."""
@@ -143,13 +182,20 @@ class Sink(Protocol):
         It has read `num_read` tokens of it; 0 means that it does not tell.
         """
 
+    def interrupted(self, *, waits: bool) -> None:
+        """The server that the engine asked for the answer failed, and another one goes on with it.
+
+        With `waits` there is no other now: the request waits for one. Called at any point, and only
+        by engines that ask other servers.
+        """
+
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         """The engine has `num_tokens` of the prompt's tokens in its cache.
 
         Called before the first delta; later calls are ignored. Without a call the number is 0.
 
-        An engine that cannot tell the prompt's tokens to `accepted`, and tells it none, tells their
-        number here as soon as it knows it: `prompt_tokens`, perhaps only before `finish`.
+        An engine that tells the prompt's tokens to `accepted` not at all, or not for certain, tells
+        their number here as soon as it knows it: `prompt_tokens`, perhaps only before `finish`.
         """
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
@@ -254,9 +300,17 @@ class PausingEngine(Protocol):
 
 @runtime_checkable
 class ChangingEngine(Protocol):
-    """An engine that finds more models after its start. It calls `on_info` with all of them."""
+    """An engine whose models, or their slots, change after its start. It calls `on_info` then."""
 
     on_info: Callable[[ModelInfo], None]
+
+
+@runtime_checkable
+class ReportingEngine(Protocol):
+    """An engine that asks other servers. It calls `on_upstreams` with the state of all of them: at
+    once when one goes or comes back, and otherwise at most once a second."""
+
+    on_upstreams: Callable[[tuple[UpstreamState, ...]], None]
 
 
 EngineState = Literal["loading", "ready", "down", "stopped"]
@@ -312,15 +366,25 @@ class EngineHandle(Protocol):
 
     @property
     def num_stopping(self) -> int:
-        """How many cancelled requests the engine has not let go of yet. They have their slots."""
+        """How many cancelled requests the engine still works on. They keep their slots."""
+
+    def num_stopping_of(self, model: str) -> int:
+        """Return how many cancelled requests for a model (`ModelInfo.id`) the engine still runs."""
 
     @property
     def is_congested(self) -> bool:
         """Return True while the engine does not read what it was sent, or asks for no new requests
         (see `PausingEngine`); submit no more then."""
 
+    @property
+    def upstreams(self) -> tuple[UpstreamState, ...]:
+        """The servers that answer for the engine, as it last told. Counts never go back."""
+
     on_room: Callable[[], None]
     """Called when the engine has let go of a cancelled request, or reads again."""
+
+    on_info: Callable[[ModelInfo], None]
+    """Called when `info` has changed, and before `on_room`."""
 
     async def start(self) -> ModelInfo:
         """Load the model. Raises StartError if it cannot be loaded."""
@@ -337,5 +401,8 @@ class EngineHandle(Protocol):
         Raises EngineUnavailable unless `state` is "ready".
         """
 
-    def cancel(self, request_id: str) -> None:
-        """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""
+    def cancel(self, request_id: str, model: str = "") -> None:
+        """Stop a request for `model`; its sink is told nothing more.
+
+        `model` is `Request.model`. Unknown and ended ids are ignored.
+        """

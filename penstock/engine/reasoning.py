@@ -99,6 +99,15 @@ class Splitter:
         """True while the text is reasoning."""
         return self._state == "thought"
 
+    @property
+    def ends_thought(self) -> str:
+        """The mark that ends the reasoning, "" if the text is no reasoning."""
+        return self._closes if self.is_thinking else ""
+
+    def answer_in(self, text: str) -> str:
+        """Return what follows the reasoning in the text so far, "" while the text is reasoning."""
+        return "" if self.is_thinking else text.rpartition(self._closes)[2]
+
     def push(self, text: str) -> list[Part]:
         """Add `text` and return the parts that are certain now, none of them empty."""
         if self._state == "answer" and not self._is_blank:
@@ -160,6 +169,7 @@ class FilterSink:
         self.accepted = sink.accepted
         self.started = sink.started
         self.working = sink.working
+        self.interrupted = sink.interrupted
         self.cached = sink.cached
         self.prompt_logprobs = sink.prompt_logprobs
         self.reasoning = sink.reasoning

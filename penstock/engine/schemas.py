@@ -47,8 +47,12 @@ RANGES = (
     ("exclusiveMinimum", "exclusiveMaximum"),
 )
 INFINITY = float("inf")
-LIMITS: dict[str, float] = dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), 1000)
-LIMITS |= dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), 2.0**53)
+BOUNDS: dict[str, float] = dict.fromkeys(
+    ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), 2.0**53
+)
+"""The largest bounds: grammars silently bind an answer to another number beyond them."""
+LOWER = ("minimum", "exclusiveMinimum")
+LIMITS = BOUNDS | dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), 1000.0)
 """The largest numbers that GBNF can spell out."""
 
 Object = dict[str, Any]
@@ -93,6 +97,8 @@ def relaxed(schema: Any, *, binds_pattern: Callable[[str], bool], is_gbnf: bool 
     out each repetition, and knows references only into the schema's definitions.
     """
 
+    limits = LIMITS if is_gbnf else BOUNDS
+
     def change(schema: Object) -> Object:
         kept = {name: value for name, value in schema.items() if _is_bound(name, value)}
         one_of = kept.pop("oneOf", None)  # no grammar counts how many of its schemas hold
@@ -107,8 +113,8 @@ def relaxed(schema: Any, *, binds_pattern: Callable[[str], bool], is_gbnf: bool 
             low, high = kept.get(least), kept.get(most)
             for name, value in ((least, low), (most, high)):
                 is_empty = is_number(low) and is_number(high) and low > high
-                is_long = is_gbnf and is_number(value) and abs(value) > LIMITS.get(name, INFINITY)
-                if is_empty or is_long:
+                is_beyond = is_number(value) and reach(name, value) > limits.get(name, INFINITY)
+                if is_empty or is_beyond:
                     kept.pop(name, None)
         return _spell_out(kept) if is_gbnf else kept
 
@@ -189,6 +195,11 @@ def _changed(
         else:
             parts[name] = _changed(value, change, keep) if name in _ONE else value
     return change(parts)
+
+
+def reach(name: str, value: float) -> float:
+    """Return how far a bound lets numbers go. It is negative if the bound keeps them from 0."""
+    return -value if name in LOWER else value
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

@@ -41,12 +41,21 @@ class Slots:
         self._waiting[request_id] = begin
         return True
 
+    def resize(self, num_slots: int) -> None:
+        """Change the number of slots. Running requests keep theirs; waiting ones get new slots."""
+        self._num_slots = num_slots
+        while self._waiting and (not num_slots or len(self._running) < num_slots):
+            self._begin_next()
+
     def release(self, request_id: str) -> None:
         """Leave the slot or the queue; the next request begins. Unknown ids are ignored."""
         self._waiting.pop(request_id, None)
         if request_id in self._running:
             self._running.remove(request_id)
-            if self._waiting:
-                next_id, begin = self._waiting.popitem(last=False)
-                self._running.add(next_id)
-                begin()
+            if self._waiting and len(self._running) < self._num_slots:
+                self._begin_next()
+
+    def _begin_next(self) -> None:
+        next_id, begin = self._waiting.popitem(last=False)
+        self._running.add(next_id)
+        begin()

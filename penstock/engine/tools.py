@@ -9,7 +9,8 @@ many models have learned:
     </tool_call>
 
 Not known here: the engine. The grammar is in llguidance's form of Lark
-(https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
+(https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md); over vLLM, `vllm.tags` has the
+same language in xgrammar's form.
 """
 
 import json
@@ -28,7 +29,7 @@ from penstock.events import TokenLogprob
 from penstock.request import Message
 
 MAX_CALLS = 32  # a small model may repeat one without end
-LOST = "llama.cpp stopped enforcing the form of tool calls. Simplify the tools' parameters."
+LOST = "The engine stopped enforcing the form of tool calls. Simplify the tools' parameters."
 
 _INSTRUCTIONS = """\
 You can call functions. These are the functions, as JSON:
@@ -124,11 +125,16 @@ Part = tuple[Literal["text", "name", "arguments"], str]
 
 
 class CallParser:
-    """Finds tool calls in the text of an answer, which comes in pieces."""
+    """Finds tool calls in the text of an answer, which comes in pieces.
 
-    def __init__(self) -> None:
+    With `has_schema` an answer without calls follows a schema: it is only text, also if the text
+    contains the mark that opens a call. An answer with calls then begins with the mark.
+    """
+
+    def __init__(self, *, has_schema: bool = False) -> None:
         self.num_calls = 0
-        self._state: Literal["text", "opened", "arguments", "closed"] = "text"
+        self._state: Literal["begin", "said", "text", "opened", "arguments", "closed"]
+        self._state = "begin" if has_schema else "text"
         self._held = ""
         self._depth = 0
         self._in_string = False
@@ -137,6 +143,11 @@ class CallParser:
     def is_open(self) -> bool:
         """True after the mark that opens a call, as long as no tool is named."""
         return self._state == "opened"
+
+    @property
+    def is_within_call(self) -> bool:
+        """True after the mark that opens a call and more text, until the call ends."""
+        return self._state == "arguments" or (self.is_open and bool(self._held))
 
     @property
     def is_complete(self) -> bool:
@@ -159,7 +170,12 @@ class CallParser:
     def _parts(self) -> Iterator[Part]:
         while True:
             state = self._state
-            if state == "text":
+            if state == "begin":
+                self._begin()
+            elif state == "said":
+                text, self._held = self._held, ""
+                yield "text", text
+            elif state == "text":
                 yield from self._text()
             elif state == "opened":
                 if (head := _HEAD.match(self._held)) is not None:
@@ -173,6 +189,14 @@ class CallParser:
                 self._state = "opened"
             if self._state == state:
                 return
+
+    def _begin(self) -> None:
+        """Find out whether the answer calls."""
+        begun = self._held.lstrip()
+        if begun.startswith(OPENING):
+            self._held, self._state = begun.removeprefix(OPENING), "opened"
+        elif not OPENING.startswith(begun):
+            self._state = "said"
 
     def _text(self) -> Iterator[Part]:
         text, mark, rest = self._held.partition(OPENING)
@@ -219,7 +243,7 @@ class CallSink(FilterSink):
         """`answer` is the text of the answer so far, if the answer is continued."""
         super().__init__(sink)
         self._form = form
-        self.parser = CallParser()
+        self.parser = CallParser(has_schema=form.schema is not None)
         self.parser.push(answer)
         self._number = self.parser.num_calls - 1
         self._text = answer
@@ -248,8 +272,9 @@ class CallSink(FilterSink):
         if reason == "stop" and not self._has_form:
             self._sink.fail("schema_lost", LOST)
             return
-        for kind, text in self.parser.flush():
-            self._push(kind, text, 0, ())
+        if not self._form.must_call:  # otherwise the text was the mark that opens the call
+            for kind, text in self.parser.flush():
+                self._push(kind, text, 0, ())
         self._sink.finish(reason, completion_tokens)
 
     @property

@@ -122,6 +122,9 @@ class Template:
             messages = _with_system_as_user(messages)
         elif not self.late_system:
             messages = _with_system_first(messages)
+        roles = {message.role for message in messages}
+        if "system" in roles and "user" not in roles and not is_lone and not self.lone_system:
+            messages = _with_user_turns(messages)  # such a template shows the two as one turn
         return messages if self.repeats else self._merged(messages)
 
     def _as_alternating(self, messages: Messages) -> Messages:

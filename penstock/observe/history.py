@@ -10,7 +10,7 @@ import collections
 import itertools
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import msgspec
@@ -23,7 +23,7 @@ NUM_MARKS = 100
 """How many marks are kept."""
 
 T = TypeVar("T")
-MarkKind = Literal["engine", "takeover", "refusal", "drain", "memory", "store"]
+MarkKind = Literal["engine", "takeover", "refusal", "drain", "memory", "store", "upstream"]
 
 
 class Second(msgspec.Struct, frozen=True):
@@ -53,7 +53,11 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Now(msgspec.Struct, frozen=True):
-    """The server's present state. `tokens`, `restarts`, `takeovers` are totals since its start."""
+    """The server's present state.
+
+    `tokens`, `restarts` and `takeovers` are totals since its start. `upstreams` has, for each
+    model, how many of its upstreams are up, and how many there are.
+    """
 
     tokens: int = 0
     running: int = 0
@@ -64,6 +68,7 @@ class Now(msgspec.Struct, frozen=True):
     draining: bool = False
     memory_is_full: bool = False
     store_up: bool = True
+    upstreams: Mapping[str, tuple[int, int]] = msgspec.field(default_factory=dict)
 
 
 class History:
@@ -87,7 +92,7 @@ class History:
         self.num_marks = 0
 
     async def run(self) -> None:
-        """Note every second, for ever."""
+        """Take a reading at the end of every second, until this is cancelled."""
         noted = 0
         while True:
             await asyncio.sleep(1 - time.time() % 1)
@@ -154,6 +159,10 @@ def _changes(before: Now, now: Now) -> Iterator[tuple[MarkKind, str]]:
         yield "memory", f"The memory is {'nearly full' if now.memory_is_full else 'free again'}."
     if now.store_up != before.store_up:
         yield "store", f"The store {'answers again' if now.store_up else 'does not answer'}."
+
+    for model, (num_up, num_all) in now.upstreams.items():
+        if (num_up, num_all) != before.upstreams.get(model, (num_all, num_all)):
+            yield "upstream", f"{num_up} of {num_all} upstreams of {model or 'a model'} are up."
 
 
 def _refusals(refused: dict[str, int]) -> Iterator[tuple[MarkKind, str]]:

@@ -27,7 +27,10 @@ from penstock.observe.meter import KeyUsage, Meter, Tally
 class Levels:
     """Values that are read at each scrape. Tokens are those of streams that have not ended.
 
-    `usage_by_key` has everything that each API key has used.
+    `usage_by_key` has everything that each API key has used. `cached_tokens` are those of running
+    streams, and `cache_tokens` those for which the KV cache has room, or 0 if that is not known.
+    `upstreams_up` is by upstream and model, `upstream_requests` by upstream and outcome;
+    `by_upstream` has numbers of each upstream.
     """
 
     version: str
@@ -49,6 +52,8 @@ class Levels:
     blocked: int
     stalled: int
     slots: int
+    cached_tokens: int
+    cache_tokens: int
     engine_up: bool
     engine_restarts: int
     engine_stopping: int
@@ -59,10 +64,22 @@ class Levels:
     followed: int
     taken_over: int
     logs_lost: int
+    upstreams_up: Mapping[tuple[str, ...], float]
+    upstream_requests: Mapping[tuple[str, ...], float]
+    by_upstream: Mapping[str, Mapping[tuple[str, ...], float]]
 
 
 def _by_key(usages: Mapping[str, KeyUsage], name: str) -> dict[tuple[str, ...], float]:
     return {(key,): getattr(usage, name) for key, usage in usages.items()}
+
+
+def _cache_usage(levels: Levels) -> dict[tuple[str, ...], float]:
+    """Return the share of the KV cache that is in use; nothing if its size is not known.
+
+    Streams that share the beginning of their prompts may share it in the cache. They count in full.
+    """
+    size = levels.cache_tokens
+    return {(): min(1.0, levels.cached_tokens / size)} if size else {}
 
 
 Numbers = float | Mapping[tuple[str, ...], float]
@@ -253,7 +270,8 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     ),
     Gauge(
         "penstock_memory_held_bytes",
-        "Memory of the streams that run, wait or are kept, and of the bodies under way, in bytes.",
+        "Memory of streams (this server's and other servers' that it shows), of what waits for the"
+        " store, and of the bodies under way, in bytes.",
         lambda levels: {(kind,): number for kind, number in levels.held_bytes.items()},
         ("kind",),
     ),
@@ -358,6 +376,14 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         lambda levels: levels.slots,
     ),
     Gauge(
+        "penstock_kv_cache_usage_ratio",
+        "Tokens of the running streams, prompts and answers, as a share of those for which the "
+        "engine's KV cache has room: 0 to 1. Missing if the engine does not say how many these "
+        "are (remote).",
+        _cache_usage,
+        over_processes="max",
+    ),
+    Gauge(
         "penstock_draining",
         "1 if the server is shutting down and refuses new requests, 0 if it is not.",
         lambda levels: levels.draining,
@@ -389,6 +415,47 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
         "penstock_logs_lost_total",
         "Streams of this server that another replica took over although it was running.",
         lambda _, levels: levels.logs_lost,
+    ),
+    # The upstreams of a remote engine, by their addresses.
+    Gauge(
+        "penstock_upstream_up",
+        "1 if the upstream gets requests, 0 while it is left out. The label model names the model "
+        "that it serves; it is empty until that is known.",
+        lambda levels: levels.upstreams_up,
+        ("upstream", "model"),
+        over_processes="each",
+    ),
+    Gauge(
+        "penstock_upstream_running",
+        "Requests that the upstream works on.",
+        lambda levels: levels.by_upstream["running"],
+        ("upstream",),
+    ),
+    Counter(
+        "penstock_upstream_requests_total",
+        "Answers, or parts of answers, that the upstream was asked for, by outcome (answered, "
+        "failed, refused, cancelled).",
+        lambda _, levels: levels.upstream_requests,
+        ("upstream", "outcome"),
+    ),
+    Counter(
+        "penstock_upstream_failures_total",
+        "Failures of the upstream: of answers, of looks at it, and of tokenizing.",
+        lambda _, levels: levels.by_upstream["failures"],
+        ("upstream",),
+    ),
+    Counter(
+        "penstock_upstream_failovers_total",
+        "Answers that began anew or went on at another upstream after this one failed.",
+        lambda _, levels: levels.by_upstream["failovers"],
+        ("upstream",),
+    ),
+    Gauge(
+        "penstock_upstream_look_seconds",
+        "How long the last look at the upstream took, in seconds.",
+        lambda levels: levels.by_upstream["look_time"],
+        ("upstream",),
+        over_processes="max",
     ),
     Gauge(
         "penstock_build_info",

@@ -92,6 +92,8 @@ function lifeOf({ state, place, eta, tokens = 0, rate = 0, reason }, seconds) {
     case "stalled":
       return { kind: "stalled", seconds };
     case "restarting":
+    case "waiting":
+    case "continuing":
       return { kind: "restarting", kept: tokens };
     case "moved":
       return { kind: "ended", reason: "moved" };
@@ -101,6 +103,8 @@ function lifeOf({ state, place, eta, tokens = 0, rate = 0, reason }, seconds) {
       return { kind: state, rate };
   }
 }
+
+const keeps = (tokens) => `, ${tokens} ${tokens === 1 ? "token" : "tokens"} kept`;
 
 function wordsOf({ state, place, eta, tokens = 0, resumes = 0, reason }, seconds) {
   const times = resumes ? ` · resumed ${resumes === 1 ? "once" : `${resumes} times`}` : "";
@@ -116,7 +120,11 @@ function wordsOf({ state, place, eta, tokens = 0, resumes = 0, reason }, seconds
     case "cut":
       return `nobody reads it, for ${inTime(seconds)}${times}`;
     case "restarting":
-      return `engine restarting, ${tokens} ${tokens === 1 ? "token" : "tokens"} kept`;
+      return `engine restarting${keeps(tokens)}`;
+    case "waiting":
+      return `waiting for an upstream${keeps(tokens)}`;
+    case "continuing":
+      return `continuing at another upstream${keeps(tokens)}`;
     case "moved":
       return "continues at another server";
     case "ended":

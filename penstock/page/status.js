@@ -27,6 +27,10 @@ export function describeStatus(status, count) {
       return ["resuming", `The engine died and is restarting…${kept(count)}`, { kind: "restarting", kept: count }];
     case "moved":
       return ["resuming", `Another server takes the answer over…${kept(count)}`, { kind: "restarting", kept: count }];
+    case "waiting":
+      return ["resuming", `No server that runs the model answers. The answer waits for one…${kept(count)}`, { kind: "restarting", kept: count }];
+    case "continuing":
+      return ["resuming", `A server that ran the model failed. Another one goes on…${kept(count)}`, { kind: "restarting", kept: count }];
     default:
       return null;
   }

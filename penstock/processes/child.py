@@ -120,7 +120,7 @@ class Child:
         self._say(messages.Reload())
 
     def tell_states(self, states: dict[int, str]) -> None:
-        """Tell the process the states of all."""
+        """Tell the process the states of all server processes, by their numbers."""
         self._say(messages.States(states))
 
     def tell_metrics(self, question: int, families: list[messages.Family]) -> None:

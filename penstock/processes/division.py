@@ -102,7 +102,7 @@ def visible_gpus() -> tuple[str, list[str]]:
         if (given := os.environ.get(variable)) is not None:
             names = [each.strip() for each in given.split(",")]
             return variable, [each for each in names if each and each != "-1"]
-    # Of an AMD GPU, a device file does not tell whether an engine can use it.
+    # Only NVIDIA GPUs are counted: an AMD device file does not tell whether an engine can use it.
     found = [each for each in DEVICES.glob("nvidia[0-9]*") if each.name[6:].isdigit()]
     return GPU_VARIABLES[0], [str(each) for each in range(len(found))]
 

@@ -84,7 +84,8 @@ def families_of(metrics: Iterable[Metric]) -> list[Family]:
             metric.name,
             metric.type,
             metric.documentation,
-            [(sample.name, sample.labels, sample.value) for sample in metric.samples],
+            # A gauge may be a truth value, which the other end would not take for a number.
+            [(sample.name, sample.labels, float(sample.value)) for sample in metric.samples],
         )
         for metric in metrics
     ]

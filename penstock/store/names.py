@@ -17,7 +17,7 @@ class Names(Protocol):
     async def put_if_absent(self, name: str, value: bytes, ttl: float) -> bytes | None:
         """Store a value for `ttl` seconds unless the name has one; return the one it has.
 
-        Returns None if the value was stored. Of several calls at once, exactly one stores its own.
+        Returns None if the value was stored. Of calls at the same time, exactly one stores its own.
         """
 
     async def put(self, name: str, value: bytes, ttl: float) -> None:

@@ -11,6 +11,10 @@ replica owns logs only while its *lease* holds. A replica that ends, dies, or ca
 for longer than its lease loses all of its logs; they are *orphans* until another replica claims
 them. An entry of an older epoch is refused, so whatever an old owner still does, nobody sees it.
 
+A store has *lives*. Within a life it loses nothing that it has confirmed. Between two of them (the
+power failed, or a replica took its place) it may have lost the last entries of each log. An owner
+that is alive writes them again. If it is not, the claim says so: see `TORN`.
+
 `tests/store/test_conformance.py` tests every store against this protocol.
 """
 
@@ -21,18 +25,32 @@ Entry = bytes
 """One entry of a log, at most a few kilobytes; the header may be as large as a request."""
 
 CLAIMED: Entry = b""
-"""The entry that a claim appends. It is the only empty entry of a log."""
+"""The entry that a claim appends if the log has everything that was ever confirmed."""
+
+TORN: Entry = b"\xc0"
+"""The entry that a claim appends if the log may lack its last entries, because its owner last had
+everything in the store in an earlier life of the store. Readers may have seen what is missing. No
+other entry equals `CLAIMED` or `TORN`."""
+
+ENTRY_BYTES = 48
+"""The memory of an entry in a list, without its bytes."""
 
 MAX_GROUP = 64
 """The most logs in one call of `follow` or `claim`: other replicas get their turn in between."""
 
 
 class Wanted(NamedTuple):
-    """A log to follow. Its first `after` entries are left out."""
+    """A log to follow. Its first `after` entries are left out; the last of them is of `epoch`.
+
+    `on_ahead` is called, and nothing follows, if more of the log was read than the log has now: the
+    store has lost entries that were left out or passed on, and a new owner goes on without them.
+    """
 
     stream_id: str
     on_entries: Callable[[Sequence[Entry]], None]
     after: int = 0
+    epoch: int = 0
+    on_ahead: Callable[[], None] = lambda: None
 
 
 class StoredLog:
@@ -102,6 +120,10 @@ class LogStore(Protocol):
     def problem(self) -> str:
         """Why the store does not answer now, as a sentence, or "". Secrets are left out of it."""
 
+    def num_bytes(self) -> int:
+        """Return how much memory the entries take that this process keeps to write them, perhaps
+        again, in bytes."""
+
     async def start(self, watcher: StoreWatcher) -> None:
         """Open the store and begin the lease. Raises StartError.
 
@@ -162,7 +184,8 @@ class LogStore(Protocol):
     # Taking over.
 
     async def claim(self, logs: Sequence[tuple[str, int]]) -> Sequence[StoredLog | None]:
-        """Become the owner of logs that have these epochs, and append `CLAIMED` in the next ones.
+        """Become the owner of logs that have these epochs. The next ones begin with `CLAIMED` or
+        `TORN`.
 
         Exactly one of all claimants of an epoch gets the log; the others get None, also if the log
         has ended or is gone. Its old owner need not be dead: it is fenced. Read a log only after

@@ -14,6 +14,10 @@ The queue is fair between owners (an API key, or a client's address), not betwee
   free slot before its first token is counted.
 - An owner that arrives starts at the lowest level of the waiting owners, or at its own if it is
   higher. So it neither saves up unused turns nor waits for what others used before it came.
+- If the engine has several *models*, a model may have a bound of its own (`bounds`): its running
+  tickets are at most so many, together with its cancelled ones that an engine still works on. A
+  ticket whose model has no free slot is passed over, so that a busy model, or one that is away,
+  cannot take the slots of the others. Its place in the queue counts only tickets of its own model.
 - A *newcomer* is an owner that arrives while it has nothing running and nothing waiting, unless its
   own level is ahead of that lowest level by more than the average work of a ticket. Its first
   ticket goes before the tickets of all others; several newcomers start in the order of arrival.
@@ -25,8 +29,9 @@ https://arxiv.org/abs/2401.00588.)
 import collections
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 # What a second in a slot costs, in tokens: about the speed of an answer, and nothing that a client
 # could change by the requests that it sends.
@@ -46,7 +51,8 @@ class Ticket:
 
     `tokens` returns how many tokens of prompt and answer it has had. `max_tokens` is its assumed
     work until other tickets have shown what one costs. `num_bytes` is its memory while it waits.
-    `is_newcomer` is True for the first ticket of a newcomer.
+    `model` is the model that it asks for, "" if the engine has one. `is_newcomer` is True for the
+    first ticket of a newcomer.
     """
 
     id: str
@@ -54,6 +60,7 @@ class Ticket:
     max_tokens: int
     tokens: Callable[[], int] = lambda: 0
     num_bytes: int = 0
+    model: str = ""
     number: int = 0
     started_at: float = 0.0
     is_newcomer: bool = False
@@ -66,7 +73,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the queue; `position` 1 is next. `eta` is the expected wait in seconds."""
+    """A place among the tickets of a model; `position` 1 is next. `eta` is the wait in seconds."""
 
     position: int
     eta: float | None
@@ -92,6 +99,12 @@ class Admission:
         self, num_slots: int = 0, max_queue: int = 1024, max_queue_bytes: int = MAX_QUEUE_BYTES
     ) -> None:
         self.num_slots = num_slots
+        self.bounds: dict[str, int] = {}
+        """The most running tickets of each model. Empty if the engine has one model."""
+        self.num_stopping_of: Callable[[str], int] = lambda model: 0
+        """Returns how many cancelled requests for a model the engines still work on."""
+        self.default_model = ""
+        """The model of requests that name none."""
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
         self._owners: dict[str, _Owner] = {}
@@ -102,6 +115,8 @@ class Admission:
         self._num_running = 0
         self._num_waiting = 0
         self._num_bytes = 0
+        self._running_of: collections.defaultdict[str, int] = collections.defaultdict(int)
+        self._waiting_of: collections.defaultdict[str, int] = collections.defaultdict(int)
         # Between two changes the time stands still, so that places and turns agree.
         self._now = 0.0
         self._costs: collections.deque[float] = collections.deque(maxlen=NUM_REMEMBERED)
@@ -117,14 +132,23 @@ class Admission:
         """Return how many tickets are in the queue."""
         return self._num_waiting
 
-    @property
-    def would_start(self) -> bool:
+    def would_start(self, model: str = "") -> bool:
         """Return True if a new ticket would get a slot at once, if an engine can start it."""
-        return not self._num_waiting and self._has_free_slot()
+        # If tickets wait although a slot is free, they are held back, and so is this one.
+        if self.bounds:
+            return not self._waiting_of[model] and self._has_free_slot(model)
+        # Nearly every server: no further call.
+        return not self._num_waiting and not 0 < self.num_slots <= self._num_running
 
-    def has_room(self, owner: str, num_bytes: int = 0) -> bool:
-        """Return True if a ticket of this owner would get a slot or a place in the queue."""
-        if self._has_free_slot() and not self._num_waiting:
+    def has_room(self, owner: str, num_bytes: int = 0, model: str | None = None) -> bool:
+        """Return True if a ticket of this owner would get a slot or a place in the queue.
+
+        With `model` None, it is not known yet for which model the ticket will be.
+        """
+        if model is None and self.bounds:
+            if any(map(self.would_start, self.bounds)):
+                return True
+        elif self.would_start(model or ""):
             return True
         fill = (self._num_waiting + 1, self._num_bytes + num_bytes)
         limits = (self._max_queue, self._max_queue_bytes)
@@ -151,12 +175,12 @@ class Admission:
         self._num_entered += 1
         ticket.number = self._num_entered
         self._owner_of[ticket.id] = ticket.owner
-        # If tickets wait although a slot is free, they are held back, and so is this one.
-        if can_start and self._has_free_slot() and not self._num_waiting:
+        if can_start and self.would_start(ticket.model):
             self._start(owner, ticket, now)
             return True
         owner.waiting[ticket.id] = ticket
         self._num_waiting += 1
+        self._waiting_of[ticket.model] += 1
         self._num_bytes += ticket.num_bytes
         return False
 
@@ -172,20 +196,40 @@ class Admission:
         owner.waiting[ticket.id] = ticket
         owner.waiting.move_to_end(ticket.id, last=False)
         self._num_waiting += 1
+        self._waiting_of[ticket.model] += 1
         self._num_bytes += ticket.num_bytes
 
     def next(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket; return None if there is no slot or no ticket."""
-        if not self._num_waiting or not self._has_free_slot():
+        if not self._num_waiting or (self.num_slots and self._num_running >= self.num_slots):
             return None
         self._now = now
-        waiting = [owner for owner in self._owners.values() if owner.waiting]
-        owner = min(waiting, key=self._turn_of())
-        _, ticket = owner.waiting.popitem(last=False)
+        heads = self._heads()
+        if not heads:
+            return None
+        turn = self._turn_of()
+        owner, ticket = min(heads, key=lambda head: turn(*head))
+        del owner.waiting[ticket.id]
         self._num_waiting -= 1
+        self._waiting_of[ticket.model] -= 1
         self._num_bytes -= ticket.num_bytes
         self._start(owner, ticket, now)
         return ticket
+
+    def _heads(self) -> list[tuple[_Owner, Ticket]]:
+        """Return each owner's oldest ticket that waits and could start now."""
+        waiting = [owner for owner in self._owners.values() if owner.waiting]
+        if not self.bounds:
+            return [(owner, next(iter(owner.waiting.values()))) for owner in waiting]
+        free = {name for name, num in self._waiting_of.items() if num and self._has_free_slot(name)}
+        if not free:  # often: do not look at the whole queue
+            return []
+        heads = []
+        for owner in waiting:
+            head = next((each for each in owner.waiting.values() if each.model in free), None)
+            if head is not None:
+                heads.append((owner, head))
+        return heads
 
     def leave(self, ticket_id: str, now: float) -> bool:
         """Give back a slot or a place in the queue; return True if it was a slot.
@@ -201,12 +245,15 @@ class Admission:
         if ticket is not None:
             work = ticket.work(now)
             self._num_running -= 1
+            self._running_of[ticket.model] -= 1
             owner.served += work
             self._costs.append(work)
             self._holds.append(now - ticket.started_at)
         else:
-            self._num_bytes -= owner.waiting.pop(ticket_id).num_bytes
+            waiting = owner.waiting.pop(ticket_id)
+            self._num_bytes -= waiting.num_bytes
             self._num_waiting -= 1
+            self._waiting_of[waiting.model] -= 1
             owner.served += TOKENS_OF_NOTHING
         if not owner.running and not owner.waiting:
             del self._owners[name]
@@ -216,40 +263,44 @@ class Admission:
     def places(self) -> dict[str, Place]:
         """Return every ticket's place by its id, assuming that all tickets cost the same."""
         cost, turn = self._expected_cost(), self._turn_of()
-        queues = [
-            (*turn(owner), _level(owner, cost, self._now), list(owner.waiting.values()), 0)
-            for owner in self._owners.values()
-            if owner.waiting
-        ]
-        heapq.heapify(queues)
+        queues: dict[str, list[tuple[Any, ...]]] = {}
+        for owner in self._owners.values():
+            level = _level(owner, cost, self._now)
+            for model, tickets in self._waiting_by_model(owner).items():
+                entry = (*turn(owner, tickets[0]), level, tickets, 0)
+                queues.setdefault(model, []).append(entry)
         places: dict[str, Place] = {}
-        while queues:
-            *_, running, _, level, tickets, index = queues[0]
-            places[tickets[index].id] = Place(len(places) + 1, self.eta(len(places) + 1))
-            index += 1
-            if index < len(tickets):
-                level += max(cost, 1)
-                number = tickets[index].number
-                entry = (True, level, running + 1, number, level, tickets, index)
-                heapq.heapreplace(queues, entry)
-            else:
-                heapq.heappop(queues)
+        for model, queue in queues.items():
+            for position, ticket_id in enumerate(_in_turn(queue, cost), 1):
+                places[ticket_id] = Place(position, self.eta(position, model))
         return places
 
-    def eta(self, position: int) -> float | None:
-        """Return the expected wait at this position, in seconds; None if nothing is known yet."""
-        if not self._holds or not self.num_slots:
-            return None
-        return position * sum(self._holds) / len(self._holds) / self.num_slots
+    def _waiting_by_model(self, owner: _Owner) -> dict[str, list[Ticket]]:
+        """Return the owner's waiting tickets by model, or all under "" if there is one model."""
+        if not self.bounds:
+            return {"": list(owner.waiting.values())} if owner.waiting else {}
+        tickets: dict[str, list[Ticket]] = {}
+        for ticket in owner.waiting.values():
+            tickets.setdefault(ticket.model, []).append(ticket)
+        return tickets
 
-    def eta_of_new(self, owner: str) -> float | None:
+    def eta(self, position: int, model: str = "") -> float | None:
+        """Return the expected wait at this position, in seconds; None if nothing is known yet."""
+        num_slots = self.num_slots
+        if model in self.bounds:
+            num_slots = min(num_slots or self.bounds[model], self.bounds[model])
+        if not self._holds or not num_slots:
+            return None
+        return position * sum(self._holds) / len(self._holds) / num_slots
+
+    def eta_of_new(self, owner: str, model: str = "") -> float | None:
         """Return the expected wait of a new ticket, in seconds; None if nothing is known yet.
 
         This is the best case: no later ticket of another owner overtakes it.
         """
-        if self._has_free_slot() and not self._num_waiting:
+        if self.would_start(model):
             return 0.0
-        return self.eta(self._position_of_new(owner))
+        return self.eta(self._position_of_new(owner, model), model)
 
     def retry_after(self) -> int:
         """Return the seconds after which a refused client should try again.
@@ -261,24 +312,24 @@ class Admission:
         wanted = random.uniform(needed / 2, needed)  # noqa: S311 - no secret
         return max(1, min(round(wanted + 0.5), MAX_RETRY_AFTER_S))
 
-    def _has_free_slot(self) -> bool:
-        return not self.num_slots or self._num_running < self.num_slots
-
-    def _num_waiting_of(self, name: str) -> int:
-        owner = self._owners.get(name)
-        return len(owner.waiting) if owner is not None else 0
+    def _has_free_slot(self, model: str) -> bool:
+        if self.num_slots and self._num_running >= self.num_slots:
+            return False
+        if model not in self.bounds:
+            return True
+        return self._running_of[model] + self.num_stopping_of(model) < self.bounds[model]
 
     def _start(self, owner: _Owner, ticket: Ticket, now: float) -> None:
         ticket.started_at = now
         owner.running[ticket.id] = ticket
         self._num_running += 1
+        self._running_of[ticket.model] += 1
 
-    def _turn_of(self) -> Callable[[_Owner], tuple[bool, float, int, int]]:
-        """Return a function that ranks waiting owners: the lowest rank is next."""
+    def _turn_of(self) -> Callable[[_Owner, Ticket], tuple[bool, float, int, int]]:
+        """Return a function that ranks owners by a waiting ticket: the lowest rank is next."""
         cost, now = self._expected_cost(), self._now
 
-        def turn(owner: _Owner) -> tuple[bool, float, int, int]:
-            head = next(iter(owner.waiting.values()))
+        def turn(owner: _Owner, head: Ticket) -> tuple[bool, float, int, int]:
             level = 0.0 if head.is_newcomer else _level(owner, cost, now)
             return not head.is_newcomer, level, len(owner.running), head.number
 
@@ -289,28 +340,27 @@ class Admission:
             return 0.0
         return sum(self._costs) / len(self._costs)
 
-    def _position_of_new(self, name: str) -> int:
-        """Return the position that a new ticket of this owner would get."""
+    def _position_of_new(self, name: str, model: str) -> int:
+        """Return the position that a new ticket of this owner would get, among its model's."""
         cost = self._expected_cost()
         own = self._owners.get(name)
+        waiting = {
+            other: tickets
+            for other, each in self._owners.items()
+            if (tickets := self._waiting_by_model(each).get(model if self.bounds else ""))
+        }
         level = max(self._levels.get(name, 0.0), self._lowest_level())
         if own is not None:
             level = _level(own, cost, self._now)
         elif self._levels.get(name, 0.0) <= level + cost:
-            return 1 + sum(
-                next(iter(each.waiting.values())).is_newcomer
-                for each in self._owners.values()
-                if each.waiting
-            )
-        mine = self._num_waiting_of(name)
+            return 1 + sum(tickets[0].is_newcomer for tickets in waiting.values())
+        mine = len(waiting.pop(name, ()))
         before = mine
-        for other_name, other in self._owners.items():
-            if other_name == name or not other.waiting:
-                continue
+        for other, tickets in waiting.items():
             # The other owner is served until its level reaches mine at my turn.
-            lead = level + mine * cost - _level(other, cost, self._now)
-            turns = len(other.waiting) if not cost else max(0, int(lead / cost) + 1)
-            before += min(len(other.waiting), turns)
+            lead = level + mine * cost - _level(self._owners[other], cost, self._now)
+            turns = len(tickets) if not cost else max(0, int(lead / cost) + 1)
+            before += min(len(tickets), turns)
         return before + 1
 
     def _lowest_level(self) -> float:
@@ -328,6 +378,24 @@ class Admission:
         self._levels[name] = level
         if len(self._levels) > MAX_LEVELS_KNOWN:
             self._levels.popitem(last=False)
+
+
+def _in_turn(queue: list[tuple[Any, ...]], cost: float) -> Iterator[str]:
+    """Yield the ids of waiting tickets in the order in which they get slots.
+
+    An entry has an owner's rank, its level, its tickets and the index of the next one.
+    """
+    heapq.heapify(queue)
+    while queue:
+        *_, running, _, level, tickets, index = queue[0]
+        yield tickets[index].id
+        index += 1
+        if index < len(tickets):
+            level += max(cost, 1)
+            entry = (True, level, running + 1, tickets[index].number, level, tickets, index)
+            heapq.heapreplace(queue, entry)
+        else:
+            heapq.heappop(queue)
 
 
 def _served(owner: _Owner, now: float) -> float:

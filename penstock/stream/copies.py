@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from penstock import supervision
-from penstock.store.protocol import MAX_GROUP, Following, LogStore, StoreError, Wanted
+from penstock.store.protocol import MAX_GROUP, Following, LogStore, StoreError
+from penstock.stream.entries import OtherFormatError
 from penstock.stream.following import Followed
-from penstock.stream.stream import Stream
+from penstock.stream.stored import Lost
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,10 @@ class _Opening:
     def __init__(self, copy: Followed) -> None:
         self.copy = copy
         self.is_there: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+
+class ReadElsewhereError(StoreError):
+    """The log is of a format that only servers of another version can read."""
 
 
 class Copies:
@@ -49,7 +54,7 @@ class Copies:
     async def hold(self, stream_id: str) -> Followed | None:
         """Return a copy, which stays until you `release` it; None if the stream is unknown.
 
-        Raises StoreError.
+        Raises ReadElsewhereError, or another StoreError.
         """
         (copy,) = await self.hold_all([stream_id])
         return copy
@@ -73,15 +78,15 @@ class Copies:
         if (copy := self._shown.get(stream_id)) is not None:
             return copy, None
         opening = self._opening.get(stream_id) or self._open(
-            stream_id, Followed(self._drop_if_idle, None)
+            stream_id, Followed(self._drop_if_idle)
         )
         return opening.copy, opening.is_there
 
-    def show(self, stream: Stream, num_seen: int) -> None:
+    def show(self, lost: Lost) -> None:
         """Show a stream that was this server's own, as long as somebody reads it."""
-        copy = Followed(self._drop_if_idle, stream, num_seen)
+        copy = Followed(self._drop_if_idle, lost)
         if not copy.is_idle:
-            self._open(stream.id, copy)
+            self._open(lost.stream.id, copy)
 
     def drop(self, copy: Followed) -> None:
         """Follow a stream no more."""
@@ -89,6 +94,29 @@ class Copies:
         if self._shown.get(copy.stream.id) is copy:
             del self._shown[copy.stream.id]
         self._note_number()
+
+    def shows(self, stream_id: str) -> bool:
+        """Return True if there is a copy of the stream, or one is being read."""
+        return stream_id in self._shown or stream_id in self._opening
+
+    def num_bytes(self) -> int:
+        """Return the memory of all copies, in bytes."""
+        return sum([copy.num_bytes() for copy in self._shown.values()])
+
+    def cut_largest(self, num_bytes: int) -> tuple[int, int]:
+        """Cut the readers of the largest copies, until these held so much memory together.
+
+        Returns how many copies that were, and their memory in bytes.
+        """
+        sizes = [(copy.num_bytes(), copy) for copy in self._shown.values()]
+        num = freed = 0
+        for size, copy in sorted(sizes, key=lambda each: -each[0]):
+            if freed >= num_bytes:
+                break
+            copy.cut()
+            num += 1
+            freed += size
+        return num, freed
 
     def cut(self) -> None:
         """Cut all readers of copies: they go on at another replica."""
@@ -104,7 +132,7 @@ class Copies:
             copy.close()
 
     def _drop_if_idle(self, copy: Followed) -> None:
-        if copy.is_idle and copy.is_begun:
+        if copy.is_begun and (copy.is_idle or copy.is_ahead):
             self.drop(copy)
 
     def _note_number(self) -> None:
@@ -127,10 +155,7 @@ class Copies:
         await asyncio.sleep(0)  # whoever asks in this turn of the loop comes along
         while self._gathering:
             group, self._gathering = self._gathering[:MAX_GROUP], self._gathering[MAX_GROUP:]
-            wanted = [
-                Wanted(stream_id, opening.copy.take, opening.copy.num_entries)
-                for stream_id, opening in group
-            ]
+            wanted = [opening.copy.wanted(stream_id) for stream_id, opening in group]
             try:
                 found: Sequence[Following | StoreError | None] = await self._store.follow(wanted)
             except StoreError as error:
@@ -146,11 +171,13 @@ class Copies:
         if self._opening.get(stream_id) is opening:
             del self._opening[stream_id]
         copy, is_there = opening.copy, opening.is_there
-        if isinstance(following, StoreError):
-            is_there.set_exception(following)
+        if copy.is_ahead:
+            following = StoreError("The store has just lost a part of the log.")
+        try:
+            is_there.set_result(self._is_begun(stream_id, copy, following))
+        except StoreError as error:
+            is_there.set_exception(error)
             is_there.exception()  # it may be that nobody waits for it
-        else:
-            is_there.set_result(following is not None and self._begin(stream_id, copy, following))
         if copy.is_begun:
             self._shown[stream_id] = copy
             self._drop_if_idle(copy)
@@ -159,7 +186,14 @@ class Copies:
             copy.cut()
         self._note_number()
 
-    def _begin(self, stream_id: str, copy: Followed, following: Following) -> bool:
+    def _is_begun(
+        self, stream_id: str, copy: Followed, following: Following | StoreError | None
+    ) -> bool:
+        """Begin a copy, and return True if this server can show it. Raises StoreError."""
+        if isinstance(following, StoreError):
+            raise following
+        if following is None:
+            return False
         try:
             copy.begin(following)
         except Exception as error:  # one log must not stop the others of its group
@@ -171,5 +205,7 @@ class Copies:
             )
             following.close()
             self._on_unreadable(stream_id)
+            if isinstance(error, OtherFormatError):
+                raise ReadElsewhereError(str(error)) from error
             return False
         return True

@@ -93,7 +93,8 @@ class PromptCount:
         if not self.done.done():  # it is if the client has left
             self.done.set_result(problem)
 
-    def _ignore(self, *_: Any) -> None:
+    def _ignore(self, *_: Any, **__: Any) -> None:
         """Do nothing: nothing is generated."""
 
-    started = working = cached = prompt_logprobs = reasoning = tool_call = silent = _ignore
+    started = working = interrupted = cached = prompt_logprobs = _ignore
+    reasoning = tool_call = silent = _ignore

@@ -96,6 +96,10 @@ class Dispatcher:
             num_stopping += lane.engine.num_stopping
         return num_stopping
 
+    def num_stopping_of(self, model: str) -> int:
+        """Return how many cancelled requests for a model (`ModelInfo.id`) the engines still run."""
+        return sum(lane.engine.num_stopping_of(model) for lane in self._lanes)
+
     def context_length(self, model: str) -> int | None:
         """Return the smallest context that the engines have for a model (see `Request.model`).
 
@@ -152,18 +156,18 @@ class Dispatcher:
     def stream_ended(self, stream: Stream, *, engine_done: bool) -> None:
         """Cancel the stream's request unless the engine ended it.
 
-        A cancelled request has its slot until the engine has let go of it (`num_stopping`).
+        A cancelled request keeps its slot until the engine works on it no more (`num_stopping`).
         """
         lane = self._leave(stream)
         if lane is not None and not engine_done:
-            lane.engine.cancel(stream.id)
+            lane.engine.cancel(stream.id, stream.record.request.model)
 
     def let_go(self, stream: Stream) -> None:
         """Stop the work for a stream that goes on elsewhere."""
         lane = self._leave(stream)
         if lane is not None:
             lane.recovery.forget(stream)
-            lane.engine.cancel(stream.id)
+            lane.engine.cancel(stream.id, stream.record.request.model)
 
     def stop(self) -> None:
         """Stop every recovery."""

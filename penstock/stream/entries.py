@@ -5,14 +5,17 @@ A stream is a fold over its entries. There is one entry for each call of its sin
 in the same order gets the same stream: its owner, a replica that only shows it, and a replica that
 continues it after its owner's death. So an entry is stored first and applied then.
 
-The header of a log is a `Header`; `FORMAT_VERSION` counts every change of it and of the entries
-(docs/architecture.md). All of them are MessagePack.
+The header of a log is a `Header`. All of them are MessagePack. Servers of two releases share logs
+while `FORMAT_VERSION` is the same (docs/stores.md, "Upgrades"). A field with a default may be added
+without a new format: older servers ignore it. Raise the format if an older server would then show
+or continue a stream wrongly, and for every other change of the header, the record or the entries.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from penstock import text
 from penstock.engine.protocol import EngineFinish
 from penstock.errors import Problem
 from penstock.events import (
@@ -24,13 +27,17 @@ from penstock.events import (
     ToolCall,
 )
 from penstock.request import UnnamedTokens
-from penstock.store.protocol import CLAIMED, Entry
+from penstock.store.protocol import CLAIMED, TORN, Entry
 from penstock.stream.record import StreamRecord
 
 if TYPE_CHECKING:
     from penstock.stream.stream import Stream
 
 FORMAT_VERSION = 1
+
+
+class OtherFormatError(ValueError):
+    """A log is of a format that this server does not know. Servers of another version do."""
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -46,10 +53,12 @@ class Header(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: Entry) -> "Header":
-        """Read a header. Raises ValueError if it is malformed or of an unknown version."""
+        """Read a header. Raises OtherFormatError, or ValueError if it is malformed."""
         version = _version_decoder.decode(data).version
         if version != FORMAT_VERSION:
-            raise ValueError(f"The log has format {version}; this server reads {FORMAT_VERSION}.")
+            raise OtherFormatError(
+                f"The log has format {version}; this server reads {FORMAT_VERSION}."
+            )
         return _header_decoder.decode(data)
 
 
@@ -171,7 +180,9 @@ class Submitted(_Call, frozen=True, tag="submit"):
     deaths_alone: int
 
     def apply(self, stream: "Stream") -> None:
-        stream.was_submitted(self.deaths, self.deaths_alone)
+        if not stream.is_over:
+            stream.resubmit()
+            stream.deaths, stream.deaths_alone = self.deaths, self.deaths_alone
 
 
 class Elapsed(_Call, frozen=True, tag="time"):
@@ -180,7 +191,7 @@ class Elapsed(_Call, frozen=True, tag="time"):
     seconds: float
 
     def apply(self, stream: "Stream") -> None:
-        stream.set_age(self.seconds)
+        stream.timer.set_age(self.seconds)
 
 
 class Cancelled(_Call, frozen=True, tag="cancel"):
@@ -189,14 +200,16 @@ class Cancelled(_Call, frozen=True, tag="cancel"):
     client_gone: bool
 
     def apply(self, stream: "Stream") -> None:
-        stream.conclude_cancelled(client_gone=self.client_gone)
+        if not stream.is_over:
+            stream.client_gone = self.client_gone
+            stream.end_as("cancelled", engine_done=False)
 
 
 class Expired(_Call, frozen=True, tag="expire"):
     """The stream's time is up."""
 
     def apply(self, stream: "Stream") -> None:
-        stream.conclude_expired()
+        stream.end_as("deadline", engine_done=False)
 
 
 class Refused(_Call, frozen=True, tag="refuse"):
@@ -208,9 +221,9 @@ class Refused(_Call, frozen=True, tag="refuse"):
     headers: dict[str, str] = {}
 
     def apply(self, stream: "Stream") -> None:
-        stream.conclude_refused(
-            Problem(self.code, self.detail, retry_safe=self.retry_safe, headers=dict(self.headers))
-        )
+        headers = dict(self.headers)
+        problem = Problem(self.code, self.detail, retry_safe=self.retry_safe, headers=headers)
+        stream.end_as_failed(problem, engine_done=False)
 
 
 def refused(problem: Problem) -> Refused:
@@ -222,7 +235,9 @@ class HandedOver(_Call, frozen=True, tag="hand-over"):
     """The owner stops and gives the stream away: the next claim is no sign of its death."""
 
     def apply(self, stream: "Stream") -> None:
-        stream.was_handed_over()
+        if stream.phase == "progressed":
+            stream.lost_before_token = 0
+        stream.phase = "queued"
 
 
 class Snapshot(_Call, frozen=True, tag="snapshot"):
@@ -240,8 +255,45 @@ class Snapshot(_Call, frozen=True, tag="snapshot"):
     notes: tuple[str, ...]
     prompt_tokens: int = 0
 
+    @classmethod
+    def of(cls, stream: "Stream") -> "Snapshot":
+        """Return everything about a running stream."""
+        stream.leave_lane()
+        transcript = stream.transcript
+        return cls(
+            events=tuple(event for event in stream.log.events if isinstance(event, Delta)),
+            prompt_ids=None if transcript.prompt_ids is None else tuple(transcript.prompt_ids),
+            generated=tuple(transcript.generated),
+            completion_tokens=transcript.completion_tokens - transcript.num_textless,
+            cached_tokens=transcript.cached_tokens,
+            pending_tokens=transcript.pending_tokens - transcript.num_textless,
+            held="" if stream.text is None else stream.text.held,
+            has_called=transcript.has_called,
+            reproducible=transcript.reproducible,
+            notes=stream.notes,
+            prompt_tokens=transcript.prompt_tokens,
+        )
+
     def apply(self, stream: "Stream") -> None:
-        stream.restore(self)
+        """Give a new stream the state of the stream of which the snapshot was taken."""
+        for event in self.events:
+            stream.log.append(event)
+        transcript = stream.transcript
+        if self.prompt_ids is not None:
+            transcript.accept(self.prompt_ids)
+        transcript.generated = list(self.generated)
+        transcript.completion_tokens = self.completion_tokens
+        transcript.prompt_tokens = self.prompt_tokens
+        transcript.cached_tokens = self.cached_tokens
+        transcript.pending_tokens = self.pending_tokens
+        transcript.has_called = self.has_called
+        transcript.reproducible = self.reproducible
+        stream.notes = self.notes
+        if self.held:
+            stream.text = stream.text or text.Text(stream.record.request.stop)
+            stream.text.push(self.held)
+        if self.completion_tokens:
+            stream.phase = "progressed"
 
 
 class Ended(_Call, frozen=True, tag="end"):
@@ -289,6 +341,9 @@ encode = _encode
 def apply(stream: "Stream", data: Entry) -> None:
     """Apply one entry of the stream's log. Raises ValueError if it is malformed."""
     if data == CLAIMED:
+        stream.was_claimed()
+    elif data == TORN:
+        stream.was_torn()
         stream.was_claimed()
     else:
         _decoder.decode(data).apply(stream)

@@ -22,10 +22,11 @@ import msgspec
 from penstock.errors import Problem
 from penstock.events import Failure, TerminalEvent, finish_reason_of
 from penstock.store.protocol import LogStore, StoredLog, StoreError
-from penstock.stream.copies import Copies
+from penstock.stream.copies import Copies, ReadElsewhereError
+from penstock.stream.entries import FORMAT_VERSION
 from penstock.stream.following import Followed, Nobody
 from penstock.stream.quotas import Owner
-from penstock.stream.stored import StoredStreams
+from penstock.stream.stored import Lost, StoredStreams
 from penstock.stream.stream import Stream
 from penstock.stream.takeovers import Adopter, TakeOvers
 
@@ -40,6 +41,7 @@ CLAIM_TIMEOUT_S = 10.0
 class Host(Adopter, Protocol):
     """The streams of this server (see `registry`)."""
 
+    draining: bool
     is_handing_over: bool
 
     def let_go(self, stream: Stream) -> None:
@@ -50,13 +52,17 @@ class Host(Adopter, Protocol):
 
 
 class _Told(msgspec.Struct, array_like=True, frozen=True):
-    """What replicas tell each other: the model whose streams they can continue now ("" if none),
-    the replicas with which they stop, and a value for `Fleet.exchange`.
+    """The message with which a replica describes itself to the others.
+
+    `models` has a line for each model whose streams the replica can continue now. Replicas of the
+    same `group` stop together. `value` is for `Fleet.exchange`. `format` is that of the entries
+    that the replica reads and writes.
     """
 
-    model: str = ""
+    models: str = ""
     group: str = ""
     value: bytes = b""
+    format: int = 1  # the first servers do not tell it
 
     @classmethod
     def decode(cls, data: bytes) -> "_Told":
@@ -73,16 +79,18 @@ _decode_told = msgspec.msgpack.Decoder(_Told).decode
 class Fleet:
     """The streams of other replicas, as this one sees them (see `store.protocol.StoreWatcher`).
 
-    `model` tells which model this server serves, or "" while it can take no streams. Streams of
-    other models are claimed after `patience` seconds, and end with an error. Replicas of the same
-    `group` stop together, unless it is "". Without `outlives`, the store ends with them all.
+    `lineages` tells what this server serves: a text for each model, by the model's name, which is
+    the same at every server that can continue the model's streams. There is none while it can take
+    no streams. Streams of other models are claimed after `patience` seconds, and end with an error.
+    Replicas of the same `group` stop together, unless it is "". Without `outlives`, the store ends
+    with them all.
     """
 
     def __init__(
         self,
         store: LogStore,
         stored: StoredStreams,
-        model: Callable[[], str],
+        lineages: Callable[[], Mapping[str, str]],
         patience: float,
         group: str = "",
         *,
@@ -90,13 +98,13 @@ class Fleet:
     ) -> None:
         self._store = store
         self._stored = stored
-        self._model = model
+        self._lineages = lineages
         self._group = group
         self._outlives = outlives
         self._last_told = b""
         self._host: Host | None = None
         self._copies = Copies(store, self._is_unreadable)
-        self._takeovers = TakeOvers(store, stored, self._copies, model, patience)
+        self._takeovers = TakeOvers(store, stored, self._copies, lineages, patience)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_idle = self._copies.are_none
         """Set while this server shows no stream of another replica."""
@@ -128,15 +136,28 @@ class Fleet:
         """How many streams of other replicas this server has continued."""
         return self._takeovers.num_taken_over
 
-    @property
-    def model(self) -> str:
-        """The model that this server serves, or "" while it can take no streams."""
-        return self._model()
+    def lineage_of(self, stream: Stream) -> str:
+        """Return what a server must serve to continue the stream; "" while this one cannot."""
+        return self._lineages().get(stream.record.request.model, "")
 
     @property
     def problem(self) -> str:
         """Why the store does not answer, or ""."""
         return self._store.problem
+
+    # What it holds (see memory.Holders).
+
+    def bytes_by_state(self) -> dict[str, int]:
+        """Return the memory of other replicas' streams, and of what is stored or on its way."""
+        return {"followed": self._copies.num_bytes(), "stored": self._stored.num_bytes()}
+
+    def cut_followed(self, num_bytes: int) -> tuple[int, int]:
+        """Cut readers of other replicas' streams: they can go on there (see `Copies`)."""
+        return self._copies.cut_largest(num_bytes)
+
+    def shows(self, stream_id: str) -> bool:
+        """Return True if this server shows a stream of another replica."""
+        return self._copies.shows(stream_id)
 
     # What clients ask for.
 
@@ -151,8 +172,8 @@ class Fleet:
                 copy = await self._copies.hold(stream_id)
                 if copy is not None and afresh:
                     copy = await self._caught_up(copy)
-        except (StoreError, TimeoutError):
-            raise store_unavailable() from None
+        except (StoreError, TimeoutError) as error:
+            raise _problem_of(error) from None
         if copy is None:
             return None
         asyncio.get_running_loop().call_soon(copy.release)
@@ -182,21 +203,24 @@ class Fleet:
                 # A task of its own: a claim must not stay halfway because the client leaves.
                 cancelling = self._run(self._claim_and_cancel(copy))
                 return finish_reason_of(await asyncio.shield(cancelling))
-        except (StoreError, TimeoutError):
-            raise store_unavailable() from None
+        except (StoreError, TimeoutError) as error:
+            raise _problem_of(error) from None
 
     async def _claim_and_cancel(self, copy: Followed) -> TerminalEvent:
         stream = copy.stream
         try:
-            while stream.ended is None:
-                if stream.id in self._stored:  # claimed for this task, or by another one here
-                    stream.cancel()
-                    await stream.end()
-                elif not await self._takeovers.claim(copy) and not await copy.catch_up(self._store):
+            while True:
+                if (own := self._stored.find(stream.id)) is not None:
+                    own.cancel()  # claimed for this task, or by another one here
+                    return await own.end()
+                if copy.is_ahead:
+                    raise StoreError("The store has just lost a part of the log.")
+                if stream.ended is not None:
+                    return stream.ended
+                if not await self._takeovers.claim(copy) and not await copy.catch_up(self._store):
                     raise StoreError("The log is gone.")
         finally:
             copy.release()
-        return stream.ended
 
     # What the store reports.
 
@@ -206,12 +230,12 @@ class Fleet:
         found = self._stored.lose(lost)
         if found is not None:
             self.num_lost += 1
-            self._move(*found)
+            self._move(found)
 
-    def _move(self, stream: Stream, num_seen: int) -> None:
+    def _move(self, lost: Lost) -> None:
         """Show a stream that was this server's own as long as somebody reads it."""
-        self.host.let_go(stream)
-        self._copies.show(stream, num_seen)
+        self.host.let_go(lost.stream)
+        self._copies.show(lost)
 
     def logs_orphaned(self, orphans: Sequence[tuple[str, int]]) -> None:
         """Take over streams that have no owner."""
@@ -278,22 +302,26 @@ class Fleet:
             await self._tell()
 
     async def _tell(self) -> dict[str, _Told]:
-        model = "" if self.host.draining else self._model()
-        mine = msgspec.msgpack.encode(_Told(model, self._group, self._last_told))
+        lineages = set() if self.host.draining else self._lineages().values()
+        told = _Told("\n".join(sorted(set(lineages))), self._group, self._last_told, FORMAT_VERSION)
+        mine = msgspec.msgpack.encode(told)
         found = await self._store.exchange(mine)
         return {replica: _Told.decode(data) for replica, data in found.items()}
 
     async def _has_heir(self) -> bool:
         """Return True if another replica can continue this one's streams, and does not stop, too.
 
-        Replicas of other models, and of other versions of what they tell, cannot.
+        Replicas of other models, of other formats, and of other versions of what they tell, cannot.
         """
         try:
             others = await self._tell()
         except StoreError:
             return False
+        mine = set(self._lineages().values())
         return any(
-            told.model == self._model() and (not told.group or told.group != self._group)
+            mine <= set(told.models.split("\n"))
+            and told.format == FORMAT_VERSION
+            and (not told.group or told.group != self._group)
             for told in others.values()
         )
 
@@ -304,8 +332,7 @@ class Fleet:
 
         Also those that were not stored. Without another replica that goes on, nothing happens.
         """
-        model = self._model()
-        if not model or not await self._has_heir():
+        if not self._lineages() or not await self._has_heir():
             return
         self.host.is_handing_over = True
         await self._until_free()
@@ -313,7 +340,7 @@ class Fleet:
             for stream in self.host.open_streams():
                 is_new = stream.keeper is None and not stream.is_over
                 if is_new and stream.can_continue:
-                    self._stored.begin_late(stream, model)
+                    self._stored.begin_late(stream, self.lineage_of(stream))
             streams = self._stored.owned()
             for stream in streams:
                 self._stored.hand_over(stream)
@@ -323,7 +350,7 @@ class Fleet:
         await self._store.release()
         for stream in streams:
             if (found := self._stored.lose_stream(stream)) is not None:
-                self._move(*found)
+                self._move(found)
         if streams:
             log.info("handed %d streams over to other replicas", len(streams))
 
@@ -365,10 +392,20 @@ class Fleet:
         return task
 
 
-def store_unavailable() -> Problem:
+def _problem_of(error: StoreError | TimeoutError) -> Problem:
+    """Return the problem for a client whose stream could not be read from the store."""
+    if isinstance(error, ReadElsewhereError):
+        return read_elsewhere()
+    return store_unavailable()
+
+
+def read_elsewhere() -> Problem:
+    """Return the problem of a stream that only servers of another version can show."""
+    return store_unavailable("Servers of another version have this stream. Try again soon.")
+
+
+def store_unavailable(
+    detail: str = "The store of the streams' logs does not answer. Try again in a moment.",
+) -> Problem:
     """Return the problem for requests that need the store while it does not answer."""
-    return Problem(
-        "store_unavailable",
-        "The store of the streams' logs does not answer. Try again in a moment.",
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-    )
+    return Problem("store_unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_S)})

@@ -10,27 +10,29 @@ from collections.abc import Callable, Sequence
 
 from penstock.engine.protocol import LosableSink
 from penstock.errors import Problem
-from penstock.events import TerminalEvent
+from penstock.events import Failure, TerminalEvent
 from penstock.observe.meter import Meter
 from penstock.store.protocol import Entry, Following, LogStore, Wanted
 from penstock.stream import entries
 from penstock.stream.entries import Header
+from penstock.stream.stored import Lost
 from penstock.stream.stream import Stream
 
 log = logging.getLogger(__name__)
+
+_LOST = "The store of the streams' logs has lost a part of this answer. Send the request again."
 
 
 class Followed:
     """One stream of another replica, its observer and its keeper (see `stream`).
 
-    `on_idle` is called when nobody reads the stream any more, or when it has ended unread.
+    `on_idle` is called when nobody reads the stream any more, when it has ended unread, or when it
+    is ahead of its log. `lost` is the stream if it was this server's own.
     """
 
-    def __init__(
-        self, on_idle: Callable[["Followed"], None], stream: Stream | None, after: int = 0
-    ) -> None:
+    def __init__(self, on_idle: Callable[["Followed"], None], lost: Lost | None = None) -> None:
         self._on_idle = on_idle
-        self._stream = stream
+        self._stream = None if lost is None else lost.stream
         self._following: Following | None = None
         self.is_begun = False
         """True once there is a stream that shows the log."""
@@ -38,13 +40,20 @@ class Followed:
         self._has_news = asyncio.Event()
         self._is_closed = False
         self._num_holds = 0
-        self.num_entries = after
+        self.num_entries = 0 if lost is None else lost.num_entries
         """How many entries of the log the stream has seen."""
+        self._epoch = 0 if lost is None else lost.epoch
+        self.is_ahead = False
+        """True once the store turned out to have lost entries that the stream has seen."""
         self.end: tuple[TerminalEvent, Problem | None] | None = None
         """How the stream must end, if its owner decided that and has not stored the end yet."""
         self.model = ""
-        if stream is not None:
-            stream.pass_on(self, self)
+        if lost is not None:
+            lost.stream.pass_on(self, self)
+
+    def wanted(self, stream_id: str) -> Wanted:
+        """Return what of the log this has to read."""
+        return Wanted(stream_id, self.take, self.num_entries, self._epoch, self._note_ahead)
 
     def begin(self, following: Following) -> None:
         """Show a log that the store reads into `take`, from the stream's place on.
@@ -79,9 +88,18 @@ class Followed:
         """Return True if nobody needs the stream."""
         return not self._num_holds and (self._stream is None or not self._stream.num_readers)
 
-    async def until_epoch(self, epoch: int) -> None:
-        """Wait until the claim with which this epoch began was read."""
+    def num_bytes(self) -> int:
+        """Return how much memory the stream and the header of its log take, in bytes."""
+        header = b"" if self._following is None else self._following.header
+        return len(header) + self.stream.num_bytes()
+
+    async def until_epoch(self, epoch: int) -> bool:
+        """Wait until the claim with which this epoch began was read.
+
+        Returns False if this does not read it: it was closed before.
+        """
         await self._until(lambda: self.epoch >= epoch)
+        return self.epoch >= epoch
 
     async def catch_up(self, store: LogStore) -> bool:
         """Wait until everything was read that the log has now, or until this is closed.
@@ -94,7 +112,8 @@ class Followed:
             nonlocal num_entries
             num_entries += len(batch)
 
-        (newest,) = await store.follow([Wanted(self.stream.id, count, num_entries)])
+        wanted = Wanted(self.stream.id, count, num_entries, self.epoch)
+        (newest,) = await store.follow([wanted])
         if newest is None:
             return False
         newest.close()
@@ -127,6 +146,21 @@ class Followed:
         self._has_news.set()
         if self._following is not None:
             self._following.close()
+
+    def _note_ahead(self) -> None:
+        """Show nothing more: what follows in the log does not continue what was shown.
+
+        Readers are cut. They come back, and read what the log has. A client that waits for the
+        whole answer has seen nothing. It gets an error.
+        """
+        self.is_ahead = True
+        self.close()
+        self.cut()
+        if self._stream is not None:
+            problem = Problem("replica_lost", _LOST, retry_safe=True)
+            usage, timings = self._stream.usage, self._stream.timings_now()
+            self._stream.end_with(Failure(problem.code, _LOST, True, usage, timings), problem)
+            self._on_idle(self)
 
     def take(self, batch: Sequence[Entry]) -> None:
         """Take entries of the log, as the store reads them."""
@@ -183,4 +217,4 @@ class Nobody(Followed):
     """The observer and keeper of a stream that this server knows nothing about any more."""
 
     def __init__(self, stream: Stream) -> None:
-        super().__init__(lambda followed: None, stream)
+        super().__init__(lambda followed: None, Lost(stream, 0, 0))

@@ -5,8 +5,9 @@ times a second.
 
 - From `REFUSE_AT` of the limit on, the server refuses new requests. It drops kept streams, the
   oldest of the owner that keeps most, until it is below `CALM_AT`.
-- From `END_AT` on, it also ends open streams: first those that wait in the queue, then those that
-  run and nobody reads, then the others; of each kind the largest first.
+- From `END_AT` on, it also cuts the readers of other replicas' streams, which go on there. Then it
+  ends open streams: first those that wait in the queue, then those that run and nobody reads, then
+  the others; of each kind the largest first.
 
 The allocator may keep memory that was freed, for later use. So the memory in use is the process's
 memory, but at most its memory before the first request plus `SLACK` times what is held (see
@@ -44,6 +45,12 @@ class Holders(Protocol):
 
     def drop_kept(self) -> int:
         """Drop one kept stream; return its memory in bytes, 0 if there is none."""
+
+    def cut_followed(self, num_bytes: int) -> tuple[int, int]:
+        """Cut readers of other replicas' streams, the largest first, until these held so much.
+
+        Returns how many streams that were, and their memory in bytes.
+        """
 
     def cheapest_first(self) -> list[Stream]:
         """Return the open streams in the order in which to end them."""
@@ -121,11 +128,14 @@ class MemoryGuard:
                 log.info("the memory is no longer full")
 
     def _drop(self, num_bytes: int, *, may_end: bool) -> None:
-        """Drop streams that hold `num_bytes` together: kept ones, with `may_end` also open ones."""
-        num_kept = num_ended = 0
+        """Drop streams that hold `num_bytes` together: kept ones, with `may_end` also others."""
+        num_kept = num_cut = num_ended = 0
         while num_bytes > 0 and (freed := self._holders.drop_kept()):
             num_bytes -= freed
             num_kept += 1
+        if may_end and num_bytes > 0:
+            num_cut, freed = self._holders.cut_followed(num_bytes)
+            num_bytes -= freed
         for stream in self._holders.cheapest_first() if may_end and num_bytes > 0 else ():
             if stream.ended is None:  # it may end together with the other choices of its answer
                 num_bytes -= stream.num_bytes()
@@ -133,7 +143,7 @@ class MemoryGuard:
                 num_ended += 1
             if num_bytes <= 0:
                 break
-        if num_kept or num_ended:
+        if num_kept or num_cut or num_ended:
             self._return_freed()
-            fields = {"kept": num_kept, "open": num_ended}
+            fields = {"kept": num_kept, "followed": num_cut, "open": num_ended}
             log.warning("the memory is full: dropped streams", extra={"fields": fields})

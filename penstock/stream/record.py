@@ -1,7 +1,7 @@
-"""The record of a stream: what it was opened with, as one typed and versioned value.
+"""The record of a stream: what it was opened with, as one typed value.
 
 A record holds everything that another process needs to continue the stream, together with its
-log and its transcript. `encode` and `decode` are the only format; it is MessagePack.
+log and its transcript. It is stored in the header of the stream's log (see `entries`).
 """
 
 import time
@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 
 from penstock.request import Request
+from penstock.stream.budget import Claim, claim_of
 from penstock.stream.quotas import ANYBODY, Owner
-
-RECORD_VERSION = 1
 
 
 class SavedForm(msgspec.Struct, frozen=True):
@@ -62,7 +61,6 @@ class StreamRecord(msgspec.Struct, frozen=True):
     name: str = ""
     opened_at: float = msgspec.field(default_factory=time.time)
     token_secret: bytes = b""
-    version: int = RECORD_VERSION
 
     @property
     def id(self) -> str:
@@ -79,26 +77,24 @@ class StreamRecord(msgspec.Struct, frozen=True):
         """Return True if the prompt counts when the tokens of streams are added up."""
         return self.choices is None or self.choices.counts_prompt
 
-    def encode(self) -> bytes:
-        """Return the record as MessagePack."""
-        return _encoder.encode(self)
+    def claim(self) -> Claim | None:
+        """Return the tokens that the stream may use, None if its owner has no limit of them."""
+        per_minute = self.owner.limits.tokens_per_minute
+        if per_minute is None:
+            return None
+        return claim_of(
+            self.request,
+            per_minute,
+            has_limit=self.has_limit,
+            num_choices=1 if self.choices is None else self.choices.size,
+            counts_prompt=self.counts_prompt,
+        )
 
-    @classmethod
-    def decode(cls, data: bytes) -> "StreamRecord":
-        """Read a record. Raises ValueError if it is malformed or of an unknown version."""
-        version = _version_decoder.decode(data).version
-        if version != RECORD_VERSION:
-            raise ValueError(
-                f"The stream record has version {version}; this server reads only version"
-                f" {RECORD_VERSION}."
-            )
-        return _decoder.decode(data)
-
-
-class _Version(msgspec.Struct):
-    version: int
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(StreamRecord)
-_version_decoder = msgspec.msgpack.Decoder(_Version)
+    def limited_to(self, max_tokens: int) -> "StreamRecord":
+        """Return the record with at most this token limit."""
+        request = self.request
+        if max_tokens >= request.max_tokens:
+            return self
+        min_tokens = min(request.min_tokens, max_tokens)
+        request = msgspec.structs.replace(request, max_tokens=max_tokens, min_tokens=min_tokens)
+        return msgspec.structs.replace(self, request=request)

@@ -3,12 +3,8 @@
 A stream gets a slot when it is its turn (see `admission`) and then goes to an engine (see
 `dispatch`). Streams that lost their engine keep their slots and continue before any other starts.
 
-This module decides what happens to a stream without readers:
-
-- A stream that is not resumable is cancelled with its last reader.
-- A resumable stream continues for `linger` seconds. It is cancelled if nobody reads it by then.
-
-Ended streams are kept and remembered in `kept`. HTTP and concrete engines are not known here.
+A stream that nobody reads lingers (see `lingering`). Ended streams are kept and remembered in
+`kept`. HTTP and concrete engines are not known here.
 """
 
 import asyncio
@@ -20,22 +16,23 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from penstock.engine.protocol import EngineHandle
-from penstock.errors import EngineUnavailable, Problem, kind_of
-from penstock.events import Failure, TerminalEvent, finish_reason_of
+from penstock.errors import EngineUnavailable, Problem
+from penstock.events import finish_reason_of
 from penstock.observe.meter import Meter
 from penstock.request import Request
 from penstock.stream.admission import Admission, Ticket
-from penstock.stream.budget import Claim, claim_of
+from penstock.stream.budget import Claim
 from penstock.stream.counting import PromptCount, PromptCounts
 from penstock.stream.deadlines import Deadlines
 from penstock.stream.dispatch import Dispatcher
+from penstock.stream.endings import log_unread, meter_end, meter_move
 from penstock.stream.fleet import Fleet, store_unavailable
 from penstock.stream.kept import KeptStreams
+from penstock.stream.lingering import Lingering
 from penstock.stream.memory import FULL
 from penstock.stream.queue import QueueNotices
 from penstock.stream.quotas import ANYBODY, Owner, Quotas
@@ -48,8 +45,6 @@ from penstock.stream.stream import Stream
 
 log = logging.getLogger("penstock.stream")
 MEMORY_RETRY_AFTER_S = 5
-# How long a stream that cannot be resumed goes on for a reader in the replica that handed it over.
-RELAY_LINGER_S = 5.0
 # A stream that was taken over has at least so long to end.
 MIN_TIME_LEFT_S = 1.0
 
@@ -101,6 +96,7 @@ class Streams:
         self._dispatcher = Dispatcher(
             engines, self._limits.restart_timeout, self._give_up_queued, self._fill_slots
         )
+        self.admission.num_stopping_of = self._dispatcher.num_stopping_of
         self._counts = PromptCounts(self._dispatcher)
         self._quotas = Quotas()
         self._problem_of = problem_of
@@ -113,26 +109,34 @@ class Streams:
         self._open: dict[str, Stream] = {}
         self._notices = QueueNotices(self.admission.places, self._open.__getitem__)
         self._deadlines = Deadlines(lambda stream_id: self._open[stream_id].expire())
-        self._lingering: dict[str, asyncio.TimerHandle] = {}
+        self._lingering = Lingering(self._limits.linger, self.fleet)
         self._moves: dict[str, asyncio.Event] = {}
         """Set when another replica takes a stream that is being cancelled here."""
         # Readers that have a token, and the owner of its key, for as long as their responses last.
         self._lent: weakref.WeakKeyDictionary[Reader, Owner] = weakref.WeakKeyDictionary()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.on_adopted: Callable[[Stream], None] = lambda stream: None
-        """Is told of each stream that was another replica's until now."""
+        self.on_adopted: list[Callable[[Stream], None]] = []
+        """Called with each stream that this server takes over from another replica."""
         self.draining = False
         self.is_handing_over = False
         """True while requests that wait here stay where they are: other replicas take them."""
         self.is_leaving = False
         """True once the server is about to drain: it should get no new requests."""
         self.memory_is_full = False
-        """True while new requests are refused for want of memory (see `memory`)."""
+        """True while new requests are refused because the memory is nearly full (see `memory`)."""
         self._is_shut_down = False
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def may_adopt(self) -> bool:
+        """Return True unless this server gives its streams away or ends them.
+
+        One that drains also goes on with the streams of a server that dies meanwhile.
+        """
+        return not (self.is_handing_over or self._is_shut_down)
 
     def open_streams(self) -> list[Stream]:
         """Return the streams that have not ended."""
@@ -179,7 +183,7 @@ class Streams:
         owner = records[0].owner
         if len(records) > 1:
             self.check(owner, num_streams=len(records))
-            self._check_tokens(owner, [_claim_of(record) for record in records])
+            self._check_tokens(owner, [record.claim() for record in records])
         opened: list[Stream] = []
         try:
             for record in records:
@@ -197,24 +201,26 @@ class Streams:
         """
         owner = record.owner
         self.check(owner, resumable=record.resumable)
-        claim = _claim_of(record)
+        claim = record.claim()
         if claim is not None:
-            record = _with_limit(record, claim.answer)
+            record = record.limited_to(claim.answer)
             self._check_tokens(owner, [claim])
         request = record.request
         timeout = self._timeout_of(record)
         stream = Stream(record, self, self.meter)
         can_start = self._can_start()
         num_bytes = 0
-        if not (can_start and self.admission.would_start):
+        model = request.model or self.admission.default_model
+        if not (can_start and self.admission.would_start(model)):
             num_bytes = stream.num_bytes()
-            self._check_room(owner, num_bytes)
+            self._check_room(owner, num_bytes, model)
         ticket = Ticket(
             stream.id,
             owner.name,
             request.max_tokens,
             stream.num_counted_tokens,
             num_bytes,
+            model,
         )
         self._open[stream.id] = stream
         self._idle.clear()
@@ -225,6 +231,8 @@ class Streams:
         if self._stored is not None and record.resumable:
             self._begin_log(stream, self._stored)
         if self.admission.enter(ticket, time.monotonic(), can_start=can_start):
+            if stream.keeper is not None:
+                stream.note_submitted()
             try:
                 self._dispatcher.submit(request, stream)
             except EngineUnavailable:
@@ -247,7 +255,7 @@ class Streams:
         return stream
 
     async def share_limits(self, exchange: Exchange) -> None:
-        """Hold the limits of owners over all replicas, by exchanging counts, for ever."""
+        """Exchange counts with the other replicas until cancelled, so that limits hold over all."""
         await keep_exchanging(self._quotas, exchange)
 
     def token_headers(self, owner: Owner) -> dict[str, str]:
@@ -286,6 +294,8 @@ class Streams:
         """
         if self.fleet is not None and stream_id not in self._open:
             is_kept = self.kept.find(stream_id) is not None
+            if self.memory_is_full and not is_kept and not self.fleet.shows(stream_id):
+                raise _memory_full()
             stream = None if is_kept else await self.fleet.find(stream_id, afresh=afresh)
             if stream is not None and stream.resumable and owner.may_see(stream.record.owner):
                 return stream
@@ -375,8 +385,9 @@ class Streams:
                 if self.fleet is not None:
                     await self.fleet.hand_over()
                 await self._idle.wait()
-                if self.fleet is not None:
+                while self.fleet is not None and not self.fleet.is_idle.is_set():
                     await self.fleet.is_idle.wait()
+                    await self._idle.wait()  # one that was shown may go on here
         except TimeoutError:
             self.shut_down()
 
@@ -396,15 +407,25 @@ class Streams:
     # What streams hold (see memory.Holders).
 
     def bytes_by_state(self) -> dict[str, int]:
-        """Return the memory of the open streams that have a slot, that wait, and of the kept."""
+        """Return the memory of the open streams that have a slot, that wait, and of the kept.
+
+        With a store, also that of other replicas' streams, and of what is stored.
+        """
         held = {"running": 0, "waiting": 0, "kept": self.kept.num_bytes}
         for stream in self._open.values():
             held["waiting" if stream.phase == "queued" else "running"] += stream.num_bytes()
-        return held
+        return held if self.fleet is None else held | self.fleet.bytes_by_state()
 
     def drop_kept(self) -> int:
         """Drop one kept stream; return its memory in bytes, 0 if there is none."""
         return self.kept.drop_oldest()
+
+    def cut_followed(self, num_bytes: int) -> tuple[int, int]:
+        """Cut readers of other replicas' streams, until these streams held `num_bytes` together.
+
+        Returns the number of streams, and their memory in bytes.
+        """
+        return (0, 0) if self.fleet is None else self.fleet.cut_followed(num_bytes)
 
     def cheapest_first(self) -> list[Stream]:
         """Return the open streams in the order in which to end them if the memory is full.
@@ -417,7 +438,7 @@ class Streams:
 
         return sorted(self._open.values(), key=rank)
 
-    # What streams report (see stream.StreamObserver).
+    # The reports of streams (see protocol.StreamObserver).
 
     def stream_accepted(self, stream: Stream) -> None:
         """Refuse a stream whose prompt is larger than its owner's tokens per minute allow."""
@@ -432,18 +453,10 @@ class Streams:
         """Free what the stream used; keep it if it may be read again."""
         assert stream.ended is not None
         self._dispatcher.stream_ended(stream, engine_done=engine_done)
-        self._forget(stream)
-        self._stop_lingering(stream)
-        self._deadlines.discard(stream.id)
-        now = time.monotonic()
-        self._meter_end(stream, stream.ended)
-        owner = stream.record.owner
-        had_slot = self.admission.leave(stream.id, now)
-        if owner.limits.tokens_per_minute is not None:
-            self._quotas.settle(owner, stream.id, now, has_begun=had_slot)
-        self._quotas.ended(owner)
+        meter_end(stream, stream.ended, self.meter)
+        self._leave(stream)
         if stream.resumable and not stream.num_readers:
-            _log_unread(stream, stream.ended)
+            log_unread(stream, stream.ended)
         stream.release()
         self.kept.stream_ended(stream)
         self._fill_slots()
@@ -454,30 +467,12 @@ class Streams:
 
     def stream_read(self, stream: Stream) -> None:
         """Stop the timer of a stream that has a reader again."""
-        self._stop_lingering(stream)
+        self._lingering.stop(stream)
 
     def stream_unread(self, stream: Stream) -> None:
-        """Cancel a stream without readers: now, or after it has lingered if it is resumable."""
-        if stream.ended is not None:
-            return
-        if stream.resumable or stream.keeper is not None:
-            self._linger(stream)
-        else:
-            stream.cancel(client_gone=True)
-
-    def _linger(self, stream: Stream) -> None:
-        """Cancel a stream after a while, unless it has a reader by then, here or elsewhere."""
-        seconds = self._limits.linger if stream.resumable else RELAY_LINGER_S
-        self._lingering[stream.id] = asyncio.get_running_loop().call_later(
-            seconds, self._has_lingered, stream
-        )
-
-    def _has_lingered(self, stream: Stream) -> None:
-        del self._lingering[stream.id]
-        if stream.keeper is None or self.fleet is None:
-            stream.cancel(client_gone=True)
-        else:
-            self.fleet.unless_read(stream, self._linger)
+        """Cancel a stream without readers: at once, or after it has lingered."""
+        if stream.ended is None:
+            self._lingering.unread(stream)
 
     # What other replicas do to streams (see fleet.Host).
 
@@ -499,18 +494,21 @@ class Streams:
         if timeout:
             self._deadlines.add(stream.id, max(MIN_TIME_LEFT_S, timeout - stream.age))
         if not stream.num_readers:
-            self._linger(stream)
-        self.on_adopted(stream)
+            self._lingering.begin(stream)
+        for tell in self.on_adopted:
+            tell(stream)
 
     def go_on(self, stream: Stream) -> None:
-        """Continue an adopted stream, in front of the line."""
+        """Continue an adopted stream, at the head of the queue."""
         if self._refuse_if_unowned(stream):  # its key was revoked while nobody owned the stream
             return
         if not stream.num_tokens_left:
             stream.finish_at_limit()
             return
         owner, tokens = stream.record.owner.name, stream.num_counted_tokens
-        ticket = Ticket(stream.id, owner, stream.record.request.max_tokens, tokens)
+        request = stream.record.request
+        model = request.model or self.admission.default_model
+        ticket = Ticket(stream.id, owner, request.max_tokens, tokens, model=model)
         self.admission.enter_first(ticket, time.monotonic())
         stream.wait_anew()
         self._notices.stream_queued()
@@ -522,26 +520,15 @@ class Streams:
         self._dispatcher.let_go(stream)
         if (moved := self._moves.pop(stream.id, None)) is not None:
             moved.set()
-        self._forget(stream)
-        self._stop_lingering(stream)
-        self._deadlines.discard(stream.id)
-        now = time.monotonic()
-        owner = stream.record.owner
-        had_slot = self.admission.leave(stream.id, now)
-        if owner.limits.tokens_per_minute is not None:
-            self._quotas.settle(owner, stream.id, now, has_begun=had_slot)
-        self._quotas.ended(owner)
+        self._leave(stream)
         if stream.resumable:
-            self._quotas.dropped(owner, 0)
-        usage = stream.counted_usage
-        if owner.key_id:
-            self.meter.usage_of(owner.label).add(usage)
-        self.meter.stream_moved(usage.prompt_tokens, usage.completion_tokens)
+            self._quotas.dropped(stream.record.owner, 0)
+        meter_move(stream, self.meter)
         self._fill_slots()
 
     def _begin_log(self, stream: Stream, stored: StoredStreams) -> None:
         assert self.fleet is not None
-        stored.begin(stream, self.fleet.model)
+        stored.begin(stream, self.fleet.lineage_of(stream))
 
     # How streams get their slots.
 
@@ -570,20 +557,17 @@ class Streams:
 
     def _take_back(self, stream: Stream) -> None:
         """Undo `open`: there is no engine to start the stream."""
-        now = time.monotonic()
         owner = stream.record.owner
-        self.admission.leave(stream.id, now)
         if owner.limits.tokens_per_minute is not None:
-            self._quotas.release(owner, stream.id, now)
-        self._quotas.ended(owner)
+            self._quotas.release(owner, stream.id, time.monotonic())
+        self._leave(stream)
         if stream.resumable:
             self._quotas.dropped(owner, 0)
         if self._stored is not None:
             self._stored.drop(stream)
-        self._forget(stream)
 
-    def _check_room(self, owner: Owner, num_bytes: int) -> None:
-        if not self.admission.has_room(owner.name, num_bytes):
+    def _check_room(self, owner: Owner, num_bytes: int, model: str | None = None) -> None:
+        if not self.admission.has_room(owner.name, num_bytes, model):
             raise Problem(
                 "queue_full",
                 "The queue is full. Try again later.",
@@ -609,7 +593,8 @@ class Streams:
         timeout = self._seconds_of(record)
         if record.timeout is None or timeout is None:
             return timeout
-        wait = self.admission.eta_of_new(record.owner.name)
+        model = record.request.model or self.admission.default_model
+        wait = self.admission.eta_of_new(record.owner.name, model)
         if wait is not None and wait >= timeout:
             raise Problem(
                 "deadline_too_soon",
@@ -636,74 +621,18 @@ class Streams:
         ending = self.kept.ending_of(stream_id)
         return None if ending is None else ending.owner
 
-    def _meter_end(self, stream: Stream, end: TerminalEvent) -> None:
-        cause, error_code = finish_reason_of(end), ""
-        if stream.client_gone:
-            cause = "client_gone"
-        elif isinstance(end, Failure):
-            error_code = end.code
-            if kind_of(end.code).status < 500:  # the request's own fault: no operator is woken
-                cause = "refused"
-        usage = stream.counted_usage
-        if stream.record.owner.key_id:
-            self.meter.usage_of(stream.record.owner.label).add(usage)
-        self.meter.stream_ended(
-            cause=cause,
-            error_code=error_code,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_time=end.timings.total_time,
-        )
-
-    def _forget(self, stream: Stream) -> None:
+    def _leave(self, stream: Stream) -> None:
+        """Free what an open stream holds: its slot, its reserved tokens and its timers."""
         self._open.pop(stream.id, None)
         if not self._open:
             self._idle.set()
-
-    def _stop_lingering(self, stream: Stream) -> None:
-        if timer := self._lingering.pop(stream.id, None):
-            timer.cancel()
-
-
-def _claim_of(record: StreamRecord) -> Claim | None:
-    """Return the tokens that a stream may use, or None if its owner has no limit of them."""
-    per_minute = record.owner.limits.tokens_per_minute
-    if per_minute is None:
-        return None
-    return claim_of(
-        record.request,
-        per_minute,
-        has_limit=record.has_limit,
-        num_choices=1 if record.choices is None else record.choices.size,
-        counts_prompt=record.counts_prompt,
-    )
-
-
-def _with_limit(record: StreamRecord, max_tokens: int) -> StreamRecord:
-    """Return the record with at most this token limit."""
-    request = record.request
-    if max_tokens >= request.max_tokens:
-        return record
-    min_tokens = min(request.min_tokens, max_tokens)
-    request = msgspec.structs.replace(request, max_tokens=max_tokens, min_tokens=min_tokens)
-    return msgspec.structs.replace(record, request=request)
-
-
-def _log_unread(stream: Stream, end: TerminalEvent) -> None:
-    """Log how a stream ended that no response carries to its end."""
-    fields: dict[str, Any] = {
-        "stream_id": stream.id,
-        "readers": stream.num_readers_ever,
-        "prompt_tokens": stream.usage.prompt_tokens,
-        "completion_tokens": stream.usage.completion_tokens,
-        "finish_reason": finish_reason_of(end),
-        "total_s": end.timings.total_time,
-    }
-    if isinstance(end, Failure):
-        fields["error_code"] = end.code
-    if stream.record.owner.is_closed:
-        fields["owner"] = stream.record.owner.name
-    log.info("stream ended unread", extra={"fields": fields})
+        self._lingering.stop(stream)
+        self._deadlines.discard(stream.id)
+        owner, now = stream.record.owner, time.monotonic()
+        had_slot = self.admission.leave(stream.id, now)
+        if owner.limits.tokens_per_minute is not None:
+            self._quotas.settle(owner, stream.id, now, has_begun=had_slot)
+        self._quotas.ended(owner)
 
 
 def _enqueue(stream: Stream, *, starts_soon: bool) -> None:

@@ -9,7 +9,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-State = Literal["queued", "prefill", "generating", "stalled", "restarting", "moved"]
+State = Literal[
+    "queued", "prefill", "generating", "stalled", "restarting", "moved", "waiting", "continuing"
+]
 
 
 class Status(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -18,7 +20,9 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     state: State
     """"queued": it waits for its turn. "prefill": the engine reads the prompt. "generating": tokens
     come. "stalled": the engine gives no sign of life. "restarting": the engine died, and the stream
-    goes on when it is back. "moved": another server has taken the stream over."""
+    goes on when it is back. "moved": another server has taken the stream over. "waiting": no
+    upstream is there to answer, and the stream waits for one. "continuing": an upstream failed, and
+    another one goes on with the answer."""
     position: int | None = None
     """Queued: the place in the queue; 1 is next."""
     eta: float | None = None
@@ -28,7 +32,7 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     read_tokens: int | None = None
     """Prefill: how many of them the engine has read, if it tells."""
     tokens: int | None = None
-    """Generating, restarting, moved: the number of tokens that the answer has, and keeps."""
+    """All but queued, prefill and stalled: the number of tokens that the answer has, and keeps."""
     seconds: float | None = None
     """Stalled: for how long, in seconds."""
     limit: float | None = None

@@ -15,7 +15,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.engine.protocol import Addition, Deliver, EngineFinish, LosableSink, Tell
 from penstock.errors import Problem
@@ -37,6 +37,8 @@ from penstock.stream.trial import Trial
 log = logging.getLogger(__name__)
 
 ELAPSED_EVERY_S = 1.0
+UNCONFIRMED_BYTES = 320
+"""The memory of an engine's call that waits for the store, without its entry."""
 
 
 class _Owned:
@@ -52,8 +54,16 @@ class _Owned:
         self.is_owned = True
 
 
+class Lost(NamedTuple):
+    """A stream whose log has another owner now, and what of the log the stream has seen."""
+
+    stream: Stream
+    num_entries: int
+    epoch: int
+
+
 class StoredStreams:
-    """The streams of this server whose logs are in `store` (see `stream.Keeper`).
+    """The streams of this server whose logs are in `store` (see `protocol.Keeper`).
 
     `retain` is how long ended logs are kept, in seconds. `deliver` takes what the store has.
     """
@@ -84,6 +94,16 @@ class StoredStreams:
         """Return the streams whose logs this server owns."""
         return [each.stream for each in self._owned.values()]
 
+    def find(self, stream_id: str) -> Stream | None:
+        """Return a stream whose log this server owns."""
+        owned = self._owned.get(stream_id)
+        return None if owned is None else owned.stream
+
+    def num_bytes(self) -> int:
+        """Return the memory of entries, and of what waits until they are stored, in bytes."""
+        num_waiting = sum([len(batch) for batch in self._in_flight])
+        return self._store.num_bytes() + num_waiting * UNCONFIRMED_BYTES
+
     # How streams come and go.
 
     def begin(self, stream: Stream, model: str) -> None:
@@ -95,7 +115,7 @@ class StoredStreams:
         """Store a running stream, which was not stored until now."""
         self.begin(stream, model)
         owned = self._owned[stream.id]
-        self._append(owned, stream.snapshot(), None)
+        self._append(owned, entries.Snapshot.of(stream), None)
         self._append(owned, entries.Elapsed(stream.age), None)
         self.flush()
 
@@ -110,21 +130,17 @@ class StoredStreams:
             end = entries.Ended(_never_began())
             self._store.end(owned.log, encode(end), 0.0)
 
-    def lose(self, stored: StoredLog) -> tuple[Stream, int] | None:
-        """Give up a log that has another owner now.
-
-        Returns its stream, and how many of its entries the stream has seen; None if the log is not
-        this server's any more.
-        """
+    def lose(self, stored: StoredLog) -> Lost | None:
+        """Give up a log that has another owner now; None if it is not this server's any more."""
         owned = self._owned.get(stored.stream_id) or self._ending.get(stored.stream_id)
         if owned is None or owned.log is not stored:
             return None
         self._release(stored.stream_id)
         self._ending.pop(stored.stream_id, None)
         unseen = sum(each is stored for batch in self._in_flight for each, _ in batch)
-        return owned.stream, owned.num_entries - unseen
+        return Lost(owned.stream, owned.num_entries - unseen, stored.epoch)
 
-    def lose_stream(self, stream: Stream) -> tuple[Stream, int] | None:
+    def lose_stream(self, stream: Stream) -> Lost | None:
         """Give up a stream's log, as `lose` does."""
         owned = self._owned.get(stream.id)
         return None if owned is None else self.lose(owned.log)
@@ -222,7 +238,7 @@ class StoredStreams:
             loop = asyncio.get_running_loop()
             self._clock = loop.call_later(ELAPSED_EVERY_S, self._note_elapsed)
 
-    # What the server decides (see stream.Keeper).
+    # What the server decides (see protocol.Keeper).
 
     def decide(self, stream: Stream, decision: entries.Decision) -> None:
         """Store a decision, and apply it to the stream then."""
@@ -311,6 +327,11 @@ class _StoredSink:
 
     def working(self, num_read: int = 0) -> None:
         self._owned.target.working(num_read)  # a status, which is no part of the log
+
+    def interrupted(self, *, waits: bool) -> None:
+        # After the tokens that came before: they would end the interruption.
+        target = self._owned.target
+        self._streams.when_stored(functools.partial(target.interrupted, waits=waits))
 
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self._gather(entries.Cached(num_tokens, prompt_tokens))

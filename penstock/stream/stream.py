@@ -9,7 +9,7 @@ continues it on another one. It knows nothing about HTTP or about which engine r
 import asyncio
 import time
 from array import array
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -41,6 +41,7 @@ from penstock.stream.footprint import (
 )
 from penstock.stream.lane import Lane
 from penstock.stream.log import Log
+from penstock.stream.protocol import Keeper, StreamObserver, StreamReader
 from penstock.stream.record import StreamRecord
 from penstock.stream.status import Status, Watcher
 from penstock.stream.timing import StreamTimer
@@ -52,64 +53,8 @@ Phase = Literal["queued", "submitted", "accepted", "running", "progressed"]
 the last submission to an engine: nothing happened yet, the engine accepted the prompt, the request
 has a slot, something was generated (or the request ended)."""
 
-SHORT_LIFE_TOKENS = 256
+EARLY_TOKENS = 256
 """A replica that is lost before it generated so many tokens of a stream may have died of it."""
-
-
-class StreamReader(Protocol):
-    """The part of a reader that a stream uses (see `reader`)."""
-
-    @property
-    def lag(self) -> int:
-        """Return how many events the reader is behind."""
-
-    def wake(self, logged_at: float = 0.0) -> None:
-        """Note that the log has grown, at `logged_at` on the monotonic clock."""
-
-    def cut(self) -> None:
-        """End the connection without an end of the stream."""
-
-
-class StreamObserver(Protocol):
-    """Decides what a stream does not decide itself (see `registry` and `following`)."""
-
-    def stream_accepted(self, stream: "Stream") -> None:
-        """Note that the engine has counted the prompt's tokens; may end the stream."""
-
-    def stream_ended(self, stream: "Stream", *, engine_done: bool) -> None:
-        """Note that the stream just got its terminal event.
-
-        `engine_done` is True if the engine itself ended the request; otherwise the engine must
-        still be told to stop.
-        """
-
-    def stream_lost(self, stream: "Stream") -> None:
-        """Note that the engine's process died with the stream's request in it."""
-
-    def stream_read(self, stream: "Stream") -> None:
-        """Note that a stream without readers has a reader."""
-
-    def stream_unread(self, stream: "Stream") -> None:
-        """Note that the stream's last reader has left."""
-
-
-class Keeper(Protocol):
-    """Stores what happens to a stream before it happens (see `entries`)."""
-
-    def decide(self, stream: "Stream", decision: entries.Decision) -> None:
-        """Store a decision of the server, and apply it to the stream then."""
-
-    def note(self, stream: "Stream", entry: entries.Submitted) -> None:
-        """Store what was applied to the stream already, and shows nothing to its readers."""
-
-    def sink(self, stream: "Stream", target: LosableSink | None = None) -> LosableSink:
-        """Return what an engine must push into, so that `target` gets what is stored.
-
-        By default the target is the stream.
-        """
-
-    def conclude(self, stream: "Stream", end: TerminalEvent, problem: Problem | None) -> None:
-        """Store the terminal event, and end the stream with it then."""
 
 
 class Stream:
@@ -125,22 +70,19 @@ class Stream:
         "_end_waiter",
         "_is_engine_done",
         "_late_notes",
-        "_num_reported",
         "_observer",
         "_readers",
         "_record_bytes",
         "_shown_prompt_ids",
-        "_text",
-        "_timer",
-        "_transcript",
         "client_gone",
         "deaths",
         "deaths_alone",
         "is_over",
         "keeper",
         "lane",
-        "lives",
         "log",
+        "lost_before_token",
+        "lost_early",
         "meter",
         "notes",
         "num_readers_ever",
@@ -149,7 +91,10 @@ class Stream:
         "place",
         "prompt_logprobs_found",
         "record",
-        "short_lives",
+        "text",
+        "timer",
+        "torn_at",
+        "transcript",
         "trouble",
         "was_accepted",
         "watchers",
@@ -186,17 +131,18 @@ class Stream:
         self.is_over = False
         """True once it is decided how the stream ends. A stored stream gets its terminal event
         later, when the store has it."""
+        self.torn_at: int | None = None
+        """The number of events in the log where the store first may have lost others. A client that
+        has seen more than these may have seen lost events. None if nothing may be lost."""
         self._is_engine_done = False
         self._counted_elsewhere: Usage | None = None
-        self._transcript = Transcript()
-        self._timer = StreamTimer(self.meter)
-        # The bytes of the text held back whose tokens' log probabilities are in the log already.
-        self._num_reported = 0
+        self.transcript = Transcript()
+        self.timer = StreamTimer(self.meter)
         self._shown_prompt_ids: array[int] | None = None
         self._record_bytes = -1  # not counted yet
         # None as long as every piece is plain text: no stop strings, no bytes, no ids in deltas.
         request = record.request
-        self._text = Text(request.stop) if request.stop or request.return_token_ids else None
+        self.text = Text(request.stop) if request.stop or request.return_token_ids else None
         self._readers: list[StreamReader] = []
         self._end_waiter: asyncio.Future[None] | None = None
         # What `recovery` knows of the stream.
@@ -204,10 +150,10 @@ class Stream:
         """How often the engine died while it worked on the stream, and nobody knows why."""
         self.deaths_alone = 0
         """How often the engine died while it worked on nothing but the stream."""
-        self.lives = 0
+        self.lost_before_token = 0
         """How many replicas in a row were lost before they generated anything for the stream."""
-        self.short_lives = 0
-        """How many replicas in a row were lost before they generated SHORT_LIFE_TOKENS for it."""
+        self.lost_early = 0
+        """How many replicas in a row were lost before they generated EARLY_TOKENS for it."""
         self.num_tokens_before = 0
         """The number of generated tokens when the stream was last submitted."""
 
@@ -229,14 +175,14 @@ class Stream:
     @property
     def admitted_at(self) -> float:
         """Return when the stream was admitted, on the monotonic clock."""
-        return self._timer.began
+        return self.timer.began
 
     @property
     def usage(self) -> Usage:
         """Return the token counts so far."""
         if self.lane is not None:
             self.lane.count()
-        return self._transcript.usage if self.log.terminal is None else self.log.terminal.usage
+        return self.transcript.usage if self.log.terminal is None else self.log.terminal.usage
 
     @property
     def prompt_ids(self) -> tuple[int, ...] | None:
@@ -251,8 +197,8 @@ class Stream:
             STREAM_BYTES
             + self._record_bytes
             + self.log.num_bytes()
-            + self._transcript.num_bytes()
-            + (0 if self._text is None else self._text.num_bytes)
+            + self.transcript.num_bytes()
+            + (0 if self.text is None else self.text.num_bytes)
             + len(self._shown_prompt_ids or ()) * PACKED_TOKEN_BYTES
             + prompt_logprobs_bytes(self.prompt_logprobs_found)
             + len(self._readers) * READER_BYTES
@@ -278,7 +224,7 @@ class Stream:
         """Return how many tokens of the answer there are so far, without making an object."""
         if self.log.terminal is not None:
             return self.log.terminal.usage.completion_tokens
-        return self._transcript.completion_tokens if self.lane is None else self.lane.num_tokens
+        return self.transcript.completion_tokens if self.lane is None else self.lane.num_tokens
 
     @property
     def num_tokens_here(self) -> int:
@@ -289,7 +235,7 @@ class Stream:
     @property
     def last_delta_at(self) -> float:
         """Return when the last delta came, on the monotonic clock; 0.0 before the first."""
-        return self._timer.last_delta_at if self.lane is None else self.lane.logged_at
+        return self.timer.last_delta_at if self.lane is None else self.lane.logged_at
 
     def greatest_lag(self) -> int:
         """Return how many events the slowest reader is behind."""
@@ -309,7 +255,7 @@ class Stream:
         """
         request = self.record.request
         is_bound = request.json_schema is not None or request.grammar is not None
-        return not (self._transcript.has_called or (is_bound and self._transcript.generated))
+        return not (self.transcript.has_called or (is_bound and self.transcript.generated))
 
     @property
     def can_pause(self) -> bool:
@@ -362,17 +308,18 @@ class Stream:
         The reader, whose place in the log is `cursor`, must have seen everything. Return False if
         the stream is not so.
         """
-        transcript = self._transcript
+        transcript = self.transcript
         if (
-            self._text is not None
+            self.text is not None
             or self.phase != "progressed"
+            or self.trouble is not None  # the next token ends it
             or self.is_over
             or len(self._readers) != 1
             or transcript.num_textless
             or transcript.pending_tokens
         ):
             return False
-        lane.open(cursor, transcript, self._timer, self.log.events)
+        lane.open(cursor, transcript, self.timer, self.log.events)
         self.lane = lane
         return True
 
@@ -448,14 +395,18 @@ class Stream:
         kept = Request(request.id, request.max_tokens)
         self.record = msgspec.structs.replace(self.record, request=kept)
         self._record_bytes = -1
-        self._transcript.release()
-        self._text = None
+        self.transcript.release()
+        self.text = None
 
-    def continuation(self) -> Request:
-        """Return the request that continues the generation, which must be submitted now."""
-        request = self._resubmit()
+    def note_submitted(self) -> None:
+        """Store that an engine gets the request now: it may die of it, and its server, too."""
         if self.keeper is not None:
             self.keeper.note(self, entries.Submitted(self.deaths, self.deaths_alone))
+
+    def continuation(self) -> Request:
+        """Return the request that begins or continues the generation. Submit it at once."""
+        request = self.resubmit()
+        self.note_submitted()
         if self.prompt_logprobs_found is not None:
             request = msgspec.structs.replace(request, prompt_logprobs=None)
         return request
@@ -469,15 +420,16 @@ class Stream:
     @property
     def num_tokens_left(self) -> int:
         """Return how many more tokens the stream may have; at least 1 before its first."""
-        generated = self._transcript.completion_tokens - self._transcript.num_textless
+        generated = self.transcript.completion_tokens - self.transcript.num_textless
         return self.record.request.max_tokens - generated if generated else 1
 
-    def _resubmit(self) -> Request:
+    def resubmit(self) -> Request:
+        """Note that the stream is submitted to an engine, and return the request for it."""
         self.leave_lane()
         self.phase = "submitted"
         self.place = None
-        request = self._transcript.continuation(self.record.request)
-        self.num_tokens_before = self._transcript.completion_tokens
+        request = self.transcript.continuation(self.record.request)
+        self.num_tokens_before = self.transcript.completion_tokens
         return request
 
     # What the engine pushes (see engine.protocol.Sink and LosableSink).
@@ -491,9 +443,9 @@ class Stream:
             self.notes = notes
             if self.was_accepted.done():  # it waited in the queue, so its response has begun
                 self._late_notes = notes
-        self._transcript.accept(prompt_ids)
+        self.transcript.accept(prompt_ids)
         if self.record.request.return_token_ids:
-            self._shown_prompt_ids = self._transcript.prompt_ids
+            self._shown_prompt_ids = self.transcript.prompt_ids
         self._observer.stream_accepted(self)
         self._accept(None)
 
@@ -502,7 +454,8 @@ class Stream:
         if self.is_over:
             return
         self.phase = "running"
-        self._timer.start()
+        self.trouble = None
+        self.timer.start()
         if self.watchers:
             self.working()
 
@@ -511,10 +464,23 @@ class Stream:
         if self.watchers and self.phase == "running":
             self._tell(self._at_work(num_read))
 
-    def silent(self, seconds: float, limit: float) -> None:
-        """Tell for how long the engine has given no sign of life; after 0 s it gives one again."""
+    def interrupted(self, *, waits: bool) -> None:
+        """Tell that the answer goes on at another upstream, or `waits` for one."""
         if self.is_over:
             return
+        self.leave_lane()
+        self.trouble = Status("waiting" if waits else "continuing", tokens=self.num_tokens)
+        self._accept(None)  # its client is told that it waits, and a refusal may come later
+        self._tell(self.trouble)
+
+    def silent(self, seconds: float, limit: float) -> None:
+        """Tell for how long the engine has given no sign of life; after 0 s it gives one again.
+
+        A response that waits for the engine begins now, so its client can be told.
+        """
+        if self.is_over:
+            return
+        self._accept(None)
         stalled = Status("stalled", seconds=round(seconds, 1), limit=limit)
         self.trouble = stalled if seconds else None
         if self.watchers:
@@ -533,7 +499,7 @@ class Stream:
 
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         """Record how much of the prompt was in the engine's cache, and perhaps its length."""
-        self._transcript.cached(num_tokens, prompt_tokens)
+        self.transcript.cached(num_tokens, prompt_tokens)
 
     def prompt_logprobs(self, logprobs: PromptLogprobs) -> None:
         """Record the log probabilities of the prompt's tokens."""
@@ -550,13 +516,13 @@ class Stream:
         if self.is_over:
             return
         self.leave_lane()
-        if self.phase != "progressed":
+        if self.phase != "progressed" or self.trouble is not None:
             self.phase = "progressed"
             if self.watchers or self.trouble:
                 self._note_progress()
-        transcript = self._transcript
+        transcript = self.transcript
         if (
-            self._text is None
+            self.text is None
             and piece
             and piece.__class__ is str
             and len(token_ids) == num_tokens
@@ -574,11 +540,11 @@ class Stream:
         """Log reasoning unchanged: stop strings apply to the answer only."""
         if not self.is_over:
             self.leave_lane()
-            if self.phase != "progressed":
+            if self.phase != "progressed" or self.trouble is not None:
                 self.phase = "progressed"
                 self._note_progress()
-            self._transcript.add(text, num_tokens, token_ids, is_reasoning=True)
-            pending = self._transcript.pending_tokens
+            self.transcript.add(text, num_tokens, token_ids, is_reasoning=True)
+            pending = self.transcript.pending_tokens
             self._append(Reasoning(text, pending, token_ids=self._take_ids()))
 
     def tool_call(
@@ -588,17 +554,17 @@ class Stream:
         if self.is_over:
             return
         self.leave_lane()
-        if self.phase != "progressed":
+        if self.phase != "progressed" or self.trouble is not None:
             self.phase = "progressed"
             self._note_progress()
-        if self._text is not None:
-            if held := self._text.flush():
+        if self.text is not None:
+            if held := self.text.flush():
                 self._append_text(held)
-            if self._text.stopped:
-                self._finish("stop", engine_done=False)
+            if self.text.stopped:
+                self.end_as("stop", engine_done=False)
                 return
-        self._transcript.add_call(arguments, num_tokens)
-        pending = self._transcript.pending_tokens
+        self.transcript.add_call(arguments, num_tokens)
+        pending = self.transcript.pending_tokens
         self._append(
             ToolCall(arguments, pending, (), number, call_id, name, token_ids=self._take_ids())
         )
@@ -608,14 +574,14 @@ class Stream:
         if self.is_over:
             return
         self.leave_lane()
-        self._transcript.finish(completion_tokens)
-        if self._text is not None and (rest := self._text.flush()):
+        self.transcript.finish(completion_tokens)
+        if self.text is not None and (rest := self.text.flush()):
             self._append_text(rest)
-        self._finish(reason, engine_done=True)
+        self.end_as(reason, engine_done=True)
 
     def fail(self, code: str, message: str) -> None:
         """End the stream: the engine refused the request or gave up on it."""
-        self._fail(Problem(code, message), engine_done=True)
+        self.end_as_failed(Problem(code, message), engine_done=True)
 
     def lost(self) -> None:
         """Report that the engine's process died."""
@@ -630,153 +596,73 @@ class Stream:
 
     def _append_certain(self, piece: str | bytes) -> None:
         """Log certain text only: neither half a character nor the beginning of a stop string."""
-        if self._text is None:
+        if self.text is None:
             if isinstance(piece, str):
                 if piece:
                     self._append_text(piece)
                 return
-            self._text = Text()
-        if self._transcript.completion_tokens <= self.record.request.min_tokens:
-            text = self._text.push_unstopped(piece)
+            self.text = Text()
+        if self.transcript.completion_tokens <= self.record.request.min_tokens:
+            text = self.text.push_unstopped(piece)
         else:
-            text = self._text.push(piece)
+            text = self.text.push(piece)
         if text:
             self._append_text(text)
-        if self._text.stopped:
-            self._finish("stop", engine_done=False)
+        if self.text.stopped:
+            self.end_as("stop", engine_done=False)
 
     def _append_text(self, text: str) -> None:
-        transcript = self._transcript
-        logprobs = self._logprobs_of(text) if transcript.pending_logprobs else ()
-        transcript.pending_logprobs = []
+        transcript = self.transcript
+        logprobs = transcript.take_logprobs(text, self.text) if transcript.pending_logprobs else ()
         self._append(Delta(text, transcript.pending_tokens, logprobs, token_ids=self._take_ids()))
 
     def _take_ids(self) -> tuple[int, ...]:
         """Return the ids of the pending tokens if the request asked for ids, and forget them."""
-        transcript = self._transcript
+        transcript = self.transcript
         ids, transcript.pending_ids = transcript.pending_ids, ()
         return ids if self.record.request.return_token_ids else ()
 
     def _append(self, event: Delta) -> None:
         now = time.monotonic()
-        timer = self._timer
+        timer = self.timer
         if timer.first_delta_at:
             timer.note_gap(now - timer.last_delta_at)
         else:
             timer.first_delta(now)
         timer.last_delta_at = now
         self.log.append(event)
-        self._transcript.pending_tokens = 0
+        self.transcript.pending_tokens = 0
         for reader in self._readers:
             reader.wake(now)
 
-    def _logprobs_of(self, text: str) -> tuple[TokenLogprob, ...]:
-        """Return the log probabilities that belong to `text`: all, unless a stop string cut it."""
-        logprobs = self._transcript.pending_logprobs
-        if self._text is None:
-            return tuple(logprobs)
-        if self._text.stopped:
-            left = len(text.encode()) - self._num_reported
-            for index, each in enumerate(logprobs):
-                if left <= 0:
-                    return tuple(logprobs[:index])
-                left -= len(each.token)
-        self._num_reported = len(self._text.held.encode())
-        return tuple(logprobs)
-
-    # What a stored stream's other entries do (see `entries`).
-
-    def conclude_cancelled(self, *, client_gone: bool) -> None:
-        """End the stream as cancelled."""
-        if not self.is_over:
-            self.client_gone = client_gone
-            self._finish("cancelled", engine_done=False)
-
-    def conclude_expired(self) -> None:
-        """End the stream: its time is up."""
-        self._finish("deadline", engine_done=False)
-
-    def conclude_refused(self, problem: Problem) -> None:
-        """End the stream with this problem."""
-        self._fail(problem, engine_done=False)
-
-    def was_submitted(self, deaths: int, deaths_alone: int) -> None:
-        """Note that an engine was asked to begin or to continue the generation."""
-        if not self.is_over:
-            self._resubmit()
-            self.deaths, self.deaths_alone = deaths, deaths_alone
+    # What happens between replicas.
 
     def was_claimed(self) -> None:
         """Note that the stream lost its owner, and has a new one."""
         if self.phase in ("submitted", "running", "progressed"):
-            self.lives = 0 if self.phase == "progressed" else self.lives + 1
-            is_short = self.num_new_tokens < SHORT_LIFE_TOKENS
-            self.short_lives = self.short_lives + 1 if is_short else 0
+            self.lost_before_token = 0 if self.phase == "progressed" else self.lost_before_token + 1
+            is_early = self.num_new_tokens < EARLY_TOKENS
+            self.lost_early = self.lost_early + 1 if is_early else 0
         self.phase = "queued"
         self._move()
 
-    def was_handed_over(self) -> None:
-        """Note that the next claim is no sign of its owner's death."""
-        if self.phase == "progressed":
-            self.lives = 0
-        self.phase = "queued"
+    def was_torn(self) -> None:
+        """Note that the store may have lost events that followed here, and were shown."""
+        if self.torn_at is None:
+            self.torn_at = len(self.log)
 
     def _move(self) -> None:
         self.trouble = Status("moved", tokens=self.usage.completion_tokens)
         self._tell(self.trouble)
 
-    def snapshot(self) -> entries.Snapshot:
-        """Return everything about the running stream, as one entry."""
-        self.leave_lane()
-        transcript = self._transcript
-        text = self._text
-        return entries.Snapshot(
-            events=tuple(event for event in self.log.events if isinstance(event, Delta)),
-            prompt_ids=None if transcript.prompt_ids is None else tuple(transcript.prompt_ids),
-            generated=tuple(transcript.generated),
-            completion_tokens=transcript.completion_tokens - transcript.num_textless,
-            cached_tokens=transcript.cached_tokens,
-            pending_tokens=transcript.pending_tokens - transcript.num_textless,
-            held="" if text is None else text.held,
-            has_called=transcript.has_called,
-            reproducible=transcript.reproducible,
-            notes=self.notes,
-            prompt_tokens=transcript.prompt_tokens,
-        )
-
-    def restore(self, snapshot: entries.Snapshot) -> None:
-        """Take over everything from the snapshot; this stream is new."""
-        for event in snapshot.events:
-            self.log.append(event)
-        transcript = self._transcript
-        if snapshot.prompt_ids is not None:
-            transcript.accept(snapshot.prompt_ids)
-        transcript.generated = list(snapshot.generated)
-        transcript.completion_tokens = snapshot.completion_tokens
-        transcript.prompt_tokens = snapshot.prompt_tokens
-        transcript.cached_tokens = snapshot.cached_tokens
-        transcript.pending_tokens = snapshot.pending_tokens
-        transcript.has_called = snapshot.has_called
-        transcript.reproducible = snapshot.reproducible
-        self.notes = snapshot.notes
-        if snapshot.held:
-            self._text = self._text or Text(self.record.request.stop)
-            self._text.push(snapshot.held)
-        if snapshot.completion_tokens:
-            self.phase = "progressed"
-
-    def set_age(self, seconds: float) -> None:
-        """Note how many seconds ago the stream was admitted."""
-        self._timer.began = time.monotonic() - seconds
-
     @property
     def age(self) -> float:
         """Return the seconds since the stream's admission."""
-        return time.monotonic() - self._timer.began
+        return time.monotonic() - self.timer.began
 
     def timings_now(self) -> Timings:
         """Return the stream's times so far."""
-        return self._timer.timings(self.usage.completion_tokens)
+        return self.timer.timings(self.usage.completion_tokens)
 
     def pass_on(self, observer: StreamObserver, keeper: Keeper | None) -> None:
         """Let others decide about the stream and store it from now on."""
@@ -803,23 +689,31 @@ class Stream:
 
     # How the stream ends.
 
-    def _finish(self, reason: FinishReason, *, engine_done: bool) -> None:
+    def end_as(self, reason: FinishReason, *, engine_done: bool) -> None:
+        """End the stream for this reason, unless its end is decided already.
+
+        `engine_done` is as in `StreamObserver.stream_ended`.
+        """
         if not self.is_over:
             self.leave_lane()
-            usage = self._transcript.usage
-            timings = self._timer.timings(usage.completion_tokens)
-            reproducible = self._transcript.reproducible
-            stop_string = None if self._text is None else self._text.stopped_by
+            usage = self.transcript.usage
+            timings = self.timer.timings(usage.completion_tokens)
+            reproducible = self.transcript.reproducible
+            stop_string = None if self.text is None else self.text.stopped_by
             ids, notes = self._take_ids(), self._late_notes
             end = Finish(reason, usage, timings, reproducible, ids, stop_string, notes)
             self._conclude(end, engine_done, None)
 
-    def _fail(self, problem: Problem, *, engine_done: bool) -> None:
+    def end_as_failed(self, problem: Problem, *, engine_done: bool) -> None:
+        """End the stream with this problem, unless its end is decided already.
+
+        `engine_done` is as in `StreamObserver.stream_ended`.
+        """
         if self.is_over:
             return
         self.leave_lane()
-        usage = self._transcript.usage
-        timings = self._timer.timings(usage.completion_tokens)
+        usage = self.transcript.usage
+        timings = self.timer.timings(usage.completion_tokens)
         end = Failure(problem.code, problem.detail, problem.retry_safe, usage, timings)
         self._conclude(end, engine_done, problem)
 
@@ -835,7 +729,7 @@ class Stream:
         self.log.end(event)
         self.place = None
         if not self._accept(problem):
-            self._timer.leave_queue(event.timings)
+            self.timer.leave_queue(event.timings)
         if self._end_waiter is not None:
             self._end_waiter.set_result(None)
         self.phase = "progressed"

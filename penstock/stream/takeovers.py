@@ -13,7 +13,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from penstock import supervision
@@ -28,15 +28,17 @@ from penstock.stream.stream import Stream
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
-MAX_LIVES = 2
-MAX_SHORT_LIVES = 6
+MAX_LOST_BEFORE_TOKEN = 2
+MAX_LOST_EARLY = 6
 MAX_LEFT_ALONE = 100_000
 
 
 class Adopter(Protocol):
     """The streams of this server (see `registry`)."""
 
-    draining: bool
+    @property
+    def may_adopt(self) -> bool:
+        """Return True unless this server gives its streams away or ends them."""
 
     def adopt(self, stream: Stream) -> None:
         """Take in a stream whose log this server owns now."""
@@ -46,20 +48,20 @@ class Adopter(Protocol):
 
 
 class TakeOvers:
-    """The claims of this server. `model` and `patience` are those of `fleet.Fleet`."""
+    """The claims of this server. `lineages` and `patience` are those of `fleet.Fleet`."""
 
     def __init__(
         self,
         store: LogStore,
         stored: StoredStreams,
         copies: Copies,
-        model: Callable[[], str],
+        lineages: Callable[[], Mapping[str, str]],
         patience: float,
     ) -> None:
         self._store = store
         self._stored = stored
         self._copies = copies
-        self._model = model
+        self._lineages = lineages
         self._patience = patience
         self._host: Adopter | None = None
         self._wanted: dict[str, int] = {}
@@ -125,7 +127,7 @@ class TakeOvers:
 
     @property
     def _can_continue(self) -> bool:
-        return not self.host.draining and self._model() != ""
+        return self.host.may_adopt and bool(self._lineages())
 
     # In groups.
 
@@ -197,19 +199,30 @@ class TakeOvers:
 
         However long it takes: until then, these streams are nobody's.
         """
+        copies: list[Followed] = []
+        missing = list(self._claimed)
+        while missing:
+            held = await self._hold(missing)
+            missing = []
+            for copy in held:
+                owned = self._claimed.get(copy.stream.id)
+                if owned is None or await copy.until_epoch(owned.epoch):
+                    copies.append(copy)
+                else:  # it showed more than the store had kept
+                    missing.append(copy.stream.id)
+                    self._copies.drop(copy)
+                    copy.release()
+        return copies
+
+    async def _hold(self, stream_ids: Sequence[str]) -> list[Followed]:
         while True:
             try:
-                held = await self._copies.hold_all(list(self._claimed))
+                held = await self._copies.hold_all(stream_ids)
             except StoreError as error:
-                log.warning("%d claimed streams cannot be read now: %s", len(self._claimed), error)
+                log.warning("%d claimed streams cannot be read now: %s", len(stream_ids), error)
                 await asyncio.sleep(RETRY_S)
             else:
-                break
-        copies = [copy for copy in held if copy is not None]
-        for copy in copies:
-            if (owned := self._claimed.get(copy.stream.id)) is not None:
-                await copy.until_epoch(owned.epoch)
-        return copies
+                return [copy for copy in held if copy is not None]
 
     def lose(self, lost: StoredLog) -> None:
         """Note that another replica has claimed a log; it may be one that this server just did."""
@@ -231,7 +244,7 @@ class TakeOvers:
             log.error("the log of a stream cannot be read: %s", error)
             self.leave_alone(stream_id, math.inf)
             return False
-        is_other = header.model != self._model()
+        is_other = header.model not in self._lineages().values()
         return self._can_continue and not (is_other and self._leaves_alone(stream_id))
 
     def _adopt(self, copy: Followed, owned: StoredLog) -> None:
@@ -249,7 +262,7 @@ class TakeOvers:
             num_tokens = stream.usage.completion_tokens
             fields = {"stream_id": stream.id, "completion_tokens": num_tokens}
             log.info("took over a stream", extra={"fields": fields})
-            self._continue(stream, is_other=copy.model != self._model())
+            self._continue(stream, is_other=copy.model not in self._lineages().values())
         except Exception:  # a bug with one stream must not stop the others of its group
             log.exception("a stream could not be continued")
 
@@ -265,11 +278,11 @@ class TakeOvers:
                 " request again.",
             )
         elif (
-            stream.lives >= MAX_LIVES
-            or stream.short_lives >= MAX_SHORT_LIVES
+            stream.lost_before_token >= MAX_LOST_BEFORE_TOKEN
+            or stream.lost_early >= MAX_LOST_EARLY
             or stream.deaths >= MAX_DEATHS
         ):
-            num_lost = max(stream.short_lives, stream.deaths)
+            num_lost = max(stream.lost_early, stream.deaths)
             stream.give_up(
                 "replica_lost",
                 f"{num_lost} servers were lost while they worked on this request. The request"

@@ -21,6 +21,10 @@ class StreamTimer:
         self.first_delta_at = 0.0
         self.last_delta_at = 0.0
 
+    def set_age(self, seconds: float) -> None:
+        """Note how many seconds ago the stream was admitted, perhaps to another server."""
+        self.began = time.monotonic() - seconds
+
     def start(self) -> None:
         """Note that the request has a slot. Only the first call counts."""
         if not self._started_at:

@@ -11,6 +11,7 @@ import msgspec
 from penstock.events import TokenLogprob, Usage
 from penstock.request import Request, UnnamedTokens
 from penstock.stream.footprint import PACKED_TOKEN_BYTES, TOKEN_BYTES
+from penstock.text import Text
 
 
 class Transcript:
@@ -23,6 +24,7 @@ class Transcript:
 
     __slots__ = (
         "_continued_from",
+        "_num_reported",
         "_num_textless_logprobs",
         "_textless_ids",
         "cached_tokens",
@@ -58,6 +60,8 @@ class Transcript:
         """The known ids of the pending tokens."""
         self.pending_logprobs: list[TokenLogprob] = []
         self._num_textless_logprobs = 0
+        self._num_reported = 0
+        """The bytes of the text held back whose tokens' log probabilities were taken already."""
         self._continued_from = 0
         self.reproducible = True
         """False once a sampled generation with a seed was continued: the seed alone no longer
@@ -66,7 +70,7 @@ class Transcript:
     @property
     def usage(self) -> Usage:
         """Return the token counts so far."""
-        prompt_tokens = len(self.prompt_ids) if self.prompt_ids else self.prompt_tokens
+        prompt_tokens = self.prompt_tokens or (len(self.prompt_ids) if self.prompt_ids else 0)
         return Usage(prompt_tokens, self.completion_tokens, self.cached_tokens)
 
     def accept(self, prompt_ids: tuple[int, ...]) -> None:
@@ -79,11 +83,11 @@ class Transcript:
 
         Once there are tokens, this is ignored: the engine has the same prompt in several steps, or
         another engine reads it once more. `prompt_tokens` is the prompt's length from an engine
-        that does not know the prompt's ids: its first count holds, whenever it comes.
+        that does not know the prompt's ids for certain: its first count holds, whenever it comes.
         """
         if self.prompt_ids is None:
             return
-        if prompt_tokens and not self.prompt_ids:
+        if prompt_tokens:
             if not self.prompt_tokens:
                 self.prompt_tokens = prompt_tokens
                 self.cached_tokens = min(num_tokens, prompt_tokens)
@@ -131,6 +135,23 @@ class Transcript:
         self.completion_tokens += num_tokens
         self.pending_tokens += num_tokens
         self.generated.append(UnnamedTokens(arguments, num_tokens))
+
+    def take_logprobs(self, text: str, held: Text | None) -> tuple[TokenLogprob, ...]:
+        """Return the pending log probabilities that belong to `text`, and forget all of them.
+
+        All of them belong to it, unless a stop string cut it. `held` holds back what may begin one.
+        """
+        logprobs, self.pending_logprobs = self.pending_logprobs, []
+        if held is None:
+            return tuple(logprobs)
+        if held.stopped:
+            left = len(text.encode()) - self._num_reported
+            for index, each in enumerate(logprobs):
+                if left <= 0:
+                    return tuple(logprobs[:index])
+                left -= len(each.token)
+        self._num_reported = len(held.held.encode())
+        return tuple(logprobs)
 
     def finish(self, completion_tokens: int) -> None:
         """Take over the engine's own final count, which excludes tokens before a continuation."""

@@ -67,6 +67,9 @@ class Trial:
     def working(self, num_read: int = 0) -> None:
         self.stream.working(num_read)
 
+    def interrupted(self, *, waits: bool) -> None:
+        self.stream.interrupted(waits=waits)
+
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self.stream.cached(num_tokens, prompt_tokens)
 

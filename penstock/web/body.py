@@ -8,7 +8,7 @@ a large one is parsed apart from the event loop (see `parsing`). The form of JSO
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +21,9 @@ from penstock.web.intake import Entry, Intake
 from penstock.web.parsing import MAX_BYTES_AT_ONCE, ParsingThread
 from penstock.web.strict_json import parse_object
 
+_UNDECLARED = ("", "application/x-www-form-urlencoded")
+"""The media types of requests whose programs set none: no type, or curl's default."""
+
 GZIP = 31  # zlib's window size for gzip data
 
 Parsed = TypeVar("Parsed")
@@ -29,13 +32,15 @@ Parsed = TypeVar("Parsed")
 class BodyReader:
     """Reads bodies of at most `max_bytes`, each within `timeout` seconds.
 
-    After `refuse` was called it reads no more, and stops the reads that are under way.
+    With `strict`, each body must be declared as JSON (see `check_content_type`). After `refuse` was
+    called it reads no more, and stops the reads that are under way.
     """
 
-    def __init__(self, *, max_bytes: int, timeout: float) -> None:
+    def __init__(self, *, max_bytes: int, timeout: float, strict: bool = False) -> None:
         self.intake = Intake(max_bytes)
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._strict = strict
         self._thread = ParsingThread()
         self._under_way: set[asyncio.Timeout] = set()
         self._refusal: Callable[[], Problem] | None = None
@@ -54,7 +59,7 @@ class BodyReader:
 
         `parse` may run in a thread.
         """
-        check_content_type(request.headers.get("content-type"))
+        check_content_type(request.headers, strict=self._strict)
         is_gzip = is_compressed(request.headers.get("content-encoding"))
         access = access_of(request.scope)
         access.has_begun_body = True
@@ -154,12 +159,22 @@ def is_compressed(coding: str | None) -> bool:
     return True
 
 
-def check_content_type(value: str | None) -> None:
-    """Raise Problem (415) unless the header declares JSON in UTF-8."""
-    media_type, *parameters = (value or "").lower().split(";")
+def check_content_type(headers: Mapping[str, str], *, strict: bool = False) -> None:
+    """Raise Problem (415) unless the headers declare JSON in UTF-8.
+
+    Programs that declare nothing, and `curl -d`, which declares a form, send JSON, too. Unless
+    `strict`, that is enough, but not in a browser: there any page can send such a body anywhere
+    (https://fetch.spec.whatwg.org/#simple-header). Browsers name the page's origin.
+    """
+    media_type, *parameters = headers.get("content-type", "").lower().split(";")
+    media_type = media_type.strip()
     named = [parameter.strip().partition("=") for parameter in parameters]
     charsets = [charset.strip('"') for name, _, charset in named if name.startswith("charset")]
-    if media_type.strip() != "application/json" or set(charsets) - {"utf-8", "utf8"}:
+    is_browser = "origin" in headers or "sec-fetch-site" in headers
+    is_json = media_type == "application/json" or (
+        media_type in _UNDECLARED and not is_browser and not strict
+    )
+    if not is_json or set(charsets) - {"utf-8", "utf8"}:
         raise Problem(
             "unsupported_media_type",
             "The body must be JSON in UTF-8: send the header Content-Type: application/json.",

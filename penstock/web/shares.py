@@ -37,7 +37,7 @@ P = TypeVar("P", bound=Place)
 
 
 def share_of(max_connections: int) -> int:
-    """Return how many of the places one network may hold: seven of eight, and at least one."""
+    """Return how many places one network may hold: seven eighths of all, and at least one."""
     return max(1, max_connections - max(1, max_connections // RESERVED_SHARE))
 
 

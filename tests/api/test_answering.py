@@ -27,6 +27,7 @@ from penstock.events import Delta, Failure, Finish
 from penstock.request import Request
 from penstock.store.names import MemoryNames
 from penstock.stream.reader import Batch
+from penstock.stream.record import SavedForm, StreamRecord
 from penstock.stream.registry import Streams, new_stream_id
 from penstock.stream.stream import Stream
 from penstock.web.access import AccessMiddleware
@@ -112,7 +113,7 @@ def line_error(problem: Problem) -> Response:
     return ProblemResponse(problem, body, problem.status, "application/json")
 
 
-LINES = Dialect("lines", "Continue a text as lines.", LineFields, parse_lines, LineForm)
+LINES = Dialect("lines", "Continue a text as lines.", LineFields, parse_lines, (LineForm,))
 
 
 def lines_api(answering: Answering) -> RouteGroup:
@@ -153,7 +154,7 @@ class Server:
         response = asyncio.create_task(self.client.post("/lines", json=fields))
         await until(lambda: len(self.engine.submitted) >= fields.get("times", 1))
         yield response
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await response
         assert all(stream.num_readers == 0 for stream in self.streams.open_streams())
 
@@ -163,7 +164,7 @@ class Server:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not is_so():
             await settle()
 
@@ -251,6 +252,14 @@ async def test_a_failure_is_the_error_of_a_whole_answer(server: Server) -> None:
     assert response.result().status_code == 500
     assert response.result().json() == {"sorry": "engine_error", "because": "It gave up."}
     assert "x-stream-id" in response.result().headers
+
+
+async def test_a_form_of_a_later_version_is_shown_by_servers_that_know_it(server: Server) -> None:
+    record = StreamRecord(Request("x", 9, prompt="x"), resumable=True, form=SavedForm("later"))
+    stream = server.streams.open(record)
+    answer = await server.client.get(f"/lines/{stream.id}")
+    assert (answer.status_code, answer.json()["sorry"]) == (503, "store_unavailable")
+    assert "retry-after" in answer.headers
 
 
 async def test_a_stream_is_resumed_in_the_form_that_it_was_opened_with(server: Server) -> None:

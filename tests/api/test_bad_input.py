@@ -84,10 +84,11 @@ def messages(name: str, value: object, code: str) -> Row:
     return Row(name, post(json.dumps({"messages": value}).encode()), {422}, code)
 
 
-def media_type(value: str | None) -> Row:
+def media_type(value: str | None, *more: str) -> Row:
     headers = ["Content-Length: 15"] + ([f"Content-Type: {value}"] if value is not None else [])
-    sent = request("POST", "/generate", *headers) + b'{"prompt": "a"}'
-    return Row(f"content type {value}"[:60], sent, {415}, "unsupported_media_type")
+    sent = request("POST", "/generate", *headers, *more) + b'{"prompt": "a"}'
+    name = ", ".join([f"content type {value}"[:60], *more])
+    return Row(name, sent, {415}, "unsupported_media_type")
 
 
 def wire(name: str, sent: bytes) -> Row:
@@ -167,7 +168,7 @@ ROWS = [
     body("-900 digits", b'{"prompt":"a","seed":-%b}' % (b"7" * 900), 422, "out_of_range"),
     body("900 digits, real", b'{"prompt":"a","top_p":%b}' % (b"7" * 900), 422, "invalid_type"),
     # Fields
-    *field("seed", "out_of_range", -1, 2**63, 2**70),
+    *field("seed", "out_of_range", -2, 2**63, 2**70),
     *field("seed", "invalid_type", True, "7", 1.0, 7.5, [], {}),
     *field("temperature", "out_of_range", -0.1, 2.1, 10**30),
     *field("temperature", "invalid_type", True, "1", None, [1]),
@@ -195,7 +196,7 @@ ROWS = [
     *field("stop", "too_short", ""),
     *field("stop", "too_short", ["a", ""]),
     *field("stop", "too_long", MARK * 65),
-    *field("stop", "too_many_items", ["a"] * 5),
+    *field("stop", "too_many_items", ["a"] * 65),
     *field("stop", "too_many_items", [MARK] * 100_000),
     *field("stream", "invalid_type", "yes", 1, 0, None, []),
     *field("prompt", "invalid_type", 1, True, [MARK], {"a": MARK}),
@@ -220,11 +221,9 @@ ROWS = [
     *(
         media_type(value)
         for value in (
-            None,
-            "",
             "text/plain",
             "text/json",
-            "application/x-www-form-urlencoded",
+            "application/x-www-form-urlencoded; charset=latin-1",
             f"multipart/form-data; boundary={MARK}",
             "application/json; charset=utf-16",
             "application/json; charset=latin-1",
@@ -232,6 +231,10 @@ ROWS = [
             "application/json, application/json",
             "application/json; charset*=utf-8''zqxj; charset*0=zqxj",
         )
+    ),
+    *(
+        media_type(value, "Sec-Fetch-Site: none")
+        for value in (None, "", "application/x-www-form-urlencoded")
     ),
     Row(
         "declared too large",
@@ -442,6 +445,8 @@ def test_field_errors_name_the_field_and_each_has_a_sentence(server: RunningServ
         {"stop": []},
         {"stop": None},
         {"stop": ["a", "b", "c", "d"]},
+        {"seed": -1},
+        {"top_k": -1},
         {"prompt": ""},
         {"prompt": "\0\u2028\ufeff\U0010ffff"},
         {"prompt": None, "messages": [{"role": "user", "content": ""}]},
@@ -471,7 +476,7 @@ def test_ranges_are_ignored(server: RunningServer) -> None:
     many = "Range: bytes=" + ",".join(["0-"] * 5000)
     began = time.monotonic()
     answer = ask(server.port, request("GET", "/page/base.css", many))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < ANSWER_WITHIN_S
     assert answer.status == 200
     assert answer.body == whole.body
 
@@ -521,13 +526,13 @@ def test_slow_and_silent_connections_are_closed_while_others_are_served(
                 dripping.send(b"a")
                 dripping._more()
             except TimeoutError:
-                assert time.monotonic() - began < 20, "the dripping connection is still open"
+                assert time.monotonic() - began < 60, "the dripping connection is still open"
                 assert ask(server.port, request("GET", "/health")).status == 200
             except (EOFError, ConnectionError):
                 break
         assert halfway.is_closed()
         assert silent.is_closed()
-    assert 8 < time.monotonic() - began < 20
+    assert 8 < time.monotonic() - began < 60
 
 
 # Properties of the parser.
@@ -596,7 +601,7 @@ def test_the_depth_limit_is_exact() -> None:
 def test_no_content_type_makes_its_check_raise_anything_but_a_bad_request(text: str) -> None:
     for value in (text, "application/json;" + text, "application/json; charset" + text):
         with contextlib.suppress(Problem):
-            check_content_type(value)
+            check_content_type({"content-type": value})
 
 
 @settings(

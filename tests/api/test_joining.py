@@ -146,6 +146,22 @@ async def test_a_replica_that_dies_before_its_stream_is_open_loses_the_key(
     assert stream.id != "never"
 
 
+async def test_a_replica_that_takes_a_stream_over_confirms_its_key() -> None:
+    """Its server may have died after it opened the stream, and before it confirmed the key."""
+    replicas = Replicas(MemoryNames())
+    assert await replicas.every[0].join("name", BODY, ANYBODY, "s1") is None
+    stream = opened(replicas.streams, ask("s1"), resumable=True, name="name")
+    waiting = asyncio.create_task(replicas.answer(1))
+    await settle()
+    assert not waiting.done()
+    for tell in replicas.streams.on_adopted:
+        tell(stream)
+    async with asyncio.timeout(20):
+        assert await waiting is stream
+    with raises_problem("idempotency_key_reused"):
+        await replicas.answer(1, OTHER)
+
+
 async def test_a_claim_that_is_released_lets_the_next_one_begin() -> None:
     replicas = Replicas(MemoryNames())
     assert await replicas.every[0].join("name", BODY, ANYBODY, "refused") is None

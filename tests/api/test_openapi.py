@@ -236,7 +236,7 @@ WRONG = {
         (403, generate().replace(b"Host: localhost", b"Host: elsewhere")),
         (413, request("POST", "/generate", "Content-Type: application/json",
                       "Content-Length: 99999999")),
-        (415, request("POST", "/generate")),
+        (415, request("POST", "/generate", "Content-Type: text/plain")),
         (422, generate(max_tokens=0, unknown=1)),
         (422, generate("Hello " * 5000)),
     ],

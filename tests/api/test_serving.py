@@ -25,6 +25,7 @@ def test_the_only_model_s_name_comes_before_its_aliases() -> None:
     engine.info = info_of("found")
     assert model.named(None) == "found"
     assert model.names == ("found", "remote", "alias")
+    assert model.listed == ("found", "alias"), "nobody named it remote"
     assert model.info("alias") is model.info("found") is model.info() is engine.info
     assert set(model.models()) == {"found"}
 
@@ -39,7 +40,7 @@ def test_a_name_chooses_the_model_and_other_names_mean_the_first() -> None:
     for name in ("", "a", "remote", "claude"):
         assert model.info(name).id == "a"
     assert list(model.models()) == ["a", "b"]
-    with pytest.raises(Problem, match="It serves a, remote, b"):
+    with pytest.raises(Problem, match=r"It serves a, b\."):
         model.named("c")
 
 
@@ -55,3 +56,14 @@ def test_the_first_model_stays_the_first_when_only_another_is_there_after_a_rest
     engine.info = info_of("b", info_of("a"), info_of("c"))
     assert (model.info().id, model.info("c").id) == ("a", "c")
     assert model.names == ("a", "remote", "b", "c")
+    assert model.listed == ("a", "b", "c")
+
+
+def test_a_name_that_a_model_has_is_listed_before_and_after_it_is_loaded() -> None:
+    engine = Engine()
+    model = served(engine, "rill", "alias")
+    assert model.listed == ("rill", "alias")
+    engine.info = info_of("rill")
+    assert model.named("alias") == "alias"
+    assert model.info().id == "rill"
+    assert model.listed == ("rill", "alias")

@@ -38,7 +38,7 @@ class SilentEngine(EngineInTest):
     def submit(self, request: object, sink: object) -> None:
         """Do nothing."""
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, model: str = "") -> None:
         """Do nothing."""
 
 

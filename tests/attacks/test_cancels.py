@@ -16,7 +16,7 @@ from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
-STOPPING_S = 0.5
+STOPPING_S = 3.0
 NUM_FLOODERS = 8
 NUM_CANCELS = 200
 NUM_NEIGHBORS = 2
@@ -64,7 +64,7 @@ def test_an_engine_that_never_lets_go_of_a_cancelled_request_is_restarted() -> N
     with serve(
         engine="mock",
         mock_interval=0.01,
-        engine_timeout=0.5,
+        engine_timeout=2,
         engine_arg=["slots=2", "stopping=1000", "length=100000", "context_length=200000"],
     ) as server:
         cancelled, stream_id = open_stream(server.port, generate(max_tokens=1000))
@@ -72,7 +72,7 @@ def test_an_engine_that_never_lets_go_of_a_cancelled_request_is_restarted() -> N
             next(cancelled.events())
             before = server.engine_pid()
             cancel_stream(server.port, stream_id)
-            scrape_until(server, lambda scrape: scrape("penstock_engine_restarts_total") == 1)
+            scrape_until(server, lambda scrape: scrape("penstock_engine_restarts_total") >= 1)
             assert server.engine_pid() != before
 
 

@@ -20,8 +20,8 @@ NEWCOMERS = tuple(f"new{number}" for number in range(3))
 CONNECTIONS_EACH = 6
 # The flood's request that runs when a newcomer arrives, and those that the server took between the
 # newcomer's `send` and its arrival. In the order of arrival it would be all 18.
-MAX_BEFORE = 6
-SOON_S = 5.0
+MAX_BEFORE = 9
+SOON_S = 15.0
 
 Attack = Callable[[RunningServer, Keys, str], None]
 
@@ -81,7 +81,7 @@ def reset(server: RunningServer, keys: Keys, name: str) -> None:
 
 
 FLOODS: dict[str, Attack] = {
-    "ordinary": whole("Hello", 5, 200),
+    "ordinary": whole("Hello", 10, 200),
     "without a token": whole("slow refuse", 5, 422),
     "huge prompts": whole("slow" + " x" * 20_000, 1, 200),
     "cancelled": cancelled,

@@ -130,7 +130,7 @@ def test_a_request_whose_key_is_revoked_while_it_uploads_does_not_start(
 
 
 def test_a_key_expires_and_its_streams_end(server: RunningServer, keys: Keys) -> None:
-    until = datetime.now(UTC) + timedelta(seconds=3)
+    until = datetime.now(UTC) + timedelta(seconds=6)
     keys.fields["expiring"] = {"expires": until.isoformat()}
     keys.write()
     reload_keys(server)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import psutil
 import pytest
 
 from tests.attacks.honest import STEADY, honest_client
+from tests.store.servers import RedisServer
 from tests.support.raw import Connection, Response, ask, generate, open_stream, post, request
-from tests.support.scraped import Scrape
+from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
@@ -53,6 +55,47 @@ def test_open_connections_are_counted_too() -> None:
             stack.enter_context(open_stream(server.port, asked)[0])
         growth, more = rss(server) - before, held(server) - counted
         assert 1 / FACTOR < growth / more < FACTOR
+
+
+LARGE = generate("Hello " * 20_000, max_tokens=100_000, stream=True, resumable=True)
+
+
+def test_streams_of_other_servers_are_counted_too(tmp_path: Path) -> None:
+    flags = {**STEADY, "mock_interval": 1, "log": str(tmp_path / "log")}
+    with serve(**flags) as owner, serve(**flags) as server, contextlib.ExitStack() as stack:
+
+        def read_here(num: int) -> None:
+            for _ in range(num):
+                connection, stream_id = open_stream(owner.port, LARGE)
+                stack.enter_context(connection)
+                read = request("GET", f"/streams/{stream_id}")
+                stack.enter_context(open_stream(server.port, read)[0])
+
+        read_here(20)  # warm
+        before, counted = rss(server), held(server)
+        read_here(60)
+        growth, more = rss(server) - before, held(server) - counted
+        assert 1 / FACTOR < growth / more < FACTOR
+        assert held(server, kind="followed") > 0.9 * more
+
+
+def test_what_waits_for_the_store_is_counted_too(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    redis.start()
+    with serve(log=redis.url, log_timeout=600, **STEADY) as server, contextlib.ExitStack() as stack:
+        for _ in range(20):  # warm
+            stack.enter_context(open_stream(server.port, LARGE)[0])
+        before, counted = rss(server), held(server)
+        for _ in range(50):
+            stack.enter_context(open_stream(server.port, LARGE)[0])
+        redis.signal(signal.SIGSTOP)
+        try:
+            scrape_until(server, lambda scrape: kind_of(scrape, "stored") > 20 * MIB)
+            growth, more = rss(server) - before, held(server) - counted
+        finally:
+            redis.signal(signal.SIGCONT)
+        assert 1 / FACTOR < growth / more < FACTOR
+    redis.kill()
 
 
 # The limit.
@@ -123,8 +166,12 @@ def rss(server: RunningServer) -> int:
     return int(psutil.Process(server.pid).memory_info().rss)
 
 
-def held(server: RunningServer) -> float:
-    return Scrape(server)("penstock_memory_held_bytes")
+def held(server: RunningServer, **labels: str) -> float:
+    return Scrape(server)("penstock_memory_held_bytes", **labels)
+
+
+def kind_of(scrape: Scrape, kind: str) -> float:
+    return scrape("penstock_memory_held_bytes", kind=kind)
 
 
 def is_full(answer: Response) -> bool:

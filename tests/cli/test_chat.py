@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,7 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.cli.screen import printable
+from penstock.cli.statuses import StatusTeller
+from penstock.client import StreamStatus
 from tests.client.test_answer import FINISH, delta, frame
+from tests.support.dying import mortal
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 
 PATIENCE_S = 30.0
@@ -310,7 +314,8 @@ def hangs_up(peer: Peer) -> None:
 
 
 def has_forgotten(peer: Peer) -> None:
-    assert (peer.method, peer.path) == ("GET", "/streams/a-stream")
+    assert peer.method == "GET"
+    assert peer.path.partition("?")[0] == "/streams/a-stream"
     problem = b'{"status":404,"detail":"There is no such stream.","code":"stream_not_found"}'
     peer.send(whole(problem, b"404 Not Found", b"application/problem+json"))
 
@@ -451,6 +456,53 @@ def test_a_cut_and_its_end_are_seen_by_a_person_at_a_terminal() -> None:
     )
 
 
+def test_a_person_at_a_terminal_is_told_of_a_dead_engine(tmp_path: Path) -> None:
+    with mortal(tmp_path, after=5) as server:
+        server.file.touch()
+        arguments = ["generate", "Once upon a time", "--max-tokens", "20", "--temperature", "0"]
+        with terminal(*arguments, "--url", server.running.url, TERM="xterm") as command:
+            assert command.wait() == 0
+    died = command.seen.index("the engine died and restarts; 5 tokens are kept")
+    goes_on = command.seen.index("the answer goes on")
+    assert died < goes_on
+    assert "20 tokens" in command.seen[goes_on:]
+
+
+def test_each_thing_that_happens_is_told_once() -> None:
+    teller = StatusTeller()
+    statuses = [
+        StreamStatus("queued", position=2, eta=0.2),
+        StreamStatus("queued", position=2, eta=0.1),
+        StreamStatus("queued", position=1),
+        StreamStatus("prefill", prompt_tokens=13),
+        StreamStatus("generating", tokens=0),
+        StreamStatus("stalled", seconds=4.0, limit=10.0),
+        StreamStatus("stalled", seconds=8.0, limit=10.0),
+        StreamStatus("restarting", tokens=31),
+        StreamStatus("prefill", prompt_tokens=44),
+        StreamStatus("generating", tokens=31),
+        StreamStatus("moved", tokens=1),
+        StreamStatus("generating", tokens=1),
+        StreamStatus("waiting", tokens=7),
+        StreamStatus("waiting", tokens=7),
+        StreamStatus("continuing", tokens=7),
+        StreamStatus("generating", tokens=7),
+        StreamStatus("of a later server"),
+    ]
+    assert [told for status in statuses if (told := teller.tell(status))] == [
+        "waiting: place 2 in the queue, about 1 s",
+        "waiting: place 1 in the queue",
+        "the engine has been silent for 4 s; it is restarted after 10 s",
+        "the engine died and restarts; 31 tokens are kept",
+        "the answer goes on",
+        "another server takes the answer over; 1 token is kept",
+        "the answer goes on",
+        "no server that runs the model is there; the answer waits for one",
+        "a server that runs the model takes the answer over; 7 tokens are kept",
+        "the answer goes on",
+    ]
+
+
 def test_a_cut_leaves_no_trace_in_a_pipe() -> None:
     with scripted_server(hangs_up, goes_on("llo", after=0)) as server:
         done = run("generate", "Hi", "--url", server.url)
@@ -501,6 +553,7 @@ def test_a_chat_is_kept_until_it_is_cleared() -> None:
         "max_tokens": 1024,
         "stream": True,
         "resumable": True,
+        "status_events": True,
     }
     assert bodies[1]["messages"] == first
     assert bodies[2]["messages"] == [system, {"role": "user", "content": "Do you know me?"}]

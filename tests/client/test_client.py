@@ -411,9 +411,9 @@ def test_a_server_that_falls_silent_raises_after_the_timeout(read: Read) -> None
         peer.wait_until_gone()
 
     with scripted_server(script) as server:
-        outcome = read(server.url, timeout=0.2)
+        outcome = read(server.url, timeout=1)
     assert outcome.cut.text == "Hé"
-    assert f"nothing came from {server.url} for 0.2 seconds" in str(outcome.error)
+    assert f"nothing came from {server.url} for 1 seconds" in str(outcome.error)
 
 
 def test_a_server_that_never_answers_raises_after_the_timeout(read: Read) -> None:
@@ -433,7 +433,7 @@ def test_a_terminal_event_is_the_end_whatever_the_connection_does(
         how(peer)
 
     with scripted_server(script) as server:
-        outcome = read(server.url, timeout=0.3)
+        outcome = read(server.url, timeout=3)
     if how is not Peer.reset or outcome.error is None:  # RST may overtake what was sent
         assert outcome.texts == ["Hé", "llo"]
         assert outcome.stream.finish_reason == "stop"

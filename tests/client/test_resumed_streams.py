@@ -216,27 +216,27 @@ def test_a_cut_before_the_first_event_asks_for_all_of_them(read: Read) -> None:
 def test_silence_is_a_cut(read: Read) -> None:
     silent = sends(LOG[0], then=Peer.wait_until_gone)
     with scripted_server(silent, sends(*LOG[1:], then=ends)) as server:
-        outcome = read(server.url, timeout=0.2)
+        outcome = read(server.url, timeout=1)  # a busy machine may stand still for a while
     assert outcome.texts == TEXTS
-    assert outcome.told == [f"nothing came from {server.url} for 0.2 seconds", "resumed"]
+    assert outcome.told == [f"nothing came from {server.url} for 1 seconds", "resumed"]
 
 
 def test_three_heartbeats_that_did_not_come_are_a_cut_however_patient_the_client(
     read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert http.MAX_SILENCE_S == 45
-    monkeypatch.setattr(http, "MAX_SILENCE_S", 0.2)
+    monkeypatch.setattr(http, "MAX_SILENCE_S", 1)
     silent = sends(LOG[0], then=Peer.wait_until_gone)
     with scripted_server(silent, sends(*LOG[1:], then=ends)) as server:
         outcome = read(server.url, timeout=600)
     assert outcome.texts == TEXTS
-    assert outcome.told == [f"nothing came from {server.url} for 0.2 seconds", "resumed"]
+    assert outcome.told == [f"nothing came from {server.url} for 1 seconds", "resumed"]
 
 
 def test_an_attempt_without_an_answer_ends_before_the_stream_does(
     read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.client.resume.ATTEMPT_S", 0.2)
+    monkeypatch.setattr("penstock.client.resume.ATTEMPT_S", 1)
     scripts = [sends(LOG[0]), Peer.wait_until_gone, sends(*LOG[1:], then=ends)]
     with scripted_server(*scripts) as server:
         outcome = read(server.url)
@@ -338,13 +338,13 @@ def test_a_page_instead_of_the_stream_ends_it(read: Read) -> None:
 
 
 def test_a_server_that_does_not_come_back_is_given_up(read: Read) -> None:
-    with scripted_server(*[sends(LOG[0])] + [Peer.close] * 100) as server:
+    with scripted_server(*[sends(LOG[0])] + [Peer.close] * 1000) as server:
         begin = time.monotonic()
-        outcome = read(server.url, resume_timeout=0.5)
-    assert 0.5 <= time.monotonic() - begin < 5
+        outcome = read(server.url, resume_timeout=1)
+    assert 1 <= time.monotonic() - begin < 20
     assert outcome.cut.text == "Hé"
-    assert "the stream could not be resumed in 0.5 s" in str(outcome.error)
-    assert 5 < len(server.requests) < 100
+    assert "the stream could not be resumed in 1 s" in str(outcome.error)
+    assert 5 < len(server.requests) < 1000
 
 
 def test_an_error_after_a_cut_is_the_servers_own(read: Read) -> None:
@@ -395,7 +395,7 @@ def test_leaving_does_not_wait_for_a_server_that_is_silent(read: Read) -> None:
     begin = time.monotonic()
     with scripted_server(*scripts) as server:
         outcome = read(server.url, leave_after=1)
-        assert time.monotonic() - begin < 6
+        assert time.monotonic() - begin < 10 * http.QUICK_CANCEL_S
     assert outcome.error is None
 
 
@@ -555,7 +555,7 @@ def test_a_network_that_goes_silent_is_a_cut(server: RunningServer, read: Read) 
         connections = iter([Faults(down=[black_hole(800)])])
         proxy.faults_of = lambda _: next(connections, Faults())
         url = f"http://127.0.0.1:{proxy.address[1]}"
-        outcome = read(url, prompt="Quiet", max_tokens=50, timeout=0.5)
+        outcome = read(url, prompt="Quiet", max_tokens=50, timeout=2)
     assert outcome.texts == numbered("Quiet", 50)
     assert outcome.stream.num_resumes == 1
 

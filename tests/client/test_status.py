@@ -10,7 +10,7 @@ from penstock.client import AsyncClient, Client, StreamStatus
 from tests.support.raw import ask, post
 from tests.support.servers import RunningServer, serve
 
-LENGTH = 60
+LENGTH = 150
 PATIENCE_S = 20.0
 
 

@@ -1,23 +1,29 @@
-"""Prometheus and promtool, from Debian's package `prometheus`.
+"""A client in HTTP/2. Prometheus and promtool, from Debian's package `prometheus`.
 
 Without them the tests skip and say what to install; with PENSTOCK_REQUIRE_PROMETHEUS=1, as in CI,
 they fail.
 """
 
-import os
-import shutil
+from collections.abc import AsyncIterator
 
 import pytest
 
-MISSING = "no {} found: install it (Debian, Ubuntu: apt-get install prometheus)"
+from tests.faults.http2_client import Http2Client
+from tests.support.balancers import trusting
+from tests.support.programs import find_program
 
 
 def find(name: str) -> str:
     """Return the path of the program; skip or fail the test if it is not installed."""
-    program = shutil.which(name)
-    if program is None and os.environ.get("PENSTOCK_REQUIRE_PROMETHEUS") == "1":
-        pytest.fail(MISSING.format(name))
-    return program or pytest.skip(MISSING.format(name))
+    return find_program(name, "prometheus", "PENSTOCK_REQUIRE_PROMETHEUS")
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Http2Client]:
+    """A client in HTTP/2 that trusts the balancers' certificates."""
+    made = Http2Client(trusting("h2"))
+    yield made
+    await made.close()
 
 
 @pytest.fixture(scope="session")

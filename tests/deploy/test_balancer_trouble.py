@@ -13,13 +13,15 @@ from typing import TypeVar
 
 import pytest
 
+from penstock.web.liveness import TICK_S
 from tests.faults.checker import judge
-from tests.faults.client_request import fetch, request_bytes
+from tests.faults.client_request import Send, fetch, request_bytes, send_request
 from tests.faults.history import Ended, History, numbered
+from tests.faults.http2_client import Http2Client
 from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
-from tests.faults.reading import Reader, RefusedError, fresh_word
-from tests.support.balancers import PROGRAMS, Balancer, balancer, balancers, replica
+from tests.faults.reading import Reader, RefusedError, cancel, fresh_word
+from tests.support.balancers import PROGRAMS, Balancer, balancer, balancers, replica, until_served
 from tests.support.proxies import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer
@@ -28,7 +30,13 @@ NUMBERED = ["numbered=true", "length=100000"]
 READY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 # Envoy's default of 15 s for an answer is the shortest of all.
 SILENCE_S = 17
-NUM_STREAMS = 3
+HEARTBEAT_S = 5
+NUM_STREAMS = 2
+"""With HTTP/2, on one connection."""
+PATIENCE_S = 150.0
+# Caddy 2.6 ends a body that was cut as if it were whole, and so does HAProxy 2.6 over HTTP/2.
+# Clients look for the last event.
+ENDS_WHAT_IS_CUT = {("Caddy", False), ("Caddy", True), ("HAProxy", True)}
 Some = TypeVar("Some")
 
 
@@ -40,16 +48,6 @@ async def in_a_thread(context: contextlib.AbstractContextManager[Some]) -> Async
         yield entered
     finally:
         await asyncio.to_thread(context.__exit__, None, None, None)
-
-
-async def until_served(address: Address) -> None:
-    """Wait until the balancer has found a replica that is ready."""
-    async with asyncio.timeout(30):
-        while True:
-            head, _ = await fetch(address, request_bytes("GET", "/health/ready"))
-            if head.status == 200:
-                return
-            await asyncio.sleep(0.05)
 
 
 # --- a replica that takes a request and dies
@@ -85,9 +83,10 @@ async def lethal_replicas() -> AsyncIterator[tuple[Lethal, list[int]]]:
             each.close()
 
 
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_a_post_that_a_replica_has_taken_is_sent_to_no_other(
-    tmp_path: Path, name: str
+    tmp_path: Path, client: Http2Client, name: str, http2: bool
 ) -> None:
     async with (
         lethal_replicas() as (lethal, ports),
@@ -95,9 +94,11 @@ async def test_a_post_that_a_replica_has_taken_is_sent_to_no_other(
     ):
         await until_served(proxy.address)
         asked = request_bytes("POST", "/generate", body=b'{"prompt": "Hello"}')
+        ways = ((proxy.address, send_request), (proxy.secure_address, client.send))
+        address, send = ways[http2]
         for number in (1, 2):  # the first perhaps on a connection that was used before
             with contextlib.suppress(ConnectionResetError):
-                head, _ = await fetch(proxy.address, asked)
+                head, _ = await fetch(address, asked, send=send)
                 assert head.status in (502, 503)
             assert len(lethal.posts) == number
 
@@ -114,53 +115,80 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_a_client_that_leaves_ends_its_stream_at_the_replica(
+async def test_a_client_that_leaves_ends_its_answer_at_the_replica(
     steady: RunningServer, tmp_path: Path, name: str
 ) -> None:
-    """Caddy with `flush_interval -1` would keep the request for nobody."""
-    gone = Scrape(steady)("penstock_streams_ended_total", cause="client_gone")
+    """Caddy with `flush_interval -1` would keep a stream for nobody.
+
+    HAProxy without `abortonclose` would keep a whole answer.
+    """
     async with in_a_thread(balancer(name, tmp_path, [steady.port])) as proxy:
         await until_served(proxy.address)
-        reader = Reader(proxy.address, History())
-        truth = numbered(fresh_word(), length=100_000, max_tokens=100_000)
-        await reader.open(truth, resumable=False, max_tokens=100_000)
-        await reader.got(3)
-        reader.leave()
-        await asyncio.to_thread(
-            scrape_until,
-            steady,
-            lambda now: now("penstock_streams_ended_total", cause="client_gone") == gone + 1,
-        )
+        for streamed in (True, False):
+            before = Scrape(steady)
+            asked = {"prompt": "Hello", "max_tokens": 100_000, "stream": streamed}
+            request = request_bytes("POST", "/generate", body=json.dumps(asked).encode())
+            answer = await send_request(proxy.address, request, lambda _: None)
+            await one_more(steady, before, "penstock_streams_started_total")
+            answer.leave()
+            await one_more(steady, before, "penstock_streams_ended_total", cause="client_gone")
+
+
+async def one_more(server: RunningServer, before: Scrape, name: str, **labels: str) -> None:
+    """Wait until a counter has grown by one."""
+    wanted = before(name, **labels) + 1
+    await asyncio.to_thread(scrape_until, server, lambda now: now(name, **labels) == wanted)
 
 
 # --- a long silence
 
 
-async def test_no_balancer_cuts_a_whole_answer_that_takes_long(tmp_path: Path) -> None:
-    asked = json.dumps({"prompt": "Hello", "max_tokens": 1, "stream": False}).encode()
+async def test_no_balancer_cuts_an_answer_that_takes_long(
+    tmp_path: Path, client: Http2Client
+) -> None:
+    """A whole answer is silent. A stream has Penstock's heartbeats."""
+    whole = json.dumps({"prompt": "Hello", "max_tokens": 1, "stream": False}).encode()
 
-    async def ask(proxy: Balancer) -> int:
-        await until_served(proxy.address)
-        head, body = await fetch(proxy.address, request_bytes("POST", "/generate", body=asked))
+    async def ask(address: Address, send: Send) -> int:
+        asked = request_bytes("POST", "/generate", body=whole)
+        head, body = await fetch(address, asked, send=send)
         assert json.loads(body)["usage"]["completion_tokens"] == 1
         return head.status
 
-    server_ = replica(str(tmp_path / "log"), free_port(), mock_interval=SILENCE_S)
+    async def read(address: Address, send: Send) -> str:
+        reader = Reader(address, history, send=send)
+        truth = numbered(fresh_word(), length=100_000, max_tokens=1)
+        await reader.open(truth, resumable=False, max_tokens=1)
+        how = await reader.closed()
+        assert reader.num_comments >= SILENCE_S // (HEARTBEAT_S + TICK_S)
+        return how
+
+    async def all_of(proxy: Balancer) -> list[int | str]:
+        await until_served(proxy.address)
+        ways = ((proxy.address, send_request), (proxy.secure_address, client.send))
+        return await asyncio.gather(*(each(*way) for way in ways for each in (ask, read)))
+
+    history, flags = History(), {"heartbeat": HEARTBEAT_S, "engine_arg": NUMBERED}
+    server_ = replica(str(tmp_path / "log"), free_port(), mock_interval=SILENCE_S, **flags)
     async with (
         in_a_thread(server_) as server,
         in_a_thread(balancers(PROGRAMS, tmp_path, [server.port])) as proxies,
     ):
-        statuses = await asyncio.gather(*(ask(each) for each in proxies.values()))
-    assert statuses == [200] * len(PROGRAMS)
+        found = await asyncio.gather(*(all_of(each) for each in proxies.values()))
+    assert found == [[200, "whole", 200, "whole"]] * len(PROGRAMS)
+    assert judge(history).holds
 
 
 # --- reloads and kills
 
 
 @pytest.mark.timeout(180)
-async def test_no_reload_and_no_kill_costs_a_resumable_stream(tmp_path: Path) -> None:
+async def test_no_reload_and_no_kill_costs_a_resumable_stream(
+    tmp_path: Path, client: Http2Client
+) -> None:
     """Reload and kill the balancers, then kill a replica, while streams run through them."""
-    log, histories = str(tmp_path / "log"), {name: History() for name in PROGRAMS}
+    log = str(tmp_path / "log")
+    histories = {(name, http2): History() for name in PROGRAMS for http2 in (False, True)}
     flags = {"mock_interval": 0.03, "engine_arg": NUMBERED}
     first, second = replica(log, free_port(), **flags), replica(log, free_port(), **flags)
     async with in_a_thread(first) as one, in_a_thread(second) as two:
@@ -168,8 +196,12 @@ async def test_no_reload_and_no_kill_costs_a_resumable_stream(tmp_path: Path) ->
         async with in_a_thread(balancers(PROGRAMS, tmp_path, ports)) as proxies:
             readers = await asyncio.gather(
                 *(
-                    begin(proxy.address, histories[name])
-                    for name, proxy in proxies.items()
+                    begin(
+                        Reader(proxies[name].secure_address, history, send=client.send)
+                        if http2
+                        else Reader(proxies[name].address, history)
+                    )
+                    for (name, http2), history in histories.items()
                     for _ in range(NUM_STREAMS)
                 )
             )
@@ -186,13 +218,16 @@ async def test_no_reload_and_no_kill_costs_a_resumable_stream(tmp_path: Path) ->
                 await asyncio.to_thread(proxy.start)
             one.signal(signal.SIGKILL)
             await asyncio.to_thread(one.process.wait)
-            for task in reading:
-                assert (await task).reason == "length"
             await until_readiness(two.address, 200)
-    for name, history in histories.items():
+            await asyncio.gather(*map(until_more, readers))
+            recorded = [each for each in histories.values() for _ in range(NUM_STREAMS)]
+            for reader, history in zip(readers, recorded, strict=True):
+                assert await cancel(two.address, history, reader.stream) == "cancelled"
+            assert {(await task).reason for task in reading} == {"cancelled"}
+    for way, history in histories.items():
         verdict = judge(history)
-        # Caddy 2.6 ends a body that was cut as if it were whole. Clients look for the last event.
-        assert verdict.broken() <= ({"I3"} if name == "Caddy" else set()), f"{name}: {verdict}"
+        accepted = {"I3"} if way in ENDS_WHAT_IS_CUT else set()
+        assert verdict.broken() <= accepted, f"{way}: {verdict}"
         assert verdict.counts["resumed"] >= NUM_STREAMS  # every balancer was killed
 
 
@@ -200,16 +235,23 @@ async def read_through(reader: Reader) -> Ended:
     """Read to the end as Penstock's clients do: a balancer's own 502 and 503 are tried again."""
     while True:
         try:
-            return await reader.read_through()
+            return await reader.read_through(PATIENCE_S)
         except RefusedError as refused:
             if refused.status not in (502, 503):
                 raise
             await asyncio.sleep(0.1)
 
 
-async def begin(address: Address, history: History) -> Reader:
-    """Open a stream that lasts through the whole test."""
-    await until_served(address)
-    reader = Reader(address, history)
-    await reader.open(numbered(fresh_word(), length=100_000, max_tokens=600), max_tokens=600)
+async def until_more(reader: Reader) -> None:
+    """Wait until a reader has more than now, over whichever connection."""
+    shown = reader.cursor
+    while reader.cursor == shown:  # noqa: ASYNC110 - each connection has events of its own
+        await asyncio.sleep(0.05)
+
+
+async def begin(reader: Reader) -> Reader:
+    """Open a stream that lasts until it is cancelled."""
+    await until_served(reader.address, reader.send)
+    truth = numbered(fresh_word(), length=100_000, max_tokens=100_000)
+    await reader.open(truth, max_tokens=100_000)
     return reader

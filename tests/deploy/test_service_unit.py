@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from penstock.settings import Settings
 from tests.support.deployed import DEPLOY, settings_given, unknown_variables
+from tests.support.programs import find_program
 from tests.support.raw import ask, generate
 from tests.support.waiting import eventually
 
@@ -24,18 +24,9 @@ PATIENCE_S = 60
 MOST_EXPOSURE = 20
 
 
-def find(name: str, package: str, variable: str) -> str:
-    """Return the path of a program; skip or fail the test if it is not installed."""
-    program = shutil.which(name)
-    missing = f"no {name} found: install it (Debian, Ubuntu: apt-get install {package})"
-    if program is None and os.environ.get(variable) == "1":
-        pytest.fail(missing)
-    return program or pytest.skip(missing)
-
-
 @pytest.fixture(scope="module")
 def analyze() -> str:
-    return find("systemd-analyze", "systemd", "PENSTOCK_REQUIRE_SYSTEMD")
+    return find_program("systemd-analyze", "systemd", "PENSTOCK_REQUIRE_SYSTEMD")
 
 
 @pytest.fixture
@@ -96,7 +87,7 @@ def allowed(analyze: str, group: str) -> set[str]:
 
 def test_a_server_makes_no_system_call_that_the_unit_forbids(analyze: str, tmp_path: Path) -> None:
     """With the built-in model: llama.cpp has threads, and the store of logs has locks."""
-    strace = find("strace", "strace", "PENSTOCK_REQUIRE_STRACE")
+    strace = find_program("strace", "strace", "PENSTOCK_REQUIRE_STRACE")
     table, ready = tmp_path / "calls", tmp_path / "said"
     command = [strace, "-f", "-c", "-qq", "-o", str(table), sys.executable, "-m", "penstock"]
     flags = ["serve", "--port", "0", "--log", str(tmp_path / "log"), "--log-format", "json"]

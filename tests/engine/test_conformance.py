@@ -328,15 +328,12 @@ async def test_cancel_frees_the_slot_at_once(case: Case) -> None:
 
 async def test_cancel_leaves_the_queue(case: Case) -> None:
     async with case.running(slots=1) as engine:
-        first, waiting, last = (RecordingSink() for _ in range(3))
-        for sink, name, length in (
-            (first, "first", 900),  # long enough for the others to come
-            (waiting, "waiting", 3),
-            (last, "last", 3),
-        ):
-            engine.submit(ask(name, length), sink)
-            await sink.until("accepted")  # otherwise a later request may be queued before it
+        first = submit(engine, ask("first", 900))  # long enough for the other to come
+        await first.until("started")
+        waiting = submit(engine, ask("waiting", 3))
+        await waiting.until("accepted")
         engine.cancel("waiting")
+        last = submit(engine, ask("last", 3))
         await last.end()
         assert "started" not in waiting.calls
         assert first.ended

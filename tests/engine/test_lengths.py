@@ -58,8 +58,8 @@ def test_counting_stops_at_enough() -> None:
 def test_counting_takes_a_fraction_of_the_time_of_tokenising() -> None:
     text = "Once upon a time, there was a cat. " * 30_000
     (lengths, vocabulary) = models()[-1]
-    began = time.perf_counter()
+    began = time.process_time()
     lengths.least(text, MANY)
-    counted = time.perf_counter()
+    counted = time.process_time()
     vocabulary.ids_of(text)
-    assert (counted - began) * 10 < time.perf_counter() - counted
+    assert (counted - began) * 10 < time.process_time() - counted

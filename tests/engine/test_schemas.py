@@ -79,6 +79,10 @@ def bound(schema: Any, *, is_gbnf: bool = False, strict: bool = False) -> tuple[
     return tool["function"]["parameters"].get("properties", {}).get("a"), is_relaxed
 
 
+def is_small(value: object) -> bool:
+    return not isinstance(value, int | float) or abs(value) <= 2**53
+
+
 UNBOUND: list[tuple[dict[str, Any], Any]] = [
     ({"type": "object", "propertyNames": {"pattern": "^a"}}, {"ab": 1}),
     ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, ["a", "b"]),
@@ -131,10 +135,33 @@ def test_what_only_gbnf_cannot_spell_out_is_left_out_only_for_gbnf(schema: dict[
 def test_integers_that_a_grammar_would_change_are_never_relaxed() -> None:
     beyond = {"type": "object", "properties": {"id": {"const": 2**53 + 1}}}
     assert not bound(beyond, is_gbnf=True)[1]  # GBNF keeps up to 64 bits
-    for schema in (beyond, {"type": "integer", "maximum": 2**53 + 1}):
+    demanded = ({"minimum": 2**53 + 1}, {"exclusiveMaximum": -(2**53) - 1})
+    for schema in (beyond, *({"type": "integer", **each} for each in demanded)):
         for strict in (False, True):
             with pytest.raises(InvalidSchemaError):
                 bound(schema, strict=strict)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+        {"type": "integer", "minimum": -(2**63), "maximum": 5},
+        {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 2**63},
+        {"type": "number", "minimum": 0, "maximum": 1.7976931348623157e308},
+    ],
+    ids=str,
+)
+def test_a_bound_that_allows_integers_which_a_grammar_would_change_is_left_out(
+    schema: dict[str, Any],
+) -> None:
+    """Programs that describe integers of 64 bits send such bounds."""
+    small = {name: value for name, value in schema.items() if is_small(value)}
+    for is_gbnf in (False, True):
+        assert bound(schema, is_gbnf=is_gbnf) == (small, True)
+        with pytest.raises(InvalidSchemaError):
+            bound(schema, is_gbnf=is_gbnf, strict=True)
+    assert compact_schema(json.dumps(schema), lax=True)[1]
 
 
 @pytest.mark.parametrize("broken", [{"type": 5}, {"$ref": "#/$defs/none"}, {"required": "a"}])

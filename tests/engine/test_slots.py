@@ -28,6 +28,23 @@ def test_no_bound_means_no_queue() -> None:
     assert (slots.num_running, slots.num_waiting) == (100, 0)
 
 
+def test_new_slots_go_to_those_who_wait_and_slots_that_are_taken_stay_taken() -> None:
+    begun: list[str] = []
+    slots = Slots(2)
+    for name in "abcde":
+        slots.acquire(name, lambda name=name: begun.append(name))  # type: ignore[misc]
+    slots.resize(3)
+    assert begun == ["a", "b", "c"]
+    slots.resize(1)
+    slots.release("a")
+    slots.release("b")
+    assert (begun, slots.num_running) == (["a", "b", "c"], 1)
+    slots.release("c")
+    assert begun == ["a", "b", "c", "d"]
+    slots.resize(0)
+    assert begun == ["a", "b", "c", "d", "e"]
+
+
 @given(st.integers(1, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60))
 def test_never_more_than_the_slots_run_and_no_request_is_forgotten(
     num_slots: int, steps: list[tuple[bool, int]]

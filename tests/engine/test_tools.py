@@ -172,3 +172,22 @@ def test_the_model_is_told_about_the_tools_in_the_system_turn() -> None:
     assert told[1:] == (user,)
     first, second = with_instructions((user,), tools_of("f"), must_call=False)
     assert (first.role, second) == ("system", user)
+
+
+def test_an_answer_under_a_schema_may_contain_the_marks_of_a_call() -> None:
+    answer = '{"a":"<tool_call>\\n</tool_call> <tool"}'
+    for pieces in ([answer], list(answer)):
+        inner, sink = sink_of("schema")
+        for piece in pieces:
+            sink.delta(piece, 1, (1,))
+        sink.finish("stop", len(pieces))
+        assert (inner.text(), inner.reason, inner.tool_parts) == (answer, "stop", [])
+
+
+@pytest.mark.parametrize("form", ["required", "one", "schema"])
+def test_a_call_that_is_cut_within_its_mark_shows_no_text(form: str) -> None:
+    inner, sink = sink_of(form)
+    for piece in ("\n", "<", "tool", "_c"):
+        sink.delta(piece, 1, (1,))
+    sink.finish("length", 4)
+    assert (inner.text(), inner.reason, inner.num_tokens) == ("", "length", 4)

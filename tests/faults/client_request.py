@@ -8,7 +8,7 @@ nothing about events.
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 from tests.faults.history import How
 from tests.faults.proxy import Address, CloseKind
@@ -20,6 +20,37 @@ class Head(NamedTuple):
 
     status: int
     headers: dict[str, str]
+
+
+class Exchange(Protocol):
+    """A request and its response, on a connection of its own or on a stream of HTTP/2."""
+
+    head: asyncio.Future[Head | None]
+    ended: asyncio.Future[How]
+    num_bytes: int
+
+    def leave(self, how: CloseKind = "FIN") -> None: ...
+
+    def stop_reading(self) -> None: ...
+
+    def read_on(self) -> None: ...
+
+    @property
+    def socket(self) -> socket.socket: ...
+
+
+class Send(Protocol):
+    """Sends a request. Raises OSError if nothing listens."""
+
+    async def __call__(
+        self,
+        address: Address,
+        request: bytes,
+        on_body: Callable[[bytes], None],
+        *,
+        receive_buffer: int = 0,
+        source: str = "",
+    ) -> Exchange: ...
 
 
 class ClientRequest(asyncio.Protocol):
@@ -199,13 +230,13 @@ async def send_request(
     return protocol
 
 
-async def fetch(address: Address, request: bytes, **options: int | str) -> tuple[Head, bytes]:
+async def fetch(
+    address: Address, request: bytes, *, send: Send = send_request, **options: int | str
+) -> tuple[Head, bytes]:
     """Send a request and return the whole response. Raises ConnectionError if it is cut."""
     body: list[bytes] = []
     receive_buffer, source = int(options.get("receive_buffer", 0)), str(options.get("source", ""))
-    answer = await send_request(
-        address, request, body.append, receive_buffer=receive_buffer, source=source
-    )
+    answer = await send(address, request, body.append, receive_buffer=receive_buffer, source=source)
     head, how = await answer.head, await answer.ended
     if head is None or how != "whole":
         raise ConnectionResetError("the response was cut")

@@ -10,9 +10,7 @@ Redis is stopped, or killed and started again. Each stream is judged when it has
 no server may hold anything. The exit status is 1 if an invariant was broken.
 """
 
-import argparse
 import asyncio
-import collections
 import contextlib
 import random
 import signal
@@ -23,18 +21,24 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
-import uvloop
-
 from tests.faults.checker import Breach, Verdict, judge_stream
 from tests.faults.history import History, numbered
 from tests.faults.processes import held_by, signal_engine, until_readiness
 from tests.faults.reading import Reader, RefusedError, ask_how_it_ended, cancel, fresh_word
 from tests.faults.replicas import PLACES, FolderPlace, RedisPlace, Replicas, adds_up
+from tests.faults.soaking import (
+    SILENCE_S,
+    Did,
+    arguments,
+    closed_or_silent,
+    report,
+    run_all,
+    soak,
+)
 from tests.support.servers import RunningServer
 
 NUM_REPLICAS = 3
 MAX_TOKENS = 240
-SILENCE_S = 4.0
 STREAM_PATIENCE_S = 120.0
 LINGER_S = 30.0
 RETRY_S = 0.1
@@ -49,9 +53,7 @@ reader must find its stream in the end."""
 class Client:
     """Uses the servers in every way, one stream after the other."""
 
-    def __init__(
-        self, replicas: Replicas, seed: int, verdict: Verdict, did: collections.Counter[str]
-    ) -> None:
+    def __init__(self, replicas: Replicas, seed: int, verdict: Verdict, did: Did) -> None:
         self._replicas = replicas
         self._chance = random.Random(seed)
         self._verdict, self._did = verdict, did
@@ -155,22 +157,10 @@ class Client:
             if not reader.has_response:
                 await self._attach(reader)
             if reader.has_response:
-                await self._closed_or_silent(reader)
+                if not await closed_or_silent(reader):
+                    self._did["left a silent server"] += 1
             else:
                 await asyncio.sleep(RETRY_S)
-
-    async def _closed_or_silent(self, reader: Reader) -> None:
-        request = reader.request
-        while True:
-            seen = request.num_bytes
-            await asyncio.wait((request.ended,), timeout=SILENCE_S)
-            if request.ended.done():
-                await reader.closed()
-                return
-            if request.num_bytes == seen:
-                self._did["left a silent server"] += 1
-                reader.leave("RST")
-                return
 
 
 class Chaos:
@@ -181,7 +171,7 @@ class Chaos:
         replicas: Replicas,
         place: FolderPlace | RedisPlace,
         chance: random.Random,
-        did: collections.Counter[str],
+        did: Did,
     ) -> None:
         self._replicas, self._place = replicas, place
         self._chance, self._did = chance, did
@@ -243,7 +233,7 @@ async def run(
     minutes: float, num_clients: int, seed: int, store: Literal["folder", "redis"]
 ) -> bool:
     """Run the soak. Returns True if every invariant held."""
-    verdict, did = Verdict(), collections.Counter[str]()
+    verdict, did = Verdict(), Did()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place = PLACES[store](folder)
@@ -252,20 +242,13 @@ async def run(
             Replicas(place.log, folder, linger=LINGER_S, drain_timeout=10)
         )
         await asyncio.to_thread(replicas.start, NUM_REPLICAS)
-        began = time.monotonic()
-        deadline = began + minutes * 60
+        deadline = time.monotonic() + minutes * 60
         clients = [
             Client(replicas, seed + each, verdict, did) for each in range(1, num_clients + 1)
         ]
-        working = [asyncio.create_task(client.run_until(deadline)) for client in clients]
         chaos = Chaos(replicas, place, random.Random(seed), did)
-        working.append(asyncio.create_task(chaos.run_until(deadline)))
-        everything = asyncio.gather(*working)
-        while not everything.done():
-            await asyncio.wait((everything,), timeout=1.0)
-            _progress(time.monotonic() - began, minutes * 60, verdict, did)
-        print(file=sys.stderr)
-        await everything
+        jobs = [*(each.run_until(deadline) for each in clients), chaos.run_until(deadline)]
+        await run_all(jobs, minutes, lambda: _figures(verdict, did))
         try:
             for address in replicas.addresses:
                 await until_readiness(address, 200)
@@ -274,9 +257,7 @@ async def run(
             for server in replicas.running:
                 print("".join(server.output[-30:]), file=sys.stderr)
         verdict.breaches += await asyncio.to_thread(_held_too_long, replicas)
-    print(", ".join(f"{n} x {what}" for what, n in sorted(did.items())))
-    print(verdict)
-    return verdict.holds
+    return report(did, verdict)
 
 
 def _held_too_long(replicas: Replicas) -> list[Breach]:
@@ -297,28 +278,19 @@ def _held_too_long(replicas: Replicas) -> list[Breach]:
     return breaches
 
 
-def _progress(seconds: float, of: float, verdict: Verdict, did: collections.Counter[str]) -> None:
+def _figures(verdict: Verdict, did: Did) -> str:
     faults = sum(n for what, n in did.items() if what.startswith(("kill", "stop", "replace")))
-    print(
-        f"\r{seconds:5.0f} of {of:.0f} s: {faults} faults, {verdict.counts['streams']} streams,"
-        f" {verdict.counts['resumed']} resumes, {len(verdict.breaches)} breaches ",
-        end="",
-        file=sys.stderr,
-        flush=True,
+    return (
+        f"{faults} faults, {verdict.counts['streams']} streams,"
+        f" {verdict.counts['resumed']} resumes, {len(verdict.breaches)} breaches"
     )
 
 
 def main() -> None:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--clients", type=int, default=24)
+    parser = arguments(__doc__, minutes=10)
     parser.add_argument("--store", choices=[*PLACES], default="redis")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     given = parser.parse_args()
-    print(f"seed {given.seed}")
-    holds = uvloop.run(run(given.minutes, given.clients, given.seed, given.store))
-    raise SystemExit(0 if holds else 1)
+    soak(given.seed, lambda: run(given.minutes, given.clients, given.seed, given.store))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from tests.support.servers import RunningServer
 
 PATIENCE_S = 60.0
 PROBE_S = 0.005
+ESTABLISHED = 1
+"""The state of a connection that neither side has closed."""
 
 
 def processes_of(server: RunningServer) -> list[psutil.Process]:
@@ -37,7 +39,7 @@ def held_by(server: RunningServer) -> dict[str, float]:
 
 
 async def settled(
-    server: RunningServer, before: dict[str, float], within: float = 5.0
+    server: RunningServer, before: dict[str, float], within: float = PATIENCE_S
 ) -> dict[str, float]:
     """Count what the server holds once it is down to `before`, or after `within` seconds."""
     loop = asyncio.get_running_loop()

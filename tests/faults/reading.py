@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any, Literal
 
-from tests.faults.client_request import ClientRequest, Head, fetch, request_bytes, send_request
+from tests.faults.client_request import Exchange, Head, Send, fetch, request_bytes, send_request
 from tests.faults.history import (
     Abort,
     Attached,
@@ -54,7 +54,13 @@ class Reader:
     """A logical reader of one stream. `cursor` is the id of its last event, or -1 for none."""
 
     def __init__(
-        self, address: Address, history: History, *, source: str = "", headers: tuple[str, ...] = ()
+        self,
+        address: Address,
+        history: History,
+        *,
+        source: str = "",
+        headers: tuple[str, ...] = (),
+        send: Send = send_request,
     ) -> None:
         self.address = address
         self.headers = headers
@@ -68,10 +74,12 @@ class Reader:
         self.arrivals: list[float] | None = None
         """When each event came, if a caller sets a list."""
         self.receive_buffer = 0
+        self.send = send
+        """What sends each request."""
         self._history = history
         self._source = source
         self._parser = EventParser()
-        self._request: ClientRequest | None = None
+        self._request: Exchange | None = None
         self._body: bytearray | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -158,7 +166,7 @@ class Reader:
         self.request.read_on()
 
     @property
-    def request(self) -> ClientRequest:
+    def request(self) -> Exchange:
         """The current request and its response."""
         assert self._request is not None
         return self._request
@@ -183,7 +191,7 @@ class Reader:
     async def _ask(self, request: bytes) -> Head:
         self._parser = EventParser()
         self._body = bytearray()
-        answer = await send_request(
+        answer = await self.send(
             self.address,
             request,
             self._on_body,

@@ -142,10 +142,11 @@ class FolderPlace:
 class RedisPlace:
     """A store in a Redis of its own, which keeps its data when it is killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, appendfsync: str = "everysec") -> None:
         self.appended = folder / "appended"
         """Where Redis keeps its data."""
-        options = {"appendonly": "yes", "dir": str(folder), "appenddirname": "appended"}
+        options = {"dir": str(folder), "appenddirname": "appended"}
+        options |= {"appendonly": "yes", "appendfsync": appendfsync}
         self.server = RedisServer(folder, options=options)
         self.server.start()
         self.log = self.server.url

@@ -48,6 +48,9 @@ class ReportingSink:
     def working(self, num_read: int = 0) -> None:
         self._sink.working(num_read)
 
+    def interrupted(self, *, waits: bool) -> None:
+        self._sink.interrupted(waits=waits)
+
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self._sink.cached(num_tokens, prompt_tokens)
 

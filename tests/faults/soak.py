@@ -8,17 +8,12 @@ Each stream is judged as soon as it has ended. At the end the server must hold n
 and leave no process behind. The exit code is 1 if an invariant was broken.
 """
 
-import argparse
 import asyncio
-import collections
 import contextlib
 import random
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
-
-import uvloop
 
 from tests.faults.checker import Rules, Verdict, judge_server, judge_stream
 from tests.faults.history import Held, History, numbered
@@ -44,13 +39,19 @@ from tests.faults.proxy import (
     slices,
 )
 from tests.faults.reading import Reader, RefusedError, ask_how_it_ended, cancel, fresh_word
+from tests.faults.soaking import (
+    SILENCE_S,
+    Did,
+    arguments,
+    closed_or_silent,
+    report,
+    run_all,
+    soak,
+)
 from tests.support.servers import RunningServer, serve
 
 LENGTH = 120
 INTERVAL_S = 0.01
-SILENCE_S = 4.0
-"""A reader that gets no byte for so many seconds is in a black hole, since heartbeats come every
-second, and leaves."""
 HEARTBEAT_S = 1.0
 STALL_TIMEOUT_S = 2.0
 ENGINE_TIMEOUT_S = 2.0
@@ -81,7 +82,7 @@ class Client:
         proxy: Address,
         seed: int,
         verdict: Verdict,
-        did: collections.Counter[str],
+        did: Did,
     ) -> None:
         self._server, self._proxy = server, proxy
         self._chance = random.Random(seed)
@@ -236,18 +237,8 @@ class Client:
             await self._closed_or_silent(reader)
 
     async def _closed_or_silent(self, reader: Reader) -> None:
-        """Wait until the response ends; leave it if no byte comes for SILENCE_S."""
-        request = reader.request
-        while True:
-            seen = request.num_bytes
-            await asyncio.wait((request.ended,), timeout=SILENCE_S)
-            if request.ended.done():
-                await reader.closed()
-                return
-            if request.num_bytes == seen:
-                self._did["left a black hole"] += 1
-                reader.leave("RST")
-                return
+        if not await closed_or_silent(reader):
+            self._did["left a black hole"] += 1
 
     async def _judge(self, reader: Reader) -> None:
         """Ask the server how the stream ended, and judge its history."""
@@ -258,7 +249,7 @@ class Client:
 
 
 async def break_the_engine(
-    server: RunningServer, chance: random.Random, did: collections.Counter[str], deadline: float
+    server: RunningServer, chance: random.Random, did: Did, deadline: float
 ) -> None:
     """Kill or stop the engine every few seconds."""
     while (left := deadline - time.monotonic()) > 10:
@@ -270,8 +261,7 @@ async def break_the_engine(
 
 async def run(minutes: float, num_clients: int, seed: int) -> bool:
     """Run the soak. Returns True if every invariant held."""
-    verdict = Verdict()
-    did: collections.Counter[str] = collections.Counter()
+    verdict, did = Verdict(), Did()
     with serve(
         engine="mock",
         mock_interval=INTERVAL_S,
@@ -288,22 +278,22 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
                 time.monotonic() + 1  # the first use creates what stays
             )
             before, rss_before = held_by(server), rss_mib(server.pid)
-            began = time.monotonic()
-            deadline = began + minutes * 60
+            deadline = time.monotonic() + minutes * 60
             clients = [
                 Client(server.address, proxy.address, seed + each, verdict, did)
                 for each in range(1, num_clients + 1)
             ]
-            working = [asyncio.create_task(client.run_until(deadline)) for client in clients]
-            working.append(
-                asyncio.create_task(break_the_engine(server, random.Random(seed), did, deadline))
-            )
-            everything = asyncio.gather(*working)
-            while not everything.done():
-                await asyncio.wait((everything,), timeout=1.0)
-                pids |= {process.pid for process in processes_of(server)}
-                _progress(time.monotonic() - began, minutes * 60, verdict, server)
-            await everything
+
+            def figures() -> str:
+                pids.update(process.pid for process in processes_of(server))
+                return (
+                    f"{verdict.counts['streams']} streams, {verdict.counts['cut']} cut,"
+                    f" {len(verdict.breaches)} breaches, {rss_mib(server.pid):.0f} MiB"
+                )
+
+            breaking = break_the_engine(server, random.Random(seed), did, deadline)
+            jobs = [*(client.run_until(deadline) for client in clients), breaking]
+            await run_all(jobs, minutes, figures)
             num_cuts = proxy.num_cuts
         await until_readiness(server.address, 200)
         after = await settled(server, before, within=LINGER_S + RETAIN_S)
@@ -312,37 +302,19 @@ async def run(minutes: float, num_clients: int, seed: int) -> bool:
     held = [Held(0, "before", *each) for each in {**before, "processes left": 0.0}.items()]
     held += [Held(0, "after", *each) for each in {**after, "processes left": len(left)}.items()]
     verdict.breaches += judge_server(held)
-    print("\n", file=sys.stderr)
-    print(", ".join(f"{n} x {what}" for what, n in sorted(did.items())))
-    print(f"{num_cuts} connections cut by the proxy")
-    for what, number in before.items():
-        print(f"{what}: {number:g} before, {after[what]:g} after")
-    print(f"resident memory of the server: {rss_before:.1f} MiB before, {rss_after:.1f} MiB after")
-    print(f"processes left behind: {len(left)}")
-    print(verdict)
-    return verdict.holds
-
-
-def _progress(seconds: float, of: float, verdict: Verdict, server: RunningServer) -> None:
-    print(
-        f"\r{seconds:5.0f} of {of:.0f} s: {verdict.counts['streams']} streams,"
-        f" {verdict.counts['cut']} cut, {len(verdict.breaches)} breaches,"
-        f" {rss_mib(server.pid):.0f} MiB ",
-        end="",
-        file=sys.stderr,
-        flush=True,
+    return report(
+        did,
+        verdict,
+        f"{num_cuts} connections cut by the proxy",
+        *(f"{what}: {number:g} before, {after[what]:g} after" for what, number in before.items()),
+        f"resident memory of the server: {rss_before:.1f} MiB before, {rss_after:.1f} MiB after",
+        f"processes left behind: {len(left)}",
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--clients", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    arguments = parser.parse_args()
-    print(f"seed {arguments.seed}")
-    holds = uvloop.run(run(arguments.minutes, arguments.clients, arguments.seed))
-    raise SystemExit(0 if holds else 1)
+    given = arguments(__doc__, minutes=5).parse_args()
+    soak(given.seed, lambda: run(given.minutes, given.clients, given.seed))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from tests.faults.processes import processes_of, still_there, until_readiness
 from tests.faults.reading import Reader, RefusedError, fresh_word
 from tests.support.servers import serve
 
-DRAIN_S = 1.5
+DRAIN_S = 5.0
 INTERVAL_S = 0.02
+LENGTH = 250
+"""Tokens of an answer that is not over before its reader has come for the third time."""
 PATIENCE_S = 60.0
 
 
@@ -41,7 +43,7 @@ async def test_streams_end_by_themselves_or_are_told_of_the_shutdown() -> None:
             began = time.monotonic()
             server.signal(signal.SIGTERM)
             await until_readiness(server.address, 503)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < DRAIN_S
             with pytest.raises(RefusedError) as refused:
                 await Reader(server.address, history).open(numbered("late", length=1, max_tokens=1))
             assert (refused.value.status, refused.value.code) == (503, "draining")
@@ -55,19 +57,21 @@ async def test_streams_end_by_themselves_or_are_told_of_the_shutdown() -> None:
     assert verdict.holds, verdict
     assert verdict.endings == {"length": 20, "error server_shutdown": 20}
     assert returncode == 0
-    assert DRAIN_S <= took < DRAIN_S + 4
+    assert DRAIN_S <= took < 3 * DRAIN_S  # the long streams would last 20 s
     assert still_there(pids) == []
 
 
 async def test_readers_come_and_go_while_the_server_drains_and_miss_nothing() -> None:
     history = History()
     with serve(
-        engine="mock", mock_interval=INTERVAL_S, engine_arg=["numbered=true", "length=60"]
+        engine="mock", mock_interval=INTERVAL_S, engine_arg=["numbered=true", f"length={LENGTH}"]
     ) as server:
         async with asyncio.timeout(PATIENCE_S):
             readers = [Reader(server.address, history) for _ in range(20)]
             for reader in readers:
-                await reader.open(numbered(fresh_word(), length=60, max_tokens=99), max_tokens=99)
+                await reader.open(
+                    numbered(fresh_word(), length=LENGTH, max_tokens=999), max_tokens=999
+                )
             server.signal(signal.SIGTERM)
             await until_readiness(server.address, 503)
             for _ in range(3):

@@ -12,7 +12,7 @@ from tests.faults.processes import PROBE_S, kill_engine, signal_engine, until_re
 from tests.faults.reading import Reader, RefusedError, fresh_word
 from tests.support.servers import RunningServer, serve
 
-LENGTH = 150
+LENGTH = 300
 PATIENCE_S = 60.0
 
 

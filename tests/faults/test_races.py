@@ -83,7 +83,7 @@ class NumberingEngine(EngineInTest):
         sink.accepted((1, 2, 3))
         sink.started()
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, model: str = "") -> None:
         self.running.pop(request_id, None)
 
     def say(self, stream_id: str) -> None:

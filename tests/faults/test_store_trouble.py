@@ -17,8 +17,9 @@ from tests.faults.checker import judge
 from tests.faults.client_request import fetch, request_bytes
 from tests.faults.processes import until_readiness
 from tests.faults.proxy import Fault, Faults, Proxy, latency, silence_from
-from tests.faults.reading import Reader
+from tests.faults.reading import Reader, cancel
 from tests.faults.replicas import Clients, RedisPlace, Replicas, adds_up, got
+from tests.faults.tails import LostTail
 from tests.support.servers import RunningServer
 
 LOG_TIMEOUT_S = 2.0
@@ -68,7 +69,7 @@ async def test_redis_does_not_answer_for_a_while(redis: RedisPlace, tmp_path: Pa
         server = replicas.start()
         clients = Clients(replicas)
         stored = await clients.open(3, num_tokens=MANY)
-        (unstored,) = await clients.open(1, num_tokens=MANY, resumable=False)
+        (unstored,) = await clients.open(1, num_tokens=100_000, resumable=False)
         await got([*stored, unstored], 3)
         redis.server.signal(signal.SIGSTOP)
         await is_down(server)
@@ -82,7 +83,8 @@ async def test_redis_does_not_answer_for_a_while(redis: RedisPlace, tmp_path: Pa
         assert [reader.cursor for reader in stored] == [before[1] for before in seen]
         redis.server.signal(signal.SIGCONT)
         await until_readiness(server.address, 200)
-        await all_is_well(replicas, clients, {"length": 4})
+        assert await cancel(server.address, clients.history, unstored.stream) == "cancelled"
+        await all_is_well(replicas, clients, {"length": 3, "cancelled": 1})
         assert judge(clients.history).counts["resumed"] == 0
 
 
@@ -92,7 +94,7 @@ async def test_redis_stays_away_and_streams_are_cut_and_go_on(
     with Replicas(redis.log, tmp_path, log_timeout=LOG_TIMEOUT_S) as replicas:
         replicas.start(2)
         clients = Clients(replicas)
-        stored = await clients.open(4, num_tokens=FEW)
+        stored = await clients.open(4, num_tokens=MANY)
         await got(stored, 3)
         redis.server.kill()
         for server in replicas.running:
@@ -144,6 +146,55 @@ async def test_a_slow_redis_delays_and_changes_nothing(redis: RedisPlace, tmp_pa
             await got(readers, 1)
             await asyncio.to_thread(replicas.kill, replicas.running[0])
             await all_is_well(replicas, clients, {"length": 3})
+
+
+async def test_a_cancel_stays_one_although_redis_loses_it(tmp_path: Path) -> None:
+    redis = RedisPlace(tmp_path, appendfsync="always")
+    with Replicas(redis.log, tmp_path) as replicas:
+        replicas.start(2)
+        owner, other = replicas.running
+        clients = Clients(replicas, owner.address)
+        (reader,) = await clients.open(1, num_tokens=100_000)
+        await got([reader], 3)
+        reader.leave()
+        before = redis.server.on_disk()
+        assert await cancel(owner.address, clients.history, reader.stream) == "cancelled"
+        redis.server.kill()
+        redis.server.cut_back(before)  # as if it had kept its last writes back
+        for server in replicas.running:
+            await until_readiness(server.address, 503)
+        redis.server.start()
+        for server in replicas.running:
+            await until_readiness(server.address, 200)
+        reader.turn_to([other.address])
+        assert (await reader.read_through()).reason == "cancelled"
+        await asyncio.to_thread(replicas.kill, owner)
+        assert await cancel(other.address, clients.history, reader.stream) == "cancelled"
+        verdict = judge(clients.history)
+        assert verdict.holds, verdict
+    redis.close()
+
+
+async def test_redis_and_a_server_die_and_redis_has_lost_the_tail(tmp_path: Path) -> None:
+    redis = RedisPlace(tmp_path, appendfsync="always")
+    with Replicas(redis.log, tmp_path) as replicas:
+        replicas.start(2)
+        owner, other = replicas.running
+        tail = await LostTail.begin(replicas, owner)
+        follower = await tail.follower(other)
+        before = redis.server.on_disk()
+        while sum(redis.server.on_disk().values()) < 1.5 * sum(before.values()):
+            await tail.read_on()
+        await follower.got(tail.ahead.cursor)
+        redis.server.kill()
+        await asyncio.to_thread(replicas.kill, owner)
+        redis.server.cut_back(before)  # as if it had kept its last writes back
+        await tail.is_lost()
+        redis.server.start()
+        assert await follower.closed() == "cut"
+        await tail.is_refused(follower, other)
+        await tail.goes_on(other)
+    redis.close()
 
 
 async def test_redis_comes_back_empty(redis: RedisPlace, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Servers are killed under streams in every phase: the others go on, and nothing is lost."""
 
 import asyncio
+import contextlib
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +10,9 @@ import pytest
 from tests.faults.reading import Reader, cancel
 from tests.faults.replicas import PLACES, Clients, Replicas, adds_up, got
 from tests.support.lethal import SIGN
+from tests.support.raw import ask, post
+from tests.support.servers import RunningServer
+from tests.support.waiting import eventually
 
 SLOTS = 8
 PATIENCE_S = 60.0
@@ -31,9 +36,9 @@ async def test_a_kill_loses_nothing_of_streams_in_any_phase(replicas: Replicas) 
     gate.touch()
     clients = Clients(replicas)
     async with asyncio.timeout(PATIENCE_S):
-        running = await clients.open(3)
+        running = await clients.open(3, num_tokens=200)
         # These always hold back half a character and the beginning of a stop string.
-        inside = await clients.open(3, "halved", stop=[f"{SIGN} never"])
+        inside = await clients.open(3, "halved", num_tokens=200, stop=[f"{SIGN} never"])
         await clients.open(2, "gated")
         await got([*running, *inside], 3)
         await clients.open(5)  # they wait
@@ -76,7 +81,7 @@ async def test_a_kill_just_before_the_terminal_event(replicas: Replicas) -> None
 async def test_a_cancel_that_was_answered_survives_the_server(replicas: Replicas) -> None:
     victim, survivor = replicas.running
     clients = Clients(replicas)
-    readers = await clients.open(4)
+    readers = await clients.open(4, num_tokens=100_000)
     await got(readers, 3)
     for reader in readers:
         assert await cancel(victim.address, clients.history, reader.stream) == "cancelled"
@@ -105,6 +110,27 @@ async def test_a_cancel_away_from_the_owner_ends_the_stream_everywhere(replicas:
     assert verdict.endings == {"cancelled": 4}
     for scrape in await asyncio.to_thread(replicas.are_idle):
         assert adds_up(scrape), scrape.text
+
+
+@pytest.mark.parametrize("replicas", ["folder"], indirect=True)
+async def test_a_request_that_kills_its_server_at_once_kills_no_third(replicas: Replicas) -> None:
+    """The engine kills before it has told anything of the request."""
+    replicas.start(3 - len(replicas.running))
+    every = list(replicas.running)
+    body = json.dumps({"prompt": "x says poison", "stream": False}).encode()
+    with contextlib.suppress(EOFError, ConnectionError):
+        await asyncio.to_thread(ask, every[0].port, post(body, "Idempotency-Key: poison"))
+
+    def dead() -> list[RunningServer]:
+        return [server for server in every if server.process.poll() is not None]
+
+    assert await asyncio.to_thread(eventually, lambda: len(dead()) == 2)
+    for server in dead():
+        replicas.died(server)
+    (survivor,) = replicas.running
+    assert await asyncio.to_thread(survivor.has_said, "took over a stream")
+    await asyncio.to_thread(replicas.are_idle)
+    assert survivor.process.poll() is None
 
 
 @pytest.mark.parametrize("replicas", ["redis"], indirect=True)

@@ -63,7 +63,7 @@ class Sdk:
     """An SDK: its script, the APIs that it speaks, and the names of its exceptions.
 
     `errors` are its exceptions for 401, 400 and 429; `cut` is that for a stream that is cut. A
-    result that differs from other SDKs' is in `differs`, by task.
+    result that differs from other SDKs' is in `differs`, by task, or by API and task.
     The SDK's retries do not heed `Retry-After` over the `impatient` APIs.
     """
 
@@ -77,19 +77,28 @@ class Sdk:
     def __str__(self) -> str:
         return self.script
 
-    def expected(self, story: str) -> dict[str, Any]:
-        """Return what the program must report for each API, but for `joined`."""
+    def expected(self, api: str, story: str) -> dict[str, Any]:
+        """Return what the program must report for an API, but for `joined`."""
         same = {
             "whole": {"text": TOLD, "usage": TOKENS},
             "streamed": {"text": TOLD, "is_streamed": True},
             "tool": WEATHER,
             "structured": True,
-            "refused": dict(zip(("401", "400", "429"), self.errors, strict=True)),
+            "refused": named(*self.errors),
             "retried": {"text": TOLD, "waited": True},
             "cut": {"raised": self.cut},
             "killed": story,
         }
-        return {task: self.differs.get(task, result) for task, result in same.items()}
+        differs = self.differs
+        return {
+            task: differs.get(f"{api} {task}", differs.get(task, result))
+            for task, result in same.items()
+        }
+
+
+def named(*errors: str) -> dict[str, str]:
+    """Return an SDK's exceptions by the statuses that they stand for."""
+    return dict(zip(("401", "400", "429"), errors, strict=True))
 
 
 class Servers:
@@ -158,10 +167,12 @@ IN_PYTHON = [
     ),
     Sdk(
         "litellm_sdk",
-        ("openai", "hosted_vllm", "anthropic"),
+        ("openai", "hosted_vllm", "anthropic", "ollama_chat"),
         LITELLM,
         "MidStreamFallbackError",
-        impatient=("hosted_vllm", "anthropic"),
+        # It looks for the length of the prompt only in errors of OpenAI's form.
+        {"ollama_chat refused": named(*OPENAI)},
+        impatient=("hosted_vllm", "anthropic", "ollama_chat"),
     ),
     Sdk("langchain_sdk", ("chat", "responses"), LANGCHAIN, "OpenAIConnectionError"),
     Sdk(
@@ -270,7 +281,7 @@ def check(servers: Servers, sdk: Sdk, command: list[str]) -> None:
     for api in sdk.impatient:
         assert reported[api]["retried"]["text"] == TOLD
         reported[api]["retried"]["waited"] = True  # on a busy machine it may seem so
-    assert reported == {api: sdk.expected(servers.story) for api in sdk.apis}
+    assert reported == {api: sdk.expected(api, servers.story) for api in sdk.apis}
     if "joined" in sdk.differs:
         assert set(map(str, joined.values())) == {str(sdk.differs["joined"])}
         return

@@ -4,8 +4,6 @@ In: what is asked (`reader.js` has its form). Out: the things that happened, in 
 """
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.docs.pages import ROOT
+from tests.support.programs import find_program
 
 CLIENT = ROOT / "clients" / "javascript"
 HERE = Path(__file__).parent
 TIMEOUT_S = 60
-NO_NODE = "no node found: install it (Debian, Ubuntu: apt-get install nodejs npm)"
 QUICK = {"firstMs": 10, "maxMs": 50}
 
 
@@ -83,10 +79,7 @@ def asked(
 
 def node() -> str:
     """Return the path of Node. Without it the test skips; with PENSTOCK_REQUIRE_NPM=1 it fails."""
-    program = shutil.which("node")
-    if program is None and os.environ.get("PENSTOCK_REQUIRE_NPM") == "1":
-        pytest.fail(NO_NODE)
-    return program or pytest.skip(NO_NODE)
+    return find_program("node", "nodejs npm", "PENSTOCK_REQUIRE_NPM")
 
 
 @contextmanager

@@ -99,6 +99,8 @@ def test_everything_that_happens_to_a_server_leaves_a_mark() -> None:
             Now(restarts=1, takeovers=3),
             Now(restarts=1, takeovers=3, memory_is_full=True, store_up=False),
             Now(restarts=1, takeovers=3, draining=True),
+            Now(restarts=1, takeovers=3, draining=True, upstreams={"m": (2, 2), "": (0, 1)}),
+            Now(restarts=1, takeovers=3, draining=True, upstreams={"m": (1, 2), "": (1, 1)}),
         ]
     ):
         server.now = state
@@ -115,6 +117,9 @@ def test_everything_that_happens_to_a_server_leaves_a_mark() -> None:
         (4, "drain", "The server drains: it takes no new requests."),
         (4, "memory", "The memory is free again."),
         (4, "store", "The store answers again."),
+        (5, "upstream", "0 of 1 upstreams of a model are up."),
+        (6, "upstream", "1 of 2 upstreams of m are up."),
+        (6, "upstream", "1 of 1 upstreams of a model are up."),
         (9, "refusal", "1 request refused: queue_full."),
     ]
 

@@ -36,6 +36,8 @@ LEVELS = Levels(
     blocked=10,
     stalled=11,
     slots=12,
+    cached_tokens=300,
+    cache_tokens=1200,
     engine_up=True,
     engine_restarts=13,
     engine_stopping=14,
@@ -46,6 +48,12 @@ LEVELS = Levels(
     followed=0,
     taken_over=0,
     logs_lost=0,
+    upstreams_up={("http://gpu1:8000", "rill"): 1},
+    upstream_requests={("http://gpu1:8000", "answered"): 18},
+    by_upstream={
+        name: {("http://gpu1:8000",): 19}
+        for name in ("running", "failures", "failovers", "look_time")
+    },
 )
 
 
@@ -55,16 +63,16 @@ def test_names_follow_the_conventions_and_none_comes_twice() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"penstock_[a-z0-9]+(_[a-z0-9]+)*", metric.name)
         assert metric.name.endswith("_total") == isinstance(metric, Counter)
-        assert metric.name.endswith("_seconds") == (metric.kind == "histogram")
+        assert metric.name.endswith("_seconds") or metric.kind != "histogram"
         assert metric.help.endswith(".")
 
 
 def test_no_label_can_hold_what_a_client_chose() -> None:
     labels = {label for metric in METRICS for label in metric.labels}
-    # Our own code sets the first labels, the operator sets the last four.
+    # Our own code sets the first labels, the operator and the upstreams set the last five.
     assert labels == {
-        *("cause", "code", "kind", "phase", "reason", "route", "method", "status"),
-        *("task", "version", "engine", "model", "key"),
+        *("cause", "code", "kind", "phase", "reason", "route", "method", "status", "outcome"),
+        *("task", "version", "engine", "model", "key", "upstream"),
     }
 
 
@@ -96,6 +104,18 @@ def test_a_counter_never_goes_down_though_tokens_are_taken_back() -> None:
         families = {family.name: family for family in metrics.collect()}
         seen.append(families["penstock_completion_tokens"].samples[0].value)
     assert seen == [4, 4, 9]
+
+
+@pytest.mark.parametrize(
+    ("used", "size", "shown"), [(300, 1200, [0.25]), (1300, 1200, [1.0]), (300, 0, [])]
+)
+def test_the_use_of_the_cache_is_a_share_and_missing_if_its_size_is_unknown(
+    used: int, size: int, shown: list[float]
+) -> None:
+    levels = replace(LEVELS, cached_tokens=used, cache_tokens=size)
+    families = {family.name: family for family in Metrics(Meter(), lambda: levels).collect()}
+    samples = families["penstock_kv_cache_usage_ratio"].samples
+    assert [sample.value for sample in samples] == shown
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)

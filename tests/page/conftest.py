@@ -40,7 +40,7 @@ ARGS = [
 
 OpenPage = Callable[..., Awaitable[Page]]
 
-expect.set_options(timeout=15_000)  # a limit for a busy machine, not a wait
+expect.set_options(timeout=30_000)  # a limit for a busy machine, not a wait
 
 
 def find_chromium() -> str | None:
@@ -71,7 +71,8 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
     """Return a function that opens a page in a new context.
 
-    The test fails if a page threw, opened a dialog or violated the content security policy.
+    The test fails if a page threw, opened a dialog, violated the content security policy or could
+    not load one of its scripts.
     """
     contexts = []
     complaints: list[str] = []
@@ -86,6 +87,14 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
             "console",
             lambda line: (
                 complaints.append(line.text) if "Content Security Policy" in line.text else None
+            ),
+        )
+        page.on(
+            "requestfailed",
+            lambda failed: (
+                complaints.append(f"not loaded: {failed.url} ({failed.failure})")
+                if failed.resource_type == "script"
+                else None
             ),
         )
         await page.goto(url)

@@ -59,7 +59,7 @@ class Source:
 
     async def until(self, condition: str) -> list[Told]:
         """Wait for a condition in JavaScript about `record` and `source`; return the record."""
-        await self._page.wait_for_function(f"() => {condition}", timeout=15_000)
+        await self._page.wait_for_function(f"() => {condition}", timeout=60_000)
         return await self.record()
 
     async def until_over(self) -> list[Told]:

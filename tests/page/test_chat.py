@@ -361,15 +361,19 @@ async def test_a_second_tab_follows_the_stream_and_can_stop_it(
     await expect(other.locator(".turn").last).to_have_attribute("data-state", "stopped")
 
 
-async def test_a_cut_stream_goes_on_in_place(numbered: RunningServer, open_page: OpenPage) -> None:
-    async with Proxy(("127.0.0.1", numbered.port)) as proxy:
+async def test_a_cut_stream_goes_on_in_place(endless: RunningServer, open_page: OpenPage) -> None:
+    async with Proxy(("127.0.0.1", endless.port)) as proxy:
         page = await open_page(f"http://127.0.0.1:{proxy.address[1]}")
         await send(page, "Cut")
         await until_tokens(page, 3)
         await proxy.drop()
-        await expect(page.locator(".turn").last).to_have_attribute("data-state", "finished")
-        await expect(answers(page)).to_have_text(numbers("Cut", 30))
         await status(page).to_contain_text("Resumed once.")
+        seen = (await answers(page).text_content() or "").count(":")
+        await until_tokens(page, seen + 3)
+        await page.keyboard.press("Escape")
+        await state_is(page, "stopped")
+        text = (await answers(page).text_content() or "").strip()
+        assert text == numbers("Cut", text.count(":"))
 
 
 async def test_a_conversation_survives_the_death_of_the_server(open_page: OpenPage) -> None:

@@ -85,7 +85,7 @@ async def test_cuts_and_a_killed_engine_lose_and_repeat_nothing(
     keys = Keys(tmp_path / "keys.toml", "page")
     flags: dict[str, Any] = {"cors_origin": [elsewhere(server)], "keys": keys.path}
     arguments = ["numbered=true", "length=150"]
-    with serve(engine="mock", mock_interval=0.01, engine_arg=arguments, **flags) as keyed:
+    with serve(engine="mock", mock_interval=0.02, engine_arg=arguments, **flags) as keyed:
         async with Proxy(keyed.address) as proxy:
             url = f"http://127.0.0.1:{proxy.address[1]}"
             page = await reading(open_page, server)

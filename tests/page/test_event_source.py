@@ -153,7 +153,7 @@ async def test_it_comes_back_with_its_last_id_after_the_time_that_the_server_cho
 ) -> None:
     async with Proxy(live.address) as proxy:
         page = await open_page(f"http://127.0.0.1:{proxy.address[1]}{BLANK}")
-        source = await Source(page).open(begin(live, max_tokens=60))
+        source = await Source(page).open(begin(live, max_tokens=250))
         before = await source.until_events(5)
         async with page.expect_request("**/streams/*") as sent:
             await proxy.drop()
@@ -163,7 +163,7 @@ async def test_it_comes_back_with_its_last_id_after_the_time_that_the_server_cho
     stream_id, _, number = headers["last-event-id"].rpartition(".")
     assert messages(before)[-1].id.startswith(f"{stream_id}.")
     assert int(number) >= ids(before)[-1]
-    assert ids(told) == list(range(61))
+    assert ids(told) == list(range(251))
     at_error = next(each.time for each in told if each.type == "error")
     reopened = [each.time for each in told if each.type == "open"][1]
     assert RETRY_MS[0] * 0.9 < reopened - at_error < RETRY_MS[1] + 1000
@@ -212,14 +212,14 @@ async def test_half_an_event_is_dropped_and_comes_again_whole(
 async def test_it_waits_for_a_server_that_is_away(live: RunningServer, open_page: OpenPage) -> None:
     async with Proxy(live.address) as proxy:
         page = await open_page(f"http://127.0.0.1:{proxy.address[1]}{BLANK}")
-        source = await Source(page).open(begin(live, max_tokens=100))
+        source = await Source(page).open(begin(live, max_tokens=250))
         await source.until_events(3)
         await proxy.down()
         await proxy.drop()
         await source.until("record.filter((e) => e.type === 'error').length >= 2")
         assert (await source.record())[-1].state == CONNECTING
         await proxy.up()
-        assert ids(await source.until_over()) == list(range(101))
+        assert ids(await source.until_over()) == list(range(251))
 
 
 # --- it stops

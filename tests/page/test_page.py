@@ -73,18 +73,19 @@ async def test_streamed_tokens_appear_one_by_one(
     page = await open_page(f"{slow_server.url}/text")
     await page.evaluate(RECORD)
     await page.get_by_label("Prompt").fill("Tell me about water.")
-    await page.get_by_label("Max tokens").fill("15")
+    await page.get_by_label("Max tokens").fill("40")
     await page.get_by_role("button", name="Stream").click()
     await state_is(page, "finished")
 
     assert await page.evaluate("window.states") == ["waiting", "streaming", "finished"]
     texts = [text for text in await page.evaluate("window.texts") if text]
-    assert texts[-1] == "".join(split_words(TEXT)[:15])
+    assert texts[-1] == "".join(split_words(TEXT)[:40])
     assert all(
         late.startswith(early) and late != early for early, late in itertools.pairwise(texts)
     )
-    assert len(split_words(texts[0])) <= 5
-    assert len(texts) > 5  # usually 15, but a busy machine merges some
+    # Usually there are 40, and the first has a word, but a busy machine merges some.
+    assert len(split_words(texts[0])) <= 20
+    assert len(texts) > 5
     await expect(page.locator("#output")).to_have_text("Tell me about water." + texts[-1])
 
 

@@ -62,13 +62,13 @@ async def test_a_cut_stream_goes_on_in_place_and_shows_every_token_once(
     async with proxied(numbered_server) as proxy:
         page = await open_page(f"{url_of(proxy)}/text")
         await page.evaluate(RECORD)
-        await ask(page, "Cut", 100)
+        await ask(page, "Cut", 250)
         for number, often in enumerate(("once", "twice"), 1):
             await expect(answer(page)).to_have_text(words(20 * number))
             await proxy.drop()
             await status(page).to_have_text(f"Streaming… Resumed {often}.")
         await state_is(page, "finished")
-        assert await text_of(page) == numbered("Cut", 100)
+        assert await text_of(page) == numbered("Cut", 250)
         texts = await page.evaluate("window.texts")
         assert all(late.startswith(early) for early, late in itertools.pairwise(texts))
         assert await page.evaluate("window.states") == [
@@ -76,7 +76,7 @@ async def test_a_cut_stream_goes_on_in_place_and_shows_every_token_once(
             "finished",
         ]
         await status(page).to_have_text("Finished: the token limit was reached. Resumed twice.")
-        await expect(page.locator("#tokens")).to_have_text("100")
+        await expect(page.locator("#tokens")).to_have_text("250")
         await expect(page.locator("#tokens-source")).to_have_text("by the server")
         assert await kept(page) == [0, 0]
 
@@ -111,7 +111,7 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         silent = asyncio.Event()
         proxy.faults_of = lambda _: Faults(down=[silence_from(silent)])
         await proxy.drop()
-        await ask(page, "Quiet", 60)
+        await ask(page, "Quiet", 150)
         await expect(answer(page)).to_have_text(words(5))
         proxy.faults_of = none
         silent.set()
@@ -120,7 +120,7 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         # Chromium may have opened two connections and still use the silent connection.
         await proxy.drop()
         await state_is(page, "finished")
-        assert await text_of(page) == numbered("Quiet", 60)
+        assert await text_of(page) == numbered("Quiet", 150)
 
 
 async def test_while_it_resumes_the_page_says_so_and_can_be_stopped(
@@ -178,7 +178,7 @@ async def test_a_server_that_stays_away_is_given_up_and_found_by_a_reload(
         page = await open_page("about:blank")
         await page.clock.install()
         await page.goto(f"{url_of(proxy)}/text")
-        await ask(page, "Away", 60)
+        await ask(page, "Away", 150)
         await expect(answer(page)).to_have_text(words(3))
         await proxy.down()
         await proxy.drop()
@@ -193,7 +193,7 @@ async def test_a_server_that_stays_away_is_given_up_and_found_by_a_reload(
         await proxy.up()
         await page.reload()
         await state_is(page, "finished")
-        assert await text_of(page) == numbered("Away", 60)
+        assert await text_of(page) == numbered("Away", 150)
 
 
 async def test_a_stop_before_the_head_of_the_stream_ends_it_when_it_has_a_name(
@@ -218,7 +218,7 @@ async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
-    await ask(page, "Again and again", 100)
+    await ask(page, "Again and again", 250)
     await expect(answer(page)).to_have_text(words(20))
     await page.reload()
     await expect(page.locator(".asked")).to_have_text("Again and again")
@@ -227,9 +227,9 @@ async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
     await state_is(page, "streaming")
     await page.reload()  # once more
     await state_is(page, "finished")
-    assert await text_of(page) == numbered("Again", 100)
+    assert await text_of(page) == numbered("Again", 250)
     await expect(page.locator(".turn")).to_have_count(1)
-    await expect(page.locator("#tokens")).to_have_text("100")
+    await expect(page.locator("#tokens")).to_have_text("250")
     await status(page).to_have_text("Finished: the token limit was reached.")
     assert await kept(page) == [0, 0]
     await page.reload()
@@ -261,7 +261,7 @@ async def test_figures_after_a_reload_are_the_servers_or_none(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
-    await ask(page, "Figures", 60)
+    await ask(page, "Figures", 200)
     await expect(answer(page)).to_have_text(words(20))
     await page.reload()
     await expect(page.locator("#tokens-source")).to_have_text("by this page")
@@ -319,7 +319,7 @@ async def test_a_reload_before_the_server_is_back_waits_for_it(
     numbered_server: RunningServer, open_page: OpenPage
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
-    await ask(page, "Back", 60)
+    await ask(page, "Back", 200)
     await expect(answer(page)).to_have_text(words(5))
     held: asyncio.Queue[Route] = asyncio.Queue()
     await page.route("**/streams/*", held.put)
@@ -329,7 +329,7 @@ async def test_a_reload_before_the_server_is_back_waits_for_it(
     await (await held.get()).abort()
     await (await held.get()).continue_()
     await state_is(page, "finished")
-    assert await text_of(page) == numbered("Back", 60)
+    assert await text_of(page) == numbered("Back", 200)
 
 
 async def test_markup_is_text_after_a_reload_too(
@@ -398,7 +398,7 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
     async with proxied(numbered_server) as proxy:
         page = await open_page(f"{url_of(proxy)}/text")
         async with page.expect_response("**/generate") as sent:
-            await ask(page, "Source", 80)
+            await ask(page, "Source", 200)
         stream_id = (await sent.value).headers["x-stream-id"]
         await expect(answer(page)).to_have_text(words(12))
         await page.goto(f"{url_of(proxy)}/text" + "/health")  # the same origin without our page
@@ -418,11 +418,11 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
         seen = await reading
     first = 10 if query else 0
     assert [event_id for event_id, _ in seen["data"]] == [
-        f"{stream_id}.{n}" for n in range(first, 81)
+        f"{stream_id}.{n}" for n in range(first, 201)
     ]
-    assert [event["index"] for _, event in seen["data"]] == list(range(first, 81))
+    assert [event["index"] for _, event in seen["data"]] == list(range(first, 201))
     text = "".join(event["token"] for _, event in seen["data"])
-    assert text == numbered("Source", 80)[len(numbered("Source", first)) :]
+    assert text == numbered("Source", 200)[len(numbered("Source", first)) :]
     assert statuses == [200, 200, 204]
 
 

@@ -120,7 +120,7 @@ def test_metrics_are_the_sums_of_all_processes_and_never_go_back(server: Running
 def test_a_killed_process_costs_its_own_streams_and_no_connection(server: RunningServer) -> None:
     idle = {number: connection_to(server, number) for number in (1, 2)}
     for connection in idle.values():
-        connection.send(generate(max_tokens=100)).head()
+        connection.send(generate(max_tokens=250)).head()
     has_ended = threading.Event()
     refused: list[OSError] = []
     num_answered = 0
@@ -231,13 +231,13 @@ def test_a_scrape_while_a_process_is_stopped_has_its_last_counts(server: Running
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_all_processes_drain_and_end_even_if_all_get_the_signal(number: signal.Signals) -> None:
-    with serve(engine="mock", processes=2, mock_interval=0.05, engine_arg=["length=40"]) as server:
+    with serve(engine="mock", processes=2, mock_interval=0.05, engine_arg=["length=100"]) as server:
         streams = {each: connection_to(server, each) for each in (1, 2)}
         for connection in streams.values():
-            connection.send(generate(max_tokens=40)).head()
+            connection.send(generate(max_tokens=100)).head()
         for process in family_of(server):  # as systemd does, and a terminal
             process.send_signal(number)
-        assert eventually(lambda: server.readiness() == 503, 5)
+        assert eventually(lambda: server.readiness() == 503)
         assert set(states_of(server).values()) == {"draining"}
         for connection in streams.values():
             *_, end = connection.events()
@@ -248,13 +248,31 @@ def test_all_processes_drain_and_end_even_if_all_get_the_signal(number: signal.S
     assert "Traceback" not in "".join(server.output)
 
 
+def test_a_process_that_drains_goes_on_with_the_stream_of_one_that_is_killed() -> None:
+    with serve(processes=2, drain_timeout=600, **LONG) as server:
+        with connection_to(server, 1) as first, connection_to(server, 2) as second:
+            stream_id, events = open_resumable(first)
+            seen = [next(events) for _ in range(10)]
+            _, own_events = open_resumable(second)
+            next(own_events)
+            server.signal(signal.SIGTERM)
+            assert eventually(lambda: set(states_of(server).values()) == {"draining"}, PATIENCE_S)
+            processes_of(server)[1].kill()
+            with pytest.raises((EOFError, ConnectionError)):
+                seen.extend(events)
+            check_rest(server, stream_id, seen)
+            *_, end = own_events
+            assert end["finish_reason"] == "length"
+        assert server.process.wait(PATIENCE_S) == 0
+
+
 def test_a_second_signal_ends_all_processes_at_once() -> None:
     with serve(processes=2, drain_timeout=600, **LONG) as server:
         streams = {each: connection_to(server, each) for each in (1, 2)}
         for connection in streams.values():
             connection.send(generate(max_tokens=100_000)).head()
         server.signal(signal.SIGINT)
-        assert eventually(lambda: server.readiness() == 503, 5)
+        assert eventually(lambda: server.readiness() == 503)
         server.signal(signal.SIGINT)
         for connection in streams.values():
             *_, end = connection.events()
@@ -270,7 +288,7 @@ def test_nothing_is_left_of_a_killed_supervisor() -> None:
             family = family_of(server)
             server.process.kill()
             server.process.wait()
-            assert eventually(lambda: all(is_gone(each) for each in family), 10)
+            assert eventually(lambda: all(is_gone(each) for each in family))
     with pytest.raises(ConnectionRefusedError):
         Connection(server.port)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import allow_time
+
 # `make ray-check` sets TEST_RAY. Then a missing Ray is a failure, not a reason to skip.
 if os.environ.get("TEST_RAY"):
     from tests.ray.cluster import Cluster
@@ -34,6 +36,4 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Allow time to start a cluster, and to notice that a node has died."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.timeout(300), append=False)
+    allow_time(items, HERE, 300)

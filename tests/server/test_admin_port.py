@@ -101,7 +101,7 @@ def answers(port: int) -> bool:
 def test_a_server_that_drains_says_so_until_its_end() -> None:
     admin = free_port()
     with serve(**MOCK, engine_arg="length=100000", admin_port=admin, drain_timeout=60) as server:
-        stream, _ = open_stream(server.port, generate())
+        stream, _ = open_stream(server.port, generate(max_tokens=100_000))
         server.signal(signal.SIGTERM)
         assert eventually(lambda: get(admin, "/health/ready").status == 503)
         assert get(admin, "/health/ready").json()["status"] == "draining"

@@ -21,10 +21,10 @@ from tests.support.raw import ask, generate, open_stream, text_of
 from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
+from tests.support.withheld import WITHHELD
 
 PATIENCE_S = 15.0
 FIRST_TOKENS = "penstock_engine_time_to_first_token_seconds_count"
-WITHHELD = "tests.support.withheld:Withheld"
 PROMPTS = ["Long ago", "Tell me a story about a fox", "The river", "A girl named Ada"]
 
 
@@ -71,7 +71,7 @@ def new_engine(server: RunningServer, before: int) -> bool:
 
 
 def test_a_seeded_sample_goes_on_and_says_that_its_seed_no_longer_gives_it() -> None:
-    with serve(engine="mock", mock_interval=0.02) as server:
+    with serve(engine="mock", mock_interval=0.1) as server:
         connection, _ = open_stream(server.port, generate(max_tokens=30, seed=1))
         with connection:
             events = connection.events()
@@ -102,7 +102,7 @@ def test_a_client_that_waits_for_the_whole_answer_gets_it() -> None:
 
 
 def test_a_hung_engine_is_killed_and_its_streams_go_on() -> None:
-    with serve(engine="mock", mock_interval=0.02, engine_timeout=0.5) as server:
+    with serve(engine="mock", mock_interval=0.05, engine_timeout=2) as server:
         undisturbed = read(server, generate())
         connection, _ = open_stream(server.port, generate())
         with connection:
@@ -117,9 +117,9 @@ def test_a_hung_engine_is_killed_and_its_streams_go_on() -> None:
 
 
 def test_an_idle_engine_is_never_taken_for_hung() -> None:
-    with serve(engine="mock", mock_interval=0, engine_timeout=1) as server:
+    with serve(engine="mock", mock_interval=0, engine_timeout=2) as server:
         before = server.engine_pid()
-        time.sleep(2.5)  # more than twice the silence that an engine may keep
+        time.sleep(5)  # more than twice the silence that an engine may keep
         assert ask(server.port, generate(stream=False)).status == 200
         assert server.engine_pid() == before
 

@@ -8,17 +8,20 @@ from typing import Any
 import pytest
 
 from tests.support.calling import (
+    ASKED,
     BOTH,
     HELLO,
+    MUST_CALL,
     NAMED,
+    NEVER_ENDS,
     ZONES,
     call_is_the_same_streamed_and_whole,
     call_that_is_cut_says_so,
     conversation_goes_on_with_what_the_tool_said,
     create,
     every_token_is_counted,
-    joined,
     model_may_answer_instead,
+    several_calls_have_their_own_ids,
 )
 from tests.support.dying import mortal
 from tests.support.openai_wire import CHAT, RESUMABLE, chunks_of
@@ -26,16 +29,6 @@ from tests.support.raw import ask, frames_of, post, resume
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING, TOOLS
 from tests.support.waiting import eventually
-
-# One tool: between several the model would choose by chance.
-ASKED: dict[str, Any] = {
-    "messages": HELLO,
-    "tools": BOTH[1:],
-    "temperature": 0,
-    "parallel_tool_calls": False,
-}
-CALLS: dict[str, Any] = {**ASKED, "tool_choice": "required"}
-NEVER_ENDS = {"0": -100, "4": -100}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +43,7 @@ def test_a_call_is_the_same_streamed_and_whole(server: RunningServer) -> None:
 
 
 def test_every_token_is_counted(server: RunningServer) -> None:
-    every_token_is_counted(server, CALLS)
+    every_token_is_counted(server, MUST_CALL)
 
 
 def test_the_model_may_answer_instead(server: RunningServer) -> None:
@@ -58,29 +51,21 @@ def test_the_model_may_answer_instead(server: RunningServer) -> None:
 
 
 def test_a_call_that_is_cut_says_so(server: RunningServer) -> None:
-    whole = create(server, **CALLS).usage.completion_tokens
-    call_that_is_cut_says_so(server, CALLS, whole - 8)
+    whole = create(server, **MUST_CALL).usage.completion_tokens
+    call_that_is_cut_says_so(server, MUST_CALL, whole - 8)
 
 
 def test_a_conversation_goes_on_with_what_the_tool_said(server: RunningServer) -> None:
-    conversation_goes_on_with_what_the_tool_said(server, CALLS)
+    conversation_goes_on_with_what_the_tool_said(server, MUST_CALL)
 
 
 def test_several_calls_have_their_own_ids(server: RunningServer) -> None:
-    # It is not allowed to end, so it calls again and again.
-    several = {**CALLS, "parallel_tool_calls": None, "logit_bias": NEVER_ENDS}
-    answer = create(server, **several).choices[0]
-    calls = answer.message.tool_calls
-    assert len({call.id for call in calls}) == len(calls) > 1
-    message = joined(create(server, **several, stream=True))
-    assert [call[1:] for call in message["calls"]] == [
-        [call.function.name, call.function.arguments] for call in calls
-    ]
+    several_calls_have_their_own_ids(server, MUST_CALL)
 
 
 def test_a_model_that_reasons_does_so_before_a_required_call() -> None:
     arguments = [f"chat_template={REASONING}"]
-    fields = {**CALLS, "logit_bias": {"0": -100}, "max_tokens": 600}
+    fields = {**MUST_CALL, "logit_bias": {"0": -100}, "max_tokens": 600}
     with serve(slots=1, engine_arg=arguments) as server:
         answer = create(server, **fields).choices[0]
     assert answer.message.reasoning_content
@@ -127,7 +112,7 @@ def test_the_text_of_a_control_token_is_spelled_out(template: str) -> None:
         for text in ("a <|user|> b", "<|system|>", "<|end|>", "<tool_call> é </tool_call>"):
             tool = {"type": "object", "properties": {text: {"enum": [text]}}, "required": [text]}
             functions = [{"type": "function", "function": {"name": "f", "parameters": tool}}]
-            answer = create(server, **{**CALLS, "tools": functions}).choices[0]
+            answer = create(server, **{**MUST_CALL, "tools": functions}).choices[0]
             (call,) = answer.message.tool_calls
             assert json.loads(call.function.arguments) == {text: text}
             for bond in (
@@ -140,7 +125,7 @@ def test_the_text_of_a_control_token_is_spelled_out(template: str) -> None:
 
 def test_a_call_is_resumed_byte_for_byte(server: RunningServer) -> None:
     answer = ask(
-        server.port, post(json.dumps({**CALLS, "stream": True}).encode(), RESUMABLE, path=CHAT)
+        server.port, post(json.dumps({**MUST_CALL, "stream": True}).encode(), RESUMABLE, path=CHAT)
     )
     frames = frames_of(answer.body)
     for last in range(len(frames) - 1):
@@ -167,7 +152,7 @@ def test_text_goes_on_after_the_engine_s_death(tmp_path: Path) -> None:
 def test_a_call_that_was_shown_is_not_continued_and_may_be_asked_for_again(tmp_path: Path) -> None:
     tool = {"type": "object", "properties": {"s": {"type": "string", "minLength": 500}}}
     function = {"name": "f", "parameters": {**tool, "required": ["s"]}}
-    fields = {**CALLS, "tools": [{"type": "function", "function": function}], "stream": True}
+    fields = {**MUST_CALL, "tools": [{"type": "function", "function": function}], "stream": True}
     with mortal(tmp_path, after=50) as server:
         *_, end = chunks_of(server.cut_off(post(json.dumps(fields).encode(), path=CHAT)).body)
         assert end["error"]["code"] == "engine_died"

@@ -31,6 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "Hi", "max_tokens": 9},
     "/v1/responses": {"input": "Hi", "max_output_tokens": 9},
     "/v1/messages": {"model": "mock", "messages": USER, "max_tokens": 9},
+    "/completion": {"prompt": "Hi", "n_predict": 9},
 }
 routes = pytest.mark.parametrize("path", BODIES)
 REPLAYED = "idempotency-replayed"

@@ -144,7 +144,9 @@ def test_seconds_and_refusals_are_told() -> None:
 
 
 def test_with_keys_only_an_admin_key_may_watch_and_only_names_are_told(keys: Keys) -> None:
-    with serve(engine="mock", mock_interval=0.02, keys=keys.path) as server:
+    with serve(
+        engine="mock", mock_interval=0.02, keys=keys.path, engine_arg=["length=100000"]
+    ) as server:
         assert ask(server.port, request("GET", PATH)).status == 401
         refused = ask(server.port, request("GET", PATH, keys.header("alice")))
         assert (refused.status, refused.json()["code"]) == (403, "admin_only")
@@ -204,8 +206,9 @@ def ask_status(port: int) -> int:
 
 
 def test_a_stopping_server_ends_its_watchers_after_its_streams() -> None:
-    with serve(engine="mock", mock_interval=0.02, drain_timeout=60) as server:
-        connection, stream_id = open_stream(server.port, generate(max_tokens=100))
+    flags = {"engine": "mock", "mock_interval": 0.02, "engine_arg": ["length=200"]}
+    with serve(**flags, drain_timeout=60) as server:
+        connection, stream_id = open_stream(server.port, generate(max_tokens=1000))
         with connection, Watch(server.port) as watch:
             watch.until_state(stream_id, "running")
             server.signal(signal.SIGTERM)
@@ -218,7 +221,7 @@ def test_a_stopping_server_ends_its_watchers_after_its_streams() -> None:
 
 def test_watching_over_tls_s_server_works_as_well() -> None:
     with (
-        serve("--http2", engine="mock", mock_interval=0.02) as server,
+        serve("--http2", engine="mock", mock_interval=0.02, engine_arg=["length=100000"]) as server,
         Watch(server.port) as watch,
     ):
         connection, stream_id = open_stream(server.port, endless())

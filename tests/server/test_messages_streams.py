@@ -9,7 +9,6 @@ from typing import Any
 import anthropic
 import pytest
 
-from penstock.engine.llamacpp.hub import find_model
 from penstock.web.keys import key_table, new_key
 from tests.support.anthropic_wire import (
     COUNT_TOKENS,
@@ -24,6 +23,7 @@ from tests.support.anthropic_wire import (
     text_of,
     types_of,
 )
+from tests.support.concluding import serve_thinker
 from tests.support.dying import mortal
 from tests.support.openai_wire import RESUMABLE
 from tests.support.raw import Connection, ask, cancel_stream, frames_of, post, request, resume
@@ -36,9 +36,7 @@ ADAPTIVE = {"type": "adaptive"}
 @pytest.fixture(scope="module")
 def thinker() -> Iterator[RunningServer]:
     """A model that thinks in small letters and answers in capitals."""
-    arguments = [f"chat_template={REASONING}", f"model={find_model('rill')}", "slots=2"]
-    engine = "tests.support.concluding:Concluding"
-    with serve(engine=engine, engine_arg=arguments, model_name="rill") as running:
+    with serve_thinker() as running:
         yield running
 
 
@@ -212,7 +210,7 @@ def turn(*blocks: Any) -> bytes:
         (asks(tool_choice={"type": MARK}), 400, INVALID, "invalid_value"),
         (asks(tool_choice={"type": "any"}), 400, INVALID, "invalid_value"),
         (asks(thinking={"type": MARK}), 400, INVALID, "invalid_value"),
-        (asks(stop_sequences=[""]), 400, INVALID, "too_short"),
+        (asks(stop_sequences=[MARK * 100]), 400, INVALID, "too_long"),
         (turn({"type": "image", "source": {"data": MARK}}), 400, INVALID, "invalid_value"),
         (turn({"type": "document", "source": {"type": "base64"}}), 400, INVALID, "invalid_value"),
         (turn({"type": MARK}), 400, INVALID, "invalid_value"),
@@ -222,7 +220,8 @@ def turn(*blocks: Any) -> bytes:
         (request("GET", MESSAGES), 405, INVALID, "method_not_allowed"),
         (request("POST", MESSAGES, "Content-Length: 99999999", "Content-Type: application/json"),
          413, "request_too_large", "body_too_large"),
-        (request("POST", MESSAGES), 415, INVALID, "unsupported_media_type"),
+        (request("POST", MESSAGES, "Content-Type: text/plain"),
+         415, INVALID, "unsupported_media_type"),
         (asks("X-Penstock-Resumable: true"), 400, INVALID, "invalid_value"),
     ],
 )  # fmt: skip

@@ -16,19 +16,28 @@ BIG_WORDS = "".join(" " + letter * 2000 for letter in "abcdefgh")
 NUM_OF_EACH = 4
 
 
+FLAGS = {
+    "engine": "mock",
+    "mock_interval": 0.003,
+    "linger": 0.2,
+    "engine_arg": [
+        *("length=100000", "slots=8", "context_length=200000", "fail_at=1000"),
+        f"text={BIG_WORDS}",
+    ],
+}
+
+
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
     """A server with eight slots and tokens of 2 KB; a request fails at its token 1000."""
-    with serve(
-        engine="mock",
-        mock_interval=0.003,
-        stall_timeout=1,
-        linger=0.2,
-        engine_arg=[
-            *("length=100000", "slots=8", "context_length=200000", "fail_at=1000"),
-            f"text={BIG_WORDS}",
-        ],
-    ) as server:
+    with serve(**FLAGS, stall_timeout=1) as server:
+        yield server
+
+
+@pytest.fixture
+def patient() -> Iterator[RunningServer]:
+    """A server like `server` that drops no client that stalls."""
+    with serve(**FLAGS, stall_timeout=600) as server:
         yield server
 
 
@@ -180,7 +189,7 @@ def test_a_refusal_by_the_engine_does_not_count_as_an_error(server: RunningServe
 
 
 def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> None:
-    num_tokens = 50
+    num_tokens = 500
     ask(server.port, generate("one two three", max_tokens=num_tokens))
     scrape = scrape_until(
         server,
@@ -198,45 +207,46 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
     assert num_sends - 2 <= gaps <= num_sends - 1
     spoken = scrape("penstock_engine_inter_token_latency_seconds_sum")
     assert spoken == pytest.approx(scrape("penstock_inter_token_latency_seconds_sum"), rel=0.3)
-    assert spoken > 0.8 * (num_tokens - 1) * 0.003  # timers may fire a little early
+    assert spoken > 0.3 * (num_tokens - 1) * 0.003  # a busy server gets several at once
 
 
-def test_gauges_show_the_current_state(server: RunningServer) -> None:
-    held = [open_stream(server.port, generate(max_tokens=900)) for _ in range(10)]
-    scrape = scrape_until(server, lambda scrape: scrape("penstock_streams_running") == 8)
+def test_gauges_show_the_current_state(patient: RunningServer) -> None:
+    held = [open_stream(patient.port, generate(max_tokens=900)) for _ in range(10)]
+    scrape = scrape_until(patient, lambda scrape: scrape("penstock_streams_running") == 8)
     assert scrape("penstock_streams_waiting") == 2
     assert scrape("penstock_readers") == 10
     assert scrape("penstock_engine_slots") == 8
-    scrape_until(server, lambda scrape: scrape("penstock_readers_blocked") > 0)
+    scrape_until(patient, lambda scrape: scrape("penstock_readers_blocked") > 0)
     for connection, _ in held:
         connection.close()
-    scrape = scrape_until(server, is_settled)
+    scrape = scrape_until(patient, is_settled)
     assert scrape("penstock_reader_lag_events") == scrape("penstock_reader_lag_max_events") == 0
     # Two streams never had a slot; their waiting time counts too.
     assert scrape("penstock_queue_time_seconds_count") == 10
 
 
-def test_resumes_are_counted_by_phase(server: RunningServer) -> None:
-    connection, stream_id = open_stream(server.port, generate(max_tokens=100, resumable=True))
+def test_resumes_are_counted_by_phase(patient: RunningServer) -> None:
+    connection, stream_id = open_stream(patient.port, generate(max_tokens=600, resumable=True))
     with connection:
         connection.chunk()
-        again, _ = open_stream(server.port, request("GET", f"/streams/{stream_id}"))
+        again, _ = open_stream(patient.port, request("GET", f"/streams/{stream_id}"))
         with again:
             assert list(again.events())[-1]["finish_reason"] == "length"
-    assert Scrape(server)("penstock_resumes_total", phase="running") == 1
-    assert Scrape(server)("penstock_streams_kept") == 1
-    sent_before = Scrape(server)("penstock_events_sent_total")
-    assert ask(server.port, request("GET", f"/streams/{stream_id}")).status == 200
-    scrape = scrape_until(server, is_settled)
+        connection.rest()
+    assert Scrape(patient)("penstock_resumes_total", phase="running") == 1
+    assert Scrape(patient)("penstock_streams_kept") == 1
+    sent_before = Scrape(patient)("penstock_events_sent_total")
+    assert ask(patient.port, request("GET", f"/streams/{stream_id}")).status == 200
+    scrape = scrape_until(patient, is_settled)
     assert scrape("penstock_resumes_total", phase="ended") == 1
-    assert scrape("penstock_events_sent_total") == sent_before + 101
+    assert scrape("penstock_events_sent_total") == sent_before + 601
     # A later reader's waiting does not count as the server's.
     assert scrape("penstock_time_to_first_token_seconds_count") == 1
     assert scrape("penstock_e2e_latency_seconds_count") <= 1
 
 
 def test_a_killed_engine_is_counted_and_the_balance_holds(server: RunningServer) -> None:
-    connection, _ = open_stream(server.port, generate(max_tokens=300))
+    connection, _ = open_stream(server.port, generate(max_tokens=900))
     with connection:
         connection.chunk()
         psutil.Process(server.engine_pid()).send_signal(signal.SIGKILL)
@@ -245,7 +255,7 @@ def test_a_killed_engine_is_counted_and_the_balance_holds(server: RunningServer)
     check_balance(scrape)
     assert scrape("penstock_engine_restarts_total") == 1
     assert scrape("penstock_engine_up") == 1
-    assert scrape("penstock_completion_tokens_total") == 300
+    assert scrape("penstock_completion_tokens_total") == 900
 
 
 def test_client_input_never_becomes_a_label(server: RunningServer) -> None:

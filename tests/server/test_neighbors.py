@@ -10,7 +10,7 @@ import pytest
 from penstock.web.keys import key_table, new_key
 from tests.support import smollm2
 from tests.support.raw import Response, ask, post, request, resume
-from tests.support.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve, serve_terse_mock
 
 TURNS = [{"role": "user", "content": "Hello"}]
 STORY = "Once upon a time"
@@ -24,8 +24,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def mock() -> Iterator[RunningServer]:
-    arguments = ["length=12", "context_length=50"]
-    with serve(engine="mock", mock_interval=0, model_name="rill", engine_arg=arguments) as running:
+    with serve_terse_mock() as running:
         yield running
 
 
@@ -194,7 +193,7 @@ MARK = "zqxj"
         ("/apply-template", {"messages": TURNS, "chat_template_kwargs": MARK}, "invalid_type"),
         ("/completion", {"prompt": {MARK: 1}}, "invalid_type"),
         ("/completion", {"prompt": "a", "n_predict": MARK}, "invalid_type"),
-        ("/completion", {"prompt": "a", "stop": [MARK] * 9}, "too_many_items"),
+        ("/completion", {"prompt": "a", "stop": [MARK] * 65}, "too_many_items"),
     ],
 )
 def test_errors_have_openai_s_form_and_echo_nothing(

@@ -22,7 +22,7 @@ from tests.support.ollama_wire import (
 )
 from tests.support.raw import ask, post, request
 from tests.support.scripted_answer import CALLS, TEXTS, THOUGHTS
-from tests.support.servers import RunningServer, serve
+from tests.support.servers import RunningServer, serve, serve_terse_mock
 
 IGNORED, LIMIT = "x-penstock-ignored", "x-penstock-max-tokens"
 ENGINE = "tests.support.scripted_answer:ScriptedAnswer"
@@ -48,8 +48,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def mock() -> Iterator[RunningServer]:
-    arguments = ["length=12", "context_length=50"]
-    with serve(engine="mock", mock_interval=0, model_name="rill", engine_arg=arguments) as running:
+    with serve_terse_mock() as running:
         yield running
 
 
@@ -349,7 +348,7 @@ MARK = "zqxj"
         (post(b'{"model":5}', path="/api/show"), 400, "invalid_type"),
         (asks(path="/api/zqxj"), 404, "no_such_route"),
         (request("GET", CHAT), 405, "method_not_allowed"),
-        (request("POST", CHAT), 415, "unsupported_media_type"),
+        (request("POST", CHAT, "Content-Type: text/plain"), 415, "unsupported_media_type"),
         (asks("X-Penstock-Resumable: true", stream=False), 400, "invalid_value"),
         *((post(b'{"model":"zqxj"}', path=f"/api/{name}"), 501, "not_served")
           for name in ("embed", "embeddings", "create", "copy", "push", "blobs/sha256:zqxj")),

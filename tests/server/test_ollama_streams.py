@@ -209,7 +209,7 @@ def test_ollama_s_clients_find_the_server_at_their_port(free_port: int) -> None:
         assert said == answer_to(server, stream=False).json()["message"]["content"]
         greeting = ask(server.port, request("GET", "/")).json()
         assert greeting["message"] == "Penstock is running"
-        # Both ports share the connections: an address may have seven of eight.
+        # Both ports share the connections: an address may have seven eighths.
         held = [Connection(port) for port in (free_port, server.port) * 3]
         for connection in held:
             connection.send(request("GET", "/health/live"))

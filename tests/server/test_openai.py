@@ -28,6 +28,7 @@ from tests.support.raw import (
 )
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually, soon
+from tests.support.withheld import WITHHELD
 
 HELLO = [{"role": "user", "content": "Hello"}]
 USAGE = {"include_usage": True}
@@ -133,7 +134,7 @@ def test_cancelling_one_choice_ends_all_of_them_and_each_once(hanging: RunningSe
         cancel_stream(hanging.port, stream_id)
         body = connection.rest()
     assert sorted(ends_of(chunks_of(body))) == [(0, "length"), (1, "length")]
-    assert both_slots_are_free(hanging)
+    assert soon(lambda: both_slots_are_free(hanging))
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -388,10 +389,13 @@ def test_embeddings_are_refused_in_a_sentence(server: RunningServer) -> None:
     assert answer.headers["x-should-retry"] == "false"
 
 
-def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back() -> None:
-    with serve(engine="mock", mock_interval=0.05, engine_arg=["length=200"]) as server:
+def test_while_the_engine_is_away_new_requests_are_told_when_to_come_back(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.touch()
+    with serve(engine=WITHHELD, engine_arg=[f"file={model}"]) as server:
         connection, _ = begin(server, chat())
         with connection:
+            model.unlink()  # the engine cannot come back before the assertions
             os.kill(server.engine_pid(), signal.SIGKILL)
             assert eventually(lambda: server.readiness() != 200)
             answer = ask(server.port, chat(max_tokens=1))

@@ -86,6 +86,26 @@ def test_every_conversation_is_answered_whatever_the_template_refuses(
     conversation_is_answered(server, name)
 
 
+LONE = [
+    ("system", "assistant"),
+    ("assistant", "system"),
+    ("system", "system", "assistant"),
+    ("system", "assistant", "assistant"),
+    ("system", "assistant", "user"),
+]
+
+
+@pytest.mark.parametrize("roles", LONE, ids="-".join)
+def test_nothing_of_a_conversation_is_lost_without_a_user_before_the_answer(
+    server: RunningServer, roles: tuple[str, ...]
+) -> None:
+    """llama.cpp drops a system turn that no other turn follows, if the template has none."""
+    turns = [turn(role, f"zword{number}z") for number, role in enumerate(roles)]
+    sent = post(json.dumps({"messages": turns}).encode(), path="/apply-template")
+    prompt = json.loads(ask(server.port, sent).body)["prompt"]
+    assert all(prompt.count(each["content"]) == 1 for each in turns)
+
+
 def test_every_conversation_is_answered_with_tools(caller: RunningServer) -> None:
     for turns in CONVERSATIONS.values():
         assert create(caller, messages=turns, max_tokens=3, tools=BOTH).usage.prompt_tokens > 50

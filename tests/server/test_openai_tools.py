@@ -13,7 +13,6 @@ from typing import Any
 import openai
 import pytest
 
-from penstock.engine.llamacpp.hub import find_model
 from tests.support.calling import (
     BOTH,
     CALLS,
@@ -34,6 +33,7 @@ from tests.support.calling import (
     reasoning_is_told_apart_streamed_and_whole,
     several_calls_and_only_one,
 )
+from tests.support.concluding import serve_thinker
 from tests.support.dying import mortal
 from tests.support.openai_wire import CHAT, RESUMABLE, begin, chunks_of
 from tests.support.raw import ask, cancel_stream, frames_of, post, resume
@@ -57,9 +57,7 @@ def thinker() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def concluding() -> Iterator[RunningServer]:
-    arguments = [f"chat_template={REASONING}", f"model={find_model('rill')}", "slots=2"]
-    engine = "tests.support.concluding:Concluding"
-    with serve(engine=engine, engine_arg=arguments, model_name="rill") as server:
+    with serve_thinker() as server:
         yield server
 
 

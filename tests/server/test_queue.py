@@ -10,6 +10,7 @@ import pytest
 from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, post
 from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
+from tests.support.waiting import SOON_S
 
 RUNNING, WAITING = "penstock_streams_running", "penstock_streams_waiting"
 STOPPING = "penstock_engine_stopping"
@@ -73,7 +74,7 @@ def test_a_full_queue_refuses_quickly_and_says_when_to_retry(
     with connection:
         began = time.monotonic()
         answer = ask(server.port, post(b'{"prompt":"a"}', path=path))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SOON_S  # in the queue it would wait for ever
         assert answer.status == 429
         assert int(answer.headers["retry-after"]) >= 1
         problem = answer.json()
@@ -118,11 +119,11 @@ def test_a_prompt_that_is_too_long_is_a_422_unless_it_had_to_wait(server: Runnin
 @pytest.mark.parametrize("api", ["native", "v1"])
 def test_a_deadline_ends_an_answer_where_it_is(server: RunningServer, api: str) -> None:
     if api == "native":
-        answer = ask(server.port, generate(stream=False, timeout=0.3))
+        answer = ask(server.port, generate(stream=False, timeout=2))
         assert answer.json()["finish_reason"] == "deadline"
         assert answer.json()["text"] == " Water comes down"
     else:
-        sent = post(b'{"prompt":"a"}', "X-Penstock-Timeout: 0.3", path="/v1/completions")
+        sent = post(b'{"prompt":"a"}', "X-Penstock-Timeout: 2", path="/v1/completions")
         (choice,) = ask(server.port, sent).json()["choices"]
         assert choice["text"] == " Water comes down"
         assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")

@@ -369,8 +369,7 @@ def test_a_strict_server_refuses_what_it_would_ignore() -> None:
     [
         ({"web_search_options": {}}, "search the web"),
         ({"web_search_options": {"search_context_size": "low"}}, "search the web"),
-        ({"functions": [{"name": "a"}]}, "tools"),
-        ({"function_call": {"name": "a"}}, "tool_choice"),
+        ({"function_call": {"name": "a"}}, "functions"),
         ({"audio": {"voice": "a", "format": "wav"}}, "text only"),
         ({"modalities": ["text", "audio"]}, "text only"),
         ({"moderation": {"model": "a"}}, "moderate"),

@@ -295,6 +295,30 @@ def test_a_compressed_body_is_read(server: RunningServer) -> None:
     assert ask(server.port, post(BODY, "Content-Encoding: identity")).status == 200
 
 
+# Programs that declare nothing, and `curl -d`. A page in a browser can send both, to any server.
+UNDECLARED = [[], ["Content-Type: application/x-www-form-urlencoded"]]
+
+
+def undeclared(lines: list[str], *more: str) -> bytes:
+    length = f"Content-Length: {len(BODY)}"
+    return request("POST", "/generate", length, *lines, *more) + BODY
+
+
+@pytest.mark.parametrize("lines", UNDECLARED, ids=["nothing", "curl -d"])
+def test_a_body_that_is_not_declared_is_json_unless_a_browser_sent_it(
+    server: RunningServer, lines: list[str]
+) -> None:
+    assert ask(server.port, undeclared(lines)).json()["usage"]["prompt_tokens"] == 2
+    answer = ask(server.port, undeclared(lines, f"Origin: http://127.0.0.1:{server.port}"))
+    assert answer.status == 415
+    assert answer.json()["code"] == "unsupported_media_type"
+
+
+def test_strict_asks_each_body_to_be_declared() -> None:
+    with serve("--strict", engine="mock") as server:
+        assert [ask(server.port, undeclared(lines)).status for lines in UNDECLARED] == [415, 415]
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [

@@ -14,7 +14,7 @@ from tests.support.calling import client_of
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
-NUM_TOKENS = 100
+NUM_TOKENS = 300
 
 
 class Pair:

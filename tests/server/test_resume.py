@@ -22,6 +22,8 @@ from tests.support.raw import (
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
+LINGER_S, RETAIN_S = 0.5, 4.0
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
@@ -32,12 +34,12 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[RunningServer]:
-    """A server with one slot and hanging answers of three tokens; it lingers and retains 0.3 s."""
+    """A server with one slot and hanging answers of three tokens."""
     with serve(
         engine="mock",
         mock_interval=0,
-        linger=0.3,
-        retain=0.3,
+        linger=LINGER_S,
+        retain=RETAIN_S,
         engine_arg=["hang_at=3", "slots=1"],
     ) as server:
         yield server
@@ -225,7 +227,7 @@ def test_a_stream_that_is_read_does_not_end_by_lingering(hanging: RunningServer)
         second.send(request("GET", f"/streams/{stream_id}"))
         assert second.head().status == 200
         first.close()
-        time.sleep(0.6)  # twice the linger time
+        time.sleep(2 * LINGER_S)
         cancel_stream(hanging.port, stream_id)
         *deltas, end = second.events()
     assert [delta["index"] for delta in deltas] == [0, 1, 2]

@@ -75,7 +75,8 @@ def test_a_schema_with_an_integer_that_would_change_is_refused(
 ) -> None:
     inner = {"type": "object", "properties": {"id": {"const": number}}, "required": ["id"]}
     values = ({"const": number}, {"enum": [1, {"a": [number]}]}, bounded(number), inner)
-    for schema in (*values, {"type": "number", "exclusiveMaximum": number}):
+    beyond = "exclusiveMinimum" if number > 0 else "exclusiveMaximum"
+    for schema in (*values, {"type": "number", beyond: number}):
         refused = refusal_of(lambda schema=schema: answer_to(rill, schema))
         assert refused.code == "invalid_schema"
         assert str(GREATEST) in refused.message
@@ -110,6 +111,21 @@ def test_a_pattern_that_llama_cpp_binds_to_other_texts_is_refused(
     for schema in schemas:
         refused = refusal_of(lambda schema=schema: strictly(rill, schema))
         assert refused.code == "invalid_schema"
+
+
+def test_a_bound_beyond_2_53_that_only_allows_more_is_left_out(rill: RunningServer) -> None:
+    """Many programs describe their integers of 64 bits with such bounds."""
+    schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+    it = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    called = {"tools": [tool("act", {"it": schema})], "tool_choice": "required"}
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("tools[].parameters", called),
+        ("response_format", {"response_format": it}),
+    ]
+    for name, asked in ways:
+        body = {"messages": HELLO, "max_tokens": 60, **asked}
+        answer = client_of(rill).chat.completions.with_raw_response.create(model="rill", **body)
+        assert answer.headers["x-penstock-ignored"] == f"{name} (relaxed)"
 
 
 def test_a_bound_beyond_2_53_is_refused_also_as_a_float(rill: RunningServer) -> None:

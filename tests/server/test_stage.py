@@ -18,7 +18,7 @@ from tests.support.servers import RunningServer, refuses_to_start, serve
 from tests.support.waiting import eventually
 
 DEEDS = ("cut?stream=x", "kill", "freeze", "thaw")
-LENGTH = 100
+LENGTH = 150
 
 
 @pytest.fixture(scope="module")

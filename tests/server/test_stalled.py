@@ -17,9 +17,8 @@ from tests.support.scraped import Scrape
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
-STALL_TIMEOUT_S = 1.0
-REAPED_WITHIN_S = STALL_TIMEOUT_S + 2.0
-SECONDS_OF_SLACK = 3.0  # a machine may be busy
+STALL_TIMEOUT_S = 2.0
+REAPED_WITHIN_S = 15 * STALL_TIMEOUT_S  # a machine may be busy; without a timeout, it is never
 BIG_WORDS = "".join(" " + letter * 2000 for letter in "abcdefgh")
 
 
@@ -67,7 +66,7 @@ def test_a_stalled_client_s_slot_is_free_for_others(torrent: RunningServer) -> N
     with Connection(torrent.port, receive_buffer=4096) as stalled:
         stalled.send(generate(max_tokens=1024))
         assert stalled.head().status == 200
-        assert wait_for_the_slot(torrent) < REAPED_WITHIN_S + SECONDS_OF_SLACK
+        assert wait_for_the_slot(torrent) < REAPED_WITHIN_S
 
 
 def test_a_stalled_http2_stream_is_ended_and_its_slot_free(torrent: RunningServer) -> None:
@@ -87,20 +86,20 @@ def test_a_stalled_http2_stream_is_ended_and_its_slot_free(torrent: RunningServe
     )
     client.send_data(1, body, end_stream=True)
     with socket.create_connection(("127.0.0.1", torrent.port)) as connection:
-        connection.settimeout(REAPED_WITHIN_S + SECONDS_OF_SLACK)
+        connection.settimeout(REAPED_WITHIN_S)
         connection.sendall(client.data_to_send())
         held = 0
         while held < 65535:  # all that the window allows; it is never opened again
             for event in client.receive_data(connection.recv(65536)):
                 if isinstance(event, h2.events.DataReceived):
                     held += len(event.data)
-        assert wait_for_the_slot(torrent) < REAPED_WITHIN_S + SECONDS_OF_SLACK
+        assert wait_for_the_slot(torrent) < REAPED_WITHIN_S
 
 
 def test_a_client_that_reads_slowly_is_not_dropped(torrent: RunningServer) -> None:
     """The client reads a little more than its window per stall timeout, for three timeouts."""
     with Connection(torrent.port, receive_buffer=16 * 1024) as slow:
-        slow.send(generate(max_tokens=60))  # 120 KB
+        slow.send(generate(max_tokens=120))  # 240 KB
         assert slow.head().status == 200
         ended = False
         started = time.monotonic()
@@ -111,12 +110,12 @@ def test_a_client_that_reads_slowly_is_not_dropped(torrent: RunningServer) -> No
             body += chunk
             time.sleep(len(chunk) / 40_000)
         assert time.monotonic() - started > 2 * STALL_TIMEOUT_S
-    assert body.count(b'"finished":false') == 60
+    assert body.count(b'"finished":false') == 120
     assert b'"finish_reason":"length"' in body
 
 
 def test_silence_is_filled_with_comments_before_the_first_token_and_later() -> None:
-    with serve(engine="mock", mock_interval=0.5, heartbeat=0.1, engine_arg=["prefill=0.5"]) as s:
+    with serve(engine="mock", mock_interval=1.5, heartbeat=0.1, engine_arg=["prefill=0.5"]) as s:
         connection, _ = open_stream(s.port, generate(max_tokens=2, resumable=True))
         with connection:
             body = connection.rest()
@@ -136,6 +135,6 @@ def test_five_hundred_silent_connections_keep_nobody_out() -> None:
             silent = stack.enter_context(Connection(server.port))
             if number % 2:
                 silent.send(b"POST /generate HTTP/1.1\r\nHost: x")
-        answer = requests.get(f"{server.url}/health", timeout=5)
+        answer = requests.get(f"{server.url}/health", timeout=REAPED_WITHIN_S)
         assert answer.status_code == 200
         assert ask(server.port, generate(max_tokens=1, stream=False)).status == 200

@@ -22,8 +22,8 @@ from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 
 ASKS = "X-Penstock-Status: true"
-LIMIT_S = 2.0
-LENGTH = 60
+LIMIT_S = 4.0
+LENGTH = 100
 PATHS: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "Hi"},
     "/v1/completions": {"prompt": "Hi", "max_tokens": 500},
@@ -35,10 +35,10 @@ PATHS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Serve "Hi:0 Hi:1 ..." at 50 tokens per second, with one slot."""
+    """Serve "Hi:0 Hi:1 ..." at 40 tokens per second, with one slot."""
     with serve(
         engine="mock",
-        mock_interval=0.02,
+        mock_interval=0.025,
         slots=1,
         engine_timeout=LIMIT_S,
         engine_arg=["numbered=true", f"length={LENGTH}"],
@@ -193,9 +193,20 @@ def test_a_frozen_engine_is_told_again_and_again_until_it_is_restarted(
     silences = [each for each in stream.statuses if each["state"] == "stalled"]
     seconds = [each["seconds"] for each in silences]
     assert seconds == sorted(seconds)
-    assert 0 < seconds[0] <= seconds[-1] <= LIMIT_S
+    assert 0 < seconds[0] <= seconds[-1] < 3 * LIMIT_S
     assert {each["limit"] for each in silences} == {LIMIT_S}
     assert stream.states[1:] == ["stalled", "restarting", "prefill", "generating"]
+    assert len(words(stream.answer)) == LENGTH
+
+
+def test_a_client_that_comes_to_a_frozen_engine_is_told_before_it_is_restarted(
+    server: RunningServer,
+) -> None:
+    os.kill(server.engine_pid(), signal.SIGSTOP)
+    with watched(server, "/generate", ASKS) as stream:
+        stream.to_end()
+    told = [status["state"] for status in stream.statuses]
+    assert list(dict.fromkeys(told)) == ["stalled", "restarting", "prefill", "generating"]
     assert len(words(stream.answer)) == LENGTH
 
 

@@ -29,6 +29,11 @@ class Disk:
         num_bytes = max(free.f_bavail * free.f_frsize - but, 0)
         (self._ballast / "ballast").write_bytes(b"\0" * num_bytes)
 
+    def grow(self, num_bytes: int) -> None:
+        """Make the disk this large."""
+        resized = f"remount,size={num_bytes}"
+        subprocess.run(["mount", "-o", resized, str(self.path)], check=True)
+
     def empty(self) -> None:
         """Remove what fills it."""
         self._ballast.mkdir(exist_ok=True)

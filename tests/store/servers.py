@@ -45,17 +45,26 @@ class RedisServer:
     """A server of Redis or Valkey. It may be killed, stopped, and started again on its port."""
 
     def __init__(
-        self, folder: Path, program: str = "redis", options: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        program: str = "redis",
+        options: Mapping[str, str] | None = None,
+        within: str = "",
     ) -> None:
-        """`options` are the server's own. By default it keeps nothing on disk."""
+        """`options` are the server's own. By default it keeps nothing on disk.
+
+        `within` is a command that runs the server in its own process (`nice -n 10`).
+        """
         self.port = free_port()
         self._folder = folder / f"{program}-{self.port}"
         self._folder.mkdir()
         self._program = program
+        self._within = within
         # Without the delay, a replica joins at once.
         quick = {"save": '""', "appendonly": "no", "repl-diskless-sync-delay": "0"}
         self._options = quick | dict(options or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._before = 0  # how much earlier starts have put out
 
     @property
     def url(self) -> str:
@@ -72,8 +81,9 @@ class RedisServer:
         options = {"port": str(self.port), "bind": "127.0.0.1"} | self._options
         lines = [f"{name} {value}\n" for name, value in options.items()]
         (self._folder / "server.conf").write_text("".join(lines), encoding="utf-8")
-        command = [find(self._program), "server.conf"]
+        command = [*self._within.split(), find(self._program), "server.conf"]
         with (self._folder / "output").open("ab") as output:
+            self._before = output.tell()
             self._process = subprocess.Popen(
                 command, cwd=self._folder, stdout=output, stderr=output
             )
@@ -81,8 +91,20 @@ class RedisServer:
 
     def _is_ready(self) -> bool:
         # Each start of the server writes this line once it accepts connections and has its data.
-        output = (self._folder / "output").read_text(errors="replace")
-        return "Ready to accept connections" in output.rpartition("Server initialized")[2]
+        output = (self._folder / "output").read_bytes()[self._before :]
+        return b"Ready to accept connections" in output
+
+    def on_disk(self) -> dict[Path, int]:
+        """Return the files to which it has appended its data, with their sizes."""
+        folder = self._folder / self._options.get("dir", "")
+        files = (folder / self._options.get("appenddirname", "appendonlydir")).glob("*.aof")
+        return {path: path.stat().st_size for path in files}
+
+    def cut_back(self, sizes: Mapping[Path, int]) -> None:
+        """Take away what it has appended since `on_disk`, as if it had kept that back."""
+        assert self._process is None
+        for path, size in sizes.items():
+            os.truncate(path, size)
 
     def signal(self, which: signal.Signals) -> None:
         """Send it a signal."""

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,10 @@ class Place(Protocol):
     async def open(self) -> None:
         """Make the place, for example start its server."""
 
+    async def begin_life(self) -> None:
+        """Let the place lose what it may lose at the end of a life, which is nothing here, and
+        begin another one. Its replicas are dead if they cannot outlive that."""
+
     async def close(self) -> None:
         """Remove it."""
 
@@ -67,6 +72,9 @@ class SqlitePlace:
 
     async def open(self) -> None: ...
 
+    async def begin_life(self) -> None:
+        restart_machine(self.spec)
+
     async def close(self) -> None: ...
 
 
@@ -76,7 +84,9 @@ class RedisPlace:
     program = "redis"
 
     def __init__(self, folder: Path) -> None:
-        self._server = RedisServer(folder, self.program)
+        # Without syncs it keeps no write back, so a kill loses nothing.
+        options = {"appendonly": "yes", "appendfsync": "no"}
+        self._server = RedisServer(folder, self.program, options)
         self.spec = self._server.url
 
     @classmethod
@@ -89,6 +99,10 @@ class RedisPlace:
         return RedisStore(self.spec, patience=patience)
 
     async def open(self) -> None:
+        await asyncio.to_thread(self._server.start)
+
+    async def begin_life(self) -> None:
+        await asyncio.to_thread(self._server.kill)
         await asyncio.to_thread(self._server.start)
 
     async def close(self) -> None:
@@ -106,6 +120,18 @@ PLACES: dict[str, type[Place]] = {
     "redis": RedisPlace,
     "valkey": ValkeyPlace,
 }
+
+
+def files_of(folder: str) -> list[Path]:
+    """Return the replicas' files in a folder."""
+    return list(Path(folder).glob("*.log"))
+
+
+def restart_machine(folder: str) -> None:
+    """Let the files of dead replicas be of an earlier boot of the machine."""
+    for path in files_of(folder):
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE life SET boot = 'an earlier boot'")
 
 
 class Changes:
@@ -163,6 +189,11 @@ class Reading(Changes):
         super().__init__()
         self.entries: list[Entry] = []
         self.following: Following | None = None
+        self.is_ahead = False
+
+    def note_ahead(self) -> None:
+        self.is_ahead = True
+        self.note()
 
     def take(self, entries: Sequence[Entry]) -> None:
         self.entries += entries
@@ -209,16 +240,16 @@ class Replica:
         async with asyncio.timeout(LONG_S):
             await done.wait()
 
-    async def reading(self, stream_id: str, after: int = 0) -> Reading:
+    async def reading(self, stream_id: str, after: int = 0, epoch: int = 0) -> Reading:
         """Follow a log; `following` is None if it is unknown."""
-        (reading,) = await self.readings(stream_id, after=after)
+        (reading,) = await self.readings(stream_id, after=after, epoch=epoch)
         return reading
 
-    async def readings(self, *stream_ids: str, after: int = 0) -> list[Reading]:
+    async def readings(self, *stream_ids: str, after: int = 0, epoch: int = 0) -> list[Reading]:
         """Follow a group of logs."""
         readings = [Reading() for _ in stream_ids]
         wanted = [
-            Wanted(stream_id, reading.take, after)
+            Wanted(stream_id, reading.take, after, epoch, reading.note_ahead)
             for stream_id, reading in zip(stream_ids, readings, strict=True)
         ]
         found = await self.store.follow(wanted)

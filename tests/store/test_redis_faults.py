@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from penstock.store.protocol import CLAIMED, Entry, StoredLog
-from penstock.store.redis import RedisStore
+from penstock.store.redis import RedisStore, survey
 from penstock.store.redis.layout import LEASE_MS, LOGS
 from penstock.store.redis.owning import MAX_WAITING_BYTES
 from tests.faults.proxy import Faults, Proxy, cut, latency, proxied, silence_from
@@ -166,6 +166,81 @@ async def test_a_killed_store_with_its_data_is_a_pause(
     await following.until_it_has(writing.num_written)
     assert following.entries == writing.entries
     assert (a.reports.orphans, b.reports.orphans) == ({}, {})
+
+
+APPENDING = {"appendonly": "yes", "appendfsync": "always"}
+"""Whatever such a server confirms is in its files, so a test knows what it cuts off."""
+
+
+async def test_an_end_that_the_store_confirmed_and_lost_is_written_again(
+    start_server: StartServer, new_replica: NewReplica
+) -> None:
+    server = start_server(APPENDING)
+    a, b = await new_replica(server.address), await new_replica(server.address)
+    log = a.store.open("s", b"h")
+    await a.stored(log, b"1")
+    before = server.on_disk()
+    await a.stored(log, b"2")
+    await a.ended(log, b"end", 60)
+    server.kill()
+    server.cut_back(before)
+    await asyncio.to_thread(server.start)
+    await b.reports.until(lambda: b.reports.num_changes == 2)  # it was away, and is back
+    following = await b.reading("s")
+    assert following.entries in ([b"1"], [b"1", b"2", b"end"])  # its owner may have come first
+    await following.until_it_has(3)
+    assert following.entries == [b"1", b"2", b"end"]
+    assert 0 < await command(server, "PTTL", f"{LOGS}s") <= 60_000
+    assert await b.claim("s", 1) is None
+    assert (a.reports.order, a.reports.orphans, b.reports.orphans) == ([], {}, {})
+
+
+async def test_an_ended_log_that_an_emptied_store_gets_again_is_ended(
+    start_server: StartServer, new_replica: NewReplica
+) -> None:
+    server = start_server()
+    a, b = await new_replica(server.address), await new_replica(server.address)
+    log = a.store.open("s", b"h")
+    await a.stored(log, b"1")
+    await a.ended(log, b"end", 60)
+    gone = a.store.open("gone", b"h")
+    await a.ended(gone, b"end", 60)
+    a.store.drop("gone")
+    await command(server, "FLUSHALL")
+    await a.reports.until(lambda: a.reports.num_changes == 2)  # it found out, and wrote again
+    following = await b.reading("s")
+    await following.until_it_has(2)
+    assert following.entries == [b"1", b"end"]
+    assert 0 < await command(server, "PTTL", f"{LOGS}s") <= 60_000
+    assert await b.claim("s", 1) is None
+    assert (await b.reading("gone")).following is None
+    assert a.reports.order == []
+
+
+async def test_nobody_claims_a_log_before_its_owner_could_write_what_the_store_has_lost(
+    start_server: StartServer, new_replica: NewReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "LEASE_MS", 6000)  # the owner must be the first on a busy machine
+    server = start_server(APPENDING)
+    b = await new_replica(server.address)
+    async with Proxy(server.address) as proxy:
+        a = await new_replica(proxy.address)
+        log = a.store.open("s", b"h")
+        await a.stored(log, b"1")
+        before = server.on_disk()
+        await a.ended(log, b"end", 60)
+        await proxy.down()
+        await proxy.drop()
+        server.kill()
+        server.cut_back(before)
+        await asyncio.to_thread(server.start)
+        await b.reports.until(lambda: b.reports.num_changes == 2)  # it was away, and is back
+        claiming = asyncio.create_task(b.claim("s", 1))
+        assert await b.all_of("s") == [b"1"]
+        await proxy.up()
+        assert await claiming is None
+        assert await b.all_of("s") == [b"1", b"end"]
+        await a.stop()
 
 
 # Emptied, full, evicting.

@@ -1,5 +1,6 @@
 """What keeps a server from starting with Redis is an error that says why, and what to do."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -115,6 +116,61 @@ async def test_the_access_rules_of_the_docs_are_enough(
         for words in (("GET", "other"), ("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "GET", "*")):
             with pytest.raises(Exception, match="no permission"):
                 await redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+async def test_a_user_who_lacks_one_of_the_rules_is_told_at_the_start(
+    servers: list[RedisServer], tmp_path: Path
+) -> None:
+    found = re.search(r"^user penstock (.*)$", DOCS.read_text(encoding="utf-8"), re.M)
+    assert found is not None
+    rules = found[1].replace(">PASSWORD", f">{SECRET}").split()
+    permitted = [rule for rule in rules if rule.startswith("+")]
+    assert len(permitted) > 30
+    server = started(servers, tmp_path, databases="2")
+    async with Redis(port=server.port) as redis:
+        for rule in permitted:
+            others = [each for each in rules if each != rule]
+            await redis.execute_command("ACL", "SETUSER", f"no{rule}", *others)  # type: ignore[no-untyped-call]
+    url = server.url.removesuffix("0") + "1"  # so that the database must be selected
+    for rule in permitted:
+        error = await refusal(url, f"no{rule}", SECRET)
+        assert "does not permit a command" in str(error), rule
+        assert "docs/stores.md" in error.hint
+    async with Redis(port=server.port, db=1) as redis:
+        assert await redis.keys(f"{PREFIX}trial:*") == []
+
+
+async def test_a_database_that_is_not_there(servers: list[RedisServer], tmp_path: Path) -> None:
+    server = started(servers, tmp_path)
+    error = await refusal(server.url.removesuffix("0") + "99")
+    assert "has no database with this number" in str(error)
+    assert "databases" in error.hint
+
+
+async def test_a_server_with_too_many_clients(servers: list[RedisServer], tmp_path: Path) -> None:
+    server = started(servers, tmp_path, maxclients="1")
+    async with Redis(port=server.port, single_connection_client=True) as redis:
+        await redis.ping()
+        error = await refusal(server.url)
+    assert "maxclients" in error.hint
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00", b""])
+async def test_a_server_that_is_not_redis(
+    says: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(says)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        error = await refusal(f"redis://127.0.0.1:{port}/0")
+    assert str(error).endswith("ended the connection.")
+    assert "rediss://" in error.hint
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_user_who_may_not_write_logs(servers: list[RedisServer], tmp_path: Path) -> None:

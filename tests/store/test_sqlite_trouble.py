@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import resource
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
 from penstock.store.protocol import CLAIMED, StoredLog
+from penstock.store.sqlite.files import Files
+from penstock.store.sqlite.folder import Folder
+from penstock.store.sqlite.keeper import Keeper
+from penstock.store.sqlite.log_file import Segment
 from penstock.store.sqlite.store import SqliteStore
 from tests.store.disks import small_disk
 from tests.store.stores import (
@@ -44,22 +49,42 @@ def allow_files_of(process: ReplicaProcess, num_bytes: int) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
 
 
+def append_numbers(
+    replica: Replica, logs: Sequence[StoredLog], done: list[int], numbers: range
+) -> None:
+    """Append each number to all logs; `done` gets the numbers that are stored."""
+
+    def is_done(number: int) -> None:
+        done.append(number)
+        replica.reports.note()
+
+    for number in numbers:
+        entry = str(number).encode()
+        replica.store.append([(log, entry) for log in logs], functools.partial(is_done, number))
+
+
 async def fill_until_it_waits(replica: Replica, logs: Sequence[StoredLog], done: list[int]) -> int:
-    """Append numbers until the disk is full, and some more. Return how many were appended."""
+    """Append numbers until the disk is full, and some more. Return how many were appended.
+
+    At most 20 wait: otherwise a busy machine might have more of them than the disk has room for.
+    """
     number = 0
     while not replica.store.problem:
-        for _ in range(10):
-            entry = str(number).encode()
-            replica.store.append([(log, entry) for log in logs], lambda n=number: done.append(n))  # type: ignore[misc]
-            number += 1
-        await asyncio.sleep(0)
+        append_numbers(replica, logs, done, range(number, number + 10))
+        number += 10
+        await replica.reports.until(
+            lambda: replica.store.problem != "" or len(done) >= number - 10  # noqa: B023
+        )
     return number
 
 
-async def test_appends_wait_in_order_while_the_disk_is_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
+async def test_appends_wait_in_order_while_the_disk_is_full(
+    tmp_path: Path, synchronous: str
+) -> None:
     with small_disk(tmp_path / "disk", 2 * MIB) as disk:
         disk.empty()
-        store = SqliteStore(disk.path, patience=LONG_S)
+        store = SqliteStore(disk.path, patience=LONG_S, synchronous=synchronous)
         replica = Replica(store)
         await replica.start()
         logs = [store.open(f"s{number}", b"h") for number in range(20)]
@@ -88,6 +113,27 @@ async def test_appends_wait_in_order_while_the_disk_is_full(tmp_path: Path) -> N
         assert await replica.all_of("s0") == [*expected, b"waited"]
         assert await replica.all_of("s19") == expected
         assert await replica.all_of("late") == [b"1"]
+        await replica.stop()
+
+
+@pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
+async def test_what_waits_goes_on_with_a_little_room(tmp_path: Path, synchronous: str) -> None:
+    """It never needs room for all that waits at once, which is more than the disk has."""
+    with small_disk(tmp_path / "disk", 2 * MIB) as disk:
+        disk.empty()
+        replica = Replica(SqliteStore(disk.path, patience=LONG_S, synchronous=synchronous))
+        await replica.start()
+        logs = [replica.store.open(f"s{number}", b"h") for number in range(20)]
+        done: list[int] = []
+        disk.fill(but=100_000)
+        number = await fill_until_it_waits(replica, logs, done)
+        append_numbers(replica, logs, done, range(number, number + 20_000))
+        num_stored = len(done)
+        disk.empty()
+        await replica.reports.until(lambda: len(done) > num_stored)
+        disk.grow(200 * MIB)
+        await replica.reports.until(lambda: len(done) == number + 20_000)
+        assert done == list(range(number + 20_000))
         await replica.stop()
 
 
@@ -315,6 +361,37 @@ async def test_files_of_the_dead_go_with_their_last_log(replicas: Replicas) -> N
             await asyncio.sleep(0.05)
     names = {path.name.partition(".")[0] for path in paths_of(replicas.place.spec, "*")}
     assert names == {"format", "lock", "shared", replica.store.replica}
+
+
+class WatchedFiles(Files):
+    """Files that note how many claimed segments were looked at."""
+
+    num_looked_at = 0
+
+    def abandoned(self, segments: Iterable[Segment], own: str | None) -> list[Segment]:
+        looked_at = list(segments)
+        self.num_looked_at += len(looked_at)
+        return super().abandoned(looked_at, own)
+
+
+async def test_claimed_logs_are_looked_at_only_until_they_go_on(replicas: Replicas) -> None:
+    first, second = await replicas.new_process(), await replicas.new_process()
+    ids = {f"s{number}" for number in range(20)}
+    await first.ask("open", *sorted(ids))
+    await first.kill()
+    await second.until(lambda: set(second.orphans) == ids)
+    assert await second.ask("claim", 1, *sorted(ids)) == [True] * len(ids)
+    folder = Folder(Path(replicas.place.spec), LONG_S)
+    files = WatchedFiles(folder, "NORMAL", "a boot", LONG_S)
+    keeper = Keeper(folder, files)
+    assert keeper.orphans(True, None) == []
+    await second.kill()
+    files.num_looked_at = 0
+    assert set(keeper.orphans(True, None)) == {(each, 2) for each in ids}
+    assert files.num_looked_at == len(ids)
+    assert set(keeper.orphans(True, None)) == {(each, 2) for each in ids}
+    assert files.num_looked_at == len(ids)
+    files.close()
 
 
 async def test_a_folder_that_is_removed_under_a_server_is_noticed_and_made_again(

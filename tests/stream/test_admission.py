@@ -24,9 +24,9 @@ class Scene:
         self.tokens: dict[str, int] = {}
         self.started: list[str] = []
 
-    def enter(self, name: str, owner: str = "a", max_tokens: int = 10) -> bool:
+    def enter(self, name: str, owner: str = "a", max_tokens: int = 10, *, model: str = "") -> bool:
         self.tokens[name] = 0
-        ticket = Ticket(name, owner, max_tokens, lambda: self.tokens[name])
+        ticket = Ticket(name, owner, max_tokens, lambda: self.tokens[name], model=model)
         has_slot = self.admission.enter(ticket, self.now)
         if has_slot:
             self.started.append(name)
@@ -233,6 +233,99 @@ def test_owners_that_are_gone_leave_nothing_behind() -> None:
     assert len(scene.admission._levels) == 0
 
 
+# Several models, of which each has slots of its own.
+
+
+def two_models(busy: int = 2, other: int = 2, num_slots: int = 4, max_queue: int = 1000) -> Scene:
+    scene = Scene(num_slots, max_queue)
+    scene.admission.bounds = {"busy": busy, "other": other}
+    return scene
+
+
+def test_a_busy_model_takes_no_slot_of_another_and_its_queue_is_passed() -> None:
+    scene = two_models()
+    assert [scene.enter(f"b{n}", model="busy") for n in range(5)] == [True, True, *[False] * 3]
+    assert scene.enter("o0", model="other")
+    assert scene.enter("o1", model="other")
+    assert not scene.enter("o2", model="other")
+    assert scene.leave("o0") == ["o2"]
+    assert scene.leave("b0") == ["b2"]
+    assert scene.leave("o1") == []
+    assert scene.admission.num_running == 3
+
+
+def test_places_and_waits_count_only_the_requests_of_the_same_model() -> None:
+    scene = two_models(busy=1, other=2)
+    for n in range(10):
+        scene.enter(f"b{n}", model="busy")
+    scene.now = 6.0
+    scene.leave("b0")
+    for n in range(4):
+        scene.enter(f"o{n}", "another", model="other")
+    places = scene.admission.places()
+    assert {name: places[name].position for name in ("b2", "b9", "o2", "o3")} == {
+        "b2": 1,
+        "b9": 8,
+        "o2": 1,
+        "o3": 2,
+    }
+    assert (places["b2"].eta, places["o2"].eta) == (6.0, 3.0)
+    assert scene.admission.eta_of_new("third", "busy") == 6.0
+    scene.leave("o0")
+    scene.leave("o1")
+    scene.leave("o2")
+    assert scene.admission.eta_of_new("third", "other") == 0.0
+
+
+def test_requests_of_a_model_without_upstreams_wait_until_it_has_one() -> None:
+    scene = two_models(busy=0)
+    assert not scene.enter("b", model="busy")
+    assert scene.enter("o", model="other")
+    assert scene.admission.next(scene.now) is None
+    assert scene.admission.places()["b"].eta is None
+    scene.admission.bounds = {"busy": 1, "other": 2}
+    ticket = scene.admission.next(scene.now)
+    assert ticket is not None
+    assert ticket.id == "b"
+
+
+def test_a_cancelled_request_has_the_slot_of_its_model_until_the_engine_lets_go_of_it() -> None:
+    scene = two_models()
+    stopping = {"busy": 1}
+    scene.admission.num_stopping_of = lambda model: stopping.get(model, 0)
+    assert scene.enter("b0", model="busy")
+    assert not scene.enter("b1", model="busy")
+    assert scene.enter("o0", model="other")
+    assert scene.enter("o1", model="other")
+    assert scene.admission.next(scene.now) is None
+    stopping.clear()
+    ticket = scene.admission.next(scene.now)
+    assert ticket is not None
+    assert ticket.id == "b1"
+
+
+def test_a_queue_that_is_full_of_one_model_refuses_none_that_another_can_start() -> None:
+    scene = two_models(max_queue=3)
+    for n in range(5):
+        assert scene.admission.has_room("a", model="busy")
+        scene.enter(f"b{n}", model="busy")
+    assert not scene.admission.has_room("a", model="busy")
+    assert scene.admission.has_room("a", model="other")
+    assert scene.admission.has_room("a")  # before its model is known
+    scene.enter("o0", model="other")
+    scene.enter("o1", model="other")
+    assert not scene.admission.has_room("a", model="other")
+    assert not scene.admission.has_room("a")
+
+
+def test_all_slots_together_are_bounded_and_go_round_the_owners_of_all_models() -> None:
+    scene = two_models(busy=3, other=3, num_slots=3)
+    for n in range(9):
+        scene.enter(f"b{n}", "a", model="busy")
+    assert not scene.enter("o0", "b", model="other")
+    assert scene.leave("b0", tokens=10) == ["o0"]
+
+
 # Random requests: in each step a request enters or leaves, and time passes.
 
 steps = st.lists(
@@ -265,6 +358,38 @@ def test_no_slot_is_free_while_somebody_waits_and_counts_are_true(
     for name in here:
         scene.leave(name)
     assert (scene.admission.num_running, scene.admission.num_waiting) == (0, 0)
+
+
+@given(steps, st.integers(0, 4), st.integers(0, 3), st.integers(0, 3))
+def test_no_slot_of_a_model_is_free_while_its_requests_wait(
+    steps: list[tuple[str, int, int]], num_slots: int, first: int, second: int
+) -> None:
+    scene = Scene(num_slots)
+    bounds = scene.admission.bounds = {"0": first, "1": second}
+    here: dict[str, str] = {}
+    running: set[str] = set()
+    for number, (what, owner, amount) in enumerate(steps):
+        name, model = str(number), str(amount % 2)
+        scene.now += amount / 10
+        if what == "enter":
+            here[name] = model
+            running |= {name} if scene.enter(name, str(owner), model=model) else set()
+        elif here:
+            gone = list(here)[amount % len(here)]
+            del here[gone]
+            running = (running - {gone}) | set(scene.leave(gone, tokens=amount))
+        busy = {each: sum(here[one] == each for one in running) for each in bounds}
+        waiting = {each for name, each in here.items() if name not in running}
+        assert scene.admission.num_running == len(running)
+        assert all(busy[each] <= bounds[each] for each in bounds)
+        assert not num_slots or len(running) <= num_slots
+        if not num_slots or len(running) < num_slots:
+            assert all(busy[each] == bounds[each] for each in waiting)
+        places = scene.admission.places()
+        assert {here[each] for each in places} == waiting
+        for each in waiting:
+            positions = sorted(p.position for name, p in places.items() if here[name] == each)
+            assert positions == list(range(1, len(positions) + 1))
 
 
 @given(steps, st.integers(1, 4))

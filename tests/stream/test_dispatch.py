@@ -2,12 +2,22 @@
 
 import asyncio
 
+import msgspec
+
 from penstock.events import Failure
 from penstock.stream.admission import Admission
 from penstock.stream.registry import Limits, Streams
-from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, opened, pass_trial, settle, submitted
+from tests.support.scripted import (
+    ScriptedEngine,
+    ask,
+    begin,
+    is_recovering,
+    opened,
+    pass_trial,
+    settle,
+    submitted,
+)
 
 
 def two_engines(
@@ -15,19 +25,6 @@ def two_engines(
 ) -> tuple[ScriptedEngine, ScriptedEngine, Streams]:
     first, second = ScriptedEngine(slots), ScriptedEngine(slots)
     return first, second, Streams([first, second], limits, admission=Admission(2 * slots))
-
-
-def begin(streams: Streams, name: str) -> Stream:
-    """Open a stream and give it a slot and one token."""
-    stream = opened(streams, ask(name))
-    stream.accepted((1,))
-    stream.started()
-    stream.delta(f"{name} ", 1, (7,))
-    return stream
-
-
-def is_recovering(streams: Streams) -> bool:
-    return streams.is_recovering
 
 
 async def test_a_request_goes_to_the_engine_with_the_fewest_streams() -> None:
@@ -228,7 +225,7 @@ async def test_an_engine_that_does_not_come_back_ends_its_own_streams_only() -> 
     other = begin(streams, "b")
     queued = opened(streams, ask("c"))
     first.die()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         end = await lost.end()
     await settle()
     assert isinstance(end, Failure)
@@ -245,6 +242,23 @@ async def test_queued_streams_end_if_no_engine_comes_back() -> None:
     queued = opened(streams, ask("c"))
     first.die()
     second.die()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         ends = [await stream.end() for stream in (*running, queued)]
     assert [end.code for end in ends if isinstance(end, Failure)] == ["engine_died"] * 3
+
+
+async def test_a_model_starts_no_request_while_the_engine_lets_go_of_a_cancelled_one() -> None:
+    engine = ScriptedEngine()
+    admission = Admission(4)
+    admission.bounds, admission.default_model = {"small": 1, "large": 1}, "small"
+    streams = Streams([engine], admission=admission)
+    opened(streams, ask("a"))
+    engine.num_stopping, engine.stopping_of = 1, {"small": 1}
+    streams.cancel("a")
+    assert engine.cancelled == ["a"]
+    opened(streams, ask("b"))
+    opened(streams, msgspec.structs.replace(ask("c"), model="large"))
+    assert submitted(engine) == ["a", "c"]
+    engine.num_stopping, engine.stopping_of = 0, {}
+    engine.on_room()
+    assert submitted(engine) == ["a", "c", "b"]

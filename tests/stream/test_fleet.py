@@ -270,6 +270,43 @@ async def test_without_another_replica_streams_are_drained_and_the_rest_waits_in
     assert second.last_request.generated == (ord("o"),)
 
 
+async def test_of_replicas_that_all_drain_one_goes_on_with_the_streams_of_another_that_dies() -> (
+    None
+):
+    shared = Shared()
+    first, second = (ReplicaInTest(shared, name, group="group") for name in ("first", "second"))
+    await started(first, second)
+    first.open("a")
+    first.begins("a")
+    first.generates("a", "one ")
+    second.open("b")
+    second.begins("b")
+    drains = [asyncio.ensure_future(each.streams.drain(30)) for each in (first, second)]
+    await settle()
+    first.die()
+    await settle()
+    second.finishes("b", 0)
+    second.begins("a")
+    second.generates("a", "two ")
+    await settle()
+    assert not drains[1].done()
+    assert shown(second.streams.find("a")) == "one two "
+    second.finishes("a", 1)
+    await settle()
+    assert drains[1].done()
+    drains[0].cancel()
+
+
+async def test_a_server_that_has_ended_its_streams_takes_no_others() -> None:
+    first, second = await two()
+    first.open("a")
+    first.begins("a")
+    second.streams.shut_down()
+    first.die()
+    await settle()
+    assert second.engine.submitted == []
+
+
 async def test_an_unreachable_store_cuts_readers_and_shows_no_end() -> None:
     first, second = await two()
     stream = first.open("a")
@@ -328,6 +365,23 @@ async def test_streams_of_another_model_are_left_alone() -> None:
     assert second.fleet.num_followed == 0
 
 
+async def test_a_stream_goes_on_where_its_own_model_is_served_whichever_is_the_first_there() -> (
+    None
+):
+    shared = Shared()
+    first = ReplicaInTest(shared, "first", model="small/0", other_models={"large": "large/0"})
+    second = ReplicaInTest(shared, "second", model="large/0", other_models={"large": "large/0"})
+    await started(first, second)
+    first.open("a", model="large")
+    first.open("b")
+    for name in ("a", "b"):
+        first.begins(name)
+        first.generates(name, "one ")
+    first.die()
+    await settle()
+    assert [(each.id, each.model) for each in second.engine.submitted] == [("a", "large")]
+
+
 @pytest.mark.parametrize("num_confirmed", range(4))
 async def test_a_bound_answer_is_never_contradicted(num_confirmed: int) -> None:
     first, second = await two()
@@ -356,7 +410,7 @@ async def test_cancels_at_once_at_every_replica_agree() -> None:
     reader = Reader(stream)
     replicas[0].begins("a")
     replicas[0].generates("a", "one ")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         reasons = await asyncio.gather(
             *(each.streams.cancel_anywhere("a") for each in replicas * 3),
             *(each.streams.find_anywhere("a") for each in replicas),
@@ -397,7 +451,7 @@ async def test_a_cancel_follows_the_stream_to_its_new_owner() -> None:
     await settle()
     first.generates("a", "wrong ")  # its store refuses this
     first.store.confirm()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await cancel == "cancelled"
     second.generates("a", "wrong ")
     await settle()

@@ -20,7 +20,7 @@ async def test_an_ended_resumable_stream_is_kept_and_forgotten_in_time() -> None
     stream.finish("stop", 1)
     assert streams.find("a").log.text() == "text"
     assert len(streams) == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(streams.kept):  # noqa: ASYNC110 - nobody is told
             await asyncio.sleep(0.01)
     with raises_problem("history_lost") as gone:

@@ -9,7 +9,9 @@ from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.owners import ALICE, BOB
 from tests.support.problems import raises_problem
+from tests.support.replicas import ReplicaInTest, started
 from tests.support.scripted import ScriptedEngine, ask, opened, speak
+from tests.support.shared_store import Shared
 
 LIMIT = 10_000_000
 
@@ -130,12 +132,48 @@ async def test_open_streams_end_when_nothing_else_helps_waiting_and_unread_ones_
 
 class Reader:
     lag = 0
+    is_cut = False
 
     def wake(self, logged_at: float = 0.0) -> None:
         pass
 
     def cut(self) -> None:
-        pass
+        self.is_cut = True
+
+
+async def followed(owner: ReplicaInTest, other: ReplicaInTest, name: str, size: int) -> Reader:
+    """Open a stream at a replica and read it at another one."""
+    owner.open(name)
+    owner.begins(name)
+    owner.generates(name, "x" * size)
+    reader = Reader()
+    (await other.streams.find_anywhere(name)).attach(reader)
+    return reader
+
+
+async def test_full_memory_shows_no_more_streams_of_other_replicas_and_cuts_the_largest() -> None:
+    shared = Shared()
+    owner, other = ReplicaInTest(shared, "owner"), ReplicaInTest(shared, "other")
+    await started(owner, other)
+    process = Process()
+    guard = MemoryGuard(LIMIT, other.streams, lambda: 0, process.measure, process.return_freed)
+    running = other.open("running")
+    small = await followed(owner, other, "small", 1000)
+    large = await followed(owner, other, "large", 6_000_000)
+    process.resident = 8_700_000
+    guard.look(0)
+    assert other.streams.memory_is_full
+    assert guard.held_bytes()["followed"] > 6_000_000
+    owner.open("new")
+    with raises_problem("memory_full"):
+        await other.streams.find_anywhere("new")
+    await other.streams.find_anywhere("large")  # it is shown already
+    assert not large.is_cut
+    process.resident = 9_600_000
+    guard.look(1)
+    assert (large.is_cut, small.is_cut) == (True, False)
+    assert running.ended is None  # what can go on elsewhere goes first
+    assert process.num_returns == 1
 
 
 @pytest.mark.parametrize("body_bytes", [0, 6_000_000])

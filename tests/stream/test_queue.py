@@ -67,13 +67,13 @@ async def test_queued_streams_are_told_their_places_and_their_readers_are_woken(
     opened(streams, ask("a"))
     waiting = [opened(streams, ask(name)) for name in "bc"]
     reader = Reader(waiting[1])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await taken(reader) == []
     places = [stream.place.position for stream in waiting if stream.place]
     assert places == [1, 2]
     end(engine, "a")
     assert waiting[0].place is None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await taken(reader) == []
     assert waiting[1].place is not None
     assert waiting[1].place.position == 1
@@ -88,7 +88,7 @@ async def test_draining_lets_queued_streams_have_their_turn() -> None:
     await settle()
     end(engine, "a")
     end(engine, "b")
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await drain
     assert isinstance(second.ended, Finish)
 
@@ -145,7 +145,7 @@ async def test_an_engine_that_does_not_come_back_ends_queued_streams_as_well() -
     engine, streams = one_slot(Limits(restart_timeout=0.1))
     made = [opened(streams, ask(name)) for name in "abcd"]
     engine.die()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await made[0].end()
     await settle()  # at the same time, not after another timeout
     ends = [stream.ended for stream in made]

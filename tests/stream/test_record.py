@@ -17,14 +17,17 @@ from penstock.api.native.frames import NativeForm
 from penstock.api.openai.frames import ChatForm, CompletionForm
 from penstock.events import TokenLogprob
 from penstock.request import Message, Request, Sampling, ToolUse, UnnamedTokens
+from penstock.stream.entries import FORMAT_VERSION, Header
 from penstock.stream.quotas import Owner, OwnerLimits
 from penstock.stream.reader import Reader
-from penstock.stream.record import RECORD_VERSION, ChoiceGroup, SavedForm, StreamRecord
+from penstock.stream.record import ChoiceGroup, SavedForm, StreamRecord
 from penstock.stream.registry import Streams
 from tests.support.scripted import ScriptedEngine, ask
 
 ROOT = Path(__file__).parents[2]
 FORMS: list[type[Form]] = [NativeForm, ChatForm, CompletionForm]
+
+HEADER = msgspec.to_builtins(Header(StreamRecord(ask("a")), ""))
 
 names = st.text(max_size=6)
 numbers = st.integers(0, 2**63 - 1)
@@ -102,23 +105,28 @@ records = st.builds(
 )
 
 
+def stored(record: StreamRecord) -> StreamRecord:
+    """Return what another process reads of a record."""
+    return Header.decode(Header(record, "").encode()).record
+
+
 @given(records)
 def test_a_record_survives_encoding_exactly(record: StreamRecord) -> None:
-    assert StreamRecord.decode(record.encode()) == record
+    assert stored(record) == record
 
 
 @given(forms)
 def test_a_form_survives_saving_exactly(form: Form) -> None:
     record = StreamRecord(ask("a"), form=form.save())
-    saved = StreamRecord.decode(record.encode()).form
+    saved = stored(record).form
     assert saved.dialect == form.dialect
     assert type(form).load(saved) == form
 
 
-def test_a_record_of_another_version_is_refused_with_both_versions() -> None:
-    newer = StreamRecord(ask("a"), version=RECORD_VERSION + 1)
-    with pytest.raises(ValueError, match="record has version 2; this server reads only version 1"):
-        StreamRecord.decode(newer.encode())
+def test_a_header_of_another_format_is_refused_with_both_formats() -> None:
+    newer = Header(StreamRecord(ask("a")), "", FORMAT_VERSION + 1)
+    with pytest.raises(ValueError, match="log has format 2; this server reads 1"):
+        Header.decode(newer.encode())
 
 
 @pytest.mark.parametrize(
@@ -127,24 +135,24 @@ def test_a_record_of_another_version_is_refused_with_both_versions() -> None:
         b"",
         b"\xc1",
         b"no record",
-        StreamRecord(ask("a")).encode()[:-1],
-        StreamRecord(ask("a")).encode() + b"\0",
+        Header(StreamRecord(ask("a")), "").encode()[:-1],
+        Header(StreamRecord(ask("a")), "").encode() + b"\0",
         msgspec.msgpack.encode([]),
-        msgspec.msgpack.encode({"version": RECORD_VERSION}),
-        msgspec.msgpack.encode({"version": RECORD_VERSION, "request": {"id": 5}}),
-        msgspec.msgpack.encode({"request": msgspec.to_builtins(ask("a"))}),
-        msgspec.msgpack.encode({"version": "1", "request": msgspec.to_builtins(ask("a"))}),
+        msgspec.msgpack.encode({"version": FORMAT_VERSION}),
+        msgspec.msgpack.encode({**HEADER, "record": {"request": {"id": 5}}}),
+        msgspec.msgpack.encode({**HEADER, "version": "1"}),
+        msgspec.msgpack.encode({name: HEADER[name] for name in ("record", "model")}),
     ],
 )
 def test_malformed_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        StreamRecord.decode(data)
+        Header.decode(data)
 
 
 @given(st.binary(max_size=40))
 def test_random_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        StreamRecord.decode(data)
+        Header.decode(data)
 
 
 def test_options_of_another_dialect_are_refused() -> None:
@@ -195,7 +203,7 @@ FIRSTS = (0, 2, 4)
 def continue_in_this_process() -> None:
     """Print the frames for each record on stdin. The test's second process runs this."""
     for line in sys.stdin:
-        record = StreamRecord.decode(bytes.fromhex(line))
+        record = Header.decode(bytes.fromhex(line)).record
         for first in FIRSTS:
             print(b"\0".join(events_after(record, first)).hex())
 
@@ -203,7 +211,7 @@ def continue_in_this_process() -> None:
 def frames_of_another_process(records: Sequence[StreamRecord]) -> list[list[bytes]]:
     result = subprocess.run(
         [sys.executable, "-c", f"import {__name__} as test; test.continue_in_this_process()"],
-        input="".join(record.encode().hex() + "\n" for record in records),
+        input="".join(Header(record, "").encode().hex() + "\n" for record in records),
         cwd=ROOT,
         capture_output=True,
         text=True,

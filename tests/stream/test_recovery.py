@@ -8,20 +8,15 @@ from penstock.request import Request
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
-from tests.support.scripted import ScriptedEngine, ask, opened, pass_trial, settle
-
-
-def begin(streams: Streams, name: str) -> Stream:
-    """Open a stream and give it a slot and one token."""
-    stream = opened(streams, ask(name))
-    stream.accepted((1,))
-    stream.started()
-    stream.delta(f"{name} ", 1, (7,))
-    return stream
-
-
-def is_recovering(streams: Streams) -> bool:
-    return streams.is_recovering
+from tests.support.scripted import (
+    ScriptedEngine,
+    ask,
+    begin,
+    is_recovering,
+    opened,
+    pass_trial,
+    settle,
+)
 
 
 async def test_running_streams_go_on_where_they_were_in_their_order() -> None:
@@ -74,7 +69,7 @@ async def test_streams_end_with_one_error_if_the_engine_does_not_come_back() -> 
     streams = Streams([engine], Limits(restart_timeout=0.02))
     stream = begin(streams, "a")
     engine.die()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         end = await stream.end()
     assert isinstance(end, Failure)
     assert (end.code, end.retry_safe) == ("engine_died", True)

@@ -48,7 +48,7 @@ async def test_a_request_without_an_engine_leaves_nothing_behind() -> None:
     with raises_problem("engine_down"):
         opened(streams, ask("a"))
     assert len(streams) == 0
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await streams.drain(0.5)
 
 
@@ -64,7 +64,7 @@ async def test_draining_refuses_new_streams_and_waits_for_open_ones() -> None:
     assert "Retry-After" in refused.value.headers
     assert not drain.done()
     engine.sinks["a"].finish("stop", 1)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await drain
     assert stream.ended is not None
 
@@ -95,7 +95,7 @@ async def test_a_resumable_stream_lingers_without_readers_and_is_then_cancelled(
     stream = opened(streams, ask("a"), resumable=True)
     Reader(stream).close()
     assert stream.ended is None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await stream.end()
     assert streams.cancel("a") == "cancelled"
 
@@ -187,7 +187,7 @@ async def test_a_stream_is_stopped_at_its_deadline_and_keeps_what_it_has() -> No
     stream = opened(streams, ask("a"), timeout=0.02)
     stream.accepted((1,))
     stream.delta("word ", 1, (7,))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         ended = await stream.end()
     assert isinstance(ended, Finish)
     assert ended.reason == "deadline"
@@ -199,7 +199,7 @@ async def test_a_stream_whose_deadline_comes_while_it_waits_never_begins() -> No
     engine, streams = one_slot()
     opened(streams, ask("a"))
     stream = opened(streams, ask("b"), timeout=0.02)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await stream.end()
     assert streams.cancel("b") == "deadline"
     end(engine, "a")
@@ -210,7 +210,7 @@ async def test_a_deadline_before_the_turn_can_come_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine, streams = one_slot()
-    monkeypatch.setattr(streams.admission, "eta_of_new", lambda owner: 30.0)
+    monkeypatch.setattr(streams.admission, "eta_of_new", lambda *_: 30.0)
     with raises_problem("deadline_too_soon") as refused:
         opened(streams, ask("a"), timeout=29)
     assert (refused.value.code, refused.value.status) == ("deadline_too_soon", 429)
@@ -221,7 +221,7 @@ async def test_a_deadline_before_the_turn_can_come_is_refused_at_once(
 async def test_the_server_s_own_limit_is_everybody_s_deadline() -> None:
     _, streams = one_slot(Limits(max_timeout=0.02))
     for name, timeout in (("a", None), ("b", 60.0)):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             ended = await opened(streams, ask(name), timeout=timeout).end()
         assert isinstance(ended, Finish)
         assert ended.reason == "deadline"

@@ -74,6 +74,33 @@ async def test_nobody_is_told_after_the_end_or_after_leaving() -> None:
     assert [state for _, state, _ in stays.told] == ["prefill", "generating"]
 
 
+async def test_an_answer_that_waits_for_an_upstream_says_so_until_tokens_come() -> None:
+    server = await replica()
+    stream, log, late = server.open("a", resumable=False), Log(), Log()
+    stream.watch(log)
+    server.begins("a")
+    server.generates("a", "one ", "two ")
+    stream.interrupted(waits=True)
+    stream.watch(late)
+    stream.interrupted(waits=False)
+    server.generates("a", "three ", "four ")
+    after = [(2, "waiting", 2), (2, "continuing", 2), (2, "generating", 2)]
+    assert log.told == [(0, "prefill", 3), (0, "generating", 0), *after]
+    assert late.told == after
+    assert stream.trouble is None
+
+
+async def test_a_request_that_waits_for_an_upstream_begins_its_response() -> None:
+    server = await replica()
+    stream = server.open("a", resumable=False)
+    assert not stream.was_accepted.done()
+    stream.interrupted(waits=True)
+    assert stream.was_accepted.result() is None
+    assert stream.trouble is not None
+    server.begins("a")
+    assert stream.trouble is None
+
+
 async def test_a_reader_elsewhere_is_told_that_the_stream_was_taken_over() -> None:
     shared = Shared()
     owner, other = ReplicaInTest(shared, "owner"), ReplicaInTest(shared, "other")

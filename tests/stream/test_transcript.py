@@ -223,8 +223,10 @@ def test_an_engine_that_does_not_know_the_prompt_s_ids_counts_it_later() -> None
     assert transcript.usage == Usage(11, 1, 3)
 
 
-def test_a_late_count_does_not_change_a_prompt_whose_ids_are_known() -> None:
+def test_a_late_count_is_that_of_the_engine_that_read_the_prompt() -> None:
     transcript = Transcript()
     transcript.accept(PROMPT_IDS)
+    transcript.add("x", 1, ())
     transcript.cached(1, 500)
-    assert transcript.usage == Usage(len(PROMPT_IDS), 0, 1)
+    transcript.finish(1)
+    assert transcript.usage == Usage(500, 1, 1)

@@ -1,12 +1,15 @@
 """The balancers of `deploy/` in front of replicas that start as docs/scaling.md says.
 
-The tests change ports and the store's place, and nothing else of the files and the commands.
+The tests change ports and the store's place, and nothing else of the files and the commands. The
+certificate beside the files is the tests' own.
 """
 
+import asyncio
 import contextlib
 import re
 import shlex
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +19,10 @@ from typing import NamedTuple
 import httpx
 import psutil
 import pytest
+import trustme
 
+from tests.faults.client_request import Send, fetch, request_bytes, send_request
+from tests.faults.proxy import Address
 from tests.store.servers import RedisServer
 from tests.support.deployed import DEPLOY
 from tests.support.proxies import find, free_port, running
@@ -27,9 +33,11 @@ ROOT = Path(__file__).parents[2]
 SCALING = ROOT / "docs" / "scaling.md"
 SHOWN = re.compile(r"^penstock serve --port (\d+) --log \./log (.*)$", re.MULTILINE)
 PORT = 8000
+SECURE_PORT = 8443
 PORTS = (8001, 8002, 8003)
 OPERATOR_PORTS = (2019, 9901)
-ADDRESS = re.compile(r"(127\.0\.0\.1:|localhost:|http://:|port_value: )(\d+)\b")
+ADDRESS = re.compile(r"(127\.0\.0\.1:|localhost:|https?://:|port_value: )(\d+)\b")
+AUTHORITY = trustme.CA()
 
 
 class Program(NamedTuple):
@@ -48,6 +56,8 @@ class Balancer:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.address = ("127.0.0.1", self.port)
+        self.secure_address = ("127.0.0.1", free_port())
+        """Where the balancer speaks TLS, with HTTP/2 or HTTP/1.1."""
         self.operator_port = free_port()
         """The port of the balancer's own operators, if it has one."""
         self.folder = folder
@@ -61,14 +71,18 @@ class Balancer:
 
     def start(self) -> None:
         """Run the balancer with the files that were written last."""
-        running_ = running(
-            words_of(self._program.command), words_of(self._program.check), self.folder, self.port
-        )
+        command, check = words_of(self._program.command), words_of(self._program.check)
+        running_ = running(command, check, self.folder, [self.port, self.secure_address[1]])
         self._pid = self._running.enter_context(running_).pid
 
     def reload(self, ports: Sequence[int]) -> None:
         """Balance over replicas on other ports. Open connections stay where they are."""
         self.write(ports)
+        self._program.reload(self)
+
+    def renew(self) -> None:
+        """Take a new certificate. Open connections stay where they are."""
+        write_certificate(self.folder)
         self._program.reload(self)
 
     def kill(self) -> None:
@@ -84,12 +98,11 @@ class Balancer:
     def write(self, ports: Sequence[int]) -> None:
         """Write the shipped files with these ports; servers without a port are left out."""
         operators = dict.fromkeys(OPERATOR_PORTS, self.operator_port)
-        new = dict(zip((PORT, *PORTS), (self.port, *ports), strict=False)) | operators
+        own = {PORT: self.port, SECURE_PORT: self.secure_address[1]} | operators
+        new = dict(zip(PORTS, ports, strict=False)) | own
         for shipped in self._program.files:
             file = self.folder / Path(shipped).name
-            draft = file.with_suffix(".new")
-            draft.write_text(_with_ports(DEPLOY / shipped, new), encoding="utf-8")
-            draft.replace(file)  # in one step, as Envoy wants it
+            _put(file, _with_ports(DEPLOY / shipped, new).encode())
 
 
 def _with_ports(shipped: Path, new: Mapping[int, int]) -> str:
@@ -138,7 +151,7 @@ def _listening(balancer: Balancer) -> set[int]:
 
 
 def _reload_caddy(balancer: Balancer) -> None:
-    command = "caddy reload --config Caddyfile --adapter caddyfile"
+    command = "caddy reload --force --config Caddyfile --adapter caddyfile"
     at = ["--address", f"localhost:{balancer.operator_port}"]
     subprocess.run([*words_of(command), *at], cwd=balancer.folder, check=True, capture_output=True)
 
@@ -174,7 +187,7 @@ PROGRAMS = {
         _reload_caddy,
     ),
     "Envoy": Program(
-        ("envoy/replicas.yaml", "envoy/envoy.yaml"),
+        ("envoy/certificate.yaml", "envoy/replicas.yaml", "envoy/envoy.yaml"),
         "envoy -c envoy.yaml --disable-hot-restart",
         "envoy -c envoy.yaml --disable-hot-restart --mode validate",
         _wait_for_envoy,
@@ -182,10 +195,34 @@ PROGRAMS = {
 }
 
 
+def write_certificate(folder: Path) -> None:
+    """Write the certificate and the key that the shipped files name."""
+    issued = AUTHORITY.issue_cert("localhost", "127.0.0.1")
+    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    _put(folder / "models.pem.key", issued.private_key_pem.bytes())
+    _put(folder / "models.pem", chain)
+
+
+def _put(file: Path, content: bytes) -> None:
+    """Put a file in the place of the old one in one step, as Envoy wants it."""
+    draft = file.with_name(file.name + ".new")
+    draft.write_bytes(content)
+    draft.replace(file)
+
+
+def trusting(*protocols: str) -> ssl.SSLContext:
+    """Return a client's settings for TLS: it trusts the tests' certificates, and speaks these."""
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    context.set_alpn_protocols(list(protocols))
+    return context
+
+
 @contextlib.contextmanager
 def balancer(name: str, folder: Path, ports: Sequence[int]) -> Iterator[Balancer]:
     """Run a balancer of `PROGRAMS` with its shipped files, in front of replicas on `ports`."""
     made = Balancer(name, folder)
+    write_certificate(folder)
     made.write(ports)
     made.start()
     try:
@@ -205,6 +242,16 @@ def balancers(
             (own := folder / name).mkdir()
             made[name] = stack.enter_context(balancer(name, own, ports))
         yield made
+
+
+async def until_served(address: Address, send: Send = send_request) -> None:
+    """Wait until a balancer has found a replica that is ready."""
+    async with asyncio.timeout(30):
+        while True:
+            head, _ = await fetch(address, request_bytes("GET", "/health/ready"), send=send)
+            if head.status == 200:
+                return
+            await asyncio.sleep(0.05)
 
 
 @contextlib.contextmanager

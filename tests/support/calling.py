@@ -41,6 +41,17 @@ CALLS: dict[str, Any] = {
     "parallel_tool_calls": False,
 }
 
+# For calls in Penstock's own form, which the model makes only if it must.
+# One tool: between several the model would choose by chance.
+ASKED: dict[str, Any] = {
+    "messages": HELLO,
+    "tools": BOTH[1:],
+    "temperature": 0,
+    "parallel_tool_calls": False,
+}
+MUST_CALL: dict[str, Any] = {**ASKED, "tool_choice": "required"}
+NEVER_ENDS = {"0": -100, "4": -100}
+
 
 def client_of(server: RunningServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -161,6 +172,18 @@ def several_calls_and_only_one(server: RunningServer, fields: dict[str, Any]) ->
         [call.function.name, call.function.arguments] for call in answer.message.tool_calls
     ]
     (_,) = create(server, **fields).choices[0].message.tool_calls
+
+
+def several_calls_have_their_own_ids(server: RunningServer, fields: dict[str, Any]) -> None:
+    """The model is not allowed to end, so it calls again and again."""
+    several = {**fields, "parallel_tool_calls": None, "logit_bias": NEVER_ENDS}
+    answer = create(server, **several).choices[0]
+    calls = answer.message.tool_calls
+    assert len({call.id for call in calls}) == len(calls) > 1
+    message = joined(create(server, **several, stream=True))
+    assert [call[1:] for call in message["calls"]] == [
+        [call.function.name, call.function.arguments] for call in calls
+    ]
 
 
 def call_that_is_cut_says_so(

@@ -4,6 +4,7 @@ An environment is made once for each set of requirements. It is kept in ~/.cache
 XDG_CACHE_HOME, and all clones share it. This module needs only the standard library.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -16,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNUSED_AFTER_S = 14 * 24 * 3600
+TORCH = "torch==2.13.0+cpu"
+# The index with torch's CPU build, for machines whose pip has no other source of it.
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def cache_folder() -> Path:
@@ -53,3 +57,27 @@ def pip_install(folder: Path, *what: str) -> None:
     """Run pip install in an environment; its output goes to standard error."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq"]
     subprocess.run([*command, "--progress-bar=off", *what], check=True, stdout=sys.stderr)
+
+
+def print_torch_environment(engine: str, requirements: Path, *ours: str, whole: list[str]) -> None:
+    """Print the folder of an environment on the CPU for an engine, making it if necessary.
+
+    It has torch, what the file `requirements` and `ours` name, and the packages `whole` without
+    their own requirements, some of which are for GPUs only. Exits if pip fails.
+    """
+
+    def fill(folder: Path) -> None:
+        print(f"making {engine}'s environment in {folder} (3 GB, some minutes)", file=sys.stderr)
+        # Install torch first, so that no other package installs its CUDA build.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            pip_install(folder, TORCH)
+        if not list(folder.glob("lib/*/site-packages/torch")):
+            pip_install(folder, TORCH, "--extra-index-url", TORCH_INDEX)
+        pip_install(folder, TORCH, "-r", str(requirements), *ours)
+        pip_install(folder, *whole, "--no-deps")
+
+    what = "\n".join([TORCH, *whole, requirements.read_text(encoding="utf-8"), *ours])
+    try:
+        print(environment(engine.lower(), what, fill))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{engine}'s environment cannot be made: pip ended with {error.returncode}")

@@ -1,20 +1,32 @@
 """An upstream that says what a test wants: vLLM's routes, or those of another server, with faults.
 
+The routes and shapes of "sglang" are those of SGLang 0.5.23, of "old sglang" those before it, and
+of "ollama" those of Ollama 0.33.
+
 The model is simple: a prompt of n words has the tokens 0 to n - 1, and the token at place p of the
 whole text has the id p and the text "p ". So the answer to three words is "3 4 5 ", wherever it is
-continued. A fault is a function that gets the exchange and does what it likes with its connection.
+continued. If anything binds the answer, it is `BOUND`. Log probabilities have the forms of vLLM's
+own routes. A fault is a function that gets the exchange and does what it likes with its connection.
 """
 
 import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
+BOUND = ('{"', "lake", '"', ":5", "}")
+"""The pieces of an answer that something binds."""
+BONDS = {"response_format", "structured_outputs", "regex", "ebnf", "grammar", "json_schema"}
+LOGPROB = -0.5
+# So many turns of the loop take a connection from `accept` to its task.
+TURNS = 5
+OWNERS = {"vllm": "vllm", "sglang": "sglang", "old sglang": "sglang", "ollama": "library"}
 
 
 def chunk(data: bytes) -> bytes:
@@ -23,6 +35,11 @@ def chunk(data: bytes) -> bytes:
 
 def event(value: object) -> bytes:
     return chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+
+
+async def let_the_loop_turn() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
 
 
 class Exchange:
@@ -58,30 +75,73 @@ class Exchange:
         prompt = self.body["prompt"]
         return len(prompt.split() if isinstance(prompt, str) else prompt)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether something binds the answer, and the upstream keeps to it."""
+        return self.upstream.binds and not BONDS.isdisjoint(self.body)
+
+    @property
+    def length(self) -> int:
+        """How many tokens the answer has."""
+        limit: int = self.body["max_tokens"]
+        return min(limit, len(BOUND)) if self.is_bound else limit
+
     def token(self, place: int) -> dict[str, Any]:
         """Return the event with the token at a place."""
+        text = BOUND[place - self.first] if self.is_bound else f"{place} "
+        choice: dict[str, Any] = {"index": 0}
         if self.path.endswith("/chat/completions"):
-            return {"choices": [{"index": 0, "delta": {"content": f"{place} "}}]}
-        choice: dict[str, Any] = {"index": 0, "text": f"{place} "}
-        if self.body.get("return_token_ids"):
-            choice["token_ids"] = [place]
+            choice["delta"] = {"content": text}
+            asked = self.body.get("logprobs") and self.body["top_logprobs"]
+            logprobs: Any = chat_logprobs(text, asked or 0)
+        else:
+            choice["text"] = text
+            asked = self.body.get("logprobs")
+            logprobs = completion_logprobs(text, asked or 0)
+            if self.body.get("return_token_ids") and self.upstream.kind != "old sglang":
+                choice["token_ids"] = [place]
+        if asked is not None and self.upstream.reports_logprobs:
+            choice["logprobs"] = logprobs
+        if self.upstream.kind == "ollama" and "text" in choice:
+            return {"choices": [choice], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
         return {"choices": [choice]}
 
     async def tokens(self, number: int) -> None:
         """Send the head and the first tokens of the answer."""
         await self.send(HEAD, *(event(self.token(self.first + n)) for n in range(number)))
 
+    def prompt_logprobs(self) -> list[dict[str, Any] | None]:
+        """Return the log probabilities of the prompt, as vLLM sends them: by the tokens' ids.
+
+        Each token has the rank 5.
+        """
+        num_top = self.body["prompt_logprobs"]
+
+        def entry(token: int, rank: int) -> dict[str, Any]:
+            return {"logprob": -float(rank), "rank": rank, "decoded_token": f"{token} "}
+
+        def place(token: int) -> dict[str, Any]:
+            likely = {str(100 + rank): entry(100 + rank, rank) for rank in range(1, num_top + 1)}
+            return {str(token): entry(token, 5)} | likely
+
+        return [None, *(place(token) for token in self.body["prompt"][1:])]
+
     async def answer(self, pause: float = 0.0) -> None:
         """Send the whole answer."""
-        number = self.body["max_tokens"]
+        if "prompt_logprobs" in self.body:
+            choice = {"index": 0, "text": "x", "logprobs": None, "finish_reason": "length"}
+            found = {"prompt_logprobs": self.prompt_logprobs(), "token_ids": None}
+            await self.whole({"object": "text_completion", "choices": [{**choice, **found}]})
+            return
+        number = self.length
         await self.send(HEAD)
         for place in range(self.first, self.first + number):
             if pause:
                 await asyncio.sleep(pause)
             await self.send(event(self.token(place)))
-        ending = self.token(0)
-        ending["choices"][0] |= {"finish_reason": "length", "text": "", "token_ids": None}
-        ending["choices"][0].pop("delta", None)
+        reason = "stop" if number < self.body["max_tokens"] else "length"
+        choice = {"index": 0, "text": "", "delta": {}, "token_ids": None, "logprobs": None}
+        ending = {"choices": [{**choice, "finish_reason": reason}]}
         usage = {"prompt_tokens": self.first, "completion_tokens": number}
         await self.send(event(ending), event({"choices": [], "usage": usage}))
         await self.send(chunk(b"data: [DONE]\n\n"), END)
@@ -101,6 +161,23 @@ class Exchange:
         await self.upstream.gone[self.writer].wait()
 
 
+def chat_logprobs(text: str, num_top: int) -> dict[str, Any]:
+    """Return the log probabilities of a chat's token, as vLLM sends them."""
+
+    def entry(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+
+    ranked = [entry(text, LOGPROB), *(entry(f"<{n}>", LOGPROB - n) for n in range(1, num_top))]
+    return {"content": [{**ranked[0], "top_logprobs": ranked[:num_top]}]}
+
+
+def completion_logprobs(text: str, num_top: int) -> dict[str, Any]:
+    """Return the log probabilities of a completion's token, as vLLM sends them: one too many."""
+    ranked = {text: LOGPROB} | {f"<{n}>": LOGPROB - n for n in range(1, num_top + 1)}
+    lists = {"text_offset": [0], "tokens": [text], "token_logprobs": [LOGPROB]}
+    return {**lists, "top_logprobs": [ranked]}
+
+
 Fault = Callable[[Exchange], Awaitable[None]]
 
 
@@ -115,27 +192,43 @@ class FakeUpstream:
         self.other_models: list[str] = []
         self.words = words  # another number makes another vocabulary
         self.context = context
+        self.binds = self.reports_logprobs = True
         self.faults: list[Fault] = []
         self.always: Fault | None = None
         self.asked: list[Exchange] = []
         """The answers that were asked for."""
+        self.looks: list[str] = []
+        """The paths of all other requests."""
         self.gone: dict[asyncio.StreamWriter, asyncio.Event] = {}
-        self.port = 0
+        self.lies: dict[str, Fault] = {}
+        """What it says at other routes than those for answers."""
+        self.host, self.port = "127.0.0.1", 0
+        self.name = self.host
+        """Its name in its URL."""
+        self.tls: ssl.SSLContext | None = None
         self.weight = 1.0
+        self.reasoning_parser: str | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{self.name}:{self.port}"
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=512)
+        self._server = await asyncio.start_server(
+            self._serve, self.host, self.port, backlog=512, ssl=self.tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
         """Stop listening, and reset every connection."""
         if self._server is not None:
+            for each in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(each.fileno())
+            # A closed `asyncio.Server` would lose the connections that it has just accepted.
+            await let_the_loop_turn()
             self._server.close()
         for writer in list(self.gone):
             writer.transport.abort()
@@ -143,7 +236,7 @@ class FakeUpstream:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes the aborted connections now
+        await let_the_loop_turn()  # it closes the aborted connections now
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -180,9 +273,14 @@ class FakeUpstream:
             self.asked.append(exchange)
             fault = self.faults.pop(0) if self.faults else self.always
             await (exchange.answer() if fault is None else fault(exchange))
+            return
+        self.looks.append(exchange.path)
+        if exchange.path in self.lies:
+            await self.lies[exchange.path](exchange)
         elif exchange.path == "/v1/models":
-            owner = "vllm" if self.kind == "vllm" else "somebody"
-            facts = {"owned_by": owner, "max_model_len": self.context}
+            facts: dict[str, Any] = {"owned_by": OWNERS.get(self.kind, "somebody")}
+            if self.kind != "ollama":
+                facts["max_model_len"] = self.context
             names = [self.model, *self.other_models]
             await exchange.whole({"data": [{"id": name, **facts} for name in names]})
         elif exchange.path == "/props" and self.kind == "penstock":
@@ -194,14 +292,31 @@ class FakeUpstream:
             await exchange.whole({"status": "draining"}, "503 Service Unavailable")
         elif exchange.path == "/version" and self.kind == "vllm":
             await exchange.whole({"version": "0.32.0"})
-        elif exchange.path == "/get_model_info" and self.kind == "sglang":
+        elif exchange.path == "/model_info" and self.kind == "sglang":
+            parser = {"reasoning_parser": self.reasoning_parser}
+            await exchange.whole({"model_path": "fake", **parser})
+        elif exchange.path == "/get_model_info" and self.kind == "old sglang":
             await exchange.whole({"model_path": "fake"})
-        elif exchange.path == "/tokenize" and self.kind == "vllm":
-            body = exchange.body
-            text = body.get("prompt", "".join(m["content"] for m in body.get("messages", ())))
-            await exchange.whole({"tokens": list(range(self.words * len(text.split())))})
+        elif exchange.path == "/api/version" and self.kind == "ollama":
+            await exchange.whole({"version": "0.33.0"})
+        elif exchange.path == "/tokenize" and self.kind in ("vllm", "sglang", "old sglang"):
+            await self._tokenize(exchange)
+        elif exchange.path == "/detokenize" and self.kind == "vllm":
+            await exchange.whole({"prompt": "".join(f"{p} " for p in exchange.body["tokens"])})
         else:
             await exchange.whole({"error": "no such route"}, "404 Not Found")
+
+    async def _tokenize(self, exchange: Exchange) -> None:
+        body = exchange.body
+        opens = body.get("add_generation_prompt")
+        if self.kind == "sglang" and opens is False and body.get("continue_final_message"):
+            await exchange.whole({"object": "error", "code": 400}, "400 Bad Request")
+            return
+        turns = [each["content"] for each in body.get("messages", ())]
+        if turns and self.kind == "sglang" and opens is False:
+            turns.append("closed")
+        text = body.get("prompt", " ".join(turns))
+        await exchange.whole({"tokens": list(range(self.words * len(text.split())))})
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,8 @@
 The words of a prompt choose: "gated" is in prefill for as long as the file `gate` exists. "halved"
 gets pieces of bytes, each of which ends within a character (see `halved_text`). "ending" kills the
 server after its last token, once: it removes the file `once`. "poison" kills the server before its
-first token, and "creeping" at the second token of each of its lives.
+first token, and "creeping" at the second token of each of its lives. "sampled" gets other pieces
+from each engine, as an answer with a temperature does: they end with the process's id.
 """
 
 import asyncio
@@ -45,6 +46,8 @@ class Lethal(Mock):
             out = _Creeping(sink)
         if "halved" in prompt:
             out = _Halved(sink, len(request.generated), end - 1)
+        if "sampled" in prompt:
+            out = _Sampled(sink)
         if "ending" in prompt:
             out = _Ending(sink, self._once)
         await super()._speak(request, words, end, out)
@@ -91,6 +94,13 @@ class _Creeping(_Passing):
         if self._num_tokens == 2:  # the first is on its way, and stored before it is shown
             kill_server()
         self._sink.delta(*arguments)
+
+
+class _Sampled(_Passing):
+    """Signs each piece with the process's id."""
+
+    def delta(self, piece: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
+        self._sink.delta(f"{piece.strip()}@{os.getpid()} ", num_tokens, token_ids)
 
 
 class _Ending(_Passing):

@@ -1,9 +1,10 @@
-"""Run llama.cpp's own server on TCP with the built-in model.
+"""Run llama.cpp's own server on TCP, with the built-in model unless another is named.
 
 `python -m tests.support.llama_server` prints its port when it answers, and runs until it is
 killed.
 """
 
+import argparse
 import contextlib
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from penstock.engine.llamacpp.hub import find_model
 
@@ -28,17 +30,19 @@ class LlamaServer:
 
 
 @contextlib.contextmanager
-def llama_server() -> Iterator[LlamaServer]:
-    """Run a server in its own process."""
-    command = [sys.executable, "-m", __name__]
+def llama_server(*, model: Path | None = None, port: int = 0) -> Iterator[LlamaServer]:
+    """Run a server in its own process; port 0 means any that is free."""
+    command = [sys.executable, "-m", __name__, "--port", str(port)]
+    if model is not None:
+        command += ["--model", str(model)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
-    port = process.stdout.readline().strip()
-    assert port.isdigit(), "llama.cpp's server did not start"
+    said = process.stdout.readline().strip()
+    assert said.isdigit(), "llama.cpp's server did not start"
     try:
-        yield LlamaServer(f"http://127.0.0.1:{port}", process)
+        yield LlamaServer(f"http://127.0.0.1:{said}", process)
     finally:
         process.kill()
         process.wait()
@@ -48,10 +52,14 @@ def llama_server() -> Iterator[LlamaServer]:
 def main() -> None:
     import xllamacpp
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=find_model("rill"))
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args()
+    with socket.create_server(("127.0.0.1", options.port)) as listener:
         port = listener.getsockname()[1]
     params = xllamacpp.CommonParams()
-    params.model.path = str(find_model("rill"))
+    params.model.path = str(options.model)
     params.n_parallel = SLOTS
     params.n_ctx = 1024 * SLOTS
     params.cpuparams.n_threads = 1

@@ -3,17 +3,14 @@
 import contextlib
 import os
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
+from tests.support.programs import find_program
 from tests.support.waiting import eventually
 
-MISSING = "no {0} found: install it (Debian, Ubuntu: apt-get install caddy haproxy nginx-light)"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 STOP_TIMEOUT_S = 20
 # Debian keeps both programs where only root's PATH looks.
@@ -38,10 +35,7 @@ http {{
 
 def find(name: str) -> str:
     """Return the path of the program; skip or fail the test if it is not installed."""
-    program = shutil.which(name, path=PATH)
-    if program is None and os.environ.get("PENSTOCK_REQUIRE_PROXIES") == "1":
-        pytest.fail(MISSING.format(name))
-    return program or pytest.skip(MISSING.format(name))
+    return find_program(name, "caddy haproxy nginx-light", "PENSTOCK_REQUIRE_PROXIES", PATH)
 
 
 def documented(name: str) -> str:
@@ -71,7 +65,7 @@ def nginx(folder: Path, port: int, config: str) -> Iterator[None]:
     file = folder / "nginx.conf"
     file.write_text(NGINX.format(config), encoding="utf-8")
     command = [find("nginx"), "-p", str(folder), "-c", str(file), "-e", "stderr"]
-    with running(command, [*command, "-t"], folder, port):
+    with running(command, [*command, "-t"], folder, [port]):
         yield
 
 
@@ -81,13 +75,13 @@ def haproxy(folder: Path, port: int, config: str) -> Iterator[None]:
     file = folder / "haproxy.cfg"
     file.write_text(f"global\n    maxconn 100\n{config}", encoding="utf-8")
     command = [find("haproxy"), "-f", str(file), "-db"]
-    with running(command, [*command, "-c"], folder, port):
+    with running(command, [*command, "-c"], folder, [port]):
         yield
 
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], check: Sequence[str], folder: Path, port: int
+    command: Sequence[str], check: Sequence[str], folder: Path, ports: Sequence[int]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a proxy in `folder` once `check` accepts its configuration, until the context ends."""
     checked = subprocess.run(check, cwd=folder, capture_output=True, text=True, check=False)
@@ -96,7 +90,9 @@ def running(
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
     try:
-        assert eventually(lambda: process.poll() is not None or _listens(port)), "it never listens"
+        assert eventually(
+            lambda: process.poll() is not None or all(_listens(port) for port in ports)
+        ), "it never listens"
         assert process.poll() is None, log.read_text(encoding="utf-8")
         yield process
     finally:

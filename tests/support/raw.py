@@ -15,7 +15,7 @@ from typing import Any
 
 OURS = (b": ping", b": queue position=", b": status ", b"id: ", b"retry: ")
 RETRY = re.compile(rb"retry: ([0-9]+)\n")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """The longest wait for a socket: a test that would hang fails instead."""
 
 
@@ -42,6 +42,7 @@ class Connection:
     def __init__(
         self,
         port: int,
+        host: str = "127.0.0.1",
         *,
         receive_buffer: int = 0,
         patience: float = PATIENCE_S,
@@ -56,7 +57,7 @@ class Connection:
         try:
             if source:
                 self.socket.bind((source, 0))
-            self.socket.connect(("127.0.0.1", port))
+            self.socket.connect((host, port))
             if context is not None:
                 self.socket = context.wrap_socket(self.socket)
         except OSError:
@@ -200,9 +201,9 @@ def generate(prompt: str = "Hello", **fields: object) -> bytes:
     return post(json.dumps({"prompt": prompt, **fields}).encode())
 
 
-def ask(port: int, data: bytes) -> Response:
+def ask(port: int, data: bytes, host: str = "127.0.0.1") -> Response:
     """Send a request on a new connection and read the whole response."""
-    with Connection(port) as connection:
+    with Connection(port, host) as connection:
         return connection.send(data).response()
 
 

@@ -14,6 +14,7 @@ class RecordingSink:
     """A sink that records its calls; `calls` has the methods' names in order."""
 
     on_delta: Callable[[], None] = lambda: None
+    on_end: Callable[[], None] = lambda: None
     calls: list[str] = field(default_factory=list)
     pieces: list[str | bytes] = field(default_factory=list)
     num_tokens: int = 0
@@ -45,6 +46,9 @@ class RecordingSink:
 
     def working(self, num_read: int = 0) -> None:
         self._note("working")
+
+    def interrupted(self, *, waits: bool) -> None:
+        self._note("waiting" if waits else "continuing")
 
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self.cached_tokens = num_tokens
@@ -80,10 +84,12 @@ class RecordingSink:
 
     def finish(self, reason: EngineFinish, completion_tokens: int) -> None:
         self.reason, self.completion_tokens = reason, completion_tokens
+        self.on_end()
         self._note("finish")
 
     def fail(self, code: str, message: str) -> None:
         self.failure = (code, message)
+        self.on_end()
         self._note("fail")
 
     def lost(self) -> None:

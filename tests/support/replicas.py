@@ -1,6 +1,6 @@
 """Replicas with scripted engines over one store in this process: a test decides every moment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penstock.engine.process.messages import Accepted, Finish, Started
@@ -34,6 +34,7 @@ class ReplicaInTest:
         slots: int = 0,
         linger: float = 60,
         model: str = MODEL,
+        other_models: Mapping[str, str] | None = None,
         group: str = "",
         max_timeout: float = 0,
         problem_of: Callable[[Owner], Problem | None] = lambda owner: None,
@@ -41,8 +42,9 @@ class ReplicaInTest:
         self.engine = ScriptedEngine(slots)
         self.meter = Meter()
         self.store = shared.replica(name)
+        lineages = {"": model} | dict(other_models or {})
         self.stored = StoredStreams(self.store, 300, deliver_singly, self.meter)
-        self.fleet = Fleet(self.store, self.stored, lambda: model, 300, group)
+        self.fleet = Fleet(self.store, self.stored, lambda: lineages, 300, group)
         self.streams = Streams(
             [self.engine],
             Limits(linger=linger, max_timeout=max_timeout),

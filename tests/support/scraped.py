@@ -8,14 +8,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.raw import ask, request
 from tests.support.servers import RunningServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Scrape:
     """The samples of one scrape of /metrics, with these further headers."""
 
     def __init__(self, server: RunningServer, *headers: str) -> None:
-        answer = ask(server.port, request("GET", "/metrics", *headers))
+        answer = ask(server.port, request("GET", "/metrics", *headers), server.address[0])
         assert answer.status == 200
         self.text = answer.body.decode()
         self._samples = [
@@ -43,7 +43,7 @@ class Scrape:
 
 
 def scrape_until(server: RunningServer, true: Callable[[Scrape], bool]) -> Scrape:
-    """Scrape until `true` accepts a scrape, and return the scrape. Fails after 20 seconds."""
+    """Scrape until `true` accepts a scrape, and return the scrape. Fails after a minute."""
     deadline = time.monotonic() + PATIENCE_S
     while not true(scrape := Scrape(server)):
         assert time.monotonic() < deadline, scrape.text

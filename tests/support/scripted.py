@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from penstock.engine.protocol import EngineState, LosableSink, ModelInfo
+from penstock.engine.protocol import EngineState, LosableSink, ModelInfo, UpstreamState
 from penstock.errors import EngineUnavailable
 from penstock.events import Event
 from penstock.request import Request
@@ -22,10 +22,17 @@ class EngineInTest:
         self.info: ModelInfo | None = ModelInfo("scripted", "scripted", 1000, slots)
         self.num_restarts = 0
         self.num_stopping = 0
+        self.stopping_of: dict[str, int] = {}
+        """How many cancelled requests for a model it has not let go of yet."""
         self.is_congested = False
+        self.upstreams: tuple[UpstreamState, ...] = ()
         self.on_room: Callable[[], None] = lambda: None
+        self.on_info: Callable[[ModelInfo], None] = lambda info: None
         self._ready = asyncio.Event()
         self._ready.set()
+
+    def num_stopping_of(self, model: str) -> int:
+        return self.stopping_of.get(model, 0)
 
     @property
     def state(self) -> EngineState:
@@ -68,7 +75,7 @@ class ScriptedEngine(EngineInTest):
         self.submitted.append(request)
         self.sinks[request.id] = sink
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str, model: str = "") -> None:
         self.cancelled.append(request_id)
         self.sinks.pop(request_id, None)
 
@@ -83,6 +90,19 @@ class ScriptedEngine(EngineInTest):
 def opened(streams: Streams, request: Request, **fields: Any) -> Stream:
     """Open a stream for this request; `fields` are those of its `StreamRecord`."""
     return streams.open(StreamRecord(request, **fields))
+
+
+def begin(streams: Streams, name: str) -> Stream:
+    """Open a stream and give it a slot and one token."""
+    stream = opened(streams, ask(name))
+    stream.accepted((1,))
+    stream.started()
+    stream.delta(f"{name} ", 1, (7,))
+    return stream
+
+
+def is_recovering(streams: Streams) -> bool:
+    return streams.is_recovering
 
 
 def one_slot(limits: Limits | None = None, max_queue: int = 10) -> tuple[ScriptedEngine, Streams]:

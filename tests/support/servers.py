@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -34,7 +35,7 @@ class RunningServer:
 
     @property
     def address(self) -> tuple[str, int]:
-        return ("127.0.0.1", self.port)
+        return (urlsplit(self.url).hostname or "", self.port)
 
     @property
     def pid(self) -> int:
@@ -47,7 +48,7 @@ class RunningServer:
 
     def readiness(self) -> int:
         """Return the status of `/health/ready`."""
-        return ask(self.port, request("GET", "/health/ready")).status
+        return ask(self.port, request("GET", "/health/ready"), self.address[0]).status
 
     def has_said(self, words: str) -> bool:
         """Wait until the log has `words`, which a thread collects."""
@@ -57,20 +58,25 @@ class RunningServer:
         self.process.send_signal(number)
 
 
-def start(*arguments: str, module: object = "penstock", **flags: object) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, module: object = "penstock", program: object = "", **flags: object
+) -> subprocess.Popen[str]:
     """Run `penstock serve` with these flags (mock_interval=0.01 becomes --mock-interval 0.01).
 
     No token is held back unless a flag says so: `pace` is 0, and None leaves the flag out.
 
     `module` names the module to run instead of penstock: it changes something, then runs penstock.
+    `program` is the command that runs Penstock instead.
     """
-    command = [sys.executable, "-m", str(module), "serve", *arguments]
+    command = str(program).split() or [sys.executable, "-m", str(module)]
+    command += ["serve", *arguments]
     for name, value in {"port": 0, "pace": 0, **flags}.items():
         values = value if isinstance(value, list) else [value]
         if value is None:
             continue
         for each in values:
-            command += [f"--{name.replace('_', '-')}", str(each)]
+            flag = f"--{name.replace('_', '-')}"
+            command += [flag] if each is True else [flag, str(each)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -86,13 +92,15 @@ def refuses_to_start(*arguments: str, **flags: object) -> str:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iterator[RunningServer]:
+def serve(
+    *arguments: str, module: object = "penstock", program: object = "", **flags: object
+) -> Iterator[RunningServer]:
     """Yield a server that is ready. When the context ends, stop it and check that it ends cleanly.
 
     Example: `serve(engine="mock", mock_interval=0.01)`. Without flags it serves the built-in model.
     A test may end the server itself: then the test checks how it ended.
     """
-    process = start(*arguments, module=module, **flags)
+    process = start(*arguments, module=module, program=program, **flags)
     assert process.stderr is not None
     output: list[str] = []
     url = ""
@@ -129,3 +137,11 @@ def serve(*arguments: str, module: object = "penstock", **flags: object) -> Iter
             collector.join(5)
             stderr.close()
     assert ended_before or process.returncode == 0, "".join(output)
+
+
+@contextlib.contextmanager
+def serve_terse_mock() -> Iterator[RunningServer]:
+    """Run a server whose answers have 12 tokens, in a context of 50."""
+    arguments = ["length=12", "context_length=50"]
+    with serve(engine="mock", mock_interval=0, model_name="rill", engine_arg=arguments) as running:
+        yield running

@@ -1,7 +1,7 @@
 """A store of logs for several replicas in one process, whose moments a test decides.
 
 It keeps the promises of `penstock.store.protocol`. A test can hold confirmations back, let a
-replica die, and put it out of reach.
+replica die, and let the store lose the end of a log.
 """
 
 import asyncio
@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.store.protocol import CLAIMED, Entry, Following, StoredLog, StoreWatcher, Wanted
+from penstock.store.protocol import (
+    CLAIMED,
+    TORN,
+    Entry,
+    Following,
+    StoredLog,
+    StoreWatcher,
+    Wanted,
+)
 
 Then = Callable[[], None]
 
@@ -21,6 +29,7 @@ class _Log:
     epoch: int = 1
     entries: list[Entry] = field(default_factory=list)
     has_ended: bool = False
+    is_torn: bool = False
     followings: list["_Following"] = field(default_factory=list)
 
 
@@ -38,6 +47,12 @@ class Shared:
     def entries_of(self, stream_id: str) -> list[Entry]:
         return self.logs[stream_id].entries
 
+    def lose(self, stream_id: str, num: int) -> None:
+        """Lose the last entries of a log whose owner is about to die, and begin another life."""
+        log = self.logs[stream_id]
+        del log.entries[-num:]
+        log.has_ended, log.is_torn = False, True
+
     def tell_orphans(self) -> None:
         """Tell every living replica which logs have no owner."""
         orphans = [
@@ -50,20 +65,33 @@ class Shared:
                 replica.watcher.logs_orphaned(orphans)
 
 
+def _num_claims(entries: Sequence[Entry]) -> int:
+    return sum(entry in (CLAIMED, TORN) for entry in entries)
+
+
 class _Following:
-    def __init__(self, log: _Log, take: Callable[[Sequence[Entry]], None], after: int) -> None:
+    def __init__(self, log: _Log, wanted: Wanted) -> None:
         self._log = log
-        self._take = take
-        self._num_seen = after
+        self._take = wanted.on_entries
+        self.on_ahead = wanted.on_ahead
+        self.num_seen = wanted.after
         self.header = log.header
-        self.epoch = 1 + sum(entry == CLAIMED for entry in log.entries[:after])
+        self.epoch = 1 + _num_claims(log.entries[: wanted.after])
         log.followings.append(self)
+        # What was left out is of this epoch at most, or the log has other entries in its place.
+        torn = [n for n, entry in enumerate(log.entries[: wanted.after]) if entry == TORN]
+        if any(1 + _num_claims(log.entries[: n + 1]) > wanted.epoch for n in torn):
+            self.fall_behind()
+
+    def fall_behind(self) -> None:
+        self.close()
+        self.on_ahead()
 
     def read(self) -> None:
-        new = self._log.entries[self._num_seen :]
+        new = self._log.entries[self.num_seen :]
         if new and self in self._log.followings:
-            self._num_seen += len(new)
-            self.epoch += sum(entry == CLAIMED for entry in new)
+            self.num_seen += len(new)
+            self.epoch += _num_claims(new)
             self._take(new)
 
     def close(self) -> None:
@@ -82,6 +110,9 @@ class Replica:
         self._published: bytes | None = None
         self.calls: Counter[str] = Counter()
         """How often the replica has called the store."""
+
+    def num_bytes(self) -> int:
+        return 0
 
     async def start(self, watcher: StoreWatcher) -> None:
         self.watcher = watcher
@@ -159,7 +190,7 @@ class Replica:
         log = self.shared.logs.get(wanted.stream_id)
         if log is None:
             return None
-        following = _Following(log, wanted.on_entries, wanted.after)
+        following = _Following(log, wanted)
         following.read()
         return following
 
@@ -181,7 +212,10 @@ class Replica:
             return None
         log.epoch, log.owner = epoch + 1, self.replica
         claimed = StoredLog(stream_id, epoch + 1)
-        self._write(claimed, CLAIMED)
+        for following in [each for each in log.followings if each.num_seen > len(log.entries)]:
+            following.fall_behind()
+        entry, log.is_torn = (TORN if log.is_torn else CLAIMED), False
+        self._write(claimed, entry)
         return claimed
 
     # Values.

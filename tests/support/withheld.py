@@ -6,6 +6,8 @@ from penstock.engine.mock import Mock
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import StartError
 
+WITHHELD = "tests.support.withheld:Withheld"
+
 
 class Withheld(Mock):
     """The mock engine with an endless answer; it starts only if `file` exists."""

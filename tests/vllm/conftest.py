@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.support.patience import allow_time
 from tests.vllm.engines import SharedCase
 from tests.vllm.models import make_models
 
@@ -23,11 +24,9 @@ if not os.environ.get("TEST_VLLM"):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run all tests in one event loop, because engines outlive a test. Allow time to load one."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.timeout(900), append=False)
-            if item.get_closest_marker("asyncio"):
-                item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+    for item in allow_time(items, HERE, 900):
+        if item.get_closest_marker("asyncio"):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 @pytest.fixture(scope="session")

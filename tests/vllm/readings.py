@@ -2,8 +2,8 @@
 
 `python -m tests.vllm.readings MODEL` reads all in one process, because importing vLLM takes ten
 seconds. A line contains the names of the parsers for calls and for reasoning, the tools or null,
-the text after a prompt that opens the reasoning, the number of tokens per step, and the number of
-tokens after which the engine dies, or null.
+whether a call is required, the text after a prompt that opens the reasoning, the number of tokens
+per step, and the number of tokens after which the engine dies, or null.
 """
 
 import functools
@@ -11,6 +11,7 @@ import json
 import sys
 from typing import Any
 
+from penstock.engine.vllm.formats import Begun
 from penstock.request import Request
 from tests.support.recording import RecordingSink
 
@@ -32,7 +33,13 @@ def main() -> None:
 
 
 def reading_of(
-    tool_parser: str, reasoning_parser: str, tools: Any, text: str, step: int, death: int | None
+    tool_parser: str,
+    reasoning_parser: str,
+    tools: Any,
+    must_call: bool,
+    text: str,
+    step: int,
+    death: int | None,
 ) -> RecordingSink:
     """Read one answer and return its recorded sink, after checking that every token counts once."""
     chats = chats_of(tool_parser, reasoning_parser)
@@ -41,13 +48,14 @@ def reading_of(
         max_tokens=1,
         messages=(),
         tools=None if tools is None else json.dumps(tools),
+        tool_call_required=must_call,
         separate_reasoning=True,
     )
     prompt_ids, ids = (
         chats.tokenizer.encode(each, add_special_tokens=False) for each in (PROMPT, text)
     )
     told = RecordingSink()
-    sink = chats.answer_format(request).sink(told, tuple(prompt_ids), [], chats.tokenizer, "")
+    sink = chats.answer_format(request, Begun(tuple(prompt_ids))).sink(told)
     num_with_text = 0
     start = 0
     while start < len(ids):
@@ -57,9 +65,8 @@ def reading_of(
             generated = ids[:num_with_text]
             del told.token_ids[num_with_text:]
             told.num_tokens = num_with_text
-            sink = chats.answer_format(request).sink(
-                told, tuple(prompt_ids), generated, chats.tokenizer, ""
-            )
+            begun = Begun(tuple(prompt_ids), tuple(generated))
+            sink = chats.answer_format(request, begun).sink(told)
         part = ids[start : start + step]
         before = told.text() + "".join(told.thoughts)
         sink.delta(chats.tokenizer.decode(part), len(part), tuple(part))

@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Write a line [error, hint] for each configuration, or [advice on tools] if it is valid."""
+    """Write a line [error, hint] for each configuration, or [] if it is valid."""
     from penstock.engine.vllm.chats import Chats
     from penstock.engine.vllm.engine import configure
     from penstock.errors import StartError
@@ -20,7 +20,8 @@ def main() -> None:
             engine_args = json.loads(line)
             tool_parser = engine_args.pop("tool_call_parser", None)
             _, config = configure(engine_args, tool_parser)
-            answer = list(Chats(config, tool_parser).advice(takes_tools=True).values())
+            Chats(config, tool_parser)
+            answer = []
         except StartError as error:
             answer = [str(error), error.hint]
         print(json.dumps(answer), file=answers)

@@ -9,13 +9,14 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
 import pytest
 from tokenizers import Tokenizer
 
-from penstock.request import Grammar, Sampling
+from penstock.request import Grammar, Message, Sampling
 from tests.engine import test_conformance as conformance
 from tests.engine.test_conformance import (  # noqa: F401 - collected here
     ask,
@@ -52,6 +53,7 @@ from tests.engine.test_conformance import (  # noqa: F401 - collected here
     test_the_prompt_is_counted,
     test_the_same_seed_samples_the_same_text,
 )
+from tests.support.calling import BOTH, ZONES
 from tests.vllm.engines import SLOTS, SharedCase, core_of, end_of, group_of
 from tests.vllm.models import OPT_SAMPLING
 
@@ -64,6 +66,7 @@ async def test_start_returns_the_model_s_information(case: SharedCase) -> None:
         assert engine.info is not None
         assert (engine.info.engine, engine.info.slots) == ("vllm", SLOTS)
         assert engine.info.context_length >= 1024
+        assert engine.info.cache_tokens >= engine.info.context_length
         expected = Sampling(temperature=1.0, top_p=1.0, top_k=0)  # vLLM's own
         if engine.info.id == "opt":  # its generation_config.json
             expected = msgspec.structs.replace(expected, **OPT_SAMPLING)
@@ -183,6 +186,41 @@ async def test_the_text_is_that_of_the_tokens(case: SharedCase, models: Path) ->
 
 only_opt = pytest.mark.parametrize("case", ["opt"], indirect=True, scope="session")
 only_rill = pytest.mark.parametrize("case", ["rill"], indirect=True, scope="session")
+
+
+TOOLS = json.dumps(BOTH[1:])
+
+
+@only_rill
+async def test_an_answer_that_called_nothing_yet_continues_with_a_call(
+    case: SharedCase, models: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(models / "rill" / "tokenizer.json"))
+    fields: dict[str, Any] = {"prompt": None, "tools": TOOLS, "parallel_calls": False}
+    fields["messages"] = (Message("user", "What time is it?"),)
+    async with case.running() as engine:
+        whole = await end_of(engine, ask("a", 1, **fields))
+        fields["prompt_ids"] = whole.prompt_ids
+        for text, must_call in (
+            ("", True),
+            ("Let me see.", False),
+            ("Let me see.<tool_call>", False),
+        ):
+            generated = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+            continued = {**fields, "generated": generated, "tool_call_required": must_call}
+            rest = await end_of(engine, ask("b", 60, **continued))
+            assert rest.failure is None
+            assert rest.prompt_ids == whole.prompt_ids
+            called = "".join(part[3] for part in rest.tool_parts)
+            if must_call or text.endswith("<tool_call>"):
+                assert json.loads(called)["zone"] in ZONES
+                assert not rest.text()
+            else:
+                assert rest.text()
+        within = tuple(tokenizer.encode('<tool_call>\n{"na', add_special_tokens=False).ids)
+        rest = await end_of(engine, ask("c", 60, **{**fields, "generated": within}))
+        assert rest.failure is not None
+        assert rest.failure[0] == "engine_died"
 
 
 @only_opt

@@ -309,30 +309,35 @@ def test_a_required_call_may_follow_reasoning_if_a_parser_reads_reasoning(
 # When the engine dies.
 
 
-def test_thoughts_go_on_after_the_engine_s_death_and_a_call_does_not(
+def test_thoughts_and_text_go_on_after_the_engine_s_death_and_a_call_does_not(
     thinker: RunningServer,
 ) -> None:
     """This is the last test with its server, because it kills vLLM's core."""
     no_end = {str(token_id): -100 for token_id in (END_OF_TEXT_ID, END_OF_TURN_ID)}
     endless = {"messages": HELLO, "temperature": 0, "max_tokens": 300, "stream": True}
-    thinking = post(json.dumps({**endless, "logit_bias": no_end}).encode(), path=CHAT)
+    endless |= {"logit_bias": no_end}
+    thinking = post(json.dumps(endless).encode(), path=CHAT)
+    may_call = {**endless, "reasoning_effort": "none", "tools": BOTH}
+    saying = post(json.dumps(may_call).encode(), path=CHAT)
     several = {**CALLS_AT_ONCE, "stream": True, "parallel_tool_calls": True}
     calling = post(json.dumps(several).encode(), path=CHAT)
-    whole = chunks_of(ask(thinker.port, thinking).body)[:-1]
-    thoughts, calls = begin(thinker, thinking)[0], begin(thinker, calling)[0]
-    with thoughts, calls:
+    wholes = [chunks_of(ask(thinker.port, each).body)[:-1] for each in (thinking, saying)]
+    thoughts, text, calls = (begin(thinker, each)[0] for each in (thinking, saying, calling))
+    with thoughts, text, calls:
         os.kill(core_of(thinker.engine_pid()).pid, signal.SIGKILL)
-        for connection in (thoughts, calls):
+        for connection in (thoughts, text, calls):
             connection.socket.settimeout(RESTART_LIMIT_S)
         *_, end = chunks_of(b"data: {}\n\n" + calls.rest())
         assert (end["error"]["code"], end["error"]["retry_safe"]) == ("engine_died", True)
-        rest = thoughts.rest().replace(b": ping\n", b"")  # sent while the engine restarts
-    *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
-    assert end["choices"][0]["finish_reason"] == "length"
-    assert len(thoughts_of(chunks)) > 100
-    assert thoughts_of(whole).endswith(thoughts_of(chunks))
+        # Comments are sent while the engine restarts.
+        rests = [each.rest().replace(b": ping\n", b"") for each in (thoughts, text)]
+    for rest, whole, kind in zip(rests, wholes, ("reasoning_content", "content"), strict=True):
+        *chunks, end = chunks_of(b"data: {}\n\n" + rest)[1:]
+        assert end["choices"][0]["finish_reason"] == "length"
+        assert len(text_of(chunks, kind)) > 100
+        assert text_of(whole, kind).endswith(text_of(chunks, kind))
 
 
-def thoughts_of(chunks: list[dict[str, Any]]) -> str:
-    """Join the reasoning of chunks that contain only reasoning."""
-    return "".join(chunk["choices"][0]["delta"]["reasoning_content"] for chunk in chunks)
+def text_of(chunks: list[dict[str, Any]], kind: str) -> str:
+    """Join the text of this kind in the chunks."""
+    return "".join(chunk["choices"][0]["delta"].get(kind, "") for chunk in chunks)

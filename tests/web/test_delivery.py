@@ -89,7 +89,7 @@ async def responding(
     finally:
         socket.takes.set()
         socket.gone.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.wait({task})
 
 
@@ -120,7 +120,7 @@ async def test_events_of_one_turn_of_the_loop_go_out_in_one_send(socket: Socket)
         stream.delta("c", 1, ())
         await settle()
         stream.finish("stop", 3)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await task
         assert texts(socket.sent) == [2, 1, 1]
         assert socket.is_over
@@ -138,7 +138,7 @@ async def test_a_client_that_reads_nothing_gets_the_rest_in_one_send(socket: Soc
         await settle()
         assert texts(socket.sent) == [1, 4]
         stream.finish("stop", 5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await task
         assert texts(socket.sent) == [1, 4, 1]
 
@@ -150,7 +150,7 @@ async def test_much_is_sent_in_pieces_and_all_of_it(socket: Socket) -> None:
         stream.delta("end", 1, ())
         await settle()
         stream.finish("stop", 2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await task
     assert max(map(len, socket.sent)) == MAX_WRITE_BYTES
     body = b"".join(socket.sent)
@@ -173,7 +173,7 @@ async def test_a_send_that_fails_ends_the_response(socket: Socket) -> None:
 
 async def ended(task: "asyncio.Task[None]") -> None:
     """Wait for a response that is cut off: its task is cancelled, which tells Granian."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
@@ -212,7 +212,7 @@ async def test_a_stream_whose_client_goes_before_it_knows_the_id_does_not_linger
     socket = Socket(at_once=True)
     socket.gone.set()
     async with responding(stream, socket, resumed=resumed) as task:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await task
         # The client of a later reader knows the id and may come back.
         if resumed:

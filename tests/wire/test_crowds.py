@@ -11,7 +11,7 @@ from tests.wire.case import BODY, get, length, post
 from tests.wire.ends import PATIENT, End
 
 NUM_IDLE = 500
-ANSWER_WITHIN_S = 1.0  # milliseconds, if the machine is not busy
+ANSWER_WITHIN_S = 10.0  # milliseconds, if the machine is not busy
 
 BEGINNINGS = (b"", b"GET /hea", get()[:-2], post(length(BODY))[:-5])
 

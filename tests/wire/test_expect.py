@@ -25,7 +25,10 @@ REFUSED = {
     "a wrong method": (get(length(BODY), EXPECT, method=b"PUT"), 405),
     "another's host": (post(length(BODY), EXPECT, body=b"", host=b"evil.example"), 403),
     "a body that is too large": (post(b"Content-Length: 99999999", EXPECT, body=b""), 413),
-    "a wrong type": (get(length(BODY), EXPECT, method=b"POST", target=b"/generate"), 415),
+    "a wrong type": (
+        get(b"Content-Type: text/plain", length(BODY), EXPECT, method=b"POST", target=b"/generate"),
+        415,
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from tests.wire.case import get, length, post
 from tests.wire.ends import End
 
 STALL_TIMEOUT_S = 1.0
-OWN_WITHIN_S = STALL_TIMEOUT_S + 3.0
+OWN_WITHIN_S = STALL_TIMEOUT_S + 9.0
 # Granian itself has no such limit. The kernel gives up ten seconds later (see web/listener.py).
 GRANIAN_WITHIN_S = STALL_TIMEOUT_S + 16.0
 MAX_HELD_BYTES = 64 * 1024 * 1024

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from penstock.api.anthropic.tools import ClientTools, ToolChoice, check_tools, tool_fields
 from penstock.api.anthropic.turns import Messages, System
-from penstock.api.fields import HINT, LEFT_OUT, MAX_TOKENS, WHOLE, StopString, Strict, parse
+from penstock.api.fields import HINT, LEFT_OUT, MAX_TOKENS, WHOLE, StopStrings, Strict, parse
 from penstock.api.serving import HINTS, left_out
 from penstock.api.tolerance import Notes
 from penstock.api.tools import Schema
@@ -20,7 +20,6 @@ from penstock.engine.protocol import Feature, ModelInfo
 from penstock.request import Message, Request
 from penstock.stream.registry import new_stream_id
 
-MAX_STOP_SEQUENCES = 64
 MAX_MODEL_CHARACTERS = 256
 # A model that lacks these features still answers the request as far as it can.
 _HINTS: frozenset[Feature] = HINTS | frozenset[Feature]({"thinking_budget"})
@@ -142,6 +141,8 @@ class CountTokensRequest(Strict):
             can_switch = "reasoning_switch" in info.supports
             if self.thinking is not None and (is_bound or not can_switch):
                 self._notes.ignore("thinking")
+            if self.output_config is not None and self.output_config.effort:
+                self._notes.ignore("output_config.effort")
             return {
                 "separate_reasoning": not is_bound,
                 "reasoning_effort": "none" if can_switch else None,
@@ -152,6 +153,8 @@ class CountTokensRequest(Strict):
             fields["reasoning_effort"] = config.effort
         if thinking is not None and "thinking.budget_tokens" not in gone:
             is_limited = thinking.type == "enabled"
+            if thinking.budget_tokens and not is_limited:
+                self._notes.ignore("thinking.budget_tokens")
             fields["thinking_budget"] = thinking.budget_tokens if is_limited else None
             fields["lax_budget"] = not self._notes.strict
         return fields
@@ -170,7 +173,7 @@ class MessagesRequest(CountTokensRequest):
 
     max_tokens: Annotated[int, WHOLE, Field(ge=1, le=MAX_TOKENS)] | None = None
     stream: bool | None = None
-    stop_sequences: Annotated[list[StopString], Field(max_length=MAX_STOP_SEQUENCES)] | None = None
+    stop_sequences: StopStrings | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None

@@ -76,8 +76,12 @@ class MessageForm(Form, frozen=True):
 
     def num_events(self, stream: Stream) -> int:
         """Return how many events with ids the stream has so far."""
+        return self.num_before(stream, len(stream.log))
+
+    def num_before(self, stream: Stream, cursor: int) -> int:
+        """Return how many events with ids the log's first `cursor` events make."""
         message = _Message(self, stream)
-        return sum(len(message.frames(event)) for event in stream.log.after(0))
+        return sum(len(message.frames(event)) for event in stream.log.after(0, cursor))
 
     def resume(self, stream: Stream, first: int) -> tuple[int, "MessageFrames"]:
         """Return the cursor and the framer for the events from id `first` on."""

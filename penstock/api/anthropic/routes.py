@@ -66,7 +66,7 @@ def anthropic_api(answering: Answering, model: ServedModel) -> Api:
         "Answer a conversation, streamed or whole.",
         MessagesRequest,
         calls.messages,
-        MessageForm,
+        (MessageForm,),
     )
 
     async def count_tokens(http: HttpRequest) -> Response:

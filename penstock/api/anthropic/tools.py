@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue, ValidationInfo
 
 from penstock.api.anthropic.blocks import CacheControl
-from penstock.api.fields import Strict, misplaced
+from penstock.api.fields import Strict, left_out_as, misplaced
 from penstock.api.tolerance import notes_of
 from penstock.api.tools import MAX_TOOLS, Schema, ToolName, shown_function, shown_tools
 
@@ -19,7 +19,7 @@ class ClientTool(Strict):
     """A tool that the client runs, and the JSON schema of its input.
 
     The input satisfies the schema. If the engine cannot bind all of it, a `strict` tool is refused,
-    and the schema of another tool is relaxed. The last five fields change nothing.
+    and the schema of another tool is relaxed. The last five fields change nothing, and are noted.
     """
 
     name: ToolName
@@ -27,11 +27,15 @@ class ClientTool(Strict):
     description: str | None = None
     type: Literal["custom"] | None = None
     strict: bool | None = None
-    cache_control: CacheControl | None = None
-    allowed_callers: list[str] | None = None
-    defer_loading: bool | None = None
-    eager_input_streaming: bool | None = None
-    input_examples: list[dict[str, JsonValue]] | None = None
+    cache_control: Annotated[CacheControl | None, left_out_as("tools[].cache_control")] = None
+    allowed_callers: Annotated[list[str] | None, left_out_as("tools[].allowed_callers")] = None
+    defer_loading: Annotated[bool | None, left_out_as("tools[].defer_loading")] = None
+    eager_input_streaming: Annotated[bool | None, left_out_as("tools[].eager_input_streaming")] = (
+        None
+    )
+    input_examples: Annotated[
+        list[dict[str, JsonValue]] | None, left_out_as("tools[].input_examples")
+    ] = None
 
 
 def _without_hosted(tools: object, info: ValidationInfo) -> object:
@@ -42,7 +46,7 @@ def _without_hosted(tools: object, info: ValidationInfo) -> object:
     kept = []
     for number, tool in enumerate(tools):
         kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind != "custom":
+        if isinstance(kind, str) and kind not in ("", "custom"):
             refusal = misplaced(
                 f"{number}.type",
                 "Only Anthropic's own server has this tool. Define a tool of your own with an"

@@ -155,11 +155,19 @@ def _shown(block: dict[str, Any], place: str, notes: Notes) -> str:
     kind = block.get("type", "text")
     if kind == "text":
         return _text_block(block, place, _CONTENT, notes)
-    above = [each for name in ("title", "context") if isinstance(each := block.get(name), str)]
+    above = []
+    for name in ("title", "context"):
+        if isinstance(each := block.get(name), str):
+            above += [each] if each else []
+        elif each:
+            notes.ignore(f"{_CONTENT}.{name}")
     source = block.get("source")
     if kind == "search_result":
         above += [source] if isinstance(source, str) else []
         return "\n".join((*above, _texts(block.get("content"), f"{place}.content", notes)))
+    if isinstance(source, dict):
+        read = ("type", "media_type", "content" if source.get("type") == "content" else "data")
+        _note_unread(source, read, f"{_CONTENT}.source", notes)
     if isinstance(source, dict) and source.get("type") == "text":
         text = source.get("data")
     elif isinstance(source, dict) and source.get("type") == "content":
@@ -244,11 +252,8 @@ def _thought(block: dict[str, Any], place: str, notes: Notes) -> str:
 
 
 def _note_unread(sent: dict[str, Any], read: tuple[str, ...], shown: str, notes: Notes) -> None:
-    if notes.strict:
-        return  # `blocks` decides
-    for name, value in sent.items():
-        if value and name not in read:  # empty values change nothing
-            notes.ignore(f"{shown}.{name}")
+    if not notes.strict:  # otherwise `blocks` decides
+        notes.unread(sent, read, shown)
 
 
 class _Read:

@@ -12,7 +12,17 @@ import msgspec
 from penstock.stream.stream import Stream
 
 State = Literal[
-    "queued", "prefill", "running", "stalled", "cut", "resumed", "restarting", "ended", "moved"
+    "queued",
+    "prefill",
+    "running",
+    "stalled",
+    "cut",
+    "resumed",
+    "restarting",
+    "waiting",
+    "continuing",
+    "ended",
+    "moved",
 ]
 
 STALLED_AFTER_S = 2.0
@@ -133,6 +143,8 @@ class Followed:
             return "queued", 0.0
         if not engine_is_up:
             return "restarting", 0.0
+        if stream.trouble is not None and stream.trouble.state in ("waiting", "continuing"):
+            return stream.trouble.state, 0.0
         if not stream.num_readers:
             return "cut", 0.0
         if now < self._resumed_until:

@@ -1,5 +1,6 @@
 """The server's present state, as its history and the live view need it."""
 
+from penstock.api.upstreams import up_by_model
 from penstock.engine.protocol import EngineHandle
 from penstock.errors import PROBLEMS
 from penstock.observe.history import Now
@@ -25,4 +26,5 @@ def state_of(engine: EngineHandle, streams: Streams) -> Now:
         draining=streams.draining,
         memory_is_full=streams.memory_is_full,
         store_up=fleet is None or not fleet.problem,
+        upstreams=up_by_model(engine.upstreams),
     )

@@ -26,6 +26,9 @@ class Model(ResponseModel):
     owned_by: str
     context_length: int | None
     """Tokens that a prompt and its answer may have together; null while the model is loading."""
+    features: list[str] = optional()
+    """The optional features that requests to this model may use, such as `json_schema`, `grammar`,
+    `top_logprobs` and `tools`; missing while the model is loading."""
     upstreams: list[dict[str, JsonValue]] = optional()
     """The servers that answer for this one (`--upstream`), as they were at the start: `kind`,
     `level` (`ids` with exact counts and continuations, or `text`), `model`, `context_length` and
@@ -52,7 +55,7 @@ class AnthropicModel(ResponseModel):
     max_input_tokens: int | None
     """Tokens that a prompt and its answer may have together; null while the model is loading."""
     max_tokens: int | None
-    """The same number."""
+    """The number of `max_input_tokens`."""
 
 
 class AnthropicModelPage(ResponseModel):

@@ -37,6 +37,8 @@ def models_api(model: ServedModel) -> Api:
             "owned_by": "penstock",
             "context_length": None if loaded is None else loaded.context_length,
         }
+        if loaded is not None:
+            described["features"] = loaded.supports
         if loaded is not None and loaded.upstreams:
             described["upstreams"] = msgspec.to_builtins(loaded.upstreams)
         return described
@@ -57,12 +59,12 @@ def models_api(model: ServedModel) -> Api:
         """List the names of the served models."""
         model.named(None)  # so that the names that the engine gives its models are among them
         if not _speaks_anthropic(http.scope):
-            return JSONResponse({"object": "list", "data": list(map(for_openai, model.names))})
+            return JSONResponse({"object": "list", "data": list(map(for_openai, model.listed))})
         page = {
-            "data": list(map(for_anthropic, model.names)),
+            "data": list(map(for_anthropic, model.listed)),
             "has_more": False,
-            "first_id": model.names[0],
-            "last_id": model.names[-1],
+            "first_id": model.listed[0],
+            "last_id": model.listed[-1],
         }
         return _for_anthropic(http, page)
 

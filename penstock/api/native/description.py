@@ -18,6 +18,8 @@ from penstock.api.description import (
     generation,
     optional,
 )
+from penstock.api.openai.description import ChosenToken, PromptToken
+from penstock.stream.status import State
 
 
 class Usage(ResponseModel):
@@ -67,6 +69,10 @@ class TokenEvent(ResponseModel):
     index: int
     """The number of the event, counted from 0. On a resumable stream it is also the event's id."""
     finished: Literal[False]
+    logprobs: list[ChosenToken] = optional()
+    """The log probabilities of its tokens. Only if the request asked for them."""
+    token_ids: list[int] | None = optional()
+    """The ids of its tokens; null if the engine did not name all of them. Only if asked for."""
 
 
 class LastEvent(ResponseModel):
@@ -84,6 +90,10 @@ class LastEvent(ResponseModel):
     """False if the request's seed alone does not give this text again; otherwise absent."""
     ignored: list[str] = optional()
     """Fields that were left out or changed, if that was not known when the response began."""
+    token_ids: list[int] = optional()
+    """The ids of the last tokens, which have no text. Only if asked for."""
+    prompt_token_ids: list[int] = optional()
+    """The ids of the prompt's tokens. Only if asked for."""
     error: StreamFailure = optional()
     """Only with the finish reason `error`."""
 
@@ -100,8 +110,8 @@ class QueueEvent(ResponseModel):
 class StatusEvent(ResponseModel):
     """What happens to the stream: the data of an event named `status`, which has no id."""
 
-    state: Literal["queued", "prefill", "generating", "stalled", "restarting", "moved"]
-    """What the stream does now."""
+    state: State
+    """The present state of the stream."""
     position: int = optional()
     """Queued: the place in the queue; 1 is next."""
     eta: float = optional()
@@ -111,7 +121,7 @@ class StatusEvent(ResponseModel):
     read_tokens: int = optional()
     """Prefill: how many of them the engine has read, if it tells."""
     tokens: int = optional()
-    """Generating, restarting, moved: the number of tokens that the answer has, and keeps."""
+    """All but queued, prefill and stalled: the number of tokens that the answer has, and keeps."""
     seconds: float = optional()
     """Stalled: for how long the engine has given no sign of life, in seconds."""
     limit: float = optional()
@@ -135,6 +145,14 @@ class GenerateAnswer(ResponseModel):
     finish_reason: Literal["stop", "length", "cancelled", "deadline"]
     """Why the answer ended."""
     timings: Timings
+    logprobs: list[ChosenToken] = optional()
+    """The log probabilities of the answer's tokens. Only if the request asked for them."""
+    token_ids: list[int] | None = optional()
+    """The ids of the answer's tokens; null if the engine did not name all. Only if asked for."""
+    prompt_token_ids: list[int] = optional()
+    """The ids of the prompt's tokens. Only if asked for."""
+    prompt_logprobs: list[dict[str, PromptToken] | None] = optional()
+    """For each token of the prompt: the likeliest tokens by id. Only if asked for."""
 
 
 class CancelledStream(ResponseModel):
@@ -210,12 +228,8 @@ DESCRIPTION = Description(
             problems=GENERATION
             - {
                 "answer_too_long",
-                "invalid_schema",
                 "invalid_tools",
-                "schema_lost",
-                "schema_too_complex",
                 "too_many_choices",
-                "unsupported_field",
             }
             | {"model_not_found"},
             details="Give `prompt` or `messages`.",

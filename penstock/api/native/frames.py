@@ -11,7 +11,13 @@ import msgspec
 
 from penstock.api.dialect import Form
 from penstock.api.event_ids import id_line
-from penstock.events import Delta, Failure, Finish, TerminalEvent, finish_reason_of
+from penstock.api.openai.objects import (
+    all_token_ids,
+    chat_logprobs,
+    prompt_logprobs,
+    token_ids_of,
+)
+from penstock.events import Delta, Event, Failure, Finish, TerminalEvent, finish_reason_of
 from penstock.stream.reader import Batch
 from penstock.stream.stream import Stream
 
@@ -48,7 +54,7 @@ class NativeFrames:
         self._index = index
         return b"".join(parts)
 
-    def straight(self) -> Callable[[str], bytes]:
+    def straight(self) -> Callable[[str], bytes] | None:
         """Return what frames the next plain delta: its number is in its frame."""
         return self._delta
 
@@ -63,6 +69,40 @@ class NativeFrames:
         if self._id_line and isinstance(event, Failure) and index:
             end["error"]["resume_after"] = index - 1
         return end
+
+
+class DetailedFrames(NativeFrames):
+    """Frames a stream whose tokens have log probabilities or ids."""
+
+    __slots__ = ("_form", "_stream")
+
+    def __init__(
+        self, form: "DetailedForm", stream: Stream, index: int = 0, id_line: bytes = b""
+    ) -> None:
+        super().__init__(index, id_line)
+        self._form = form
+        self._stream = stream
+
+    def frame(self, batches: list[Batch]) -> bytes:
+        """Return the frames of these events, in one piece."""
+        parts: list[bytes] = []
+        for _, events in batches:
+            for index, event in enumerate(events, self._index):
+                if self._id_line:
+                    parts.append(self._id_line % index)
+                parts.append(b"data: %b\n\n" % _encode(self._shown(event, index)))
+            self._index += len(events)
+        return b"".join(parts)
+
+    def straight(self) -> None:
+        """Return None: more than the text varies in a frame."""
+
+    def _shown(self, event: Event, index: int) -> dict[str, Any]:
+        if isinstance(event, Delta):
+            shown = {"token": event.text, "index": index, "finished": False}
+            return shown | self._form.details([event])
+        end = self._last_event(event, index)
+        return end | self._form.last_details(self._stream, event)
 
 
 class NativeForm(Form, frozen=True):
@@ -95,6 +135,57 @@ class NativeForm(Form, frozen=True):
             "finish_reason": fields["finish_reason"],
             "timings": msgspec.to_builtins(end.timings),
         }
+
+
+class DetailedForm(NativeForm, frozen=True):
+    """The form of an answer whose tokens have log probabilities or ids.
+
+    `has_prompt_logprobs` adds the log probabilities of the prompt's tokens to a whole answer.
+    """
+
+    has_logprobs: bool = False
+    has_token_ids: bool = False
+    has_prompt_logprobs: bool = False
+
+    dialect = "native.detailed"
+
+    def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> NativeFrames:
+        """Return what frames the one stream."""
+        return self.resume(streams[0], 0, with_ids=with_ids)[1]
+
+    def resume(
+        self, stream: Stream, first: int, *, with_ids: bool = True
+    ) -> tuple[int, NativeFrames]:
+        """Return the cursor and the framer for the events from id `first` on."""
+        return first, DetailedFrames(self, stream, first, id_line(stream.id) if with_ids else b"")
+
+    def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
+        """Return the one JSON object of a whole answer."""
+        (stream,) = streams
+        end = stream.ended
+        assert isinstance(end, Finish)
+        deltas = [event for event in stream.log.after(0) if isinstance(event, Delta)]
+        whole = super().whole(streams) | self.details(deltas) | self.last_details(stream, end)
+        if self.has_token_ids:
+            whole["token_ids"] = all_token_ids(deltas, end)
+        if self.has_prompt_logprobs:
+            whole["prompt_logprobs"] = prompt_logprobs(stream.prompt_logprobs_found or ())
+        return whole
+
+    def details(self, deltas: Sequence[Delta]) -> dict[str, Any]:
+        """Return what the client asked to know about the tokens of these deltas."""
+        details: dict[str, Any] = {}
+        if self.has_logprobs:
+            details["logprobs"] = chat_logprobs(deltas)["content"]
+        if self.has_token_ids:
+            details["token_ids"] = token_ids_of(deltas)
+        return details
+
+    def last_details(self, stream: Stream, end: TerminalEvent) -> dict[str, Any]:
+        """Return what the client asked to know and learns at the end: ids without text."""
+        if not self.has_token_ids or isinstance(end, Failure):
+            return {}
+        return {"token_ids": end.token_ids, "prompt_token_ids": stream.prompt_ids}
 
 
 def ending(event: TerminalEvent) -> dict[str, Any]:

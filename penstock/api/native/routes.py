@@ -9,10 +9,9 @@ from starlette.routing import Route
 from penstock.api.answering import Answering
 from penstock.api.description import Api
 from penstock.api.dialect import Call, Dialect
-from penstock.api.fields import parse
 from penstock.api.native.errors import problem_details
-from penstock.api.native.fields import GenerateRequest
-from penstock.api.native.frames import NativeForm
+from penstock.api.native.fields import OPTIONAL, GenerateRequest, parse_generate
+from penstock.api.native.frames import DetailedForm, NativeForm
 from penstock.api.native.lending import check_token, make_token
 from penstock.api.serving import ServedModel
 from penstock.api.tolerance import Notes
@@ -27,13 +26,18 @@ class _Calls:
 
     def generate(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return what the body asks for. Raises InvalidFields and Problem."""
-        asked = parse(GenerateRequest, body, notes)
-        chosen = ""
-        if asked.model is not None:
-            chosen = self._model.info(self._model.named(asked.model)).id
+        asked = parse_generate(body, notes)
+        chosen, has_optional = "", not asked.__pydantic_fields_set__.isdisjoint(OPTIONAL)
+        if asked.model is not None or has_optional:
+            info = self._model.info(self._model.named(asked.model))
+            chosen = info.id if asked.model is not None else ""
+        if has_optional:
+            request, form = asked.to_whole_request(chosen, info, notes), asked.form
+        else:
+            request, form = asked.to_request(chosen), NativeForm()
         return Call(
-            requests=[asked.to_request(chosen)],
-            form=NativeForm(),
+            requests=[request],
+            form=form,
             streamed=asked.stream,
             resumable=asked.resumable,
             timeout=asked.timeout,
@@ -50,7 +54,7 @@ def native_api(answering: Answering, model: ServedModel) -> Api:
         "Generate text, streamed or whole.",
         GenerateRequest,
         _Calls(model).generate,
-        NativeForm,
+        (NativeForm, DetailedForm),
     )
 
     async def resume(http: HttpRequest) -> Response:

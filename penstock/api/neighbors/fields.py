@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from penstock.api.fields import HINT, MAX_TOKENS, Strict, misplaced, parse
 from penstock.api.openai.chat import ChatRequest, parse_chat
 from penstock.api.openai.completion import CompletionRequest, Prompt
-from penstock.api.openai.fields import MAX_TOKEN_ID, TokenLimit, check_token_ids, unlimited
+from penstock.api.openai.fields import TokenLimit, unlimited
+from penstock.api.sampling import MAX_TOKEN_ID, check_token_ids
 from penstock.api.serving import left_out
 from penstock.api.tolerance import Notes
 from penstock.engine.protocol import Feature, ModelInfo
@@ -52,20 +53,21 @@ class TokenizeRequest(Strict):
     return_token_strs: Annotated[Any, HINT] = None
 
     @property
-    def text(self) -> str | None:
-        """Return the text to tokenize; None for a conversation."""
-        return self.prompt if self.content is None else self.content
+    def text(self) -> str:
+        """Return the text to tokenize."""
+        return self.content or self.prompt or ""
 
     @property
     def adds_special(self) -> bool:
         """Return True if the text gets the tokens that begin and end every text."""
         asked = (self.add_special, self.add_special_tokens)
-        return next((each for each in asked if each is not None), self.content is None)
+        is_prompt = self.prompt is not None and not self.content
+        return next((each for each in asked if each is not None), is_prompt)
 
     @model_validator(mode="after")
     def _has_one_text(self) -> "TokenizeRequest":
-        given = (self.content, self.prompt, self.messages)
-        if sum(each is not None for each in given) != 1:
+        given = [each for each in (self.content, self.prompt, self.messages) if each is not None]
+        if not given or len([each for each in given if each]) > 1:
             raise PydanticCustomError("missing", "Give content, prompt or messages.")
         return self
 
@@ -81,7 +83,13 @@ class CompletionOfLlama(CompletionRequest):
     """A text to continue, in llama-server's form: `n_predict` tokens, by default all the room."""
 
     n_predict: Annotated[TokenLimit | None, Field()] = None
+    # The answer's form has no place for these.
     n_probs: Annotated[Any, HINT] = None
+    logprobs: Annotated[None, HINT] = None
+    echo: Annotated[None, HINT] = None
+    return_token_ids: Annotated[None, HINT] = None
+    prompt_logprobs: Annotated[None, HINT] = None
+    stream_options: Annotated[None, HINT] = None
 
     @property
     def max_tokens_asked(self) -> int | None:
@@ -145,7 +153,8 @@ class InfillOfLlama(CompletionOfLlama):
 
 def tokenize_request(body: dict[str, Any], info: ModelInfo, notes: Notes) -> Request:
     """Return the request that tokenizes a text or a conversation. Raises InvalidFields."""
-    if body.get("messages") is not None and not {"content", "prompt"} & body.keys():
+    if body.get("messages") and not (body.get("content") or body.get("prompt")):
+        body = {name: value for name, value in body.items() if name not in ("content", "prompt")}
         return chat_request(body, info, notes)
     asked = parse(TokenizeRequest, body, notes)
     adds = asked.adds_special

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from penstock.api.dialect import PLACE, Form, around_place
+from penstock.api.event_ids import id_line
 from penstock.api.openai.errors import failure_object
 from penstock.events import Delta, Failure, Finish, TerminalEvent
 from penstock.stream.lane import Frames
@@ -14,19 +15,18 @@ from penstock.stream.stream import Stream
 
 _encode = msgspec.json.encode
 _FRAME = b"data: %b\n\n"
-_ID = b"id: %d\n"
 _STOP_TYPES = {"stop": "eos", "length": "limit"}
 
 
 class CompletionForm(Form, frozen=True):
-    """How the answer of `/completion` is shown. An event's id is its index in the log."""
+    """How the answer of `/completion` is shown. An event's number is its index in the log."""
 
     dialect = "neighbors.completion"
     model: str
 
     def framer(self, streams: Sequence[Stream], *, with_ids: bool) -> "CompletionFrames":
         """Return what frames the one stream from its beginning."""
-        return CompletionFrames(self, with_ids=with_ids)
+        return CompletionFrames(self, id_line=id_line(streams[0].id) if with_ids else b"")
 
     def num_events(self, stream: Stream) -> int:
         """Return the length of the log."""
@@ -34,7 +34,7 @@ class CompletionForm(Form, frozen=True):
 
     def resume(self, stream: Stream, first: int) -> tuple[int, "CompletionFrames"]:
         """Return the cursor and the framer for the events from id `first` on."""
-        return first, CompletionFrames(self, first, with_ids=True)
+        return first, CompletionFrames(self, first, id_line(stream.id))
 
     def whole(self, streams: Sequence[Stream]) -> dict[str, Any]:
         """Return the whole answer of the one stream, which has finished."""
@@ -82,12 +82,15 @@ def timings_of(end: Finish) -> dict[str, Any]:
 
 
 class CompletionFrames:
-    """Frames one stream for one reader, from the event at `index` on."""
+    """Frames one stream for one reader, from the event at `index` on.
 
-    def __init__(self, form: CompletionForm, index: int = 0, *, with_ids: bool) -> None:
+    `id_line` is the line of an event's id, with `%d` in the place of the number; empty without ids.
+    """
+
+    def __init__(self, form: CompletionForm, index: int = 0, id_line: bytes = b"") -> None:
         self._form = form
         self._index = index
-        self._with_ids = with_ids
+        self._id_line = id_line
         self._ends = around_place(_FRAME % _encode(form.part(PLACE)))
 
     def frame(self, batches: list[Batch]) -> bytes:
@@ -101,7 +104,7 @@ class CompletionFrames:
     def straight(self) -> Frames:
         """Return how the next plain deltas are framed."""
         with_id: Callable[[str], bytes] = self._text
-        return with_id if self._with_ids else self._ends
+        return with_id if self._id_line else self._ends
 
     def _text(self, text: str) -> bytes:
         before, after = self._ends
@@ -113,7 +116,7 @@ class CompletionFrames:
         return self._numbered(_FRAME % _encode(self._form.last(end)))
 
     def _numbered(self, frame: bytes) -> bytes:
-        if not self._with_ids:
+        if not self._id_line:
             return frame
         index, self._index = self._index, self._index + 1
-        return _ID % index + frame
+        return self._id_line % index + frame

@@ -28,7 +28,7 @@ from penstock.api.neighbors.frames import CompletionForm
 from penstock.api.openai.chat import ChatRequest
 from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import parse_fields
-from penstock.api.serving import ServedModel
+from penstock.api.serving import ServedModel, llama_sampling
 from penstock.api.tolerance import Notes
 from penstock.engine.protocol import ModelInfo
 from penstock.errors import Problem
@@ -78,14 +78,14 @@ def neighbors_api(answering: Answering, model: ServedModel) -> Api:
         "Continue a text, in llama-server's form.",
         CompletionOfLlama,
         completions.complete,
-        CompletionForm,
+        (CompletionForm,),
     )
     infill = Dialect(
         "infill_as_llama_server",
         "Fill a gap in a text, in llama-server's form.",
         InfillOfLlama,
         completions.infill,
-        CompletionForm,
+        (CompletionForm,),
     )
 
     async def version(_: HttpRequest) -> Response:
@@ -157,14 +157,7 @@ def neighbors_api(answering: Answering, model: ServedModel) -> Api:
 def _props(model: ServedModel) -> dict[str, Any]:
     """Return llama-server's `props`. Raises Problem while the model is loading."""
     info = model.info()
-    sampling = info.sampling
-    params = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repeat_penalty": sampling.repetition_penalty,
-    }
+    params = llama_sampling(info)
     return {
         "default_generation_settings": {"n_ctx": info.context_length, "params": params},
         "total_slots": info.slots,
@@ -176,7 +169,7 @@ def _props(model: ServedModel) -> dict[str, Any]:
         "penstock": {
             "supports": info.supports,
             "vocabulary_size": info.vocabulary_size,
-            "sampling": msgspec.to_builtins(sampling),
+            "sampling": msgspec.to_builtins(info.sampling),
         },
     }
 

@@ -150,7 +150,7 @@ class OllamaModel(ResponseModel):
     size: int
     """The size of the weights in bytes; 0 if it is not known."""
     digest: str
-    """It identifies the name, not the file."""
+    """A digest of the model's name, not of its file."""
     details: OllamaDetails
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     JsonValue,
     PlainValidator,
@@ -26,7 +25,7 @@ from penstock.api.fields import (
     LEFT_OUT,
     MAX_TOKENS,
     WHOLE,
-    StopString,
+    StopStrings,
     Strict,
     misplaced,
     parse,
@@ -46,19 +45,9 @@ from penstock.engine.protocol import Feature, ModelInfo
 from penstock.request import Gap, Message, Request, Sampling
 from penstock.stream.registry import new_stream_id
 
-MAX_STOPS = 64
 MAX_MODEL_CHARACTERS = 256
 ANY_OBJECT = '{"type": "object"}'
 
-Stops = Annotated[
-    list[StopString],
-    Field(max_length=MAX_STOPS, fail_fast=True),
-    BeforeValidator(
-        lambda value: [value] if isinstance(value, str) else value,
-        json_schema_input_type=StopString
-        | Annotated[list[StopString], Field(max_length=MAX_STOPS)],
-    ),
-]
 ModelName = Annotated[str, Field(max_length=MAX_MODEL_CHARACTERS)]
 Effort = Literal["low", "medium", "high"]
 
@@ -110,7 +99,7 @@ class OllamaOptions(Strict):
     top_k: Annotated[int, WHOLE, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, WHOLE, Field(ge=-1, lt=2**63)] | None = None
-    stop: Stops | None = None
+    stop: StopStrings | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -307,7 +296,7 @@ class OllamaChatRequest(Common):
 
     def prompt_fields(self, info: ModelInfo) -> dict[str, Any]:
         """Return the fields of `Request` for the conversation and the tools."""
-        messages = messages_of(self.messages or ())
+        messages = messages_of(self.messages or (), self._notes)
         last = messages[-1]
         is_begun = last.role == "assistant" and bool(last.content) and not last.tool_calls
         fields = {

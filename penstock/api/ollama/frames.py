@@ -55,8 +55,12 @@ class LineForm(Form, frozen=True):
 
     def num_events(self, stream: Stream) -> int:
         """Return how many lines the stream has so far."""
+        return self.num_before(stream, len(stream.log))
+
+    def num_before(self, stream: Stream, cursor: int) -> int:
+        """Return how many lines the log's first `cursor` events make."""
         lines = Lines(self)
-        return sum(len(lines.of(event)) for event in stream.log.after(0))
+        return sum(len(lines.of(event)) for event in stream.log.after(0, cursor))
 
     def resume(self, stream: Stream, first: int) -> tuple[int, "LineFrames"]:
         """Return the cursor and the framer for the lines from number `first` on."""

@@ -8,7 +8,7 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
-from penstock.api.serving import ServedModel, can_reason
+from penstock.api.serving import ServedModel, can_reason, llama_sampling
 from penstock.engine.protocol import ModelInfo
 
 API_VERSION = "0.13.0"
@@ -49,7 +49,7 @@ class Catalog:
         """Return the list of models."""
         loaded = self._model.loaded
         loaded()  # so that the names that the engine gives its models are among them
-        return {"models": [self._entry(name, loaded(name)) for name in self._model.names]}
+        return {"models": [self._entry(name, loaded(name)) for name in self._model.listed]}
 
     def running(self) -> dict[str, Any]:
         """Return the list of loaded models. They stay loaded for ever."""
@@ -70,14 +70,7 @@ class Catalog:
         info = self.info(name)
         name = self._model.name_of(info)
         family = info.facts.architecture or info.engine
-        sampling = info.sampling
-        parameters = {
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "repeat_penalty": sampling.repetition_penalty,
-        }
+        parameters = llama_sampling(info)
         return {
             "modelfile": f"FROM {name}\n",
             "parameters": "\n".join(f"{name:<30} {value}" for name, value in parameters.items()),

@@ -104,14 +104,14 @@ def ollama_api(answering: Answering, model: ServedModel) -> Api:
         "Answer a conversation, streamed or whole.",
         OllamaChatRequest,
         calls.chat,
-        ChatForm,
+        (ChatForm,),
     )
     generate = Dialect(
         "ollama_generate",
         "Answer a prompt or continue a text, streamed or whole.",
         OllamaGenerateRequest,
         calls.generate,
-        GenerateForm,
+        (GenerateForm,),
     )
 
     async def version(_: HttpRequest) -> Response:

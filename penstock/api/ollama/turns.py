@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from penstock.api.conversation import Pairing, refusal_of_part
-from penstock.api.fields import Strict
+from penstock.api.fields import Strict, left_out_as
 from penstock.api.openai.history import is_json_object
-from penstock.api.tolerance import notes_of
+from penstock.api.tolerance import Notes, notes_of
 from penstock.api.tools import ToolName
 from penstock.request import Message, ToolUse
 
@@ -49,7 +49,9 @@ class OllamaSentFunction(Strict):
         dict[str, Any], BeforeValidator(_as_object, json_schema_input_type=dict[str, Any] | str)
     ] = Field(default_factory=dict)
     index: int | None = None
-    description: str | None = None
+    description: Annotated[
+        str | None, left_out_as("messages[].tool_calls[].function.description")
+    ] = None
 
 
 class OllamaSentCall(Strict):
@@ -63,7 +65,8 @@ class OllamaSentCall(Strict):
 class OllamaTurn(Strict):
     """One turn of a conversation. A turn with the role `tool` has the result of a call.
 
-    `tool_name` changes nothing: results answer the calls before them, by id or in order.
+    Results answer the calls before them: by id, by `tool_name`, or in order. In other turns
+    `tool_name` changes nothing.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -75,11 +78,14 @@ class OllamaTurn(Strict):
     images: Images | None = None
 
 
-def messages_of(turns: Sequence[OllamaTurn]) -> tuple[Message, ...]:
+def messages_of(turns: Sequence[OllamaTurn], notes: Notes) -> tuple[Message, ...]:
     """Return the conversation for the engine. Calls and results without an id get one."""
+    if any(turn.tool_name and turn.role != "tool" for turn in turns):
+        notes.ignore("messages[].tool_name")
     pairing = Pairing()
     return tuple(
-        pairing.paired(_message_of(turn, number), number) for number, turn in enumerate(turns)
+        pairing.paired(_message_of(turn, number), number, turn.tool_name or "")
+        for number, turn in enumerate(turns)
     )
 
 

@@ -13,11 +13,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from penstock.api.extras import ChatExtras, ReasoningEffort
 from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, misplaced
-from penstock.api.openai.extras import ChatExtras
-from penstock.api.openai.fields import Common, Refusal, TokenLimit, parse_fields
-from penstock.api.openai.tools import ToolChoice, Tools, check_tools, tool_fields
+from penstock.api.openai.fields import Common, TokenLimit, parse_fields
+from penstock.api.openai.tools import (
+    FunctionCall,
+    Functions,
+    GivenToolChoice,
+    GivenTools,
+    check_tools,
+    tool_fields,
+    tools_of,
+)
 from penstock.api.openai.turns import Messages
+from penstock.api.refusals import Refusal
 from penstock.api.tolerance import Notes, is_neutral, notes_of
 from penstock.engine.protocol import Feature
 from penstock.request import Grammar
@@ -25,8 +34,6 @@ from penstock.request import Grammar
 # OpenAI's parameters that are refused by name.
 REFUSED_CHAT = {
     "audio": Refusal("This server answers with text only. Leave out audio."),
-    "function_call": Refusal("Use tool_choice, which replaces function_call.", ("none", "auto")),
-    "functions": Refusal("Use tools, which replaces functions."),
     "moderation": Refusal("This server cannot moderate. Leave out moderation."),
     "web_search_options": Refusal(
         "This server cannot search the web. Leave out web_search_options.", meaningful=({},)
@@ -57,20 +64,23 @@ def _not_stored(store: bool) -> bool:
     return store
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
 class ChatRequest(ChatExtras, Common):
-    """A conversation to answer, and how to generate the answer."""
+    """A conversation to answer, and how to generate the answer.
+
+    `functions` and `function_call` are OpenAI's first form of tools. With them, the model makes at
+    most one call, and `function_call` of the answer has it.
+    """
 
     messages: Messages
     max_tokens: Annotated[TokenLimit | None, ZERO_IS_UNSET] = None
     max_completion_tokens: Annotated[TokenLimit | None, ZERO_IS_UNSET] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Tools | None = None
-    tool_choice: ToolChoice | None = None
+    tools: GivenTools = None
+    tool_choice: GivenToolChoice = None
     parallel_tool_calls: bool | None = None
+    functions: Functions | None = None
+    function_call: FunctionCall | None = None
     reasoning_effort: ReasoningEffort | None = None
     modalities: Annotated[list[str], Field(fail_fast=True), AfterValidator(_only_text)] | None = (
         None
@@ -100,13 +110,12 @@ class ChatRequest(ChatExtras, Common):
 
         Reasoning is not separated from an answer bound by a schema: all of it is answer.
         """
-        effort = "none" if self.has_thinking_off else None
         choice, parallel = self.tool_choice, self.parallel_tool_calls
         return [
             {
                 "messages": self.messages,
                 "separate_reasoning": self.bond is None,
-                "reasoning_effort": self.reasoning_effort or effort,
+                "reasoning_effort": self.effort_of(self.reasoning_effort),
                 **tool_fields(self.tools, choice, parallel, strict=self._notes.strict),
             }
         ]
@@ -125,7 +134,7 @@ class ChatRequest(ChatExtras, Common):
         effort = self.reasoning_effort
         return [
             *super().needs(),
-            ("tools", self.tools, "tools"),
+            ("functions" if self.functions else "tools", self.tools, "tools"),
             *((name, self.may_call, "tools_with_schema") for name, _ in self.bonds),
             ("messages", self._notes.strict and self._involve_tools, "tools"),
             ("reasoning_effort", effort == "none", "reasoning_switch"),
@@ -143,7 +152,7 @@ class ChatRequest(ChatExtras, Common):
             notes.ignore("max_tokens")
         if not self.tools and self.tool_choice == "auto" and not notes.strict:
             self.tool_choice = None
-        check_tools(self.tools, self.tool_choice)
+        self._translate_functions()
         if self.may_call and self.logprobs:
             refusal = "Leave out logprobs if the model may call tools."
             notes.ignore_or(misplaced("logprobs", refusal), "logprobs")
@@ -153,8 +162,22 @@ class ChatRequest(ChatExtras, Common):
                 raise misplaced(name, f"Leave out {name} if the model may call tools.")
         return self
 
+    def _translate_functions(self) -> None:
+        """Turn `functions` into tools. Raises PydanticCustomError if they cannot be called."""
+        if not self.functions and self.function_call in (None, "none", "auto"):
+            check_tools(self.tools, self.tool_choice)
+            return
+        if self.tools:
+            raise misplaced("functions", "Give either tools or functions, not both.")
+        self.tools, self.tool_choice = tools_of(self.functions or (), self.function_call)
+        self.parallel_tool_calls = False
+        check_tools(self.tools, self.tool_choice, ("functions", "function_call"))
+
     def _refuse_idle_fields(self) -> None:
-        """Raise PydanticCustomError if a field has no effect because another field is missing."""
+        """Raise PydanticCustomError if a field has no effect, or an outdated form."""
+        for name in ("functions", "function_call"):
+            if getattr(self, name) is not None:
+                raise misplaced(name, "Use tools and tool_choice.", "unsupported_field")
         if self.top_logprobs is not None and not self.logprobs:
             raise misplaced("top_logprobs", 'Set "logprobs" to true to use top_logprobs.')
         if self.max_tokens is not None and self.max_completion_tokens is not None:

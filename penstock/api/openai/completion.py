@@ -6,12 +6,8 @@ from pydantic import Field, PlainValidator, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from penstock.api.fields import WHOLE, misplaced
-from penstock.api.openai.fields import (
-    MAX_TOKEN_ID,
-    Common,
-    check_token_ids,
-    parse_fields,
-)
+from penstock.api.openai.fields import Common, parse_fields
+from penstock.api.sampling import MAX_TOKEN_ID, check_token_ids
 from penstock.api.tolerance import Notes, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.request import Gap
@@ -59,7 +55,7 @@ class CompletionRequest(Common):
     ]
     best_of: Annotated[int, WHOLE] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
 
     @property

@@ -14,7 +14,7 @@ from penstock.api.description import (
     optional,
 )
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 StopReason = Literal["cancelled", "deadline"]
 
 
@@ -72,7 +72,7 @@ class ToolCallPart(ResponseModel):
 
 
 class ChatDelta(ResponseModel):
-    """What a chunk adds to a message."""
+    """The fields that a chunk adds to a message."""
 
     role: Literal["assistant"] = optional()
     """Only in the first chunk of a choice."""
@@ -82,6 +82,8 @@ class ChatDelta(ResponseModel):
     """Text to append to the model's reasoning."""
     tool_calls: list[ToolCallPart] = optional()
     """Parts of tool calls."""
+    function_call: CalledFunctionPart = optional()
+    """A part of the call, if the request has `functions`."""
 
 
 class LikelyToken(ResponseModel):
@@ -173,6 +175,8 @@ class ChatMessage(ResponseModel):
     """The model's reasoning, if there is any."""
     tool_calls: list[ToolCallAnswer] = optional()
     """The tool calls, if there are any."""
+    function_call: CalledFunctionAnswer = optional()
+    """The call, if there is one and the request has `functions`."""
 
 
 class ChatChoice(ResponseModel):

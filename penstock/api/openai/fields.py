@@ -6,19 +6,18 @@ because no answer depends on it; docs/compatibility.md lists them. An unknown na
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BeforeValidator,
     Field,
-    PlainValidator,
     PrivateAttr,
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from penstock.api.extras import Extras
 from penstock.api.fields import (
     LEFT_OUT,
     MAX_TOKENS,
@@ -29,17 +28,15 @@ from penstock.api.fields import (
     misplaced,
     parse,
 )
-from penstock.api.openai.extras import Extras
+from penstock.api.refusals import REFUSED, Refusal, without_refused
+from penstock.api.sampling import AdditivePenalty, LogitBias, check_token_ids
 from penstock.api.serving import left_out
-from penstock.api.tolerance import Notes, is_neutral, notes_of
+from penstock.api.tolerance import Notes, notes_of
 from penstock.engine.protocol import Feature, ModelInfo
-from penstock.errors import FieldError, InvalidFields
 from penstock.request import Request, Sampling
 from penstock.stream.registry import new_stream_id
 
 MAX_CHOICES_PER_PROMPT = 8
-MAX_LOGIT_BIASES = 300
-MAX_TOKEN_ID = 2**31 - 1
 NUM_SEEDS = 2**63
 
 
@@ -49,28 +46,6 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: Annotated[bool | None, LEFT_OUT] = None
-
-
-def _bias_of(value: object) -> dict[int, float]:
-    if not isinstance(value, dict):
-        raise PydanticCustomError("dict_type", "Give an object that maps token ids to biases.")
-    if len(value) > MAX_LOGIT_BIASES:
-        raise PydanticCustomError("too_long", f"Give at most {MAX_LOGIT_BIASES} tokens.")
-    biases = {}
-    for name, bias in value.items():
-        if not (name.isascii() and name.isdigit() and len(name) < 11):
-            raise PydanticCustomError("value_error", "Use token ids (numbers) as names.")
-        if isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise PydanticCustomError("float_type", "Give each token's bias as a number.")
-        if not -100 <= bias <= 100:
-            raise PydanticCustomError("less_than_equal", "Give biases from -100 to 100.")
-        biases[int(name)] = float(bias)
-    return biases
-
-
-LogitBias = Annotated[
-    dict[int, float], PlainValidator(_bias_of, json_schema_input_type=dict[str, float])
-]
 
 
 def unlimited(value: object, info: ValidationInfo) -> object:
@@ -97,8 +72,8 @@ class Common(Extras):
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     seed: Annotated[int, Field(ge=-1, le=NUM_SEEDS - 1)] | None = None
     stop: StopStrings | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: AdditivePenalty | None = None
+    frequency_penalty: AdditivePenalty | None = None
     logit_bias: LogitBias | None = None
     user: Annotated[str | None, LEFT_OUT] = None
     _notes: Notes = PrivateAttr(default_factory=Notes)
@@ -208,30 +183,6 @@ class Common(Extras):
 Asked = TypeVar("Asked", bound=Common)
 
 
-class Refusal(NamedTuple):
-    """A sentence that refuses a parameter.
-
-    `neutral` has the values that ask for nothing besides those that ask for nothing in any field;
-    `meaningful` has values of those that do ask for something in this one.
-    """
-
-    reason: str
-    neutral: tuple[object, ...] = ()
-    meaningful: tuple[object, ...] = ()
-
-    def asks(self, value: object) -> bool:
-        """Return True if this value asks for something."""
-        return value in self.meaningful or not (is_neutral(value) or value in self.neutral)
-
-
-# Other servers' parameters that change the answer, but that this server cannot do.
-REFUSED = {
-    "prompt_embeds": Refusal("This server takes text and token ids only. Leave out prompt_embeds."),
-    "use_beam_search": Refusal("This server cannot do a beam search. Leave out use_beam_search."),
-    "logits_processors": Refusal("This server runs no code of clients. Leave it out."),
-}
-
-
 def parse_fields(
     model: type[Asked], body: dict[str, Any], refused: Mapping[str, Refusal], notes: Notes
 ) -> Asked:
@@ -240,22 +191,6 @@ def parse_fields(
     `refused` has the parameters of this route that the server does not support. A value that asks
     for nothing is accepted.
     """
-    refused = {**REFUSED, **refused}
-    unsupported = [
-        FieldError(name, "unsupported_field", f"{name}: {refused[name].reason}")
-        for name, value in body.items()
-        if name in refused and value is not None and (notes.strict or refused[name].asks(value))
-    ]
-    if unsupported:
-        raise InvalidFields(unsupported)
-    asked = parse(model, {k: v for k, v in body.items() if k not in refused}, notes)
+    asked = parse(model, without_refused(body, {**REFUSED, **refused}, notes), notes)
     asked._notes = notes
     return asked
-
-
-def check_token_ids(field: str, token_ids: Iterable[int], info: ModelInfo) -> None:
-    """Raise InvalidFields for `field` unless the model has all of these tokens."""
-    bound = info.vocabulary_size or MAX_TOKEN_ID
-    if not all(token_id < bound for token_id in token_ids):
-        message = f"{field}: The model has no such token. Use token ids below {bound}."
-        raise InvalidFields([FieldError(field, "invalid_value", message)])

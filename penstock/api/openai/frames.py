@@ -16,14 +16,17 @@ from penstock.api.dialect import PLACE, Form, around_place
 from penstock.api.event_ids import id_line
 from penstock.api.openai.errors import failure_object
 from penstock.api.openai.objects import (
+    all_token_ids,
     chat_logprobs,
     completion_logprobs,
     delta_fields,
     echoed_logprobs,
     ending_fields,
+    function_delta_fields,
     message_fields,
     num_token_characters,
     prompt_logprobs,
+    token_ids_of,
     usage_fields,
 )
 from penstock.events import (
@@ -115,11 +118,9 @@ class ChunkForm(Form, frozen=True):
         if self.has_logprobs:
             logprobs = self.logprobs(deltas, len(self.echoes[number]))
         has_called = any(isinstance(delta, ToolCall) for delta in deltas)
-        ending = ending_fields(stream.ended, has_called=has_called)
+        ending = self.ending(stream.ended, has_called=has_called)
         if self.has_token_ids:
-            ids = [token_ids_of(delta) for delta in deltas]
-            known = None if None in ids else [each for some in ids for each in some or ()]
-            ending["token_ids"] = None if known is None else [*known, *stream.ended.token_ids]
+            ending["token_ids"] = all_token_ids(deltas, stream.ended)
         return self.choice(number, self.whole_content(number, deltas), logprobs, ending)
 
     def chunk(self, choices: list[Any], usage: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -155,6 +156,10 @@ class ChunkForm(Form, frozen=True):
             sum(usage.cached_tokens for usage in prompts),
         )
         return self.usage(total, sum(num_reasoning_tokens(each.log.after(0)) for each in streams))
+
+    def ending(self, end: Finish, *, has_called: bool) -> dict[str, Any]:
+        """Return the fields of a choice that say how it ended; `has_called`: it calls tools."""
+        return ending_fields(end, has_called=has_called)
 
     # The differences between chats and completions.
 
@@ -197,10 +202,14 @@ class ChatForm(ChunkForm, frozen=True):
         """Return the `delta` of a chunk; the first one names the role."""
         fields: dict[str, Any] = {"role": "assistant"} if is_first else {}
         if delta is not None:
-            fields |= delta_fields(delta)
+            fields |= self.delta_fields(delta)
         elif is_first:
             fields["content"] = None  # there may be only reasoning or calls
         return {"delta": fields}
+
+    def delta_fields(self, delta: Delta) -> dict[str, Any]:
+        """Return what a chunk adds to the message."""
+        return delta_fields(delta)
 
     def whole_content(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
         """Return the `message`."""
@@ -216,6 +225,29 @@ class ChatForm(ChunkForm, frozen=True):
         """Return the usage with the tokens of the reasoning."""
         details = {"reasoning_tokens": num_reasoning}
         return {**usage_fields(usage), "completion_tokens_details": details}
+
+
+class FunctionsForm(ChatForm, frozen=True):
+    """How a chat is shown whose request has `functions`, OpenAI's first form of tools."""
+
+    dialect = "openai.functions"
+
+    def ending(self, end: Finish, *, has_called: bool) -> dict[str, Any]:
+        """Return the fields of a choice that say how it ended; `has_called`: it calls one."""
+        fields = super().ending(end, has_called=has_called)
+        is_call = fields["finish_reason"] == "tool_calls"
+        return {"finish_reason": "function_call"} if is_call else fields
+
+    def delta_fields(self, delta: Delta) -> dict[str, Any]:
+        """Return what a chunk adds to the message."""
+        return function_delta_fields(delta)
+
+    def whole_content(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
+        """Return the `message`, with its call in `function_call`."""
+        content = super().whole_content(number, deltas)
+        if calls := content["message"].pop("tool_calls", None):
+            content["message"]["function_call"] = calls[0]["function"]
+        return content
 
 
 class CompletionForm(ChunkForm, frozen=True):
@@ -273,11 +305,6 @@ class CompletionForm(ChunkForm, frozen=True):
     def usage(self, usage: Usage, num_reasoning: int) -> dict[str, Any]:
         """Return the usage."""
         return usage_fields(usage)
-
-
-def token_ids_of(delta: Delta) -> tuple[int, ...] | None:
-    """Return the ids of a delta's tokens, None if the engine did not name all of them."""
-    return delta.token_ids if len(delta.token_ids) == delta.num_tokens else None
 
 
 class ChunkFrames:
@@ -424,7 +451,7 @@ class _ChoiceFrames:
 
     def last_chunk(self, end: Finish) -> dict[str, Any]:
         """Return the chunk with the finish reason; an empty answer has no other chunk."""
-        ending = ending_fields(end, has_called=self._has_called)
+        ending = self._form.ending(end, has_called=self._has_called)
         if self._form.has_token_ids:
             ending["token_ids"] = self._take_hidden(end.token_ids)
         nothing = None if self._has_shown() else Delta("", 0)
@@ -442,11 +469,11 @@ class _ChoiceFrames:
         so_far = Usage(usage.prompt_tokens, self._num_tokens, usage.cached_tokens)
         ending: dict[str, Any] = _NOT_ENDED
         if self._form.has_token_ids:
-            ids = None if delta is None else self._take_hidden(token_ids_of(delta))
+            ids = None if delta is None else self._take_hidden(token_ids_of([delta]))
             ending = {**_NOT_ENDED, "token_ids": ids}
         return _FRAME % _encode(self._chunk(delta, logprobs, ending, so_far))
 
-    def _take_hidden(self, token_ids: tuple[int, ...] | None) -> list[int] | None:
+    def _take_hidden(self, token_ids: Sequence[int] | None) -> list[int] | None:
         """Return the ids with those of hidden tokens before them."""
         hidden, self._hidden_ids = self._hidden_ids, []
         return None if token_ids is None else [*hidden, *token_ids]

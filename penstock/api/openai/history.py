@@ -68,9 +68,7 @@ def _read_turn(sent: dict[str, Any], number: int, notes: Notes) -> Message:
         read = _READ_FROM_ASSISTANTS
     elif is_result:
         read = _READ_FROM_FUNCTIONS if role == "function" else _READ_FROM_TOOLS
-    for name, value in sent.items():
-        if value and name not in read:  # empty values change nothing
-            notes.ignore(f"messages[].{name}")
+    notes.unread(sent, read, "messages[]")
     content = sent.get("content")
     if is_result and not _is_text(content):
         return Message(
@@ -80,10 +78,13 @@ def _read_turn(sent: dict[str, Any], number: int, notes: Notes) -> Message:
         )
     text, thoughts = _read_content(content, notes)
     if is_assistant:
+        refusal = _text_in(sent, "refusal", notes)
+        if text and refusal:
+            notes.ignore("messages[].refusal")
         given = [_text_in(sent, name, notes) for name in ("reasoning_content", "reasoning")]
         return Message(
             "assistant",
-            text or _text_in(sent, "refusal", notes),
+            text or refusal,
             given[0] or given[1] or thoughts,
             _read_calls(sent, number, notes),
         )
@@ -141,6 +142,8 @@ def _read_content(content: object, notes: Notes) -> tuple[str, str]:
                 thoughts.append(thought)
             else:
                 notes.ignore("messages[].content[].thinking")
+            readable = "thinking" if part.get("thinking") else "text"
+            notes.unread(part, ("type", readable), "messages[].content[]")
             continue
         field = _TEXT_OF.get(kind) if isinstance(kind, str) else None
         if field is None:
@@ -151,9 +154,7 @@ def _read_content(content: object, notes: Notes) -> tuple[str, str]:
         if not (text is None or isinstance(text, str)):
             raise misplaced(f"{place}.{field}", "Give a string.", "string_type")
         texts.append(text or "")
-        for name, value in part.items():
-            if value and name not in ("type", field):
-                notes.ignore(f"messages[].content[].{name}")
+        notes.unread(part, ("type", field), "messages[].content[]")
     return "".join(texts), "".join(thoughts)
 
 
@@ -171,18 +172,19 @@ def _read_calls(sent: dict[str, Any], turn: int, notes: Notes) -> tuple[ToolUse,
         if not isinstance(call, dict):
             raise misplaced(f"tool_calls.{number}", "Give each call as an object.", "dict_type")
         function = call.get("function")
-        if isinstance(custom := call.get("custom"), dict):  # OpenAI's tools that take plain text
+        readable = "function"
+        custom = call.get("custom")
+        if isinstance(custom, dict) and custom:  # OpenAI's tools that take plain text
+            readable = "custom"
+            notes.unread(custom, ("name", "input"), "messages[].tool_calls[].custom")
             arguments = {"input": custom.get("input") or ""}
             function = {"name": custom.get("name"), "arguments": arguments}
         if not isinstance(function, dict):
             place = f"tool_calls.{number}.function"
             raise misplaced(place, "Give the function that was called.", "dict_type")
-        for name, value in call.items():
-            if value and name not in ("id", "type", "index", "function", "custom"):
-                notes.ignore(f"messages[].tool_calls[].{name}")
-        for name, value in function.items():
-            if value and name not in ("name", "arguments"):
-                notes.ignore(f"messages[].tool_calls[].function.{name}")
+        place = "messages[].tool_calls[]"
+        notes.unread(call, ("id", "type", "index", readable), place)
+        notes.unread(function, ("name", "arguments"), f"{place}.function")
         called, call_id = function.get("name"), call.get("id")
         if not (isinstance(called, str) and called):
             notes.ignore("messages[].tool_calls[].function.name")

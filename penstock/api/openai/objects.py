@@ -51,6 +51,14 @@ def delta_fields(delta: Delta) -> dict[str, Any]:
     return {"content": delta.text}
 
 
+def function_delta_fields(delta: Delta) -> dict[str, Any]:
+    """Return the `delta` of a chat's chunk, with a call in `function_call`."""
+    if not isinstance(delta, ToolCall):
+        return delta_fields(delta)
+    named = {"name": delta.name} if delta.id else {}
+    return {"function_call": {**named, "arguments": delta.text}}
+
+
 def message_fields(deltas: Sequence[Delta]) -> dict[str, Any]:
     """Return the `message` of a whole chat: its text, reasoning and tool calls.
 
@@ -152,6 +160,25 @@ def completion_logprobs(deltas: Iterable[Delta], offset: int) -> dict[str, Any]:
         "top_logprobs": tops,
         "text_offset": offsets,
     }
+
+
+def all_token_ids(deltas: Iterable[Delta], end: Finish) -> list[int] | None:
+    """Return the ids of an answer's tokens, None if the engine did not name all of them.
+
+    The last tokens may have no text: they are in no delta, but in the answer's `end`.
+    """
+    ids = token_ids_of(deltas)
+    return None if ids is None else [*ids, *end.token_ids]
+
+
+def token_ids_of(deltas: Iterable[Delta]) -> list[int] | None:
+    """Return the ids of the deltas' tokens, None if the engine did not name all of them."""
+    ids: list[int] = []
+    for delta in deltas:
+        if len(delta.token_ids) != delta.num_tokens:
+            return None
+        ids += delta.token_ids
+    return ids
 
 
 def num_token_characters(deltas: Iterable[Delta]) -> int:

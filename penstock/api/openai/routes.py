@@ -13,7 +13,7 @@ from penstock.api.openai.chat import ChatRequest, parse_chat
 from penstock.api.openai.completion import CompletionRequest, parse_completion
 from penstock.api.openai.errors import error_response
 from penstock.api.openai.fields import Common
-from penstock.api.openai.frames import ChatForm, CompletionForm
+from penstock.api.openai.frames import ChatForm, CompletionForm, FunctionsForm
 from penstock.api.openai.responses.routes import ResponseRoutes
 from penstock.api.openai.responses.stored import StoredResponses
 from penstock.api.serving import ServedModel
@@ -32,8 +32,9 @@ class _Calls:
         asked = parse_chat(body, notes)
         requests, shown = self._prepare(asked, "chatcmpl-")
         shown["hides_reasoning"] = asked.include_reasoning is False
-        form = ChatForm(**shown, echoes=("",) * asked.num_choices)
-        return self._call(asked, http, requests, form)
+        form = FunctionsForm if asked.functions else ChatForm
+        shown["echoes"] = ("",) * asked.num_choices
+        return self._call(asked, http, requests, form(**shown))
 
     def completion(self, body: dict[str, Any], http: HttpRequest, notes: Notes) -> Call:
         """Return the call for `/v1/completions`. Raises Problem."""
@@ -89,14 +90,14 @@ def openai_apis(answering: Answering, model: ServedModel, stored: StoredResponse
         "Answer a conversation, streamed or whole.",
         ChatRequest,
         calls.chat,
-        ChatForm,
+        (ChatForm, FunctionsForm),
     )
     completion = Dialect(
         "create_completion",
         "Continue one or several texts, streamed or whole.",
         CompletionRequest,
         calls.completion,
-        CompletionForm,
+        (CompletionForm,),
     )
 
     without_prefix = answering.route("/chat/completions", chat)  # some clients leave out /v1

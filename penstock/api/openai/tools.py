@@ -1,15 +1,19 @@
 """The tools of a chat: `tools`, `tool_choice` and `parallel_tool_calls`.
 
-In: OpenAI's objects. Out: the fields of `Request` with the tools that the model may call. This
-module does not know how a model calls a tool.
+In: OpenAI's objects, also those of its first form, `functions` and `function_call`; choices also in
+the forms of Mistral, Anthropic and OpenAI's Responses. Out: the fields of `Request` with the tools
+that the model may call. Hosted tools, which only run on their provider's servers, are left out and
+noted. This module does not know how a model calls a tool.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from penstock.api.fields import Strict, misplaced
+from penstock.api.tolerance import Notes, notes_of
 from penstock.api.tools import MAX_TOOLS, Schema, ToolName, shown_function, shown_tools
 
 
@@ -70,19 +74,94 @@ class AllowedTools(Strict):
     allowed_tools: AllowedToolList
 
 
+_WORDS = ("none", "auto", "required")
+
+
+def _without_hosted(sent: object, info: ValidationInfo) -> object:
+    """Return the tools without hosted ones (`web_search`), or None if no tool is left.
+
+    A function may come without its type, as vLLM takes it.
+    """
+    notes = notes_of(info.context)
+    if not isinstance(sent, list) or not sent or notes.strict:
+        return sent
+    kept = []
+    for tool in sent:
+        kind = (tool.get("type") or "function") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind not in ("function", "custom"):
+            notes.ignore(f"tools[].{kind}")
+        else:
+            kept.append({**tool, "type": kind} if isinstance(tool, dict) else tool)
+    return kept or None
+
+
+def _choice_of(sent: object, info: ValidationInfo) -> object:
+    """Return a choice in OpenAI's form for chats. Raises PydanticCustomError if it is none."""
+    notes = notes_of(info.context)
+    if not notes.strict:
+        sent = _in_the_form_of_chats(sent, notes)
+    kind = sent.get("type") if isinstance(sent, dict) else None
+    if sent is None or sent in _WORDS or kind in ("function", "allowed_tools"):
+        return sent
+    message = 'Give "none", "auto", "required", or an object that names a function.'
+    raise PydanticCustomError("literal_error", message)
+
+
+def _in_the_form_of_chats(sent: object, notes: Notes) -> object:
+    if sent == "any":
+        return "required"
+    if not isinstance(sent, dict):
+        return sent
+    kind = sent.get("type") or "function"
+    if kind == "any" or kind in _WORDS:
+        notes.unread(sent, ("type",), "tool_choice")
+        return "required" if kind == "any" else kind
+    if kind in ("function", "tool") and sent.get("name") and not sent.get("function"):
+        notes.unread(sent, ("type", "name"), "tool_choice")
+        return {"type": "function", "function": {"name": sent["name"]}}
+    return {**sent, "type": kind}
+
+
 Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+GivenTools = Annotated[
+    Tools | None, BeforeValidator(_without_hosted, json_schema_input_type=Tools | None)
+]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+GivenToolChoice = Annotated[
+    ToolChoice | None, BeforeValidator(_choice_of, json_schema_input_type=ToolChoice | None)
+]
+
+Functions = Annotated[list[Function], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+FunctionCall = Literal["none", "auto"] | FunctionName
 
 
-def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> None:
-    """Raise PydanticCustomError unless names are unique and the chosen names exist."""
+def tools_of(
+    functions: Sequence[Function], call: FunctionCall | None
+) -> tuple[list[Tool], ToolChoice | None]:
+    """Return `functions` and `function_call` as tools and the choice of a tool."""
+    tools = [Tool(type="function", function=function) for function in functions]
+    if isinstance(call, FunctionName):
+        return tools, NamedTool(type="function", function=call)
+    return tools, call
+
+
+def check_tools(
+    tools: Sequence[Tool] | None,
+    choice: ToolChoice | None,
+    fields: tuple[str, str] = ("tools", "tool_choice"),
+) -> None:
+    """Raise PydanticCustomError unless names are unique and the chosen names exist.
+
+    `fields` has the names of the fields with the tools and with the choice.
+    """
+    listed, chosen = fields
     names = [tool.function.name for tool in tools or ()]
     if len(set(names)) < len(names):
-        raise misplaced("tools", "Give each tool its own name.")
+        raise misplaced(listed, "Give each tool its own name.")
     if not tools and choice not in (None, "none"):
-        raise misplaced("tool_choice", "Give tools to use tool_choice.")
+        raise misplaced(chosen, f"Give {listed} to use {chosen}.")
     if not set(_chosen_names(choice) or ()) <= set(names):
-        raise misplaced("tool_choice", "Name a tool that is listed in tools.")
+        raise misplaced(chosen, f"Name a function that is listed in {listed}.")
 
 
 def tool_fields(

@@ -5,6 +5,7 @@ called, or a refusal. All of it is compiled here, as llama.cpp will compile it. 
 process with limits: `make` makes the function for `process.bounded`.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -91,10 +92,10 @@ class Bound(msgspec.Struct, frozen=True, tag=True):
             return {"json_schema": msgspec.Raw(self.json_schema.encode())}
         return {} if self.grammar is None else {"grammar": self.grammar}
 
-    def recogniser(self) -> Callable[[str], bool] | None:
-        """Return a function that recognises a whole answer. It may take a while to make."""
+    async def recogniser(self) -> Callable[[str], bool] | None:
+        """Return a function that recognises a whole answer, None if any text is whole."""
         if self.language == "lark":
-            return recogniser_of(self.lark)
+            return await asyncio.to_thread(recogniser_of, self.lark)
         return is_json if self.language == "json" else None
 
 
@@ -126,6 +127,16 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 Outcome = Bound | Tools | Refused
+
+
+class UnboundError(Exception):
+    """llama.cpp cannot bind an answer as the request asks; the message says why."""
+
+    def __init__(self, refused: Refused) -> None:
+        about = refused.is_about
+        cannot = "use these tools" if about == "tools" else f"enforce this {about}"
+        super().__init__(f"llama.cpp cannot {cannot}: {refused.why}.")
+        self.code = "schema_too_complex" if refused.is_too_complex else f"invalid_{about}"
 
 
 def make(model: str) -> Callable[[bytes], bytes]:
@@ -236,12 +247,13 @@ def refusal_of_fields(request: Request, tools: Tools | None) -> tuple[str, str] 
     if request.tools is not None and (request.min_tokens or request.stop_token_ids):
         return (
             "unsupported_field",
-            "llama.cpp does not support min_tokens and stop_token_ids together with tools.",
+            "llama.cpp does not support min_tokens and stop_token_ids together with tools. Leave"
+            " out min_tokens and stop_token_ids, or the tools.",
         )
     if has_useless_budget(request, tools) and not request.lax_budget:
         return (
             "unsupported_field",
-            "llama.cpp supports a thinking budget only for models whose chat template shows tools,"
-            " and without a required call or a schema.",
+            "llama.cpp supports a thinking budget with tools only for models whose chat template"
+            " shows tools, and without a required call or a schema. Leave out the thinking budget.",
         )
     return None

@@ -71,23 +71,21 @@ class HttpRequest(asyncio.Protocol):
 
 
 class LlamaClient:
-    """Sends requests to llama.cpp's server."""
+    """Sends requests to llama.cpp's server at `socket`, the path of its Unix socket."""
 
     def __init__(self) -> None:
+        self.socket = ""  # the engine knows it when it starts
         self._asking = asyncio.Semaphore(MAX_ASKING)
 
-    @property
-    def _socket(self) -> str:
-        """Return the path of the server's Unix socket."""
-        raise NotImplementedError
-
-    async def _ask(self, path: str, body: bytes | None = None) -> bytes:
+    async def ask(self, path: str, body: bytes | None = None) -> bytes:
+        """Return the body of the answer. Raises RefusedByEngineError unless the status is 200."""
         async with self._asking:
-            return await self._ask_now(path, body)
+            return await self.ask_now(path, body)
 
-    async def _ask_now(self, path: str, body: bytes | None = None) -> bytes:
+    async def ask_now(self, path: str, body: bytes | None = None) -> bytes:
+        """Ask without waiting until other questions are answered."""
         answer = bytearray()
-        http = await self._open(path, body, answer.extend)
+        http = await self.open(path, body, answer.extend)
         try:
             status = await http.done
         finally:
@@ -96,7 +94,7 @@ class LlamaClient:
             raise RefusedByEngineError(refusal_in(bytes(answer)).message)
         return bytes(answer)
 
-    async def _stop(self, http: HttpRequest) -> None:
+    async def stop(self, http: HttpRequest) -> None:
         """Have llama.cpp stop generating, and wait until it has.
 
         Its handler hands the main loop the order to stop before it closes the connection. The main
@@ -105,9 +103,9 @@ class LlamaClient:
         is_done = http.done.done() and not http.done.cancelled()
         await http.leave()
         if not is_done:
-            await self._ask_now(MAIN_LOOP)
+            await self.ask_now(MAIN_LOOP)
 
-    async def _open(
+    async def open(
         self, path: str, body: bytes | None, on_body: Callable[[bytes], None]
     ) -> HttpRequest:
         """Send a request to llama.cpp's server: a GET without a body, otherwise a POST."""
@@ -115,7 +113,7 @@ class LlamaClient:
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            await self._stop(await connecting)
+            await self.stop(await connecting)
             raise
 
     async def _connect(
@@ -125,7 +123,7 @@ class LlamaClient:
         while True:
             try:
                 _, http = await loop.create_unix_connection(
-                    lambda: HttpRequest(path, body, on_body), self._socket
+                    lambda: HttpRequest(path, body, on_body), self.socket
                 )
             except (FileNotFoundError, ConnectionRefusedError):
                 end_process("llama.cpp's server has no socket any more")

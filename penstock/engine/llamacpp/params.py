@@ -1,11 +1,15 @@
-"""llama.cpp's parameters: for choosing tokens, and for its start."""
+"""The bodies of requests to llama.cpp's server.
 
-import difflib
-import os
+In: requests, and where their answers go on. Out: the fields that llama.cpp knows. Not known here:
+which slot answers, and how many tokens have room.
+"""
+
 from typing import Any
 
-from penstock.errors import StartError
-from penstock.request import Request, Sampling
+import msgspec
+
+from penstock.engine.turns import turn, with_begun_turn
+from penstock.request import Request, Sampling, UnnamedTokens
 
 # llama.cpp draws a seed if it gets this number.
 RANDOM_SEED = 0xFFFFFFFF
@@ -61,31 +65,55 @@ def completion_body(
     return body
 
 
-def num_usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: respects a container's limits
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def conversation_body(request: Request, context_length: int) -> dict[str, Any]:
+    """Return the fields of a request to `/v1/chat/completions`, without the number of tokens.
+
+    llama.cpp starts from the conversation, not from token ids. It continues an answer that stands
+    as the conversation's last turn.
+    """
+    if request.generated:
+        request = _with_generated_turn(request)
+    body = {
+        **chat_body(request),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "timings_per_token": True,
+        "return_progress": True,
+        "reasoning_format": "deepseek" if request.separate_reasoning else "none",
+        "cache_prompt": request.use_cache,
+        "ignore_eos": request.ignore_eos,
+        **sampling_params(request.sampling, context_length),
+    }
+    if request.thinking_budget is not None:
+        body["thinking_budget_tokens"] = request.thinking_budget
+    return body
 
 
-def set_param(params: object, name: str, value: object) -> None:
-    """Set a parameter of llama.cpp by name. Raises StartError if the name or value is invalid."""
-    *path, last = name.split(".")
-    if not path and not hasattr(params, last) and hasattr(params.cpuparams, last):  # type: ignore[attr-defined] # xllamacpp has no types
-        path = ["cpuparams"]
-    owner: Any = params
-    try:
-        for part in path:
-            owner = getattr(owner, part)
-        getattr(owner, last)
-    except AttributeError:
-        names = [n for n in dir(owner) if not n.startswith("_")]
-        near = difflib.get_close_matches(last, names, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "xllamacpp's README lists the names."
-        raise StartError(f"llama.cpp has no parameter {name!r}.", hint) from None
-    try:
-        setattr(owner, last, value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StartError(
-            f"llama.cpp does not take this value for {name!r}: {error}.", "Give another value."
-        ) from None
+def chat_body(request: Request) -> dict[str, Any]:
+    """Return the fields that llama.cpp needs to render and to answer a conversation."""
+    turns = [turn(each, reasoning_as="reasoning_content") for each in request.messages or ()]
+    body: dict[str, Any] = {"messages": turns}
+    if request.tools is not None:
+        body["tools"] = msgspec.Raw(request.tools.encode())
+        body["parallel_tool_calls"] = request.parallel_calls
+    if request.reasoning_effort is not None:
+        body["reasoning_effort"] = request.reasoning_effort
+    if request.template_kwargs is not None:
+        body["chat_template_kwargs"] = msgspec.Raw(request.template_kwargs.encode())
+    if request.continue_last_message:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    elif not request.open_answer:
+        body["add_generation_prompt"] = False
+    return body
+
+
+def _with_generated_turn(request: Request) -> Request:
+    """Return the request with what was generated so far as the conversation's last turn."""
+    unnamed = [each for each in request.generated if isinstance(each, UnnamedTokens)]
+    messages = with_begun_turn(
+        request.messages or (),
+        "".join(each.text for each in unnamed if not each.is_reasoning),
+        "".join(each.text for each in unnamed if each.is_reasoning),
+        continues=request.continue_last_message,
+    )
+    return msgspec.structs.replace(request, messages=messages, continue_last_message=True)

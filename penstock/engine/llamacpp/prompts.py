@@ -1,8 +1,9 @@
 """Makes the prompt of a request: rendered, tokenised, and refused if it cannot fit.
 
-In: requests, and how llama.cpp renders a conversation. Out: the ids of the prompt's tokens, the
-same as llama.cpp's own. Both steps run in this process; a long prompt is prepared in a thread, one
-at a time, while tokens are delivered. Not known here: how an answer is bound and generated.
+In: requests, how their tools are shown, and how llama.cpp renders a conversation. Out: the ids of
+the prompt's tokens, the same as llama.cpp's own. Both steps run in this process; a long prompt is
+prepared in a thread, one at a time, while tokens are delivered. Not known here: how an answer is
+bound and generated.
 """
 
 import asyncio
@@ -10,23 +11,40 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from penstock.engine.control import ControlTokens
+from penstock.engine.control import ControlTokens, broken_tools
 from penstock.engine.lengths import Lengths
+from penstock.engine.llamacpp.bonds import Refused, Tools, UnboundError
+from penstock.engine.llamacpp.gaps import prompt_with_gap
 from penstock.engine.llamacpp.gguf import marked_tokens
 from penstock.engine.llamacpp.renderer import Renderer
 from penstock.engine.llamacpp.vocabulary import Prompt, Vocabulary
 from penstock.engine.tasks import SHORT_CHARACTERS, check_length, is_short
-from penstock.engine.turns import Messages, Template
+from penstock.engine.tools import with_instructions
+from penstock.engine.turns import Messages, Template, TemplateRefusedError
 from penstock.errors import StartError
-from penstock.request import Request
+from penstock.request import Message, Request
 
 Result = TypeVar("Result")
 
 SHORT_PIECES = 256
+CONTROL_TOKENS = "messages (control tokens)"
+"""The note on a conversation with tools whose texts of control tokens were broken."""
+# A conversation that every template shows.
+PROBE = (Message("user", "Hello"),)
+
+
+class Shown(NamedTuple):
+    """A request as the model's chat template shows it, and its prompt."""
+
+    request: Request
+    tools: Tools | None
+    prompt: Prompt
+    notes: tuple[str, ...] = ()
+    """The names of the request's changed fields, for `Sink.accepted`."""
 
 
 class Prompts:
@@ -52,14 +70,66 @@ class Prompts:
         """Find out which conversations the model's template shows."""
         self._template = await Template.probe(partial(self._text_of, Request("", 1)))
 
-    async def show(
+    async def show(self, request: Request, tools: Tools | None) -> Shown:
+        """Return the request as the model's template shows it.
+
+        Raises UnboundError if the template cannot show the tools, TemplateRefusedError and
+        TemplateTooCostlyError.
+        """
+        request, tools = self._without_control_texts(request, tools)
+        starts_from_ids = tools is None or tools.form is not None
+        if request.gap is not None:
+            gap_tokens = self._vocabulary.gap_tokens()
+            assert gap_tokens is not None
+            prompt = prompt_with_gap(gap_tokens, request.prompt or "", request.gap)
+            return Shown(request, tools, prompt)
+        if request.messages is None or (request.prompt_ids is not None and starts_from_ids):
+            return Shown(request, tools, [request.prompt or ""])
+        messages = request.messages
+        if tools is not None:
+            if tools.shown is None and request.tools is not None:
+                messages = with_instructions(
+                    messages, request.tools, must_call=request.tool_call_required
+                )
+            request = msgspec.structs.replace(request, tools=tools.shown)
+        messages, prompt, notes = await self._show_messages(request, messages)
+        request = msgspec.structs.replace(request, messages=messages)
+        return Shown(request, tools, prompt, notes)
+
+    async def _show_messages(
         self, request: Request, messages: Messages
     ) -> tuple[Messages, Prompt, tuple[str, ...]]:
-        """Return the messages as the template shows them, the prompt, and notes on changes.
+        """Return the messages as the template shows them, the prompt, and notes on changes."""
+        try:
+            return await self._template.show(messages, partial(self.render, request))
+        except TemplateRefusedError:
+            if request.tools is None:
+                raise
+            try:  # are the tools at fault, or the messages?
+                await self.render(request, PROBE)
+            except TemplateRefusedError:
+                why = "the model's chat template does not support them"
+                raise UnboundError(Refused("tools", why)) from None
+            raise
 
-        Raises TemplateRefusedError and TemplateTooCostlyError.
+    def _without_control_texts(
+        self, request: Request, tools: Tools | None
+    ) -> tuple[Request, Tools | None]:
+        """Break the texts of control tokens if llama.cpp itself renders the conversation.
+
+        It does so for tools in the template's own form, and would make control tokens of them.
         """
-        return await self._template.show(messages, partial(self.render, request))
+        if tools is None or tools.form is not None:
+            return request, tools
+        assert tools.shown is not None
+        sent, shown = msgspec.to_builtins(request.messages), json.loads(tools.shown)
+        if not self._control.found_in([sent, shown]):
+            return request, tools
+        messages = msgspec.convert(self._control.break_in(sent), Messages)
+        shown = json.dumps(broken_tools(shown, self._control), ensure_ascii=False)
+        notes = (*tools.notes, CONTROL_TOKENS)
+        tools = msgspec.structs.replace(tools, shown=shown, notes=notes)
+        return msgspec.structs.replace(request, messages=messages), tools
 
     async def render(self, request: Request, messages: Messages) -> Prompt:
         """Return the prompt with these messages. No text in them or in tools is a control token."""

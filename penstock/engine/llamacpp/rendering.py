@@ -17,6 +17,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from penstock.engine.llamacpp.props import Props
+from penstock.engine.llamacpp.vocabulary import Vocabulary
 from penstock.engine.turns import TemplateRefusedError, turn
 from penstock.request import Message, Request
 
@@ -184,3 +185,17 @@ def _refuse(message: str) -> None:
 
 def _now(layout: str) -> str:
     return datetime.now().strftime(layout)  # the local time
+
+
+def template_of(props: Props, vocabulary: Vocabulary) -> ChatTemplate | None:
+    """Return the model's chat template, None if only llama.cpp can read it."""
+    try:
+        return ChatTemplate(
+            props.chat_template,
+            props.chat_template_caps,
+            begin=props.bos_token,
+            end=props.eos_token,
+            drops_begin=vocabulary.adds_begin,
+        )
+    except TemplateRefusedError:
+        return None

@@ -46,20 +46,16 @@ class SlotCaches:
         self._displaced: deque[_Prompt] = deque(maxlen=num_slots)
         """The last prompts whose slots went to other conversations that begin like theirs."""
 
-    def slot_of(self, request_id: str) -> int:
-        """Return the slot that the request has."""
-        return self._slot_of[request_id]
-
     @contextlib.contextmanager
-    def taken(self, request_id: str, token_ids: Sequence[int]) -> Iterator[None]:
-        """Give the request with this prompt a slot for the time of the context."""
+    def taken(self, request_id: str, token_ids: Sequence[int]) -> Iterator[int]:
+        """Give the request with this prompt a slot until it leaves it, or the context ends."""
         prompt = array("I", token_ids).tobytes()
         self._clock += 1
         slot = self._choose(prompt)
         self._held[slot] = _Prompt(prompt, self._clock)
         self._slot_of[request_id] = slot
         try:
-            yield
+            yield slot
         finally:
             self.leave(request_id)
 

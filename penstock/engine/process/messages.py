@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.engine.protocol import Addition, EngineFinish, ModelInfo
+from penstock.engine.protocol import Addition, EngineFinish, ModelInfo, UpstreamState
 from penstock.events import PromptLogprobs
 from penstock.request import Request
 
@@ -55,9 +55,15 @@ class Ready(_Message, tag="ready"):
 
 
 class Described(_Message, tag="described"):
-    """The engine, which is ready, has more models than it said."""
+    """The models of the engine, which is ready, or their slots have changed."""
 
     info: ModelInfo
+
+
+class Upstreams(_Message, tag="upstreams"):
+    """The present states of the engine's upstreams. Counts begin at 0 with the process."""
+
+    states: tuple[UpstreamState, ...]
 
 
 class NotStarted(_Message, tag="not-started"):
@@ -86,6 +92,13 @@ class Working(_Message, tag="working"):
 
     request_id: str
     num_read: int = 0
+
+
+class Interrupted(_Message, tag="interrupted"):
+    """A call of `Sink.interrupted`."""
+
+    request_id: str
+    waits: bool
 
 
 class Cached(_Message, tag="cached"):
@@ -166,10 +179,12 @@ ToEngine = Start | Submit | Cancel | Probe
 Fact = (
     Ready
     | Described
+    | Upstreams
     | NotStarted
     | Accepted
     | Started
     | Working
+    | Interrupted
     | Cached
     | Prompt
     | Reasoning

@@ -58,6 +58,9 @@ class PacedSink:
         self.started = sink.started
         self.working = sink.working
 
+    def interrupted(self, *, waits: bool) -> None:
+        self._hold(0, partial(self._sink.interrupted, waits=waits))
+
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self._hold(0, partial(self._sink.cached, num_tokens, prompt_tokens))
 

@@ -29,7 +29,9 @@ from penstock.engine.protocol import (
     LosableSink,
     ModelInfo,
     Tell,
+    UpstreamState,
 )
+from penstock.engine.upstreams import UpstreamCounts
 from penstock.errors import EngineUnavailable, StartError, kind_of
 from penstock.request import Request
 from penstock.supervision import keep
@@ -87,8 +89,9 @@ class SupervisedEngine:
         self._hang_timeout = hang_timeout
         self._on_stopped = on_stopped
         self._deliver = deliver or deliver_singly
-        self._stopping: dict[str, float] = {}
-        """Cancelled requests that the engine still works on → when, on the monotonic clock."""
+        self._stopping: dict[str, tuple[str, float]] = {}
+        """For each cancelled request that the engine still works on: its `Request.model`, and when
+        it was cancelled, on the monotonic clock."""
         self._sinks: dict[str, LosableSink] = {}
         self._folder: folders.ServerFolder | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -116,6 +119,8 @@ class SupervisedEngine:
         self.info: ModelInfo | None = None
         self.num_restarts = 0
         self.on_room: Callable[[], None] = lambda: None
+        self.on_info: Callable[[ModelInfo], None] = lambda info: None
+        self._upstreams = UpstreamCounts()
 
     @property
     def pid(self) -> int | None:
@@ -131,6 +136,16 @@ class SupervisedEngine:
     def num_stopping(self) -> int:
         """The number of cancelled requests that the engine has not let go of yet."""
         return len(self._stopping)
+
+    def num_stopping_of(self, model: str) -> int:
+        """Return how many cancelled requests for a model (`ModelInfo.id`) the engine still runs."""
+        default = "" if self.info is None else self.info.id
+        return sum((name or default) == model for name, _ in self._stopping.values())
+
+    @property
+    def upstreams(self) -> tuple[UpstreamState, ...]:
+        """The servers that answer for the engine, counted over all its processes."""
+        return self._upstreams.states
 
     @property
     def is_congested(self) -> bool:
@@ -177,10 +192,13 @@ class SupervisedEngine:
         self._sinks[request.id] = sink
         self._channel.send(messages.Submit(request))
 
-    def cancel(self, request_id: str) -> None:
-        """Stop a request; its sink is told nothing more. Ignores unknown and ended ids."""
+    def cancel(self, request_id: str, model: str = "") -> None:
+        """Stop a request for `model`; its sink is told nothing more.
+
+        `model` is `Request.model`. Unknown and ended ids are ignored.
+        """
         if self._sinks.pop(request_id, None) is not None and self._channel is not None:
-            self._stopping[request_id] = time.monotonic()
+            self._stopping[request_id] = (model, time.monotonic())
             self._channel.send(messages.Cancel(request_id))
 
     def _receive(self, batch: list[messages.FromEngine]) -> None:
@@ -225,13 +243,18 @@ class SupervisedEngine:
                     sink.tool_call(number, call_id, name, arguments, num_tokens)
             case messages.Stopped(request_id):
                 self._num_idle_facts += 1
-                if began := self._stopping.pop(request_id, None):
+                if stopping := self._stopping.pop(request_id, None):
+                    _, began = stopping
                     self._on_stopped(time.monotonic() - began)
                     self.on_room()
             case messages.Alive():
                 self._num_idle_facts += 1  # a probe says nothing about requests that fail
                 self._is_heard = True
                 self._probed()
+            case messages.Interrupted(request_id, waits):
+                self._num_idle_facts += 1
+                if sink := self._sinks.get(request_id):
+                    sink.interrupted(waits=waits)
             case messages.Working(request_id, num_read):
                 if sink := self._sinks.get(request_id):
                     sink.working(num_read)
@@ -249,6 +272,11 @@ class SupervisedEngine:
             case messages.Described(info):
                 self._num_idle_facts += 1
                 self.info = info
+                self.on_info(info)
+                self.on_room()
+            case messages.Upstreams(states):
+                self._num_idle_facts += 1
+                self._upstreams.note(states)
             case messages.NotStarted(text, hint):
                 assert self._started is not None
                 self._started.set_exception(StartError(text, hint))
@@ -369,7 +397,9 @@ class SupervisedEngine:
             number = self._num_failed_starts
             await asyncio.sleep(RESTART_DELAYS_S[min(number, len(RESTART_DELAYS_S) - 1)])
             try:
+                self._upstreams.begin_anew()
                 self.info = await self._spawn()
+                self.on_info(self.info)
             except Exception as error:  # no memory, no disk, no process: it may pass
                 self._num_failed_starts += 1
                 text = str(error) if isinstance(error, StartError | OSError) else ""

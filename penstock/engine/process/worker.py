@@ -24,7 +24,13 @@ from setproctitle import setproctitle
 from penstock.children import die_with_parent, leave_signals_to_parent
 from penstock.engine.process import messages
 from penstock.engine.process.pace import Pacer
-from penstock.engine.protocol import ChangingEngine, Engine, EngineFinish, PausingEngine
+from penstock.engine.protocol import (
+    ChangingEngine,
+    Engine,
+    EngineFinish,
+    PausingEngine,
+    ReportingEngine,
+)
 from penstock.engine.tasks import end_process
 from penstock.errors import StartError
 from penstock.events import PromptLogprobs, TokenLogprob
@@ -86,6 +92,9 @@ class MessageSink:
 
     def working(self, num_read: int = 0) -> None:
         self._push(messages.Working(self._id, num_read))
+
+    def interrupted(self, *, waits: bool) -> None:
+        self._push(messages.Interrupted(self._id, waits))
 
     def cached(self, num_tokens: int, prompt_tokens: int = 0) -> None:
         self._push(messages.Cached(self._id, num_tokens, prompt_tokens))
@@ -151,12 +160,16 @@ def load(target: str, options: dict[str, object]) -> Engine:
             f"The engine {target} cannot be imported: {error}.",
             "Name an installed engine: see `penstock serve --help`.",
         ) from error
+    signature = inspect.signature(engine_class)
     try:
-        inspect.signature(engine_class).bind(**options)
+        signature.bind(**options)
     except TypeError as error:
+        unknown = [repr(name) for name in options if name not in signature.parameters]
         raise StartError(
-            f"The engine does not take these parameters: {error}.",
-            "It takes: " + ", ".join(inspect.signature(engine_class).parameters),
+            f"The engine has no parameter {', '.join(unknown)}."
+            if unknown
+            else f"The engine cannot be made with these parameters: {error}.",
+            "It takes: " + ", ".join(signature.parameters),
         ) from error
     check_values(engine_class, options)
     engine: Engine = engine_class(**options)
@@ -196,6 +209,8 @@ async def relay(outbox: Outbox) -> None:
             engine.on_pause = lambda is_paused: outbox.push(messages.Paused(is_paused))
         if isinstance(engine, ChangingEngine):
             engine.on_info = lambda info: outbox.push(messages.Described(info))
+        if isinstance(engine, ReportingEngine):
+            engine.on_upstreams = lambda states: outbox.push(messages.Upstreams(states))
         info = await engine.start()
         leave_signals_to_parent()  # again, because llama.cpp installs its own handlers
     except StartError as error:

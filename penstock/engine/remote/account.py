@@ -1,4 +1,4 @@
-"""What one request has got so far, from all the upstreams that worked on it.
+"""Keeps account of one request's answer so far, from all upstreams that worked on it.
 
 In: what the readers of answers find. Out: calls of the request's sink, within bounds, and what an
 answer must begin with to go on elsewhere. Not known here: upstreams, HTTP.
@@ -8,17 +8,31 @@ dies, nobody has seen them, and the next upstream generates them anew.
 """
 
 from penstock.engine.protocol import EngineFinish, Sink
-from penstock.engine.remote.failures import GarbageError
+from penstock.engine.remote.failures import GarbageError, RefusedError
+from penstock.events import TokenLogprob
 from penstock.request import Request, UnnamedTokens
 
 # No vocabulary has longer tokens on average.
 MAX_TOKEN_CHARACTERS = 1024
+NO_LOGPROBS = "no_logprobs"
+"""The code of the refusal of an upstream that does not report log probabilities."""
 
 
 class Account:
-    """Passes an answer on to `sink`, and keeps it."""
+    """Passes an answer on to `sink`, and keeps it. With `keeps_text` it keeps all of the text.
 
-    def __init__(self, request: Request, sink: Sink, vocabulary_size: int) -> None:
+    With `knows_prompt` the upstreams get the prompt as token ids, so nobody needs their count.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        sink: Sink,
+        vocabulary_size: int,
+        *,
+        keeps_text: bool = False,
+        knows_prompt: bool = False,
+    ) -> None:
         self.sink = sink
         self.num_tokens = 0
         """The tokens that the sink has got."""
@@ -32,13 +46,21 @@ class Account:
         """Why the answer ended; None until it has."""
         self.usage = 0
         """The tokens of this part of the answer as its upstream counts them; 0 if it does not."""
+        self.shown: list[str] | None = [] if keeps_text else None
+        """The text that the sink has got, for an answer that is checked when it is whole."""
+        self.num_top = request.top_logprobs
+        """How many likely tokens are reported at each place; None without log probabilities."""
+        self.parallel_calls = request.parallel_calls
         self._max_tokens = request.max_tokens
         self._room = (request.max_tokens + 4) * MAX_TOKEN_CHARACTERS
         self._max_id = vocabulary_size or 2**31
         self._held: list[int] = []
         self._num_held = 0
+        self._held_logprobs: tuple[TokenLogprob, ...] = ()
+        self._has_logprobs = False
         self._before = 0
         self._began_with_text = self.has_text
+        self._knows_prompt = knows_prompt
         self._told = (0, 0)
         self._separates = request.separate_reasoning
 
@@ -64,14 +86,26 @@ class Account:
 
     def begin(self) -> None:
         """Begin a part of the answer, from another upstream."""
-        self._held, self._num_held = [], 0
+        self._held, self._num_held, self._held_logprobs = [], 0, ()
         self._began_with_text = self.has_text
         self._before = self.num_tokens
         self.usage = 0
 
-    def delta(self, text: str, num_tokens: int, token_ids: tuple[int, ...]) -> None:
-        """Add text and tokens. `token_ids` has all their ids, or none. Raises GarbageError."""
+    def delta(
+        self,
+        text: str,
+        num_tokens: int,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+    ) -> None:
+        """Add text and tokens. `token_ids` has all their ids, or none.
+
+        Raises GarbageError, and RefusedError if the log probabilities that were asked for are not
+        there.
+        """
         self._check(text, num_tokens)
+        if self.num_top is not None:
+            logprobs = self._with_held(text, num_tokens, logprobs)
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._max_id:
             raise GarbageError("it sent a token that its model does not have")
         if not text:
@@ -88,14 +122,19 @@ class Account:
         else:
             token_ids = ()
             self.generated.append(UnnamedTokens(text, num_tokens))
-        self.sink.delta(text, num_tokens, token_ids)
+        if self.shown is not None:
+            self.shown.append(text)
+        self.sink.delta(text, num_tokens, token_ids, logprobs)
 
-    def reasoning(self, text: str, num_tokens: int) -> None:
-        """Add reasoning that the upstream has separated. Raises GarbageError."""
+    def reasoning(
+        self, text: str, num_tokens: int, logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> None:
+        """Add reasoning that the upstream has separated. Raises GarbageError and RefusedError."""
         if not self._separates:
-            self.delta(text, num_tokens, ())
+            self.delta(text, num_tokens, (), logprobs)
             return
         self._check(text, num_tokens)
+        self._held_logprobs = ()  # reasoning has none
         self.has_thoughts = True
         self.num_tokens += num_tokens
         self.generated.append(UnnamedTokens(text, num_tokens))
@@ -119,7 +158,8 @@ class Account:
 
         If a part of the answer was in what it was asked, its count is not the prompt's.
         """
-        counts = (max(0, num_cached), 0 if self._began_with_text else num_tokens)
+        needs_none = self._began_with_text or self._knows_prompt
+        counts = (max(0, num_cached), 0 if needs_none else num_tokens)
         if any(counts) and counts != self._told:
             self._told = counts
             self.sink.cached(*counts)
@@ -145,6 +185,21 @@ class Account:
             if not self.num_tokens <= total <= self._max_tokens:
                 total = self.num_tokens
         self.sink.finish(self.ending or "stop", total)
+
+    def _with_held(
+        self, text: str, num_tokens: int, logprobs: tuple[TokenLogprob, ...]
+    ) -> tuple[TokenLogprob, ...]:
+        """Return the log probabilities of the tokens that `text` ends; hold them without text."""
+        if len(logprobs) > num_tokens:
+            raise GarbageError("it sent more log probabilities than tokens")
+        logprobs = self._held_logprobs + logprobs
+        self._held_logprobs = () if text else logprobs
+        if text and not logprobs:
+            if not self._has_logprobs:
+                raise RefusedError(200, NO_LOGPROBS)
+            raise GarbageError("it sent a token without its log probability")
+        self._has_logprobs = self._has_logprobs or bool(text)
+        return logprobs if text else ()
 
     def _check(self, text: str, num_tokens: int) -> None:
         if num_tokens < 0 or self.num_tokens + self._num_held + num_tokens > self._max_tokens:

@@ -41,7 +41,11 @@ class UpstreamTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True):
-    """One upstream. `name` is its address without a key, for logs."""
+    """One upstream.
+
+    `name` is its address without a key, for logs and metrics. If the table names one of its models,
+    "#" and that name follow: so each upstream has a name of its own.
+    """
 
     name: str
     host: str
@@ -73,8 +77,8 @@ def upstreams_of(
         raise StartError("The remote engine has no upstream.", "Give --upstream http://host:port.")
     if len(configs) > MAX_UPSTREAMS:
         raise StartError(f"There are more than {MAX_UPSTREAMS} upstreams.")
-    places = [(each.name, each.model) for each in configs]
-    if twice := next((name for name, model in places if places.count((name, model)) > 1), ""):
+    names = [each.name for each in configs]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
         raise StartError(
             f"The upstream {twice} is named twice.",
             "Give it a weight of 2. If it serves several models, give each its table with model.",
@@ -106,7 +110,7 @@ def _config_of(table: UpstreamTable, key: str) -> UpstreamConfig:
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return UpstreamConfig(
-        f"{parts.scheme}://{host}:{port}{prefix}",
+        f"{parts.scheme}://{host}:{port}{prefix}" + (f"#{table.model}" if table.model else ""),
         parts.hostname,
         port,
         prefix,

@@ -9,13 +9,20 @@ class UpstreamError(Exception):
     """An upstream failed; the message says how, for the log.
 
     `began` is True if the upstream may have worked on the request. `is_busy` is True if the
-    upstream only has too much to do.
+    upstream only has too much to do; it may ask for a `pause`, in seconds.
     """
 
-    def __init__(self, message: str, *, began: bool = True, is_busy: bool = False) -> None:
+    def __init__(
+        self, message: str, *, began: bool = True, is_busy: bool = False, pause: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.began = began
         self.is_busy = is_busy
+        self.pause = pause
+
+
+class MissingError(UpstreamError):
+    """An upstream says that its model, or the route for this kind of request, is not there."""
 
 
 class GarbageError(UpstreamError):

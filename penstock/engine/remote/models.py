@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+import msgspec
+
 from penstock.engine.protocol import ModelFacts, ModelInfo, UpstreamFacts
 from penstock.engine.reasoning import marks_in, reasoning_features
 from penstock.engine.remote.failures import UpstreamError
 from penstock.engine.remote.profile import Level, Profile
 from penstock.request import Sampling
 
-# What a server that does not say how long its context is can take.
+# The assumed context of a server that does not say how long its context is.
 UNKNOWN_CONTEXT = 131_072
 # The name of a model to which nobody gives one.
 UNNAMED = "remote"
@@ -24,8 +26,9 @@ UNNAMED = "remote"
 class Model:
     """A model under its name here. An answer goes on only at another upstream of its model.
 
-    `level` is how its upstreams are talked to. `vocabulary` is the same at all of them. `marks`
-    surround its reasoning. `slots` is the number of requests that its upstreams run at once.
+    `level` says whether its upstreams get token ids or texts. All of them have the same
+    `vocabulary`. `marks` surround its reasoning. `slots` is the number of requests that its
+    upstreams run at once.
     """
 
     name: str
@@ -43,6 +46,12 @@ class Model:
     def context_length(self) -> int:
         """Return how many tokens a prompt and its answer may have together."""
         return self.info.context_length
+
+    def describe(self, profiles: Sequence[Profile]) -> None:
+        """Describe the model by its present upstreams. Its slots, level and context stay."""
+        now = model_of(self.name, profiles, self.slots, self.level, self.context_length)
+        slots = {"slots": self.info.slots, "own_slots": self.info.own_slots}
+        self.info, self.marks = msgspec.structs.replace(now.info, **slots), now.marks
 
     def check(self, profile: Profile) -> None:
         """Raise UpstreamError if an upstream with this profile does not fit the others."""
@@ -88,6 +97,7 @@ def model_of(
             UpstreamFacts(each.kind, level, name_of(each.model), each.context_length, each.slots)
             for each in profiles
         ),
+        vocabulary=f"ids {first.vocabulary}" if level == "ids" else "texts",
     )
     return Model(name, level, first.vocabulary, marks, slots, info)
 

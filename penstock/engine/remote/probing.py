@@ -5,18 +5,26 @@ In: a client of the upstream. Out: its `Profile`, or an UpstreamError. Two upstr
 """
 
 import hashlib
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
+from msgspec import Meta
 
 from penstock.engine.protocol import Feature
-from penstock.engine.remote.failures import GarbageError, RefusedError, UpstreamError
-from penstock.engine.remote.http import HttpClient
+from penstock.engine.remote.failures import (
+    GarbageError,
+    MissingError,
+    RefusedError,
+    UpstreamError,
+)
+from penstock.engine.remote.http import ASK_TIMEOUT_S, HttpClient
 from penstock.engine.remote.profile import DEFAULT_SLOTS, Kind, Profile
 from penstock.request import Sampling
 
 PROBE_TIMEOUT_S = 10.0
 MAX_MODELS = 10_000
+# No context, vocabulary or number of slots is larger.
+MAX_COUNT = 2**31 - 1
 _FEATURES = frozenset(get_args(Feature))
 # Texts that vocabularies cut in different ways: words, numbers, code, scripts, spaces, marks.
 TEXTS = (
@@ -41,6 +49,7 @@ TEXTS = (
     ),
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "<think>", "</think>", "<pad>"),
 )
+CONVERSATION = ({"role": "user", "content": "Hello"},)
 
 Answer = TypeVar("Answer")
 
@@ -81,14 +90,17 @@ class _Version(msgspec.Struct):
     version: str
 
 
-class _ModelPath(msgspec.Struct):
+class _ModelInfo(msgspec.Struct):
+    """The part of SGLang's `/model_info` that counts here."""
+
     model_path: str
+    reasoning_parser: str | None = None
 
 
 class Tokens(msgspec.Struct):
     """The answer of `/tokenize`."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[Annotated[int, Meta(ge=0, le=MAX_COUNT)], ...]
 
 
 async def probe(client: HttpClient, model: str, names: tuple[str, ...]) -> Profile:
@@ -102,7 +114,7 @@ async def probe(client: HttpClient, model: str, names: tuple[str, ...]) -> Profi
     if props is None and models is None:
         raise UpstreamError("it has neither /props nor /v1/models", began=False)
     chosen = _choose(models, model, names)
-    kind = await _kind_of(client, props, chosen)
+    kind, info = await _kind_of(client, props, chosen)
     if kind == "penstock":
         await _maybe(client, "/health/ready", _Version)  # raises while it drains
     context = chosen.max_model_len or chosen.context_length or 0
@@ -112,20 +124,33 @@ async def probe(client: HttpClient, model: str, names: tuple[str, ...]) -> Profi
         kind,
         "text",
         chosen.id,
-        max(0, context),
-        max(0, 0 if props is None else props.total_slots) or DEFAULT_SLOTS,
+        _bounded(context),
+        _bounded(0 if props is None else props.total_slots) or DEFAULT_SLOTS,
         chat_template="" if props is None else props.chat_template,
-        vocabulary_size=0 if chosen.meta is None else max(0, chosen.meta.n_vocab),
+        vocabulary_size=0 if chosen.meta is None else _bounded(chosen.meta.n_vocab),
     )
     if props is not None and props.penstock is not None:
         own = props.penstock
         profile = msgspec.structs.replace(
             profile,
             own=tuple(f for f in own.supports if f in _FEATURES),
-            vocabulary_size=max(0, own.vocabulary_size),
-            sampling=own.sampling,
+            vocabulary_size=_bounded(own.vocabulary_size),
+            sampling=None if own.sampling is None else _defaults_in(own.sampling),
         )
-    return await _with_vocabulary(client, profile)
+    # An SGLang that separates reasoning does so only at its route for chats.
+    separates = info is not None and bool(info.reasoning_parser)
+    return profile if separates else await _with_vocabulary(client, profile)
+
+
+def _bounded(count: int) -> int:
+    """Return a number that an upstream reported, from 0 to MAX_COUNT."""
+    return min(max(0, count), MAX_COUNT)
+
+
+def _defaults_in(sampling: Sampling) -> Sampling:
+    """Return the default sampling that a Penstock reported, without what is no model's default."""
+    top_k = _bounded(sampling.top_k)
+    return msgspec.structs.replace(sampling, top_k=top_k, seed=None, logit_bias=())
 
 
 async def tokenize(
@@ -133,7 +158,7 @@ async def tokenize(
 ) -> tuple[int, ...]:
     """Return the tokens of a text. Raises UpstreamError and RefusedError."""
     body: dict[str, Any]
-    if kind == "vllm":
+    if kind in ("vllm", "sglang"):
         body = {"model": model, "prompt": text, "add_special_tokens": add_special}
     else:
         body = {"content": text, "add_special": add_special, "parse_special": True}
@@ -142,22 +167,41 @@ async def tokenize(
 
 async def post(client: HttpClient, path: str, body: dict[str, Any], kind: type[Answer]) -> Answer:
     """Return the answer to a question. Raises UpstreamError and RefusedError."""
-    status, answer = await client.ask(path, msgspec.json.encode(body))
+    return await asked(client, path, body, kind, ASK_TIMEOUT_S)
+
+
+async def asked(
+    client: HttpClient, path: str, body: dict[str, Any], kind: type[Answer], timeout: float
+) -> Answer:
+    """Return the answer to a question, within `timeout` seconds.
+
+    Raises UpstreamError and RefusedError.
+    """
+    sent = msgspec.json.encode(body)
+    status, answer, retry_after = await client.ask(path, sent, timeout=timeout)
     if status != 200:
-        raise failure_of(status, answer)
+        raise failure_of(status, answer, retry_after)
     try:
         return msgspec.json.decode(answer, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise GarbageError(f"its answer to {path} cannot be read") from None
 
 
-def failure_of(status: int, answer: bytes) -> UpstreamError | RefusedError:
-    """Return what an answer other than 200 means."""
+def failure_of(
+    status: int, answer: bytes, retry_after: float = 0.0
+) -> UpstreamError | RefusedError:
+    """Return the error for a response with a status other than 200.
+
+    `retry_after` has the seconds of the response's `Retry-After`, 0 without one.
+    """
     if status in (400, 413, 422):
         return RefusedError(status, _code_in(answer))
     if status in (429, 503):
-        return UpstreamError(f"it has no room (HTTP {status})", began=False, is_busy=True)
-    if status in (401, 403, 404, 405):
+        message = f"it has no room (HTTP {status})"
+        return UpstreamError(message, began=False, is_busy=True, pause=retry_after)
+    if status in (404, 405, 501):
+        return MissingError(f"it has no such route or model (HTTP {status})", began=False)
+    if status in (401, 403):
         return UpstreamError(f"it does not let Penstock in (HTTP {status})", began=False)
     return UpstreamError(f"it fails (HTTP {status})")
 
@@ -182,7 +226,7 @@ def _code_in(answer: bytes) -> str:
 
 async def _maybe(client: HttpClient, path: str, kind: type[Answer]) -> Answer | None:
     """Return what the upstream says at `path`, None if it says nothing of this form there."""
-    status, answer = await client.ask(path, timeout=PROBE_TIMEOUT_S)
+    status, answer, _ = await client.ask(path, timeout=PROBE_TIMEOUT_S)
     if status == 503:
         raise UpstreamError("it is not ready (HTTP 503)", began=False, is_busy=True)
     if status in (401, 403):
@@ -216,26 +260,51 @@ def _choose(models: _Models | None, model: str, names: tuple[str, ...]) -> _Mode
     )
 
 
-async def _kind_of(client: HttpClient, props: _Props | None, model: _Models.Model) -> Kind:
+async def _kind_of(
+    client: HttpClient, props: _Props | None, model: _Models.Model
+) -> tuple[Kind, _ModelInfo | None]:
+    """Return the kind of the upstream. For SGLang, also return its report about its model."""
     if props is not None:
-        return "penstock" if props.build_info.startswith("penstock") else "llamacpp"
+        return ("penstock" if props.build_info.startswith("penstock") else "llamacpp"), None
     if model.owned_by == "vllm" and await _maybe(client, "/version", _Version) is not None:
-        return "vllm"
-    if await _maybe(client, "/get_model_info", _ModelPath) is not None:
-        return "sglang"
+        return "vllm", None
+    if (info := await _sglang_info(client)) is not None:
+        return "sglang", info
     if await _maybe(client, "/api/version", _Version) is not None:
-        return "ollama"
-    return "openai"
+        return "ollama", None
+    return "openai", None
+
+
+async def _sglang_info(client: HttpClient) -> _ModelInfo | None:
+    """Return what SGLang says of its model. Old versions have the second route only."""
+    info = await _maybe(client, "/model_info", _ModelInfo)
+    return info or await _maybe(client, "/get_model_info", _ModelInfo)
+
+
+async def _takes_ids(client: HttpClient, profile: Profile) -> bool:
+    """Return True if this SGLang renders conversations as they are, from version 0.5.23 on.
+
+    Older versions ignore `add_generation_prompt`: then both renderings are the same. Some of them
+    do not report the ids of an answer's tokens either. Raises UpstreamError and RefusedError.
+    """
+    body = {"model": profile.model, "messages": CONVERSATION}
+    closed, opened = [
+        await post(client, "/tokenize", {**body, "add_generation_prompt": opens}, Tokens)
+        for opens in (False, True)
+    ]
+    return closed != opened
 
 
 async def _with_vocabulary(client: HttpClient, profile: Profile) -> Profile:
     """Return the profile with its level: "ids" if the upstream tokenizes as it says it does."""
-    if profile.kind not in ("llamacpp", "vllm", "penstock") or not profile.context_length:
+    if profile.kind in ("ollama", "openai") or not profile.context_length:
         return profile
     if profile.own is not None and "return_token_ids" not in profile.own:
         return profile
     digest = hashlib.sha256()
     try:
+        if profile.kind == "sglang" and not await _takes_ids(client, profile):
+            return profile
         for add_special in (False, True):
             ids = await tokenize(
                 client, profile.kind, profile.model, "\n".join(TEXTS), add_special=add_special

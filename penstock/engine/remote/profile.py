@@ -1,4 +1,4 @@
-"""What one upstream is, and what it can do."""
+"""The profile of an upstream: its kind of server, its model and its abilities."""
 
 from typing import Literal
 
@@ -33,6 +33,10 @@ _OF_VLLM: tuple[Feature, ...] = (
     "add_special_tokens",
     "template_kwargs",
     "tools",
+    "json_schema",
+    "grammar",
+    "structural_tag",
+    "top_logprobs",
 )
 _OF_LLAMA: tuple[Feature, ...] = (
     *_OF_OPENAI,
@@ -45,15 +49,32 @@ _OF_LLAMA: tuple[Feature, ...] = (
     "add_special_tokens",
     "template_kwargs",
     "tools",
+    "json_schema",
+    "grammar",
+    "top_logprobs",
 )
 SUPPORTS: dict[tuple[Kind, Level], tuple[Feature, ...]] = {
     ("llamacpp", "ids"): _OF_LLAMA,
-    ("vllm", "ids"): _OF_VLLM,
-    ("penstock", "ids"): (*_OF_VLLM, "use_cache"),
+    ("vllm", "ids"): (*_OF_VLLM, "prompt_logprobs"),
+    ("sglang", "ids"): _OF_VLLM,
+    ("penstock", "ids"): (*_OF_VLLM, "use_cache", "tools_with_schema", "prompt_logprobs"),
 }
-_OF_TEXT: tuple[Feature, ...] = ("presence_penalty", "frequency_penalty", "tools")
+_OF_TEXT: tuple[Feature, ...] = (
+    *("presence_penalty", "frequency_penalty", "tools"),
+    *("json_schema", "top_logprobs"),
+)
+# The features that these servers have with texts, in addition to those of OpenAI's API.
+_ALSO_WITH_TEXT: dict[Kind, tuple[Feature, ...]] = {
+    "llamacpp": ("last_message", "grammar"),
+    "vllm": ("last_message", "grammar", "structural_tag"),
+    "sglang": ("last_message", "grammar", "structural_tag"),
+    "penstock": ("last_message", "grammar", "structural_tag", "tools_with_schema"),
+    "openai": ("tools_with_schema",),
+}
 # These servers can continue the last turn of the assistant.
 CONTINUES: frozenset[Kind] = frozenset({"llamacpp", "vllm", "sglang", "penstock"})
+# These servers go on after a prompt. Ollama does not: it makes a prompt the turn of a user.
+CONTINUES_PROMPTS: frozenset[Kind] = CONTINUES | {"openai"}
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -77,8 +98,7 @@ class Profile(msgspec.Struct, frozen=True):
     def supports(self, level: Level) -> tuple[Feature, ...]:
         """Return the optional features that work at `level`."""
         if level == "text":
-            also: tuple[Feature, ...] = ("last_message",) if self.kind in CONTINUES else ()
-            features = (*_OF_TEXT, *also)
+            features = (*_OF_TEXT, *_ALSO_WITH_TEXT.get(self.kind, ()))
         else:
             features = SUPPORTS[self.kind, level]
         return features if self.own is None else tuple(f for f in features if f in self.own)

@@ -21,8 +21,11 @@ class _Prompt(msgspec.Struct):
 
 
 class _Text(msgspec.Struct):
+    """The answer of `/detokenize`: each server has its own name for the text."""
+
     content: str | None = None
     prompt: str | None = None
+    text: str | None = None
 
 
 async def prompt_ids_of(upstream: Upstream, request: Request) -> tuple[int, ...]:
@@ -37,7 +40,11 @@ async def prompt_ids_of(upstream: Upstream, request: Request) -> tuple[int, ...]
     if kind == "llamacpp":
         prompt = (await post(client, "/apply-template", body, _Prompt)).prompt
         return await tokenize(client, kind, model, prompt, add_special=special)
-    body.pop("tool_choice", None)
+    if kind != "penstock":  # only there a call that must come changes the prompt
+        body.pop("tool_choice", None)
+    if kind == "sglang":
+        # Only with this field the turns are rendered as they are, and a begun turn needs True.
+        body["add_generation_prompt"] = request.open_answer or request.continue_last_message
     if model:
         body["model"] = model
     return (await post(client, "/tokenize", body, Tokens)).tokens
@@ -64,8 +71,10 @@ async def text_of(upstream: Upstream, token_ids: list[int]) -> str:
     body: dict[str, Any] = {"tokens": token_ids}
     if profile.model:
         body["model"] = profile.model
+    if profile.kind == "sglang":
+        body["skip_special_tokens"] = False
     found = await post(upstream.client, "/detokenize", body, _Text)
-    text = found.content if found.content is not None else found.prompt
+    text = next((t for t in (found.content, found.prompt, found.text) if t is not None), None)
     if text is None:
         raise UpstreamError("its answer to /detokenize has no text")
     return text

@@ -1,10 +1,11 @@
 """Conversations in vLLM: rendering, structured output, tool calls and reasoning.
 
-In: requests. Out: vLLM's arguments for them, and the sink that reads the answer. The marks in the
-chat template separate the reasoning, unless the operator names one of vLLM's parsers
+In: requests. Out: vLLM's arguments for their prompts, and the `AnswerFormat` of their answers. The
+marks in the chat template separate the reasoning, unless the operator names one of vLLM's parsers
 (`reasoning_parser`). Such a parser knows forms without marks, and lets vLLM enforce a grammar from
-the end of the reasoning on. Another parser of vLLM's finds tool calls. The operator must name it
-(`tool_call_parser`), because a model's files do not say which parser fits.
+the end of the reasoning on. Another parser of vLLM's finds tool calls in the model's own form. The
+operator must name it (`tool_call_parser`), because a model's files do not say which parser fits.
+Without it, and where the model's own form cannot be enforced, calls have Penstock's form.
 
 vLLM's parsers: https://docs.vllm.ai/en/stable/features/tool_calling.html
 """
@@ -12,10 +13,10 @@ vLLM's parsers: https://docs.vllm.ai/en/stable/features/tool_calling.html
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import xgrammar
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
@@ -27,106 +28,34 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from penstock.engine.compiled import InvalidSchemaError
 from penstock.engine.control import ControlTokens
-from penstock.engine.grammar import MAX_SCHEMA_INTEGER, check_integers
-from penstock.engine.protocol import Feature, Sink
-from penstock.engine.reasoning import (
-    SplitSink,
-    Splitter,
-    marks_in,
-    num_last_tokens,
-    reasoning_features,
-)
+from penstock.engine.grammar import MAX_SCHEMA_INTEGER, check_bounds, check_integers
+from penstock.engine.protocol import Feature
+from penstock.engine.reasoning import Splitter, marks_in, reasoning_features
+from penstock.engine.tools import CallForm
 from penstock.engine.turns import turn
-from penstock.engine.vllm.answers import Parsed, ParsingSink
+from penstock.engine.vllm.formats import (
+    AnswerFormat,
+    AnswerReader,
+    Begun,
+    check_shown,
+    opens_call,
+)
 from penstock.engine.vllm.lengths import lengths_of
 from penstock.engine.vllm.structures import Structure
+from penstock.engine.vllm.tags import tag_of, with_little_space
 from penstock.errors import StartError
 from penstock.request import Grammar, Message, Request
 
-MAX_WHITE_SPACE = 1
 MAX_TOOLS_INTEGER = 2**63 - 1  # xgrammar turns greater integers into floats
+AT_ONCE: dict[str, Any] = {"reasoning_ended": True}
+"""vLLM's arguments for a structure that begins with the answer's first token."""
 # A conversation and tools to test the template with.
 PROBE = (Message("user", "Hello"),)
 PROBE_TOOLS = (
     '[{"type": "function", "function": {"name": "probe", "description": "", "parameters":'
     ' {"type": "object", "properties": {}}}}]'
 )
-
-
-@dataclass(frozen=True)
-class AnswerFormat:
-    """How vLLM constrains the answer to one request, and how its text is read.
-
-    `structure` is the structure that the answer must have. `shows_special_tokens`: its text
-    includes special tokens. `parser` is vLLM's, created for this answer, and `chat` is the request
-    in the parser's form. `marks` surround the reasoning, if marks separate it.
-    `is_relaxed`: the structure leaves out part of the request's schema.
-    """
-
-    structure: StructuredOutputsParams | None = None
-    shows_special_tokens: bool = False
-    parser: Any = None
-    chat: Any = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    marks: tuple[str, str] | None = None
-    parallel_calls: bool = True
-    is_relaxed: bool = False
-
-    def begin(self, prompt_ids: tuple[int, ...]) -> dict[str, Any]:
-        """Return vLLM's arguments for where the structure begins.
-
-        It begins after the reasoning, which only a parser can find; without a parser, at once.
-        """
-        if self.structure is None:
-            return {}
-        if self.parser is None or self.parser.reasoning_parser is None:
-            return {"reasoning_ended": True}
-        return {
-            "reasoning_ended": self.chat.resolve_reasoning_ended(self.parser, list(prompt_ids)),
-            "reasoning_parser_kwargs": {"chat_template_kwargs": self.template_kwargs},
-        }
-
-    def sink(
-        self,
-        sink: Sink,
-        prompt_ids: tuple[int, ...],
-        generated: list[int],
-        tokenizer: Any,
-        begun: str,
-    ) -> Sink:
-        """Return the sink for vLLM's outputs.
-
-        `generated` are the tokens of the answer so far. `begun` is the text of the assistant's turn
-        that the answer may continue.
-        """
-        text = text_of(generated, tokenizer, self.shows_special_tokens)
-        if self.parser is not None:
-            parse = self._parse(prompt_ids, tokenizer)
-            if generated:
-                parse(text, generated, finished=False)
-            sink = ParsingSink(sink, parse, parallel_calls=self.parallel_calls)
-        if self.marks is not None:
-            end = text_of(list(prompt_ids[-num_last_tokens(begun) :]), tokenizer, True)
-            sink = SplitSink(sink, Splitter.after(self.marks, end, text, begun))
-        return sink
-
-    def _parse(self, prompt_ids: tuple[int, ...], tokenizer: Any) -> Any:
-        parse = partial(
-            self.parser.parse_delta, request=self.chat, prompt_token_ids=list(prompt_ids)
-        )
-        if self.marks is None:
-            return parse
-        # The parser must not see the marks' tokens: it never gets their text and would wait for it.
-        marks = set(tokenizer.convert_tokens_to_ids(list(self.marks)))
-
-        def parse_rest(text: str, token_ids: list[int], *, finished: bool) -> Parsed | None:
-            rest = [each for each in token_ids if each not in marks]
-            parsed: Parsed | None = parse(text, rest, finished=finished)
-            return parsed
-
-        return parse_rest
 
 
 class Chats:
@@ -140,6 +69,8 @@ class Chats:
         self._model_config = config.model_config
         self._reasoning_parser: str = config.structured_outputs_config.reasoning_parser
         self._has_tool_parser = tool_parser is not None
+        self.renders_tools = True
+        """Whether the template renders tools, once that is known."""
         self.tokenizer: Any = cached_tokenizer_from_config(config.model_config)
         self.control = control_tokens(self.tokenizer)
         self.lengths = lengths_of(self.tokenizer)
@@ -149,23 +80,19 @@ class Chats:
         special = getattr(self.tokenizer, "all_special_tokens", ())
         self._marks_are_special = any(mark in special for mark in self._marks or ())
 
-    def features(self, *, takes_tools: bool) -> tuple[Feature, ...]:
+    @property
+    def shows_tools(self) -> bool:
+        """True if the template shows the tools, in the form that a parser of vLLM's reads."""
+        return self._has_tool_parser and self.renders_tools
+
+    def features(self) -> tuple[Feature, ...]:
         """Return the optional features that the template and the parsers support."""
-        tools: tuple[Feature, ...] = ("tools",)
         effort = reasoning_features(
             self._template,
             has_effort="reasoning_effort" in self._template,
             has_parser=bool(self._reasoning_parser),
         )
-        return (tools if takes_tools and self._has_tool_parser else ()) + effort
-
-    def advice(self, *, takes_tools: bool) -> dict[Feature, str]:
-        """Return `ModelInfo.advice`."""
-        if not takes_tools or self._has_tool_parser:
-            return {}
-        return {
-            "tools": "Start the server with --engine-arg tool_call_parser=NAME to enable tools."
-        }
+        return ("tools", "tools_with_schema", *effort)
 
     def turns(self, request: Request) -> list[dict[str, Any]]:
         """Return the conversation in a new list, because vLLM changes it."""
@@ -210,35 +137,101 @@ class Chats:
                 ids += tokens["input_ids"]
         return ids
 
-    def answer_format(self, request: Request) -> AnswerFormat:
+    def answer_format(self, request: Request, begun: Begun) -> AnswerFormat:
         """Return the format of the answer, which may take a while if the request has tools.
 
-        Raises InvalidSchemaError if vLLM cannot enforce the tools' schemas.
+        Raises InvalidSchemaError if vLLM cannot enforce the tools' schemas, and
+        CannotContinueError if the answer so far ends within the beginning of a call.
         """
+        if request.tools is not None:
+            if request.json_schema is not None or not self.shows_tools:
+                return self._own_format(request, begun)
+            return self._parsed_format(request, begun)
         if request.json_schema is not None:
-            check_integers(json.loads(request.json_schema), MAX_SCHEMA_INTEGER)
+            schema = json.loads(request.json_schema)
+            check_integers(schema, MAX_SCHEMA_INTEGER)
+            check_bounds(schema)
             return AnswerFormat(
-                StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True)
+                StructuredOutputsParams(json=request.json_schema, disable_any_whitespace=True),
+                AT_ONCE,
             )
         if request.grammar is not None:
-            return AnswerFormat(structure_of(request.grammar))
+            return AnswerFormat(structure_of(request.grammar), AT_ONCE)
+        if request.separate_reasoning and self._reasoning_parser:
+            return self._parsed_format(request, begun)
+        shows = self._marks_are_special and request.separate_reasoning
+        splitter, _ = self._split(self._marks_for(request), begun, shows_special_tokens=shows)
+        return AnswerFormat(shows_special_tokens=shows, splitter=splitter)
+
+    def _marks_for(self, request: Request) -> tuple[str, str] | None:
+        """Return the marks that separate the answer's reasoning, if marks separate it."""
+        is_split = request.separate_reasoning and not self._reasoning_parser
+        return self._marks if is_split else None
+
+    def _split(
+        self, marks: tuple[str, str] | None, begun: Begun, *, shows_special_tokens: bool
+    ) -> tuple[Splitter | None, str]:
+        """Return the splitter for the rest of the answer, and the text of the answer so far."""
+        text = begun.text(self.tokenizer, shows_special_tokens)
+        if marks is None:
+            return None, text
+        splitter = begun.splitter(marks, text, self.tokenizer)
+        return splitter, splitter.answer_in(text)
+
+    def _parsed_format(self, request: Request, begun: Begun) -> AnswerFormat:
+        """Return the format of an answer that vLLM's parsers read."""
         # A required call comes first, without reasoning, unless vLLM knows where reasoning ends.
-        must_begin = request.tool_call_required and not self._reasoning_parser
-        marks = None
-        if request.separate_reasoning and not self._reasoning_parser and not must_begin:
-            marks = self._marks
-        is_parsed = request.tools is not None or (
-            request.separate_reasoning and bool(self._reasoning_parser)
-        )
-        if is_parsed:
-            return self._parsed_format(request, marks)
+        marks = None if request.tool_call_required else self._marks_for(request)
+        parser, chat = self._parser_for(request)
+        structure = chat.extract_structured_outputs()
+        if structure is not None and structure.structural_tag is not None:
+            tag = json.dumps(with_little_space(json.loads(structure.structural_tag)))
+            structure = StructuredOutputsParams(structural_tag=tag)
+        if request.tool_call_required and structure is None:  # this parser cannot force a call
+            return self._own_format(request, begun)
+        shows = not chat.skip_special_tokens or (marks is not None and self._marks_are_special)
+        splitter, answer = self._split(marks, begun, shows_special_tokens=shows)
+        reader = AnswerReader(parser, chat, begun, marks, self.tokenizer)
+        parsed = reader.read_again(answer)
+        if request.tools is not None:
+            check_shown(answer, parsed)
         return AnswerFormat(
-            shows_special_tokens=marks is not None and self._marks_are_special, marks=marks
+            structure,
+            {} if structure is None else self._beginning(request, begun, parser, chat),
+            shows,
+            splitter,
+            reader.parse,
+            parallel_calls=request.parallel_calls,
         )
 
-    def _parsed_format(self, request: Request, marks: tuple[str, str] | None) -> AnswerFormat:
+    def _own_format(self, request: Request, begun: Begun) -> AnswerFormat:
+        """Return the format of an answer whose calls have Penstock's own form.
+
+        Special tokens are shown, because xgrammar takes them for their text.
+        """
+        assert request.tools is not None
+        form = CallForm(
+            request.tools, request.tool_call_required, request.parallel_calls, request.json_schema
+        )
+        splitter, answer = self._split(self._marks_for(request), begun, shows_special_tokens=True)
+        beginning, parse = AT_ONCE, None
+        if request.separate_reasoning and self._reasoning_parser:
+            parser, chat = self._parser_for(msgspec.structs.replace(request, tools=None))
+            reader = AnswerReader(parser, chat, begun, None, self.tokenizer)
+            parsed = reader.read_again(answer)
+            answer = (parsed.content if parsed is not None else None) or ""
+            beginning, parse = self._beginning(request, begun, parser, chat), reader.parse
+        tag = tag_of(
+            form,
+            ends_thought="" if splitter is None else splitter.ends_thought,
+            is_open=opens_call(answer),
+        )
+        structure = StructuredOutputsParams(structural_tag=tag)
+        return AnswerFormat(structure, beginning, True, splitter, parse, form, answer)
+
+    def _parser_for(self, request: Request) -> tuple[Any, Any]:
+        """Return a new parser of vLLM's, and the request in the form that the parser needs."""
         assert self._parser is not None
-        kwargs = template_kwargs(request)
         chat = ChatCompletionRequest(
             messages=self.turns(request),
             tools=None if request.tools is None else json.loads(request.tools),
@@ -246,32 +239,29 @@ class Chats:
             parallel_tool_calls=request.parallel_calls,
             reasoning_effort=request.reasoning_effort,
         )
-        make = partial(
-            self._parser,
-            self.tokenizer,
-            chat.tools,
-            model_config=self._model_config,
-            chat_template_kwargs=kwargs,
-        )
-        chat = make().adjust_request(chat)
-        structure = chat.extract_structured_outputs()
-        if structure is not None and structure.structural_tag is not None:
-            tag = json.dumps(with_little_space(json.loads(structure.structural_tag)))
-            structure = StructuredOutputsParams(structural_tag=tag)
-        if request.tool_call_required and structure is None:
-            raise InvalidSchemaError("its parser cannot force a call; set tool_choice to auto")
-        shows_special_tokens = not chat.skip_special_tokens or (
-            marks is not None and self._marks_are_special
-        )
-        return AnswerFormat(
-            structure,
-            shows_special_tokens,
-            make(),
-            chat,
-            kwargs,
-            marks,
-            request.parallel_calls,
-        )
+
+        def make() -> Any:
+            assert self._parser is not None
+            return self._parser(
+                self.tokenizer,
+                chat.tools,
+                model_config=self._model_config,
+                chat_template_kwargs=template_kwargs(request),
+            )
+
+        return make(), make().adjust_request(chat)
+
+    def _beginning(self, request: Request, begun: Begun, parser: Any, chat: Any) -> dict[str, Any]:
+        """Return vLLM's arguments for where the structure begins.
+
+        It begins after the reasoning, which only a parser can find; without a parser, at once.
+        """
+        if parser.reasoning_parser is None:
+            return AT_ONCE
+        return {
+            "reasoning_ended": chat.resolve_reasoning_ended(parser, begun.ids()),
+            "reasoning_parser_kwargs": {"chat_template_kwargs": template_kwargs(request)},
+        }
 
 
 def control_tokens(tokenizer: Any) -> ControlTokens:
@@ -332,26 +322,6 @@ def vocabulary_of(config: Any, tokenizer: Any) -> str:
         size = config.model_config.get_vocab_size()
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
     return str(info.serialize_json())
-
-
-def with_little_space(tag: Any) -> Any:
-    """Return the structural tag with at most one white space at each place in its JSON.
-
-    A small model would generate white space without end.
-    """
-    if isinstance(tag, list):
-        return [with_little_space(each) for each in tag]
-    if not isinstance(tag, dict):
-        return tag
-    if tag.get("type") == "json_schema" and tag.get("style", "json") == "json":
-        return {**tag, "max_whitespace_cnt": MAX_WHITE_SPACE}
-    return {name: with_little_space(each) for name, each in tag.items()}
-
-
-def text_of(token_ids: list[int], tokenizer: Any, shows_special_tokens: bool) -> str:
-    """Return the tokens' text as vLLM decodes it."""
-    text: str = tokenizer.decode(token_ids, skip_special_tokens=not shows_special_tokens)
-    return text
 
 
 def template_of(model_config: Any, tokenizer: Any) -> str:

@@ -22,18 +22,11 @@ from typing import Any
 import msgspec
 
 from penstock.engine.compiled import InvalidSchemaError, TooComplexError
-from penstock.engine.grammar import (
-    CANNOT_CONTINUE,
-    NOT_COMPILED,
-    RELAXED_SCHEMA,
-    RELAXED_TOOLS,
-    opened_tools,
-)
+from penstock.engine.grammar import CANNOT_CONTINUE, NOT_COMPILED
 from penstock.engine.process import reaper
-from penstock.engine.process.bounded import BeyondBoundsError, BoundedFunction, JobLostError
+from penstock.engine.process.bounded import BoundedFunction, JobLostError
 from penstock.engine.process.forks import Limits
 from penstock.engine.protocol import Feature, ModelInfo, Sink
-from penstock.engine.reasoning import begun_answer
 from penstock.engine.slots import Slots
 from penstock.engine.tasks import (
     SHORT_CHARACTERS,
@@ -45,8 +38,10 @@ from penstock.engine.tasks import (
     refusal,
     too_many_turns,
 )
+from penstock.engine.tools import with_instructions
 from penstock.engine.turns import REFUSED, Messages, Template, TemplateRefusedError
 from penstock.engine.vllm.answers import SecondCallError, pass_on
+from penstock.engine.vllm.formats import AnswerFormat, CannotContinueError, text_of
 from penstock.errors import StartError, reason_from_pydantic
 from penstock.folders import own_folder
 from penstock.request import Request, Sampling
@@ -60,29 +55,18 @@ try:
     from vllm.exceptions import VLLMClientError
     from vllm.platforms import current_platform
     from vllm.renderers.chat_utils import ChatTemplateResolutionError
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    from penstock.engine.vllm.binder import Binder, UnboundSchemaError
     from penstock.engine.vllm.chats import (
-        MAX_TOOLS_INTEGER,
+        AT_ONCE,
         PROBE,
         PROBE_TOOLS,
-        AnswerFormat,
         Chats,
         check_names,
-        structure_in,
-        text_of,
         vocabulary_of,
-    )
-    from penstock.engine.vllm.structures import (
-        BindTools,
-        BoundTools,
-        Job,
-        Outcome,
-        Refused,
-        RelaxedSchema,
-        RelaxSchema,
     )
 except ImportError as error:
     is_installed = error.name != "vllm"
@@ -98,7 +82,6 @@ NUM_SEEDS = 2**63
 # For a large vocabulary xgrammar takes a second for a schema that is no bomb. It does not stop the
 # other streams meanwhile.
 COMPILE_LIMITS = Limits(cpu_s=3.0, memory_bytes=2**30, wall_s=60.0)
-UNSUPPORTED = "no grammar backend supports it"
 # Measured on 2 cores: with 1, tokens still arrive in lumps every half second; with 5, one by one.
 NICENESS = 5
 
@@ -121,15 +104,13 @@ SUPPORTS: tuple[Feature, ...] = (
     "last_message",
     "return_token_ids",
     "prompt_logprobs",
+    "show_prompt",
+    "add_special_tokens",
 )
 BUDGET_ADVICE = (
     "Start the server with --engine-arg reasoning_parser=NAME, or with vLLM's reasoning_config, to"
     " enable a thinking budget."
 )
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 
 
 class Vllm(TaskEngine):
@@ -138,10 +119,10 @@ class Vllm(TaskEngine):
     `context` is vLLM's `max_model_len` in tokens; 0 leaves it to vLLM, which uses the model's own.
 
     `tool_call_parser` names vLLM's parser for the model's tool calls, like the flag of vLLM's
-    server; without a parser there are no tools. Every other argument is an engine argument of vLLM
-    (`dtype`, `max_model_len`, `reasoning_parser`...). Three defaults differ from vLLM's:
-    `max_num_seqs` is `slots`, statistics are off, and each start draws a new seed for the requests
-    without a seed.
+    server; without a parser, tools are shown and called in Penstock's own form. Every other
+    argument is an engine argument of vLLM (`dtype`, `max_model_len`, `reasoning_parser`...). Three
+    defaults differ from vLLM's: `max_num_seqs` is `slots`, statistics are off, and each start draws
+    a new seed for the requests without a seed.
     """
 
     def __init__(
@@ -167,8 +148,9 @@ class Vllm(TaskEngine):
         }
         self._context_length = 0
         self._llm: Any = None
-        self._chats: Chats  # set by `start`
-        self._compiler: BoundedFunction  # set by `start`
+        self._chats: Chats  # these are set by `start`
+        self._compiler: BoundedFunction
+        self._binder: Binder
         self._template = Template()
         self._stopping = False
 
@@ -195,6 +177,7 @@ class Vllm(TaskEngine):
                 disable_log_stats=args.disable_log_stats,
             )
             await self._warm_up()
+            await self._choose_backend()
         except Exception as error:  # vLLM raises many types
             # A process that the kernel kills for lack of memory cannot log a reason.
             killed = " Its core was killed." if "-9}" in str(error) else ""
@@ -203,12 +186,13 @@ class Vllm(TaskEngine):
                 "Is there enough memory? max_model_len, gpu_memory_utilization and"
                 " tensor_parallel_size determine how much vLLM needs on each GPU.",
             ) from error
+        self._binder = Binder(self._chats, self._llm.input_processor, self._compiler)
         self._llm.output_handler.add_done_callback(lambda _: self._died())
         self._context_length = self._llm.model_config.max_model_len
         num_slots = config.scheduler_config.max_num_seqs
         self._slots = Slots(num_slots)
         self._template = await Template.probe(self._text_of)
-        takes_tools = await self._takes_tools()
+        self._chats.renders_tools = await self._renders_tools()
         reasoning = config.reasoning_config
         has_budget = reasoning is not None and reasoning.enabled
         budget: tuple[Feature, ...] = ("thinking_budget",) if has_budget else ()
@@ -218,13 +202,14 @@ class Vllm(TaskEngine):
             "vllm",
             self._context_length,
             num_slots,
-            (*SUPPORTS, *self._chats.features(takes_tools=takes_tools), *budget),
+            (*SUPPORTS, *self._chats.features(), *budget),
             self._llm.model_config.get_vocab_size(),
-            {**self._chats.advice(takes_tools=takes_tools), **advice},
+            advice,
             sampling_of(self._llm.model_config.get_diff_sampling_param()),
+            cache_tokens=cache_tokens_of(config),
         )
 
-    async def _takes_tools(self) -> bool:
+    async def _renders_tools(self) -> bool:
         """Return whether the model's chat template renders tools."""
         plain = Request(id="", max_tokens=1, messages=PROBE)
         try:
@@ -244,6 +229,19 @@ class Vllm(TaskEngine):
         async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "warm-up"):
             pass
 
+    async def _choose_backend(self) -> None:
+        """Bind a first answer, because vLLM binds all answers with the library of the first.
+
+        Unless the operator has chosen a library, it is xgrammar, which binds structural tags.
+        """
+        structure = StructuredOutputsParams(choice=["a", "b"])
+        params = sampling_params(Request("", 1), 1, AnswerFormat(structure, AT_ONCE))
+        try:
+            async for _ in self._llm.generate({"prompt_token_ids": [0]}, params, "choice"):
+                pass
+        except (VLLMClientError, ValueError):
+            log.warning("vLLM cannot bind this model's answers to tools, schemas or grammars.")
+
     async def stop(self) -> None:
         """Drop every request and end vLLM's processes."""
         self._stopping = True
@@ -253,42 +251,36 @@ class Vllm(TaskEngine):
 
     async def _run(self, request: Request, sink: Sink) -> None:
         try:
-            if request.tools is not None and request.generated:
-                sink.fail("engine_died", CANNOT_CONTINUE)
-                return
             if refused := too_many_turns(request, self._context_length):
                 sink.fail(*refused)
                 return
             given_tools = request.tools
-            request, relaxed = await self._bindable(request)
-            request, prompt, notes = await self._shown(request)
+            request, relaxed = await self._binder.bindable(request)
+            request, prompt, notes = await self._shown(request, given_tools)
             prompt_ids = tuple(prompt["prompt_token_ids"])
             if refused := refusal(request, len(prompt_ids), self._context_length):
                 sink.fail(*refused)
                 return
-            try:
-                answer_format = await self._answer_format(request)
-            except InvalidSchemaError as error:
-                if given_tools is None or isinstance(error, TooComplexError):
-                    raise
-                request = msgspec.structs.replace(request, tools=opened_tools(given_tools))
-                answer_format = await self._answer_format(request)
-                relaxed = (RELAXED_TOOLS,)
-            relaxed += (RELAXED_SCHEMA,) * answer_format.is_relaxed
-            sink.accepted(prompt_ids, notes + relaxed)
+            answer_format, more = await self._binder.format_of(request, given_tools, prompt_ids)
+            notes = tuple(dict.fromkeys((*notes, *relaxed, *more)))
+            sink.accepted(prompt_ids, notes)
+            if request.show_prompt:
+                sink.delta(await self._shown_text(prompt_ids), 0, ())
             if request.generated:
                 prompt = await self._render_ids([*prompt_ids, *request.generated])
             if not await self._start(request, sink):
                 return
-            await self._generate(request, prompt_ids, prompt, answer_format, sink)
+            await self._generate(request, prompt, answer_format, sink)
         except SecondCallError as error:
             sink.finish("stop", error.completion_tokens)
+        except CannotContinueError:
+            sink.fail("engine_died", CANNOT_CONTINUE)
         except TooComplexError as error:
             sink.fail("schema_too_complex", f"vLLM cannot bind this answer: {error}.")
         except JobLostError:
             sink.fail("engine_error", NOT_COMPILED)
         except InvalidSchemaError as error:
-            if request.tools is not None:
+            if request.tools is not None and not isinstance(error, UnboundSchemaError):
                 sink.fail("invalid_tools", f"vLLM cannot use these tools: {error}.")
             elif request.grammar is not None:
                 sink.fail("invalid_grammar", f"vLLM cannot enforce this grammar: {error}.")
@@ -312,18 +304,31 @@ class Vllm(TaskEngine):
             log.exception("vLLM failed a request")
             sink.fail("engine_error", f"vLLM failed the request ({type(error).__name__}).")
 
-    async def _shown(self, request: Request) -> tuple[Request, Any, tuple[str, ...]]:
-        """Return the request with messages that the template shows, its prompt, and notes."""
+    async def _shown(
+        self, request: Request, given_tools: str | None
+    ) -> tuple[Request, Any, tuple[str, ...]]:
+        """Return the request with messages that the template shows, its prompt, and notes.
+
+        `given_tools` are the request's tools as the client gave them.
+        """
         if request.messages is None or request.prompt_ids is not None:
             return request, await self._tokenise(request), ()
+        template, messages, tools = self._template, request.messages, request.tools
+        if given_tools is not None and not self._chats.shows_tools:
+            must_call = request.tool_call_required
+            messages = with_instructions(messages, given_tools, must_call=must_call)
+            # The template would show earlier calls in another form.
+            template, tools = dataclasses.replace(template, tools=False), None
 
         async def render(messages: Messages) -> Any:
-            return await self._tokenise(msgspec.structs.replace(request, messages=messages))
+            return await self._tokenise(
+                msgspec.structs.replace(request, messages=messages, tools=tools)
+            )
 
         try:
-            messages, prompt, notes = await self._template.show(request.messages, render)
+            messages, prompt, notes = await template.show(messages, render)
         except TemplateRefusedError:
-            if request.tools is None:
+            if tools is None:
                 raise
             try:
                 await render(PROBE)
@@ -333,13 +338,16 @@ class Vllm(TaskEngine):
             raise
         return msgspec.structs.replace(request, messages=messages), prompt, notes
 
+    async def _shown_text(self, token_ids: tuple[int, ...]) -> str:
+        return await asyncio.to_thread(text_of, list(token_ids), self._chats.tokenizer, True)
+
     async def _text_of(self, messages: Messages) -> str:
         """Return the prompt of a conversation as text. Raises TemplateRefusedError."""
         try:
             prompt = await self._tokenise(Request(id="", max_tokens=1, messages=messages))
         except Exception:  # a template can raise any type
             raise TemplateRefusedError from None
-        return text_of(prompt["prompt_token_ids"], self._chats.tokenizer, True)
+        return await self._shown_text(prompt["prompt_token_ids"])
 
     async def _tokenise(self, request: Request) -> Any:
         """Return the prompt in vLLM's form, with all its `prompt_token_ids`, however many."""
@@ -355,9 +363,12 @@ class Vllm(TaskEngine):
                 raise TemplateRefusedError from None
         assert request.prompt is not None
         await self._check_length([request.prompt])
-        unbounded = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
-        (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], unbounded)
-        if not prompt["prompt_token_ids"] and (begin := renderer.get_bos_token_id()) is not None:
+        params = dataclasses.replace(renderer.default_cmpl_tok_params, max_total_tokens=None)
+        if not request.add_special_tokens:
+            params = dataclasses.replace(params, add_special_tokens=False)
+        (prompt,) = await renderer.render_cmpl_async([{"prompt": request.prompt}], params)
+        begin = renderer.get_bos_token_id() if request.add_special_tokens else None
+        if not prompt["prompt_token_ids"] and begin is not None:
             return await self._render_ids([begin])
         return prompt
 
@@ -394,75 +405,8 @@ class Vllm(TaskEngine):
         (prompt,) = await renderer.render_cmpl_async([{"prompt_token_ids": ids}], unbounded)
         return prompt
 
-    async def _bindable(self, request: Request) -> tuple[Request, tuple[str, ...]]:
-        """Return the request with tools that can be bound, and a note if they were relaxed."""
-        if request.tools is None:
-            return request, ()
-        bound = await self._compile(BindTools(request.tools, MAX_TOOLS_INTEGER))
-        assert isinstance(bound, BoundTools)
-        request = msgspec.structs.replace(request, tools=bound.tools)
-        return request, (RELAXED_TOOLS,) * bound.is_relaxed
-
-    async def _answer_format(self, request: Request) -> AnswerFormat:
-        """Return the format of the answer. Raises InvalidSchemaError if vLLM cannot enforce it."""
-        if (request.json_schema or request.grammar or request.tools) is None:
-            return self._chats.answer_format(request)
-        try:
-            return await self._checked_format(request)
-        except TooComplexError:
-            raise
-        except InvalidSchemaError:
-            if request.json_schema is None or not request.lax_schema:
-                raise
-        relaxed = await self._compile(RelaxSchema(request.json_schema))
-        assert isinstance(relaxed, RelaxedSchema)
-        request = msgspec.structs.replace(request, json_schema=relaxed.schema)
-        answer_format = await self._checked_format(request)
-        return dataclasses.replace(answer_format, is_relaxed=True)
-
-    async def _checked_format(self, request: Request) -> AnswerFormat:
-        """Return the format of an answer with a structure, after vLLM has verified it.
-
-        The structure is compiled in a process with limits before vLLM sees it.
-        """
-        try:
-            answer_format = await asyncio.to_thread(self._chats.answer_format, request)
-        except (VLLMClientError, ValueError, TypeError):
-            raise InvalidSchemaError(UNSUPPORTED) from None
-        if (structure := structure_in(answer_format)) is not None:
-            await self._compile(structure)
-        return await asyncio.to_thread(self._verified, answer_format)
-
-    async def _compile(self, job: Job) -> Outcome:
-        """Run a job in a process with limits. Raises InvalidSchemaError and JobLostError."""
-        try:
-            outcome: Outcome = _decode_outcome(await self._compiler(_encode(job)))
-        except BeyondBoundsError:
-            raise TooComplexError from None
-        if isinstance(outcome, Refused):
-            raise InvalidSchemaError(outcome.why)
-        return outcome
-
-    def _verified(self, answer_format: AnswerFormat) -> AnswerFormat:
-        processor = self._llm.input_processor
-        try:
-            sampling_params(Request("", 1), 1, answer_format).verify(
-                processor.model_config,
-                processor.speculative_config,
-                processor.structured_outputs_config,
-                processor.tokenizer,
-            )
-        except (VLLMClientError, ValueError, TypeError):  # it depends on the grammar backend
-            raise InvalidSchemaError(UNSUPPORTED) from None
-        return answer_format
-
     async def _generate(
-        self,
-        request: Request,
-        prompt_ids: tuple[int, ...],
-        prompt: Any,
-        answer_format: AnswerFormat,
-        sink: Sink,
+        self, request: Request, prompt: Any, answer_format: AnswerFormat, sink: Sink
     ) -> None:
         room = self._context_length - len(prompt["prompt_token_ids"])
         if room <= 0:  # the engine died between the last token and the end
@@ -470,12 +414,9 @@ class Vllm(TaskEngine):
             return
         max_tokens = min(request.max_tokens, room)
         params = sampling_params(request, max_tokens, answer_format)
-        # vLLM reports the id of every token, so there are no `UnnamedTokens`.
-        generated = [each for each in request.generated if isinstance(each, int)]
-        begun = begun_answer(request.messages)
-        sink = answer_format.sink(sink, prompt_ids, generated, self._chats.tokenizer, begun)
+        sink = answer_format.sink(sink)
         adding = asyncio.create_task(
-            self._llm.add_request(request.id, prompt, params, **answer_format.begin(prompt_ids))
+            self._llm.add_request(request.id, prompt, params, **answer_format.begin)
         )
         try:
             outputs = await asyncio.shield(adding)
@@ -551,6 +492,12 @@ def reason_of(error: Exception) -> str:
     return " ".join(words.split()).rstrip(".") + "."
 
 
+def cache_tokens_of(config: Any) -> int:
+    """Return the number of tokens in the KV cache of vLLM, or 0 for a model that has none."""
+    of_each = config.cache_config.kv_cache_size_tokens or 0
+    return int(of_each * config.parallel_config.data_parallel_size)
+
+
 def sampling_of(config: dict[str, Any]) -> Sampling:
     """Return the sampling of the model's `generation_config.json`, else vLLM's own defaults."""
     return Sampling(
@@ -583,7 +530,7 @@ def sampling_params(request: Request, max_tokens: int, answer_format: AnswerForm
         prompt_logprobs=request.prompt_logprobs,
         structured_outputs=answer_format.structure,
         skip_special_tokens=not shows_special_tokens,
-        spaces_between_special_tokens=not request.show_special_tokens,
+        spaces_between_special_tokens=not (answer_format.form or request.show_special_tokens),
         max_tokens=max_tokens,
         min_tokens=min(request.min_tokens, max_tokens),
         ignore_eos=request.ignore_eos,

@@ -62,7 +62,7 @@ class Compiled(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """It cannot be bound; `why` continues a sentence."""
+    """The answer cannot be bound as the job asks; `why` continues a sentence."""
 
     why: str
 

@@ -1,9 +1,9 @@
 """The names of the keys, and commands as bytes.
 
 A log is a Redis stream. The id of an entry is `EPOCH-NUMBER`: the owner's epoch, and the entry's
-number within that epoch, from 0. Entry `1-0` is the header. A claim begins an epoch with an empty
-entry `EPOCH-0`. Redis refuses ids that do not rise, so the epoch in the high half fences old
-owners.
+number within that epoch, from 0. Entry `1-0` is the header. A claim begins an epoch with the entry
+`EPOCH-0`: `CLAIMED` or `TORN`, and the id of the entry before it. Redis refuses ids that do not
+rise, so the epoch in the high half fences old owners.
 """
 
 from hashlib import sha256
@@ -29,10 +29,16 @@ OPEN = f"{PREFIX}open:"
 """For each tenure a hash: the ids of the logs that it owns, with their epochs."""
 TAKEN = f"{PREFIX}taken:"
 """For each tenure a set: logs that others have claimed from it, until it has learned of them."""
+LIVES = f"{PREFIX}lives"
+"""A hash: for each tenure the life of the store in which it last knew that all its logs have
+everything. A life is one run of one server (its `run_id`): a restart and a failover begin another,
+and both may lose what the old one had confirmed."""
 LOGS = f"{PREFIX}s:"
 READERS = f"{PREFIX}rd:"
 """For each followed log a sorted set: replicas that follow it, by the time when that expires."""
 VALUES = f"{PREFIX}v:"
+TRIALS = f"{PREFIX}trial:"
+"""For each replica a key that exists only within the script that tries all commands."""
 
 
 def value_key(name: str) -> str:

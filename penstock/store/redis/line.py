@@ -25,6 +25,10 @@ class ReplyError(Exception):
     """An error that the server replied. Its first word is the kind of error."""
 
 
+class HangupError(ConnectionResetError):
+    """The other side closed a connection that had been made, or does not speak Redis's protocol."""
+
+
 class Batch(Protocol):
     """Receives the replies of commands that were sent together."""
 
@@ -63,6 +67,10 @@ class Line(asyncio.Protocol):
         self._batches: deque[Batch] = deque()
         self._transport: asyncio.Transport | None = None
 
+    def num_unsent_bytes(self) -> int:
+        """Return how many bytes wait in this process."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def send(self, data: bytes, batch: Batch) -> None:
         """Write commands; their replies go to `batch`, whose `num_left` is not 0."""
         if self._transport is not None and not self.closed.is_set():
@@ -72,7 +80,7 @@ class Line(asyncio.Protocol):
     async def ask(self, commands: Sequence[bytes]) -> list[Reply]:
         """Send commands and return their replies; errors are among them.
 
-        Raises ConnectionError if the connection is lost before, TimeoutError after 5 s.
+        Raises HangupError if the connection is lost before, TimeoutError after 5 s.
         """
         answers = _Answers(len(commands))
         if commands:
@@ -86,7 +94,7 @@ class Line(asyncio.Protocol):
             finally:
                 lost.cancel()
             if self.closed.is_set() and not answers.all.done():
-                raise ConnectionResetError(self.reason)
+                raise HangupError(self.reason)
             if not answers.all.done():
                 raise TimeoutError
         return answers.replies
@@ -108,13 +116,16 @@ class Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         batches, gets = self._batches, self._reader.gets
-        while batches and (reply := gets()) is not False:
-            batch = batches[0]
-            batch.num_left -= 1
-            if type(reply) is not bytes or batch.takes_all:
-                batch.take(reply)
-            if not batch.num_left and batches:
-                batches.popleft().done()
+        try:
+            while batches and (reply := gets()) is not False:
+                batch = batches[0]
+                batch.num_left -= 1
+                if type(reply) is not bytes or batch.takes_all:
+                    batch.take(reply)
+                if not batch.num_left and batches:
+                    batches.popleft().done()
+        except hiredis.ProtocolError:
+            self.close("The store does not speak Redis's protocol.")
 
     def connection_lost(self, error: Exception | None) -> None:
         self.close("The connection to the store was lost.")

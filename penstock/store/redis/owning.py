@@ -7,6 +7,7 @@ again, ask what the store has of each log (`recovery.py`), and write what it lac
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,13 +17,23 @@ from penstock import supervision
 from penstock.errors import StartError
 from penstock.store.protocol import Entry, StoredLog, StoreWatcher
 from penstock.store.redis.address import Address
-from penstock.store.redis.layout import LEASE_MS, LOGS, OPEN, RENEW_S, TAKEN, command
+from penstock.store.redis.ended import EndedLogs
+from penstock.store.redis.layout import (
+    LEASE_MS,
+    LIVES,
+    LOGS,
+    OPEN,
+    RENEW_S,
+    TAKEN,
+    TRIALS,
+    command,
+)
 from penstock.store.redis.line import Line, One, Reply, ReplyError, connect
 from penstock.store.redis.log import ENTRY_FORMAT, RedisLog
 from penstock.store.redis.recovery import Stored, num_unacknowledged, plan, recover
-from penstock.store.redis.scripts import LOST, SETTLE
+from penstock.store.redis.scripts import LOST, MARK, SETTLE, TRIAL
 from penstock.store.redis.step import Step
-from penstock.store.redis.tenure import Tenure, now
+from penstock.store.redis.tenure import Tenure, checked, now
 from penstock.store.redis.trouble import sentence, start_error
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
@@ -50,8 +61,8 @@ class Owning:
     def __init__(self, address: Address, tenure: Tenure, patience: float) -> None:
         self.problem = ""
         self.logs: dict[str, RedisLog] = {}
-        self.reconnected_at = -float("inf")
-        """When a lost connection was last replaced."""
+        self.reconnected_at = -math.inf
+        """When a lost connection was last replaced; infinite while it is not."""
         self._address = address
         self._tenure = tenure
         self._patience = patience
@@ -59,6 +70,7 @@ class Owning:
         self._fresh: tuple[Line, Stored] | None = None  # the first connection
         self._line: Line | None = None  # None until everything is settled on it
         self._steps: deque[Step] = deque()
+        self._ended = EndedLogs(self.logs)
         self._waiting_bytes = 0
         self._confirmed = 0  # steps up to this number are on enough of the store's replicas
         self._num_steps = 0
@@ -75,6 +87,7 @@ class Owning:
         self._watcher = watcher
         try:
             self._fresh = await self._open_line()
+            await _try_all(self._fresh[0], TRIALS + self._tenure.replica)
         except StartError:
             raise
         except (OSError, TimeoutError, ReplyError) as error:
@@ -102,6 +115,11 @@ class Owning:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._fresh is not None:
             self._fresh[0].close("")
+
+    def num_bytes(self) -> int:
+        """Return the memory of the entries, and of what waits for the connection, in bytes."""
+        unsent = 0 if self._line is None else self._line.num_unsent_bytes()
+        return unsent + sum(log.num_bytes() for log in self.logs.values())
 
     # Appending.
 
@@ -147,6 +165,8 @@ class Owning:
 
     def drop(self, stream_id: str) -> None:
         """Remove an ended log."""
+        if (log := self.logs.get(stream_id)) is not None and log.is_over:
+            del self.logs[stream_id]  # so that it is not written again
         self._drops.add(stream_id)
         if self._line is not None:
             self._line.send(
@@ -176,9 +196,8 @@ class Owning:
                 return
             step = steps.popleft()
             self._waiting_bytes -= step.size
-            if (log := step.ends) is not None and not log.is_lost:
-                self.logs.pop(log.stream_id, None)
-                log.forget()
+            if step.ends is not None and not step.ends.is_lost:
+                self._ended.keep(step.ends)
             step.then()
 
     def _take_taken(self, reply: Reply) -> None:
@@ -218,7 +237,8 @@ class Owning:
             log.lose()
             if self.logs.get(log.stream_id) is log:
                 del self.logs[log.stream_id]
-            self._watcher.log_lost(log)
+            if not log.is_over:  # it may be gone already, because its time is over
+                self._watcher.log_lost(log)
 
     def _take_heartbeat(self, sent_at: float, reply: Reply) -> None:
         """Take the reply to a renewal of the lease."""
@@ -227,6 +247,7 @@ class Owning:
             self._break(sentence(reply, self._address))
         elif reply:
             self._tenure.renewed_at = sent_at
+            self._ended.store_answered(sent_at)
         elif not self._tenure.is_given_back:
             self._break("The lease of this replica in the store has lapsed.")
 
@@ -264,7 +285,7 @@ class Owning:
             step.num_held += 1
         acked = len(log.entries) - num_unacknowledged(self._steps)[log] - 1
         keys = [log.key, OPEN + self._tenure.name]
-        words = (log.stream_id, log.epoch, acked, log.last_number)
+        words = (log.stream_id, log.epoch, acked, log.last_number, log.before)
         self._line.send(
             SETTLE.call(keys, *words), One(partial(self._take_settled, step, log, number))
         )
@@ -289,11 +310,12 @@ class Owning:
 
     def _give_up(self) -> None:
         """The store is unreachable: all logs are lost, and nothing waits any more."""
-        if not self.logs and not self._steps:
+        if not self._steps and all(log.is_over for log in self.logs.values()):
             return
         for log in self.logs.values():
             log.lose()
         self.logs.clear()
+        self._ended.clear()
         self._steps.clear()
         self._waiting_bytes = 0
         self._tenure.abandon()
@@ -329,6 +351,7 @@ class Owning:
             line.close("")
             self._line = None
             self._down_since = now()
+            self.reconnected_at = math.inf
         self._set_problem(line.reason)
 
     async def _try_to_connect(self) -> tuple[Line, Stored] | None:
@@ -347,10 +370,11 @@ class Owning:
         """Write what the store lacks, in order, and go on with this connection."""
         self._line = line
         self._down_since = None
+        self._ended.keep_anew()
         self._heartbeats.clear()
         self._is_confirming = False
         self._set_problem("")
-        repair = Step(self, [])
+        repair = Step(self, [], self._mark_life)
         repair.serial = self._confirmed
         self._steps.appendleft(repair)
         for step, data in plan(self._steps, repair, stored, self.logs, self._tenure.name):
@@ -360,6 +384,15 @@ class Owning:
         if self._address.wait:
             self._confirm()
         self.advance()
+
+    def _mark_life(self) -> None:
+        """Note in the store that it has everything again that it ever confirmed of these logs."""
+        if self._line is not None and not self._tenure.is_given_back:
+            self._line.send(MARK.call([LIVES], self._tenure.name), One(self._take_marked))
+
+    def _take_marked(self, reply: Reply) -> None:
+        if isinstance(reply, ReplyError):
+            self._break(sentence(reply, self._address))
 
     # Time.
 
@@ -387,3 +420,12 @@ class Owning:
             self._set_problem(slow if silence > SLOW_S else "")
             if self._heartbeats and now() - self._heartbeats[0] > STALLED_S:
                 self._break(f"The store at {self._address} does not answer.")
+
+
+async def _try_all(line: Line, key: str) -> None:
+    """Carry out every command that is ever sent. Raises ReplyError if one is not permitted."""
+    checked(
+        await line.ask(
+            [command("EVAL", TRIAL.text, 1, key), command("WAIT", 0, 1), command("PING")]
+        )
+    )

@@ -6,9 +6,9 @@ a notice and a read, and a connection that breaks costs one more poll.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from penstock.store.protocol import Entry, StoreError, Wanted
+from penstock.store.protocol import TORN, Entry, StoreError, Wanted
 from penstock.store.redis.client import Client
 from penstock.store.redis.layout import LOGS, READERS, RENEW_S, parse_id
 from penstock.store.redis.loops import Loop
@@ -29,20 +29,14 @@ RawEntry = tuple[bytes, Sequence[bytes]]
 class RedisFollowing:
     """A log that is followed."""
 
-    def __init__(
-        self,
-        reading: "Reading",
-        stream_id: str,
-        on_entries: Callable[[Sequence[Entry]], None],
-        after: int,
-    ) -> None:
-        self.stream_id = stream_id
+    def __init__(self, reading: "Reading", wanted: Wanted) -> None:
+        self.stream_id = wanted.stream_id
         self.header: Entry = b""
         self.position = (0, 0)
         """Where to read on: the id of the last entry that was taken."""
         self._next = (1, 0)
-        self._left_out = after
-        self._on_entries = on_entries
+        self._left_out = wanted.after
+        self._wanted = wanted
         self._reading = reading
 
     @property
@@ -59,16 +53,30 @@ class RedisFollowing:
         entries: list[Entry] = []
         for entry_id, fields in found:
             epoch, number = parse_id(entry_id)
-            if (epoch, number) == self._next or (epoch > self.epoch and number == 0):
-                self.position, self._next = (epoch, number), (epoch, number + 1)
+            is_next = (epoch, number) == self._next
+            if not is_next and epoch > self.epoch and number == 0:
+                if self._is_ahead_of(epoch, fields):
+                    self.close()
+                    self._wanted.on_ahead()
+                    return
+                is_next = True
+            if not is_next:
+                continue  # behind a gap: its owner writes it again, or it is void
+            self.position, self._next = (epoch, number), (epoch, number + 1)
+            if not self.header:
+                self.header = fields[1]
+            elif self._left_out:
+                self._left_out -= 1
+            else:
                 entries.append(fields[1])
-            # Other entries lie behind a gap: their owner writes them again, or they are void.
-        if entries and not self.header:
-            self.header = entries.pop(0)
-        dropped = min(self._left_out, len(entries))
-        self._left_out -= dropped
-        if len(entries) > dropped:
-            self._on_entries(entries[dropped:])
+        if entries:
+            self._wanted.on_entries(entries)
+
+    def _is_ahead_of(self, epoch: int, claim: Sequence[bytes]) -> bool:
+        """Return True if a claim found less of the log than was read of it before."""
+        if len(claim) > 2 and parse_id(claim[3]) < self.position:
+            return True
+        return claim[1] == TORN and self._left_out > 0 and epoch > self._wanted.epoch
 
 
 class Reading:
@@ -111,11 +119,12 @@ class Reading:
     def _begin(self, wanted: Wanted, found: Sequence[RawEntry] | None) -> RedisFollowing | None:
         if not found:
             return None
-        following = RedisFollowing(self, *wanted)
+        following = RedisFollowing(self, wanted)
+        self._followings.setdefault(wanted.stream_id, []).append(following)
         following.take(found)
         if not following.header:
+            self.leave(following)
             return None  # its beginning has disappeared
-        self._followings.setdefault(wanted.stream_id, []).append(following)
         self._wakened.set()
         return following
 

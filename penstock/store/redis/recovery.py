@@ -62,7 +62,8 @@ async def _settle(
 ) -> None:
     asks = [
         SETTLE.call(
-            [log.key, OPEN + tenure.name], log.stream_id, log.epoch, number, log.last_number
+            [log.key, OPEN + tenure.name],
+            *(log.stream_id, log.epoch, number, log.last_number, log.before),
         )
         for log, number in acked.items()
     ]
@@ -78,7 +79,11 @@ async def _settle(
 
 
 async def _revive(line: Line, tenure: Tenure, log: RedisLog, number: int) -> int:
-    """Write a log again whose key is gone; return the number of its last entry, or LOST."""
+    """Write a log again whose key is gone; return the number of its last entry, or LOST.
+
+    The last entry of an ended log is left to `plan`, which also says how long the log stays.
+    """
+    number = min(number, log.last_number - 1)
     revive = REVIVE.call(
         [log.key, OPEN + tenure.name, tenure.lease],
         *(log.stream_id, log.epoch, SAFETY_MS),

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from penstock.store.protocol import CLAIMED, Entry, StoredLog, StoreWatcher, Wanted
+from penstock.store.protocol import CLAIMED, TORN, Entry, StoredLog, StoreWatcher, Wanted
 from penstock.store.redis.address import parse_address
 from penstock.store.redis.client import Client
 from penstock.store.redis.layout import (
     LEASE_MS,
     LEASES,
+    LIVES,
     LOGS,
     OPEN,
     REPLICAS,
@@ -53,6 +54,10 @@ class RedisStore:
     def problem(self) -> str:
         """Why the store does not answer now, as a sentence, or ""."""
         return self._owning.problem
+
+    def num_bytes(self) -> int:
+        """Return the memory of the entries that this replica may have to write again."""
+        return self._owning.num_bytes()
 
     async def start(self, watcher: StoreWatcher) -> None:
         """Connect and begin the lease. Raises StartError."""
@@ -117,6 +122,7 @@ class RedisStore:
     async def claim(self, logs: Sequence[tuple[str, int]]) -> list[RedisLog | None]:
         """Become the owner of logs that have these epochs. Raises StoreError."""
         async with self._claiming:
+            await self._survey.until_owners_had_their_time()
             free = [each for each in dict.fromkeys(logs) if not self._has(*each)]
             try:
                 won = await self._claim(free) if free else {}
@@ -133,19 +139,18 @@ class RedisStore:
 
     async def _claim(self, logs: Sequence[tuple[str, int]]) -> dict[tuple[str, int], RedisLog]:
         tenure = self._tenure.name
-        keys = [REPLICAS, OPEN + tenure, *(LOGS + stream_id for stream_id, _ in logs)]
-        words = [word for log in logs for word in log]
+        keys = [REPLICAS, OPEN + tenure, LIVES, *(LOGS + stream_id for stream_id, _ in logs)]
+        words = [CLAIMED, TORN, *(word for log in logs for word in log)]
         claimed = await self._client.run(CLAIM, keys, OPEN, tenure, SAFETY_MS, TAKEN, *words)
         won = [each for each, is_won in zip(logs, claimed, strict=True) if is_won]
         histories = await read(self._client, [LOGS + stream_id for stream_id, _ in won])
         owned: dict[tuple[str, int], RedisLog] = {}
         for stream_id, epoch in won:
-            history = [
-                (entry_id, fields[1])
-                for entry_id, fields in histories[LOGS + stream_id]
-                if parse_id(entry_id)[0] <= epoch
-            ]
-            log = owned[stream_id, epoch] = RedisLog(stream_id, epoch + 1, CLAIMED, history)
+            entries = [(each, fields[1]) for each, fields in histories[LOGS + stream_id]]
+            history = [each for each in entries if parse_id(each[0])[0] <= epoch]
+            # If the store has just lost the entry of this claim, it may have lost others, too.
+            first = dict(entries).get(b"%d-0" % (epoch + 1), TORN)
+            log = owned[stream_id, epoch] = RedisLog(stream_id, epoch + 1, first, history)
             self._owning.adopt(log)
         for stream_id, _ in logs:
             self._survey.unsettled.pop(stream_id, None)

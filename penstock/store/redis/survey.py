@@ -1,10 +1,11 @@
 """Looks at all replicas twenty times a second: who has a lease, and which logs have no owner."""
 
+import asyncio
 from collections.abc import Callable
 
 from penstock.store.protocol import StoreError, StoreWatcher
 from penstock.store.redis.client import Client
-from penstock.store.redis.layout import LEASE_MS, LEASES, OPEN, REPLICAS
+from penstock.store.redis.layout import LEASE_MS, LEASES, LIVES, OPEN, REPLICAS
 from penstock.store.redis.loops import Loop
 from penstock.store.redis.scripts import SURVEY
 from penstock.store.redis.tenure import Tenure, now
@@ -22,7 +23,8 @@ class Survey:
     """What was last seen of the other replicas."""
 
     def __init__(self, client: Client, tenure: Tenure, reconnected_at: Callable[[], float]) -> None:
-        """`reconnected_at` returns when this replica last reached the store again."""
+        """`reconnected_at` returns when this replica last reached the store again; infinite while
+        it does not."""
         self.unsettled: dict[str, int] = {}
         """Logs, with their epochs, whose claim by this replica has failed halfway."""
         self._client = client
@@ -45,7 +47,7 @@ class Survey:
     async def _look(self, watcher: StoreWatcher) -> None:
         asked_at = now()
         try:
-            found = await self._client.run(SURVEY, [REPLICAS], LEASES, OPEN)
+            found = await self._client.run(SURVEY, [REPLICAS, LIVES], LEASES, OPEN)
         except StoreError:
             found = None
         if found is None or now() - asked_at > LATE_S:
@@ -74,9 +76,21 @@ class Survey:
         return [(stream_id.decode(), int(epoch)) for stream_id, epoch in logs.items()]
 
     def _trusts(self) -> bool:
+        return self._owners_had_their_time() and not self._tenure.is_given_back
+
+    def _owners_had_their_time(self) -> bool:
         """Return False for the time of a lease after the store was away.
 
-        While it was away nobody could renew a lease, so the owners come first.
+        While it was away nobody could renew a lease, and it may have lost what it confirmed: its
+        owner may have more of a log. So the owners come first.
         """
-        trusted_after = max(self._trusted_after, self._reconnected_at() + LEASE_MS / 1000)
-        return now() > trusted_after and not self._tenure.is_given_back
+        return now() > max(self._trusted_after, self._reconnected_at() + LEASE_MS / 1000)
+
+    async def until_owners_had_their_time(self) -> None:
+        """Wait after the store was away, so that owners can write what it has lost.
+
+        Raises StoreError if it is away.
+        """
+        while not self._owners_had_their_time():
+            await self._client.call("PING")
+            await asyncio.sleep(SURVEY_S)

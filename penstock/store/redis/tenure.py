@@ -14,6 +14,7 @@ from penstock.store.redis.layout import (
     FORMAT_KEY,
     LEASE_MS,
     LEASES,
+    LIVES,
     OPEN,
     REPLICAS,
     SAFETY_MS,
@@ -111,7 +112,7 @@ class Tenure:
         abandoned = [command("DEL", LEASES + each) for each in self._abandoned]
         pairs = [word for log in logs for word in (log.stream_id, log.epoch)]
         begin = BEGIN.call(
-            [REPLICAS, self.lease, OPEN + self.name],
+            [REPLICAS, self.lease, OPEN + self.name, LIVES],
             *(self.name, LEASE_MS, self.shared, SAFETY_MS, LEASES, OPEN),
             *(len(self._earlier), *self._earlier, *pairs),
         )

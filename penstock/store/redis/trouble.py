@@ -7,7 +7,7 @@ from redis.exceptions import RedisError
 from penstock.errors import StartError
 from penstock.store.protocol import StoreError
 from penstock.store.redis.address import Address
-from penstock.store.redis.line import ReplyError
+from penstock.store.redis.line import HangupError, ReplyError
 
 # The first word of an error that the server replies → what it means, and the next step.
 _REPLIES = {
@@ -31,6 +31,16 @@ _REPLIES = {
     "CLUSTERDOWN": ("is a cluster", "Use a server that is not a cluster."),
     "CROSSSLOT": ("is a cluster", "Use a server that is not a cluster."),
 }
+# Words in other errors that the server replies → the same.
+_WORDS = {
+    "ACL failure in script": _REPLIES["NOPERM"],
+    "user executing the script": _REPLIES["NOPERM"],  # Redis 7.0
+    "DB index": (
+        "has no database with this number",
+        "Name another one at the end of the address, or raise the store's `databases`.",
+    ),
+}
+_REFUSED = ("refused a command", "It must be Redis 7 or Valkey 8, or newer.")
 
 
 def sentence(error: Exception, address: Address) -> str:
@@ -50,12 +60,14 @@ def store_error(error: Exception, address: Address) -> StoreError:
 
 def _explain(error: Exception, address: Address) -> tuple[str, str]:
     where = f"The store at {address}"
-    kind = str(error).partition(" ")[0]
-    if isinstance(error, ReplyError | RedisError):
-        if (known := _REPLIES.get(kind) or _of_redis_py(error)) is not None:
-            return f"{where} {known[0]}.", known[1]
-        if isinstance(error, ReplyError):
-            return f"{where} refused a command.", "It must be Redis 7 or Valkey 8, or newer."
+    if isinstance(error, ReplyError | RedisError) and (found := _of_reply(error)) is not None:
+        return f"{where} {found[0]}.", found[1]
+    if isinstance(error, HangupError):
+        hint = "" if address.tls else " If the store speaks TLS, use rediss://."
+        return (
+            f"{where} ended the connection.",
+            f"Check that it is Redis or Valkey, and has room (maxclients).{hint}",
+        )
     if isinstance(error, ssl.SSLError):
         return (
             f"{where} has no certificate that this machine trusts, or does not speak TLS.",
@@ -65,6 +77,18 @@ def _explain(error: Exception, address: Address) -> tuple[str, str]:
         hint = " Check that it speaks TLS, or use redis://." if address.tls else ""
         return f"{where} does not answer.", f"Check that it runs and is not overloaded.{hint}"
     return f"{where} cannot be reached.", "Check that it runs there and accepts connections."
+
+
+def _of_reply(error: Exception) -> tuple[str, str] | None:
+    """Explain an error that the server replied; return None if it is of another kind."""
+    text = str(error)
+    if (known := _REPLIES.get(text.partition(" ")[0]) or _of_redis_py(error)) is not None:
+        return known
+    for words, known in _WORDS.items():
+        if words in text:
+            return known
+    is_reply = isinstance(error, ReplyError) or type(error).__name__ == "ResponseError"
+    return _REFUSED if is_reply else None
 
 
 def _of_redis_py(error: Exception) -> tuple[str, str] | None:
@@ -78,8 +102,4 @@ def _of_redis_py(error: Exception) -> tuple[str, str] | None:
         "NoPermissionError": "NOPERM",
         "MovedError": "MOVED",
     }
-    if (kind := kinds.get(type(error).__name__)) is not None:
-        return _REPLIES[kind]
-    if type(error).__name__ == "ResponseError":
-        return ("refused a command", "It must be Redis 7 or Valkey 8, or newer.")
-    return None
+    return _REPLIES.get(kinds.get(type(error).__name__, ""))

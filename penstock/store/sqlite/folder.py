@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,17 +51,25 @@ class HeldLock:
 
 
 class OthersLock:
-    """A lock that another process holds until it ends or gives it back."""
+    """A lock that another process holds until it ends or gives it back. Any thread may ask."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = -1
         self._is_free = False
+        # A file that two threads close may be another one the second time.
+        self._threads = threading.Lock()
 
     def is_held(self) -> bool:
         """Return True while the other process holds it; once it is free, it stays free."""
-        if self._is_free:
+        with self._threads:
+            if not self._is_free and self._is_locked():
+                return True
+            self._is_free = True
+            self._close()
             return False
+
+    def _is_locked(self) -> bool:
         try:
             if self._file < 0:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
@@ -70,12 +79,14 @@ class OthersLock:
             return True
         except FileNotFoundError:
             pass
-        self._is_free = True
-        self.close()
         return False
 
     def close(self) -> None:
         """Close the file."""
+        with self._threads:
+            self._close()
+
+    def _close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from penstock.store.protocol import Entry
-from penstock.store.sqlite.files import Cursor, Files, News, by_file_of
+from penstock.store.sqlite.files import Files, by_file_of
+from penstock.store.sqlite.log_file import Cursor, News
 from penstock.store.sqlite.tables import reason
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Followers:
             self._has_some.clear()
 
     async def run(self) -> None:
-        """Read for ever."""
+        """Read what is new in the followed logs, until this is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await self._has_some.wait()

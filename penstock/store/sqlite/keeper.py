@@ -7,8 +7,9 @@ blocks, so it runs in threads; one call at a time. Methods raise sqlite3.Error a
 import contextlib
 
 from penstock.store.protocol import MAX_GROUP
-from penstock.store.sqlite.files import Files, LogFile, Segment
+from penstock.store.sqlite.files import Files
 from penstock.store.sqlite.folder import Folder
+from penstock.store.sqlite.log_file import LogFile, Segment
 
 
 class Keeper:
@@ -18,6 +19,8 @@ class Keeper:
         self._folder = folder
         self._files = files
         self._dead: set[str] = set()
+        # The numbers of claimed segments whose logs went on in other files, by their own file.
+        self._continued: dict[str, set[int]] = {}
 
     def orphans(self, is_round: bool, own: str | None) -> list[tuple[str, int]]:
         """Return the orphans, if there may be new ones or it is time to report them again."""
@@ -27,19 +30,24 @@ class Keeper:
         self._dead = dead
         if not has_new and not is_round:
             return []
+        self._continued = {file.name: self._continued.get(file.name, set()) for file in files}
         return [
-            (each.stream_id, each.epoch)
-            for file in files
-            for each in self._orphans_in(file, file.name in dead, own)
+            (each.stream_id, each.epoch) for file in files for each in self._orphans_in(file, own)
         ]
 
-    def _orphans_in(self, file: LogFile, is_dead: bool, own: str | None) -> list[Segment]:
+    def _orphans_in(self, file: LogFile, own: str | None) -> list[Segment]:
         """Return a file's segments that nobody owns."""
         found: list[Segment] = []
         with self._files.whatever_is_damaged(file):
-            if is_dead:
+            if file.name in self._dead:
                 found += file.running()
-            found += [each for each in file.claimed() if self._files.is_abandoned(each, own)]
+            # Claimed segments are many, so each is looked at only until its next one is there.
+            known = self._continued[file.name]
+            claimed = file.claimed(known)
+            abandoned = self._files.abandoned(claimed, own)
+            found += abandoned
+            settled = {each.no for each in claimed if each.claimed_by in self._dead}
+            known |= settled - {each.no for each in abandoned}
         return found
 
     def expired(self, own: str) -> list[int]:

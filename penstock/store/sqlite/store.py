@@ -16,10 +16,12 @@ from typing import ParamSpec, TypeVar, cast
 from penstock import supervision
 from penstock.errors import StartError
 from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher, Wanted
-from penstock.store.sqlite.files import Cursor, Files, Key, News
+from penstock.store.sqlite.files import Files
 from penstock.store.sqlite.folder import Folder, start_error
 from penstock.store.sqlite.following import Followed, Followers
 from penstock.store.sqlite.keeper import Keeper
+from penstock.store.sqlite.life import boot_id
+from penstock.store.sqlite.log_file import Cursor, Key, News
 from penstock.store.sqlite.tables import Statement, reason, removal
 from penstock.store.sqlite.values import Values
 from penstock.store.sqlite.writer import Writer
@@ -69,8 +71,11 @@ class SqliteStore:
         self._patience = patience
         self._synchronous = synchronous
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "log-store")
-        self._writer = Writer(self._folder, self.replica, patience, synchronous, self._threads)
-        self._files = Files(self._folder, synchronous, patience)
+        boot = boot_id()
+        self._writer = Writer(
+            self._folder, self.replica, patience, synchronous, boot, self._threads
+        )
+        self._files = Files(self._folder, synchronous, boot, patience)
         self._keeper = Keeper(self._folder, self._files)
         # Followers never wait for anything else.
         self._reading_thread = ThreadPoolExecutor(1, "log-followers")
@@ -86,6 +91,10 @@ class SqliteStore:
     def problem(self) -> str:
         """Why the folder cannot be written now, as a sentence, or ""."""
         return self._writer.problem
+
+    def num_bytes(self) -> int:
+        """Return the memory of the entries that are to be written, or written into pages."""
+        return self._writer.num_bytes()
 
     async def start(self, watcher: StoreWatcher) -> None:
         """Open the folder and begin the lease. Raises StartError."""
@@ -169,7 +178,10 @@ class SqliteStore:
     # Reading.
 
     async def follow(self, wanted: Sequence[Wanted]) -> Sequence[Followed | None]:
-        """Read logs from their beginnings, and what is appended later. Raises StoreError."""
+        """Read logs from their beginnings, and what is appended later. Raises StoreError.
+
+        `on_ahead` is never called: no process outlives a life of the folder.
+        """
         await self._begin_to_follow(wanted)
         try:
             found = await self._in_thread(self._read, wanted)
@@ -183,7 +195,7 @@ class SqliteStore:
         """Read headers and entries of logs (in a thread)."""
         headers = self._files.headers(each.stream_id for each in wanted)
         found: list[_Found | None] = []
-        for stream_id, _, after in wanted:
+        for stream_id, _, after, *_ in wanted:
             first, header = headers.get(stream_id, (None, b""))
             if first is None:
                 found.append(None)
@@ -260,22 +272,27 @@ class SqliteStore:
             name, won = await asyncio.shield(fence)
             if not self._owns(name):  # without the lease of `name`, the logs are orphans again
                 raise StoreError("This server owns no logs now.")
-            taken, are_stored = self._writer.take(sorted(won))
+            taken, are_stored = self._writer.take(won)
             await are_stored
             kept = {key: own for key, own in taken.items() if not own.is_lost}
             return [kept.get(key) for key in logs]
         finally:
             fence.add_done_callback(functools.partial(self._end_claim, logs))
 
-    def _end_claim(self, logs: Sequence[Key], fence: asyncio.Future[tuple[str, set[Key]]]) -> None:
+    def _end_claim(
+        self, logs: Sequence[Key], fence: asyncio.Future[tuple[str, dict[Key, Entry]]]
+    ) -> None:
         if not fence.cancelled():
             fence.exception()  # whoever was cancelled does not ask for it
         self._files.claiming.difference_update(logs)
         for key in dict.fromkeys(logs):
             self._claims.pop(key).set()
 
-    async def _fence(self, logs: Sequence[Key]) -> tuple[str, set[Key]]:
-        """Fence logs. Returns the name of the file that they were claimed for, and those won."""
+    async def _fence(self, logs: Sequence[Key]) -> tuple[str, dict[Key, Entry]]:
+        """Fence logs for this replica's file.
+
+        Returns the file's name, and the logs that were won, each with the entry to append first.
+        """
         name = self._writer.name
         if name is None or not self._owns(name):
             raise StoreError("This server owns no logs now.")

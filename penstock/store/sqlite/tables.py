@@ -29,6 +29,9 @@ KEPT_STEPS = 128
 PAGED_STEPS = 64
 """Within so many writes, the entries of a segment are written into a page."""
 
+REMOVED_STEPS = 16
+"""Steps are removed so many at once: each removal writes the lists of free space again."""
+
 # A disk with less than this is full: SQLite needs some room for each transaction.
 _FULL_BYTES = 256 * 1024
 
@@ -56,6 +59,7 @@ CREATE TABLE pages (
     PRIMARY KEY (segment, first)
 ) WITHOUT ROWID;
 CREATE TABLE follows (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE life (boot TEXT NOT NULL, is_synced INTEGER NOT NULL);
 CREATE TABLE published (one INTEGER PRIMARY KEY CHECK (one = 1), value BLOB NOT NULL);
 """
 
@@ -67,11 +71,26 @@ _decode_page = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_step = msgspec.msgpack.Decoder(list[int | bytes | None]).decode
 
 
-def create(path: Path, synchronous: str) -> sqlite3.Connection:
-    """Make a replica's file, with its first step. Raises sqlite3.Error, OSError and StartError."""
-    db = create_database(path, synchronous, _SCHEMA)
-    db.execute("INSERT INTO steps VALUES (1, ?)", (encode([]),))
+def create(path: Path, synchronous: str, boot: str) -> sqlite3.Connection:
+    """Make a replica's file, with its first step. Raises sqlite3.Error, OSError and StartError.
+
+    `boot` names the life of the folder (see `life`).
+    """
+    with closed_after_failure(create_database(path, synchronous, _SCHEMA)) as db:
+        db.execute("INSERT INTO life VALUES (?, ?)", (boot, synchronous == "FULL"))
+        db.execute("INSERT INTO steps VALUES (1, ?)", (encode([]),))
     return db
+
+
+def life_of(db: sqlite3.Connection) -> tuple[str, bool]:
+    """Return the life in which a replica's file was made, and whether its writes are synced.
+
+    A file of an earlier version of Penstock does not say it: "" counts as every life.
+    """
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'life'").fetchone():
+        return "", False
+    boot, is_synced = db.execute("SELECT boot, is_synced FROM life").fetchone()
+    return boot, bool(is_synced)
 
 
 def create_database(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:
@@ -80,16 +99,17 @@ def create_database(path: Path, synchronous: str, schema: str) -> sqlite3.Connec
     # would give up the locks that another connection of this process has on it.
     if not path.exists():
         path.touch(0o600)
-    db = connect(path, synchronous)
-    if db.execute("PRAGMA user_version").fetchone() != (0,):
-        return db
-    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    if db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise StartError(
-            f"The file system of the folder {path.parent} cannot share memory between processes.",
-            "Name a folder on a local disk; for several machines use Redis.",
-        )
-    db.executescript(f"BEGIN; {schema} PRAGMA user_version = 1; COMMIT;")
+    with closed_after_failure(connect(path, synchronous)) as db:
+        if db.execute("PRAGMA user_version").fetchone() != (0,):
+            return db
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if db.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise StartError(
+                f"The file system of the folder {path.parent} cannot share memory between"
+                " processes.",
+                "Name a folder on a local disk; for several machines use Redis.",
+            )
+        db.executescript(f"BEGIN; {schema} PRAGMA user_version = 1; COMMIT;")
     return db
 
 
@@ -98,17 +118,28 @@ def connect(path: Path, synchronous: str, timeout: float = 5.0) -> sqlite3.Conne
 
     The connection never checkpoints by itself: this needs a sync to the disk, which takes long.
     """
-    db = sqlite3.connect(
+    opened = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
         uri=True,
         isolation_level=None,
         timeout=timeout,
         check_same_thread=False,  # each has a lock, or is used by one thread after the other
     )
-    db.execute(f"PRAGMA synchronous = {synchronous}")
-    db.execute("PRAGMA wal_autocheckpoint = 0")
-    db.execute("PRAGMA journal_size_limit = 67108864")
+    with closed_after_failure(opened) as db:
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 67108864")
     return db
+
+
+@contextlib.contextmanager
+def closed_after_failure(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Close a connection if the block raises. Until then, a file that was removed takes space."""
+    try:
+        yield db
+    except BaseException:
+        db.close()
+        raise
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 In: writes, from the event loop. Out: their `then`s, called in order after the transaction; or
 reports that logs were lost. With `synchronous=NORMAL` a transaction takes about 0.1 ms and runs in
 the event loop itself, so `then` is called before `append` returns. With `FULL` it waits for the
-disk, so it runs in a thread, and all writes that come meanwhile go into the next one.
+disk, so it runs in a thread, and the writes that come meanwhile go into the next one.
 
 If a transaction fails, everything waits, in its order, and is tried again. After `patience` seconds
 the replica gives its file up, with all its logs: it gives back the file's lease. Then it begins a
@@ -11,20 +11,22 @@ new file as soon as it can.
 """
 
 import asyncio
+import itertools
 import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 
 from penstock.errors import StartError
-from penstock.store.protocol import CLAIMED, Entry, StoreError, StoreWatcher
+from penstock.store.protocol import ENTRY_BYTES, Entry, StoreError, StoreWatcher
 from penstock.store.sqlite.folder import Folder
 from penstock.store.sqlite.own_file import OwnFile
 from penstock.store.sqlite.tables import (
     KEPT_STEPS,
     PAGED_STEPS,
+    REMOVED_STEPS,
     Statement,
     decode_step,
     encode,
@@ -39,6 +41,10 @@ log = logging.getLogger(__name__)
 _RETRY_S = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5)
 # A claimant or a cleaner may hold the file on a busy machine; this is no problem for so long.
 _CALM_S = 1.0
+MAX_WRITES = 256
+"""The most writes in one transaction. After a full disk, many writes wait. In several transactions,
+some of them fit as soon as there is a little room again."""
+
 # When so many bytes were written since the last checkpoint, the next one begins.
 _CHECKPOINT_BYTES = 8 * 1024 * 1024
 
@@ -52,13 +58,20 @@ class Writer:
     """The writer. All its methods are called in the event loop; none blocks for long or raises."""
 
     def __init__(
-        self, folder: Folder, replica: str, patience: float, synchronous: str, threads: Executor
+        self,
+        folder: Folder,
+        replica: str,
+        patience: float,
+        synchronous: str,
+        boot: str,
+        threads: Executor,
     ) -> None:
         self.problem = ""
         self._folder = folder
         self._replica = replica
         self._patience = patience
         self._synchronous = synchronous
+        self._boot = boot
         self._threads = threads
         self._file: OwnFile | None = None
         self._queue: deque[Write] = deque()
@@ -97,7 +110,7 @@ class Writer:
     def _new_file(self) -> OwnFile:
         name = f"{self._replica}.{self._num_files}"
         self._num_files += 1
-        return OwnFile(self._folder, name, self._synchronous)
+        return OwnFile(self._folder, name, self._synchronous, self._boot)
 
     def _begin(self, file: OwnFile) -> None:
         self._file = file
@@ -113,6 +126,15 @@ class Writer:
     def name(self) -> str | None:
         """The name of this replica's file; None while it has none."""
         return self._file.name if self._file else None
+
+    def num_bytes(self) -> int:
+        """Return the memory of the entries that are in no page yet, in bytes."""
+        recent = [entry for each in self._logs.values() for entry in each.recent]
+        waiting = [entry for write in self._queue for _, entry in write.entries]
+        statements = [each for write in self._queue for each in write.statements]
+        headers = [value for _, values in statements for value in values]
+        known = [*recent, *waiting, *(each for each in headers if isinstance(each, bytes))]
+        return len(known) * ENTRY_BYTES + sum(map(len, known))
 
     def release(self) -> None:
         """Give the lease back. The file stays open."""
@@ -141,18 +163,19 @@ class Writer:
         return opened
 
     def take(
-        self, claimed: Sequence[tuple[str, int]]
+        self, claimed: Mapping[tuple[str, int], Entry]
     ) -> tuple[dict[tuple[str, int], OwnLog], asyncio.Future[None]]:
         """Begin this replica's segments of logs that it has claimed in these epochs.
 
-        Returns the logs, and a future for the moment when all of this is stored.
+        `claimed` has their first entries. Returns the logs, and a future for the moment when all
+        of this is stored.
         """
         write = Write()
         taken: dict[tuple[str, int], OwnLog] = {}
-        for stream_id, epoch in claimed:
+        for stream_id, epoch in sorted(claimed):
             taken[stream_id, epoch], insert = self._new_segment(stream_id, epoch + 1)
             write.statements.append(insert)
-        write.entries = [(each, CLAIMED) for each in taken.values()]
+        write.entries = [(each, claimed[key]) for key, each in taken.items()]
         return taken, self.wait(write)
 
     def _new_segment(self, stream_id: str, epoch: int) -> tuple[OwnLog, Statement]:
@@ -235,18 +258,19 @@ class Writer:
         task.add_done_callback(self._jobs.discard)
 
     def _gather(self) -> Transaction:
-        """Return a transaction of everything that waits. It changes nothing here."""
-        work = Transaction(len(self._queue), self._step + 1)
-        due = self._left | self._buckets[self._turn] if self._queue else {}
+        """Return a transaction of what waits, up to `MAX_WRITES`. It changes nothing here."""
+        writes = list(itertools.islice(self._queue, MAX_WRITES))
+        work = Transaction(len(writes), self._step + 1)
+        due = self._left | self._buckets[self._turn]
         step: list[int | Entry] = []
         fresh: dict[int, list[Entry]] = {}
-        for write in self._queue:
+        for write in writes:
             if write.ended is not None:
                 if write.ended.is_lost:
                     continue
                 due[write.ended.no] = write.ended
             work.statements += write.statements
-        for write in self._queue:
+        for write in writes:
             for each, entry in write.entries:
                 if not each.is_lost:
                     no = each.no
@@ -261,7 +285,7 @@ class Writer:
                 for no, each in due.items()
                 if (entries := each.recent + fresh.get(no, []))
             ]
-            if len(self._steps) == KEPT_STEPS:
+            if len(self._steps) == KEPT_STEPS and not self._turn % REMOVED_STEPS:
                 work.keep_from = self._steps[0]
         return work
 

@@ -50,7 +50,6 @@ def test_sampling_that_a_request_does_not_give_is_the_model_s_own() -> None:
         ({"thinking": {"type": "disabled"}}, "none", None),
         ({"thinking": {"type": "adaptive"}}, None, None),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, "low", None),
-        ({"output_config": {"effort": "low"}}, "none", None),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, None, 2000),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000.0}}, None, 2000),
     ],
@@ -61,6 +60,13 @@ def test_thinking_becomes_reasoning(fields: Any, effort: str | None, budget: int
     assert (request.reasoning_effort, request.thinking_budget) == (effort, budget)
     assert request.separate_reasoning
     assert names == []
+
+
+def test_effort_and_budgets_without_effect_are_named() -> None:
+    request, names = requested(output_config={"effort": "low"})
+    assert (request.reasoning_effort, names) == ("none", ["output_config.effort"])
+    request, names = requested(thinking={"type": "adaptive", "budget_tokens": 2000})
+    assert (request.thinking_budget, names) == (None, ["thinking.budget_tokens"])
 
 
 def test_an_answer_under_a_schema_has_no_thinking() -> None:

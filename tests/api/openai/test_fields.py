@@ -65,7 +65,8 @@ def test_a_refused_feature_comes_with_the_engine_s_advice() -> None:
         )
     assert [each.message for each in refused.value.errors] == [
         "tools: It needs a parser.",
-        "reasoning_effort: The vllm engine does not support this field with this model.",
+        "reasoning_effort: The vllm engine does not support this field with this model. Leave it"
+        " out.",
     ]
 
 
@@ -104,7 +105,7 @@ COMMON_ROWS = [
     *rows("stop", "invalid_type", [1], {}, 1, [None], [[MARK]], True),
     *rows("stop", "too_short", "", ["a", ""]),
     *rows("stop", "too_long", MARK * 65),
-    *rows("stop", "too_many_items", ["a"] * 5),
+    *rows("stop", "too_many_items", ["a"] * 65),
     *rows("stream", "invalid_type", "yes", 1, 0, []),
     *rows("stream_options", "invalid_value", {"include_usage": True}),  # not streamed
     *rows("presence_penalty", "out_of_range", -2.1, 2.1),
@@ -141,7 +142,7 @@ COMMON_ROWS = [
     *rows("guided_grammar", "invalid_type", {}),
     *rows("grammar", "invalid_type", {}),
     *rows("response_format", "invalid_value", {"type": MARK}, {"type": "json_schema"}),
-    *rows("response_format", "invalid_value", {"type": "text", "format": {}}),
+    *rows("response_format", "invalid_value", {"type": "text", "format": {"a": 1}}),
     *rows("response_format", "unsupported_field", {"type": "structural_tag", "format": {}}),
 ]
 
@@ -150,9 +151,9 @@ COMMON_ROWS = [
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion], ids=["chat", "completion"])
 def test_a_wrong_value_is_refused_by_name(parse: Any, name: str, value: object, code: str) -> None:
     prompt = {"prompt": "a"} if parse is parse_completion else {"messages": [TURN]}
-    began = time.monotonic()
+    began = time.process_time()
     problem = refusal_of(parse, {**prompt, name: value})
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert problem.errors[0].code == code, problem.errors
     assert (param_of(problem) or "").startswith(name)
     assert all(MARK not in error.message for error in problem.errors)
@@ -228,7 +229,7 @@ COMPLETION_ROWS = [
     *rows("prompt", "too_many_items", ["a"] * 17, [MARK] * 100_000),
     *rows("best_of", "invalid_value", 0, 2, 10**6),
     *rows("best_of", "invalid_type", True, "1"),
-    *rows("logprobs", "out_of_range", -1, 6, 10**6),
+    *rows("logprobs", "out_of_range", -1, 21, 10**6),
     *rows("logprobs", "invalid_type", True, 1.0),
     *rows("echo", "invalid_type", 1),
     *rows("suffix", "invalid_type", 5, [MARK]),
@@ -284,10 +285,24 @@ NOTED: dict[str, tuple[object, ...]] = {
     "resumable": (True,),
     "service_tier": ("flex",),
     "temprature": (0.7,),
+    "tools": ([{"type": MARK}],),
     "user": (5,),
     "verbosity": (MARK,),
 }
 """Values of the rows above that are left out and noted."""
+CONVERTED: dict[str, tuple[object, ...]] = {
+    "best_of": ("1",),
+    "echo": (1,),
+    "ignore_eos": (1,),
+    "logprobs": (1, 1.0),
+    "max_tokens": ("5",),
+    "n": ("1",),
+    "seed": ("7", 1.0),
+    "stop": (["a", ""],),
+    "stream": (1, 0),
+    "temperature": ("1",),
+}
+"""Values of the rows above that mean what other servers take them for."""
 
 
 def is_in(name: str, value: object, table: dict[str, tuple[object, ...]]) -> bool:
@@ -312,7 +327,7 @@ def test_without_strict_only_what_changes_nothing_is_accepted(
     body: dict[str, Any] = {**prompt, name: value}
     notes = Notes()
     is_unset = name == "max_tokens" and value == 0 and parse is parse_chat
-    if is_unset or is_in(name, value, UNNOTED) or is_in(name, value, NOTED):
+    if is_unset or any(is_in(name, value, each) for each in (UNNOTED, NOTED, CONVERTED)):
         parse(body, notes).check(INFO)
         assert len(notes.names) == (1 if is_in(name, value, NOTED) else 0)
         return

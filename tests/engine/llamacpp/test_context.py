@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engine.llamacpp import engine as llamacpp
+from penstock.engine.llamacpp import loading
 from penstock.engine.llamacpp.engine import LlamaCpp
 from penstock.engine.llamacpp.gguf import context_length
 from penstock.engine.llamacpp.hub import find_model, size_of
@@ -62,7 +62,7 @@ async def test_a_slot_s_context_is_lowered_to_fit_the_memory(
 ) -> None:
     """The 8 contexts need 16 MiB, the model about 12."""
     available = size_of(RILL) + 30 * MIB
-    monkeypatch.setattr(llamacpp, "available_memory", lambda _: available)
+    monkeypatch.setattr(loading, "available_memory", lambda _: available)
     assert 256 <= await context_of(8, fit_params_min_ctx=256) < OWN
     assert await context_of(8) == OWN  # never less than 4,096, or the model's own
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from penstock.engine.llamacpp.engine import CONTROL_TOKENS, LlamaCpp
+from penstock.engine.llamacpp.engine import LlamaCpp
 from penstock.engine.llamacpp.gguf import marked_tokens
 from penstock.engine.llamacpp.hub import find_model
+from penstock.engine.llamacpp.prompts import CONTROL_TOKENS
 from penstock.request import Message, ToolUse
 from tests.engine.test_conformance import ask
 from tests.support.calling import tool

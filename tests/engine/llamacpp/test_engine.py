@@ -1,5 +1,6 @@
 """The llama.cpp engine beyond the conformance test. It runs in the test's own process."""
 
+import asyncio
 import json
 import signal
 from typing import Any
@@ -13,6 +14,7 @@ from penstock.engine.llamacpp.engine import LlamaCpp
 from penstock.engine.llamacpp.hub import find_model
 from penstock.request import Message
 from tests.engine.test_conformance import ask
+from tests.support.calling import BOTH
 from tests.support.concluding import Concluding
 from tests.support.recording import RecordingSink
 from tests.support.templates import REASONING
@@ -33,6 +35,45 @@ async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> Non
     before_first_delta = sink.calls[: sink.calls.index("delta")]
     assert before_first_delta[:2] == ["accepted", "started"]
     assert before_first_delta.count("working") >= 5
+
+
+async def test_every_kind_of_answer_leaves_its_slot_before_its_client_learns_of_the_end() -> None:
+    """The client may continue the conversation at once, and finds its cache only in that slot."""
+    engine = LlamaCpp(model=str(find_model("rill")), name="rill", slots=2, chat_template=REASONING)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    await engine.start()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    called: dict[str, Any] = {
+        "prompt": None,
+        "messages": (Message("user", "What time is it?"),),
+        "tools": json.dumps(BOTH[1:]),
+    }
+    kinds: dict[str, dict[str, Any]] = {
+        "one request": {},
+        "reasoning": {"prompt": None, "messages": called["messages"], "separate_reasoning": True},
+        "steps": {"min_tokens": 3},
+        "calls in Penstock's form": {**called, "tool_call_required": True},
+        "calls in the template's form": called,
+    }
+    taken: list[int] = []
+
+    def look() -> None:
+        taken.append(len(engine._caches._slot_of))
+
+    try:
+        for kind, fields in kinds.items():
+            taken.clear()
+            sink, has_stopped = RecordingSink(on_delta=look, on_end=look), asyncio.Event()
+            engine.submit(ask(kind, 6, **fields), sink)
+            await sink.end()
+            assert sink.reason == "length", kind
+            assert taken[-1] == 0, kind
+            assert set(taken[:-1]) <= {1}, kind
+            engine.cancel(kind, has_stopped.set)
+            await has_stopped.wait()
+    finally:
+        await engine.stop()
 
 
 @pytest.mark.parametrize(

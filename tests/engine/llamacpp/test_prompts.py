@@ -139,10 +139,10 @@ async def test_a_text_has_the_tokens_that_llama_cpp_finds(plain: LlamaCpp) -> No
         fields = dict(zip(("add_special", "parse_special"), flags, strict=True))
         for text in TEXTS:
             body = msgspec.json.encode({"content": text, **fields})
-            expected = json.loads(await plain._ask("/tokenize", body))["tokens"]
+            expected = json.loads(await plain._client.ask("/tokenize", body))["tokens"]
             ids = plain._vocabulary.ids_of(text, **fields)
             assert ids == expected, (text, fields)
-            said = await plain._ask("/detokenize", msgspec.json.encode({"tokens": ids}))
+            said = await plain._client.ask("/detokenize", msgspec.json.encode({"tokens": ids}))
             assert plain._vocabulary.text_of(ids) == json.loads(said)["content"]
 
 
@@ -152,7 +152,7 @@ async def test_pieces_have_the_tokens_that_llama_cpp_finds(plain: LlamaCpp) -> N
         for flags in ({"add_special": True}, {"parse_special": True}, {}):
             fields = {"add_special": False, "parse_special": False, **flags}
             body = msgspec.json.encode({"content": pieces[begin:], **fields})
-            expected = json.loads(await plain._ask("/tokenize", body))["tokens"]
+            expected = json.loads(await plain._client.ask("/tokenize", body))["tokens"]
             assert plain._vocabulary.ids_of_pieces(pieces[begin:], **fields) == expected
 
 
@@ -161,19 +161,19 @@ async def test_the_control_tokens_are_those_that_llama_cpp_finds(plain: LlamaCpp
     assert len(found) >= 5
     for text, token_id in found.items():
         body = msgspec.json.encode({"content": text})
-        assert json.loads(await plain._ask("/tokenize", body))["tokens"] == [token_id]
+        assert json.loads(await plain._client.ask("/tokenize", body))["tokens"] == [token_id]
 
 
 async def test_a_request_makes_one_round_trip_to_llama_cpp() -> None:
     engine = await started(model=str(find_model("rill")), chat_template=REASONING)
     paths: list[str] = []
-    opened = engine._open
+    opened = engine._client.open
 
     async def counted(path: str, *arguments: Any) -> Any:
         paths.append(path)
         return await opened(path, *arguments)
 
-    engine._open = counted  # type: ignore[method-assign, assignment]
+    engine._client.open = counted  # type: ignore[method-assign, assignment]
     hello, begun = Message("user", "Hello <|end|>"), Message("assistant", "Well,")
     mixed: list[dict[str, Any]] = [
         {"messages": (hello,), "separate_reasoning": True},

@@ -25,8 +25,8 @@ def slots_of(caches: SlotCaches, *prompts: list[int]) -> list[int]:
     """Return the slots that these prompts get, one after the other."""
     slots = []
     for prompt in prompts:
-        with caches.taken("a", prompt):
-            slots.append(caches.slot_of("a"))
+        with caches.taken("a", prompt) as slot:
+            slots.append(slot)
     return slots
 
 
@@ -74,15 +74,25 @@ def test_sessions_that_part_take_no_slot_of_a_conversation_that_goes_on() -> Non
     assert set(slots[::3] + slots[2::3]) == {0}
 
 
+def test_a_slot_that_was_left_is_the_next_request_s_own() -> None:
+    caches = SlotCaches(2)
+    with contextlib.ExitStack() as next_request:
+        with caches.taken("a", other(1)) as slot:
+            caches.leave("a")
+            assert next_request.enter_context(caches.taken("b", other(1, 600))) == slot
+        with caches.taken("c", other(1, 700)) as third:
+            assert third != slot
+
+
 @given(st.lists(st.lists(st.integers(0, 2), max_size=30), min_size=1, max_size=30), st.data())
 def test_requests_never_share_a_slot(prompts: list[list[int]], data: st.DataObject) -> None:
     caches = SlotCaches(3)
-    running: dict[str, contextlib.ExitStack] = {}
+    running: dict[int, contextlib.ExitStack] = {}
     for number, prompt in enumerate(prompts):
         if len(running) == 3 or (running and data.draw(st.booleans())):
             running.pop(data.draw(st.sampled_from(sorted(running)))).close()
-        running[str(number)] = contextlib.ExitStack()
-        running[str(number)].enter_context(caches.taken(str(number), prompt))
-        slots = {caches.slot_of(each) for each in running}
-        assert len(slots) == len(running)
-        assert slots <= {0, 1, 2}
+        stack = contextlib.ExitStack()
+        slot = stack.enter_context(caches.taken(str(number), prompt))
+        assert slot not in running
+        assert slot in {0, 1, 2}
+        running[slot] = stack

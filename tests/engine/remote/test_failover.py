@@ -38,7 +38,7 @@ async def test_an_upstream_that_hangs_has_failed() -> None:
         await exchange.tokens(2)
         await exchange.until_gone()
 
-    async with fakes(one, two), remote(one, two, silence=0.5) as engine:
+    async with fakes(one, two), remote(one, two, silence=2.0) as engine:
         one.faults = two.faults = [hang]
         sink = await ask(engine, "a", 10).end()
     assert sink.text() == text_from(PROMPT, 10)
@@ -116,7 +116,7 @@ CHAT = {"prompt": None, "messages": (Message("user", "one two three"),)}
 
 
 async def test_texts_go_on_as_the_assistant_s_turn_where_the_upstream_can_continue_it() -> None:
-    one, two = FakeUpstream("sglang"), FakeUpstream("sglang")
+    one, two = FakeUpstream("old sglang"), FakeUpstream("old sglang")
     async with fakes(one, two), remote(one, two) as engine:
         one.faults, two.faults = [after(4, "reset")], [after(4, "reset")]
         sink = await ask(engine, "a", 10, **CHAT).end()
@@ -166,10 +166,17 @@ async def test_a_prompt_goes_on_after_its_text_at_any_server() -> None:
 async def test_a_stopped_upstream_that_is_back_gets_requests_again() -> None:
     one = FakeUpstream()
     paused: list[bool] = []
+    has_paused = asyncio.Event()
+
+    def note(is_paused: bool) -> None:
+        paused.append(is_paused)
+        has_paused.set()
+
     async with fakes(one), remote(one) as engine:
-        engine.on_pause = paused.append
+        engine.on_pause = note
         await one.close()
         sink = ask(engine, "a", 10)
+        await has_paused.wait()  # the request has found that nobody is there
         await one.open()
         await sink.end()
     assert sink.text() == text_from(PROMPT, 10)

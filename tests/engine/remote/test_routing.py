@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.routing import POLICIES, simulate
+from penstock.engine.remote.engine import Remote
 from penstock.engine.remote.routing import FEW_REQUESTS, MAX_LOAD, choose, key_of, seed_of
 from penstock.request import Message, Request
+from tests.support.fake_upstream import Exchange, FakeUpstream, fakes
+from tests.support.remote import ask
 
 
 @dataclass(eq=False)
@@ -96,3 +99,22 @@ def test_conversations_find_their_cache_and_the_load_stays_even() -> None:
     assert blind.cached_part < 0.8 * whole.cached_part
     assert ours.max_load <= MAX_LOAD
     assert set(POLICIES) == {"one server", "round robin", "least connections", "penstock"}
+
+
+async def test_a_full_upstream_gets_nothing_while_another_has_a_free_slot() -> None:
+    async def go_on(exchange: Exchange) -> None:
+        await exchange.tokens(1)
+        await exchange.until_gone()
+
+    one, two = FakeUpstream(), FakeUpstream()
+    one.always = two.always = go_on
+    async with fakes(one, two):
+        engine = Remote(upstreams=[{"url": each.url, "slots": 2} for each in (one, two)])
+        await engine.start()
+        try:
+            # The long prompt is more load than all the short ones, but needs only one slot.
+            for name, prompt in (("long", "word " * 2000), *((f"short {n}", "a b") for n in "123")):
+                await ask(engine, name, 9, prompt=prompt).until("delta")
+            assert len(one.asked) == len(two.asked) == 2
+        finally:
+            await engine.stop()

@@ -70,4 +70,5 @@ if __name__ == "__main__":
         openai=Provider("openai", "/v1"),
         hosted_vllm=Provider("hosted_vllm", "/v1"),
         anthropic=Provider("anthropic", ""),
+        ollama_chat=Provider("ollama_chat", ""),
     )

@@ -20,13 +20,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from penstock.api.bonds import ANY_OBJECT, Bond
+from penstock.api.extras import ChatExtras, ReasoningEffort
 from penstock.api.fields import HINT, LEFT_OUT, ZERO_IS_UNSET, Strict, misplaced
-from penstock.api.openai.chat import ReasoningEffort, known_tier
-from penstock.api.openai.extras import ANY_OBJECT, Bond, ChatExtras
-from penstock.api.openai.fields import Common, Refusal, TokenLimit, parse_fields
+from penstock.api.openai.chat import known_tier
+from penstock.api.openai.fields import Common, TokenLimit, parse_fields
 from penstock.api.openai.responses.items import Resolve, read_items
 from penstock.api.openai.responses.tools import ToolSet, read_choice, read_tools
 from penstock.api.openai.tools import ToolChoice, check_tools, tool_fields
+from penstock.api.refusals import Refusal
 from penstock.api.tolerance import Notes, notes_of
 from penstock.api.tools import Schema
 from penstock.engine.protocol import Feature
@@ -137,6 +139,9 @@ class ResponseRequest(ChatExtras, Common):
     metadata: Metadata | None = None
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: Annotated[Literal["auto", "default"] | None, WrapValidator(known_tier)] = None
+    # A response has no place for these.
+    return_token_ids: Annotated[None, HINT] = None
+    prompt_logprobs: Annotated[None, HINT] = None
     max_tool_calls: Annotated[Any, HINT] = None
     context_management: Annotated[Any, HINT] = None
     access_programs: Annotated[dict[str, JsonValue] | None, LEFT_OUT] = None
@@ -154,7 +159,7 @@ class ResponseRequest(ChatExtras, Common):
     def effort(self) -> str | None:
         """Return how much the model should reason; "none" means not at all."""
         asked = None if self.reasoning is None else self.reasoning.effort
-        return asked or ("none" if self.has_thinking_off else None)
+        return self.effort_of(asked)
 
     @property
     def is_stored(self) -> bool:
@@ -226,12 +231,7 @@ class ResponseRequest(ChatExtras, Common):
 
     def extra_fields(self) -> dict[str, Any]:
         """Return the fields of `Request` that other servers' fields and `text` set."""
-        bond = self.bond
-        bound = {
-            "json_schema": bond if isinstance(bond, str) else None,
-            "grammar": bond if isinstance(bond, Grammar) else None,
-        }
-        return super().extra_fields() | bound
+        return super().extra_fields() | self.bond_fields()
 
     def needs(self) -> list[tuple[str, object, Feature]]:
         """Return the fields that need an optional feature: name, whether it is used, feature."""
@@ -250,7 +250,7 @@ class ResponseRequest(ChatExtras, Common):
         tools = self.tools or ToolSet()
         if self.tool_choice is not None:
             try:
-                self._choice = read_choice(self.tool_choice, tools)
+                self._choice = read_choice(self.tool_choice, tools, notes)
             except PydanticCustomError as error:
                 raise misplaced("tool_choice", error.message_template, error.type) from None
         if not tools.functions and self._choice == "auto":
@@ -260,6 +260,10 @@ class ResponseRequest(ChatExtras, Common):
             raise misplaced("background", "A response in the background must be stored.")
         if self.truncation == "auto":
             notes.ignore_or(misplaced("truncation", "This server cuts no input."), "truncation")
+        if self.stream_options is not None and self.stream_options.continuous_usage_stats:
+            notes.ignore("stream_options.continuous_usage_stats")
+        if self.text is not None and self.text.format is not None and self.text.format.description:
+            notes.ignore("text.format.description")
         for name in self.include or ():
             if name not in (ENCRYPTED, LOGPROBS):
                 notes.ignore("include[]")

@@ -79,8 +79,12 @@ class ResponseForm(Form, frozen=True):
 
     def num_events(self, stream: Stream) -> int:
         """Return how many events there are so far."""
+        return self.num_before(stream, len(stream.log))
+
+    def num_before(self, stream: Stream, cursor: int) -> int:
+        """Return how many events with ids the log's first `cursor` events make."""
         frames = ResponseFrames(self, stream)
-        for event in stream.log.after(0):
+        for event in stream.log.after(0, cursor):
             frames.skip(event)
         return frames.num_sent
 

@@ -122,9 +122,7 @@ class _Item:
         if read is None:  # what a hosted tool of another server did
             self._leave_out(f"input[].{kind}")
             return
-        for name, value in sent.items():
-            if value and name not in read:
-                self._notes.ignore(f"input[].{name}")
+        self._notes.unread(sent, read, "input[]")
         if kind == "message":
             self._add_message(conversation)
         elif kind == "reasoning":
@@ -174,6 +172,8 @@ class _Item:
     def _call(self, *, is_custom: bool) -> ToolUse:
         sent = self._sent
         name, namespace = sent.get("name"), sent.get("namespace")
+        if namespace and not isinstance(namespace, str):
+            self._notes.ignore("input[].namespace")
         if not (isinstance(name, str) and name):
             _refuse(f"{self._place}.name", "missing_field", "Give the name of the tool.")
         if is_custom:
@@ -217,6 +217,7 @@ class _Item:
             if not (text is None or isinstance(text, str)):
                 _refuse(f"{place}.{number}.{name}", "invalid_type", "Give a string.")
             texts.append(text or "")
+            self._notes.unread(part, ("type", name), f"input[].{field}[]")
         return "".join(texts)
 
 

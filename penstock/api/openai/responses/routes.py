@@ -52,7 +52,7 @@ class ResponseRoutes:
             "Respond to an input, streamed or whole.",
             ResponseRequest,
             self._call,
-            ResponseForm,
+            (ResponseForm,),
         )
         one = "/v1/responses/{response}"
         return [
@@ -76,7 +76,7 @@ class ResponseRoutes:
         owner = owner_of(http.scope)
         earlier_ones = _Earlier(self._stored, http, owner, body)
         earlier: Sequence[Message] = ()
-        if asked.previous_response_id is not None:
+        if asked.previous_response_id:
             earlier = self._previous(asked.previous_response_id, earlier_ones)
         conversation = asked.converse(earlier, earlier_ones.item)
         (request,) = asked.requests(info)
@@ -127,7 +127,7 @@ class ResponseRoutes:
             "model": name,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "presence_penalty": request.sampling.presence_penalty,
-            "previous_response_id": asked.previous_response_id,
+            "previous_response_id": asked.previous_response_id or None,
             "reasoning": {"effort": reasoning and reasoning.effort, "summary": None},
             "safety_identifier": None,
             "prompt_cache_key": None,

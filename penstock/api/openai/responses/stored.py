@@ -97,7 +97,7 @@ class StoredResponses:
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: set[asyncio.Task[None]] = set()
         if names is not None:
-            streams.on_adopted = self._adopted
+            streams.on_adopted.append(self._adopted)
 
     def __len__(self) -> int:
         return len(self._stored)

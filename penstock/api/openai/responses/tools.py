@@ -2,7 +2,8 @@
 
 In: tools in the form of OpenAI's Responses API. Out: the functions that the model sees, in the form
 of chats, and how clients see a call of each. A custom tool takes plain text: the model sees a
-function with one argument, `input`. A tool that its company's servers run is left out and noted.
+function with one argument, `input`. Hosted tools, which only run on OpenAI's servers, are left out
+and noted.
 """
 
 import json
@@ -24,7 +25,7 @@ from penstock.api.openai.tools import (
     Tool,
     ToolChoice,
 )
-from penstock.api.tolerance import Notes
+from penstock.api.tolerance import Notes, asks_nothing
 from penstock.api.tools import MAX_TOOLS
 
 INPUT = "input"
@@ -89,15 +90,16 @@ def _read_tool(sent: Any, place: str, namespace: str, tools: ToolSet, notes: Not
         name, inner = sent.get("name"), sent.get("tools")
         if not isinstance(name, str) or not isinstance(inner, list):
             raise misplaced(place, "Give a namespace its name and its tools.", "missing")
+        notes.unread(sent, ("type", "name", "tools"), "tools[]")
         for number, each in enumerate(inner):
             _read_tool(each, f"{place}.tools.{number}", name, tools, notes)
     elif kind in ("function", "custom"):
         is_custom = kind == "custom"
         read = _READ_FROM_CUSTOM_TOOLS if is_custom else _READ_FROM_FUNCTIONS
-        for name, value in sent.items():
-            if value and name not in read:
-                notes.ignore(f"tools[].{name}")
+        notes.unread(sent, read, "tools[]")
         given = _as_function(sent, place, notes) if is_custom else sent
+        if not notes.strict:
+            given = {name: value for name, value in given.items() if not asks_nothing(value)}
         function = _checked(given, place, namespace)
         shown = ShownTool(str(sent.get("name")), namespace, is_custom)
         try:
@@ -138,7 +140,11 @@ def _as_function(sent: dict[str, Any], place: str, notes: Notes) -> dict[str, An
     if not isinstance(form, dict) or not isinstance(description, str):
         raise misplaced(f"{place}.format", "Give an object.", "model_type")
     definition = form.get("definition")
-    if form.get("type") == "grammar" and isinstance(definition, str):
+    is_grammar = form.get("type") == "grammar" and isinstance(definition, str)
+    if form and not is_grammar and form.get("type") != "text":
+        notes.ignore("tools[].format")
+    notes.unread(form, ("type", "definition", "syntax"), "tools[].format")
+    if is_grammar:
         if form.get("syntax") == "regex":
             text["pattern"] = f"^(?:{definition})$"
         else:
@@ -153,7 +159,7 @@ def _as_function(sent: dict[str, Any], place: str, notes: Notes) -> dict[str, An
     return {"name": sent.get("name"), "description": description, "parameters": parameters}
 
 
-def read_choice(sent: Any, tools: ToolSet) -> ToolChoice:
+def read_choice(sent: Any, tools: ToolSet, notes: Notes) -> ToolChoice:
     """Return the choice of tools in the form of chats. Raises PydanticCustomError."""
     if sent in ("none", "auto", "required"):
         choice: ToolChoice = sent
@@ -164,21 +170,23 @@ def read_choice(sent: Any, tools: ToolSet) -> ToolChoice:
         mode, given = sent.get("mode"), sent.get("tools")
         if mode not in ("auto", "required") or not isinstance(given, list) or not given:
             raise PydanticCustomError("value_error", "Give the mode, auto or required, and tools.")
-        named = [_named(each, tools) for each in given if _is_ours(each)]
+        notes.unread(sent, ("type", "mode", "tools"), "tool_choice")
+        named = [_named(each, tools, notes) for each in given if _is_ours(each)]
         if not named:
             raise _not_ours()
         allowed = AllowedToolList(mode=mode, tools=named)
         return AllowedTools(type="allowed_tools", allowed_tools=allowed)
     if not _is_ours(sent):
         raise _not_ours()
-    return _named(sent, tools)
+    return _named(sent, tools, notes)
 
 
 def _is_ours(sent: Any) -> bool:
     return isinstance(sent, dict) and sent.get("type") in ("function", "custom")
 
 
-def _named(sent: dict[str, Any], tools: ToolSet) -> NamedTool:
+def _named(sent: dict[str, Any], tools: ToolSet, notes: Notes) -> NamedTool:
+    notes.unread(sent, ("type", "name", "namespace"), "tool_choice")
     name, namespace = sent.get("name"), sent.get("namespace") or ""
     found = tools.name_of(name, namespace) if isinstance(name, str) else None
     if found is None:
