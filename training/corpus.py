@@ -6,6 +6,7 @@ of processes does not change the text.
 """
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from training.text.document import Kind, documents
+from training.text.names import with_new_names
 from training.text.split import Split
 
 Tokens = npt.NDArray[np.uint16]
@@ -33,12 +35,20 @@ BATCH = 1000
 def pack(
     tokenizer: Tokenizer, seed: int, split: Split, num_tokens: int, kind: Kind | None = None
 ) -> Tokens:
-    """Generate and tokenize documents until there are `num_tokens` ids."""
+    """Generate and tokenize documents until there are `num_tokens` ids.
+
+    Users in the training split may get new names. The held-out split and the tokenizer's text keep
+    the names of the lists. So the vocabulary stays as it is, and the replicas of two releases can
+    continue each other's streams.
+    """
+    names = random.Random(f"names/{seed}")
     packed = np.empty(num_tokens, dtype=np.uint16)
     filled = 0
     source = documents(seed, split, kind=kind)
     while filled < num_tokens:
         texts = [document.text for document in islice(source, BATCH)]
+        if split is Split.TRAIN:
+            texts = [with_new_names(text, names) for text in texts]
         for encoding in tokenizer.encode_batch(texts):
             ids = encoding.ids[: num_tokens - filled]
             packed[filled : filled + len(ids)] = ids

@@ -1,29 +1,19 @@
 """Measures how often rill's stories keep to the requested subject and to their names."""
 
 import random
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 from training.chatter import Chatter, Sampling
 from training.text.cast import Sort, draw_character, nouns
-from training.text.lists import FOLDER, table
+from training.text.lists import table
+from training.text.names import common_words, names_in
 from training.text.phrase import with_article
-from training.text.split import HELD_OUT_SUBJECTS, Split, may_be_asked_for
+from training.text.split import HELD_OUT_NAMES, HELD_OUT_SUBJECTS, Split, may_be_asked_for
 
 SEED = 21
 NUM_NAMED = 100
 MOST_NAMES = 3
-# fmt: off
-UNSEEN_NAMES = (
-    "Anselm", "Beatrix", "Cosmo", "Drusilla", "Ephraim", "Fiona",
-    "Gunther", "Hortense", "Ignatius", "Jemima", "Kasimir", "Lavinia",
-    "Mortimer", "Nigel", "Ophelia", "Percival", "Quentin", "Rosalind",
-    "Sebastian", "Theodora", "Ulysses", "Vladimir", "Winston", "Xavier",
-    "Yolanda", "Zebedee", "Bob", "Kate", "Mohammed", "Zorblax",
-)
-# fmt: on
 HELD_OUT_TRIES = 4
 
 
@@ -62,7 +52,7 @@ def named() -> Iterator[Request]:
 def with_unseen_names() -> Iterator[Request]:
     """Ask for animals with names that no list has and no syllables make."""
     rng = random.Random(SEED)
-    for seed, name in enumerate(UNSEEN_NAMES):
+    for seed, name in enumerate(HELD_OUT_NAMES):
         yield _about(rng.choice(nouns(Sort.ANIMAL)), name, seed)
 
 
@@ -102,20 +92,6 @@ def keeps_name(text: str, name: str) -> bool:
     preface, _, rest = text.partition("\n\n")
     found = names_in(rest if "story about" in preface else text)
     return found[:1] == [name] and found.count(name) > 1 and len(set(found)) <= MOST_NAMES
-
-
-def names_in(text: str) -> list[str]:
-    """Return the capitalised words that the word lists do not have as common words, in order."""
-    return [word for word in re.findall(r"[A-Z][a-z]+", text) if word not in common_words()]
-
-
-@cache
-def common_words() -> frozenset[str]:
-    """Return all words of the plots and the word lists except the names, each capitalised."""
-    paths = [*FOLDER.glob("plots/*.txt"), *FOLDER.glob("words/*.txt")]
-    named = re.compile("names-.*|syllables")
-    texts = (path.read_text(encoding="utf-8") for path in paths if not named.match(path.stem))
-    return frozenset(word.capitalize() for text in texts for word in re.findall("[A-Za-z]+", text))
 
 
 def _about(noun: str, name: str, seed: int) -> Request:

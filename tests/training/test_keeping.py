@@ -5,15 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from training.keeping import (
-    Request,
-    common_words,
-    keeps_name,
-    named,
-    names_in,
-    with_unseen_names,
-)
+from training.keeping import Request, keeps_name, named, with_unseen_names
 from training.text.cast import Sort, nouns
+from training.text.names import common_words, names_in
 from training.text.scene import Wish
 from training.text.split import Split
 from training.text.story import write_story

@@ -11,9 +11,10 @@ from training.text import cast
 from training.text.cast import HE, ME, SHE, Sort
 from training.text.document import Document, Kind, documents
 from training.text.lists import words
+from training.text.names import common_words, known_names, names_in, new_name, with_new_names
 from training.text.plot import plots
 from training.text.scene import Wish
-from training.text.split import HELD_OUT_SUBJECTS, Split, is_held_out
+from training.text.split import HELD_OUT_NAMES, HELD_OUT_SUBJECTS, Split, is_held_out
 from training.text.story import Story, write_story
 
 NUM_DOCUMENTS = 250
@@ -163,3 +164,38 @@ def test_no_invented_name_is_a_name_of_the_lists(monkeypatch: pytest.MonkeyPatch
     invented = {cast.draw_name(rng, Sort.CHILD, HE) for _ in range(40_000)}
     assert len(invented) > 10_000
     assert not invented & listed
+
+
+def test_most_names_that_a_user_is_the_first_to_say_are_new_throughout_the_chat() -> None:
+    rng = random.Random(12)
+    begun = "<|user|>A fox named Pim<|end|><|assistant|>Pim the fox met Anna. Will Pim's fox wait?"
+    chat = f"{begun}<|end|><|user|>Who was Anna?<|end|><|assistant|>Anna was Pim's friend.<|end|>"
+    changed = [text for _ in range(200) if (text := with_new_names(chat, rng)) != chat]
+    assert 120 < len(changed) < 200
+    for text in changed:
+        hero, *_ = names_in(text)
+        assert hero not in known_names().union(HELD_OUT_NAMES)
+        assert text == chat.replace("Pim", hero)
+
+
+def test_a_name_that_no_user_says_first_stays() -> None:
+    rng = random.Random(13)
+    for text in (
+        "<|endoftext|>Pim the fox met Anna.",
+        "<|user|>A story<|end|><|assistant|>Pim slept.<|end|><|user|>Who is Pim?<|end|>",
+    ):
+        assert {with_new_names(text, rng) for _ in range(50)} == {text}
+
+
+def test_new_names_are_many_and_never_those_that_are_held_out() -> None:
+    rng = random.Random(14)
+    drawn = {new_name(rng) for _ in range(20_000)}
+    assert len(drawn) > 15_000
+    assert not drawn & known_names().union(common_words(), HELD_OUT_NAMES)
+    assert all(name == name.capitalize() and name.isalpha() for name in drawn)
+
+
+def test_no_training_text_has_a_held_out_name() -> None:
+    rng = random.Random(15)
+    for document in islice(documents(16, Split.TRAIN), 2_000):
+        assert not {*HELD_OUT_NAMES} & {*names_in(with_new_names(document.text, rng))}

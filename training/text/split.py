@@ -4,8 +4,8 @@ A story is held out if its combination (hero's name, plot, main object) hashes t
 HELD_OUT_MODULUS. A held-out combination never occurs in the training split, and every story of the
 held-out split has a held-out combination. Users never ask for the held-out subjects alone in a
 training chat ("Tell me a story about an otter"), although the words occur in its stories and in
-longer themes. All other texts (small talk, questions about rill, explanations) are held out only by
-seed: short texts can occur in both splits.
+longer themes. No training text has a held-out name. All other texts (small talk, questions about
+rill, explanations) are held out only by seed: short texts can occur in both splits.
 """
 
 from enum import StrEnum
@@ -15,6 +15,15 @@ HELD_OUT_MODULUS = 16
 HELD_OUT_SUBJECTS = frozenset(
     {"otter", "badger", "windmill", "orchard", "whistle", "compass", "tailor", "pilot", "telescope"}
 )
+# fmt: off
+HELD_OUT_NAMES = (
+    "Anselm", "Beatrix", "Cosmo", "Drusilla", "Ephraim", "Fiona",
+    "Gunther", "Hortense", "Ignatius", "Jemima", "Kasimir", "Lavinia",
+    "Mortimer", "Nigel", "Ophelia", "Percival", "Quentin", "Rosalind",
+    "Sebastian", "Theodora", "Ulysses", "Vladimir", "Winston", "Xavier",
+    "Yolanda", "Zebedee", "Bob", "Kate", "Mohammed", "Zorblax",
+)
+# fmt: on
 
 
 class Split(StrEnum):
