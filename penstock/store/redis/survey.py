@@ -1,6 +1,7 @@
 """Looks at all replicas twenty times a second: who has a lease, and which logs have no owner."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from penstock.store.protocol import StoreError, StoreWatcher
@@ -16,7 +17,10 @@ REPEAT_S = 0.5
 
 LATE_S = 1.0
 """A look that takes longer says nothing about leases: if the store was away, they may all have
-lapsed. In less time none does, because leases are renewed every 0.5 s."""
+lapsed. In less time none does, because leases are renewed every 0.5 s.
+
+Nor does a look that comes so late after the last one, or in so much time after it: this process was
+held up, perhaps with its whole machine, and the owners there renew their leases now, too."""
 
 
 class Survey:
@@ -31,6 +35,8 @@ class Survey:
         self._tenure = tenure
         self._reconnected_at = reconnected_at
         self._trusted_after = 0.0
+        self._looked_at = math.inf
+        self._held_up_until = 0.0
         self._reported: dict[str, int] = {}
         self._reported_at = 0.0
         self._loop: Loop | None = None
@@ -46,6 +52,8 @@ class Survey:
 
     async def _look(self, watcher: StoreWatcher) -> None:
         asked_at = now()
+        if asked_at - self._looked_at > LATE_S:
+            self._held_up_until = asked_at + LATE_S
         try:
             found = await self._client.run(SURVEY, [REPLICAS, LIVES], LEASES, OPEN)
         except StoreError:
@@ -54,6 +62,7 @@ class Survey:
             self._trusted_after = now() + LEASE_MS / 1000
         if found is not None:
             await self._take(found, watcher)
+        self._looked_at = now()
 
     async def _take(self, found: list[tuple[bytes, int]], watcher: StoreWatcher) -> None:
         """Take the tenures, each with the number of logs that it left, or -1 if it has a lease."""
@@ -76,7 +85,8 @@ class Survey:
         return [(stream_id.decode(), int(epoch)) for stream_id, epoch in logs.items()]
 
     def _trusts(self) -> bool:
-        return self._owners_had_their_time() and not self._tenure.is_given_back
+        has_looked_on = now() > self._held_up_until
+        return has_looked_on and self._owners_had_their_time() and not self._tenure.is_given_back
 
     def _owners_had_their_time(self) -> bool:
         """Return False for the time of a lease after the store was away.
