@@ -66,7 +66,7 @@ def billed(cch: str) -> list[dict[str, Any]]:
 def test_claude_code_s_request_is_answered_and_what_is_left_out_is_named(
     server: RunningServer,
 ) -> None:
-    assert requests.head(server.url, timeout=10).status_code == 200
+    assert requests.head(server.url, timeout=30).status_code == 200
     answer = sent(server)
     assert answer.status == 200
     assert names_in(answer) == IGNORED

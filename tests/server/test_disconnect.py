@@ -111,7 +111,7 @@ def test_a_reader_that_leaves_after_the_end_or_during_a_replay_leaves_nothing_be
         replaying.send(request("GET", f"/streams/{stream_id}"))  # 1.6 MB, which takes a while
         assert replaying.head().status == 200
         assert next(replaying.events())["index"] == 0
-        assert num_readers(fast) == 1
+        assert soon(lambda: num_readers(fast) == 1)
         go(replaying)
         assert soon(lambda: num_readers(fast) == 0)
     # The stream is kept as it ended: leaving cancelled nothing.

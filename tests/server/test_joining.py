@@ -47,8 +47,8 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def hanging() -> Iterator[RunningServer]:
-    """A server whose answers hang after three tokens; a stream lingers for 0.3 s."""
-    with serve(engine="mock", mock_interval=0, linger=0.3, engine_arg=["hang_at=3"]) as server:
+    """A server whose answers hang after three tokens."""
+    with serve(engine="mock", mock_interval=0, engine_arg=["hang_at=3"]) as server:
         yield server
 
 

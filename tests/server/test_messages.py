@@ -328,9 +328,9 @@ def test_the_list_of_models_has_anthropic_s_form(server: RunningServer) -> None:
         with pytest.raises(anthropic.NotFoundError) as missing:
             client.models.retrieve("other")
     assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index] # JSON
-    ours = requests.get(f"{server.url}/v1/models", timeout=10).json()
+    ours = requests.get(f"{server.url}/v1/models", timeout=30).json()
     assert [model["object"] for model in ours["data"]] == ["model", "model"]
-    assert requests.get(f"{server.url}/v1/models/x", timeout=10).json()["error"]["param"] == "model"
+    assert requests.get(f"{server.url}/v1/models/x", timeout=30).json()["error"]["param"] == "model"
 
 
 def test_any_version_of_anthropic_s_api_is_accepted(server: RunningServer) -> None:

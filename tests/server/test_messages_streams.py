@@ -168,7 +168,7 @@ def test_anthropic_s_client_raises_a_failure_in_a_stream() -> None:
 
 
 def test_pings_keep_a_silent_stream_alive() -> None:
-    arguments = ["prefill=0.3", "length=2"]
+    arguments = ["prefill=1", "length=2"]
     with (
         serve(engine="mock", mock_interval=0.1, heartbeat=0.02, engine_arg=arguments) as server,
         client_of(server) as client,

@@ -36,8 +36,10 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def patient() -> Iterator[RunningServer]:
-    """A server like `server` that drops no client that stalls."""
-    with serve(**FLAGS, stall_timeout=600) as server:
+    """A server like `server` that drops no client that stalls, with slower and longer answers."""
+    arguments = ["length=100000", "slots=8", "context_length=200000", f"text={BIG_WORDS}"]
+    flags = {**FLAGS, "mock_interval": 0.01, "engine_arg": arguments}
+    with serve(**flags, stall_timeout=600) as server:
         yield server
 
 
@@ -211,7 +213,7 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
 
 
 def test_gauges_show_the_current_state(patient: RunningServer) -> None:
-    held = [open_stream(patient.port, generate(max_tokens=900)) for _ in range(10)]
+    held = [open_stream(patient.port, generate(max_tokens=10_000)) for _ in range(10)]
     scrape = scrape_until(patient, lambda scrape: scrape("penstock_streams_running") == 8)
     assert scrape("penstock_streams_waiting") == 2
     assert scrape("penstock_readers") == 10
@@ -235,7 +237,7 @@ def test_resumes_are_counted_by_phase(patient: RunningServer) -> None:
         connection.rest()
     assert Scrape(patient)("penstock_resumes_total", phase="running") == 1
     assert Scrape(patient)("penstock_streams_kept") == 1
-    sent_before = Scrape(patient)("penstock_events_sent_total")
+    sent_before = scrape_until(patient, is_settled)("penstock_events_sent_total")
     assert ask(patient.port, request("GET", f"/streams/{stream_id}")).status == 200
     scrape = scrape_until(patient, is_settled)
     assert scrape("penstock_resumes_total", phase="ended") == 1

@@ -126,7 +126,7 @@ def test_a_conversation_of_more_turns_than_the_context_has_tokens_is_refused_at_
     body = json.dumps({"messages": [USER] * 60_000}).encode()
     began = time.monotonic()
     answer = ask(caller.port, post(body, path=CHAT))
-    assert time.monotonic() - began < 10  # llama.cpp would render for minutes
+    assert time.monotonic() - began < 30  # llama.cpp would render for minutes
     error = json.loads(answer.body)["error"]
     assert (answer.status, error["code"]) == (400, "context_length_exceeded")
     assert "60000 messages" in error["message"]

@@ -505,7 +505,7 @@ def test_costly_patterns_cost_little(of_rill: openai.OpenAI) -> None:
             messages=HELLO,
             max_tokens=20,
             response_format=schema({"type": "string", "pattern": pattern}),
-            timeout=10,
+            timeout=30,
         )
         content = answer.choices[0].message.content or ""
         assert set(content) <= set('"ax')

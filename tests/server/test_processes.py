@@ -63,8 +63,8 @@ def test_a_server_that_is_killed_while_it_loads_leaves_no_process_behind() -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_running_streams_come_to_their_end_before_the_server_does(number: signal.Signals) -> None:
-    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=200"]) as server:
-        connection, _ = open_stream(server.port, generate(max_tokens=200))
+    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=400"]) as server:
+        connection, _ = open_stream(server.port, generate(max_tokens=400))
         with connection:
             events = connection.events()
             next(events)

@@ -396,7 +396,7 @@ NEUTRAL: list[object] = [None, False, "", [], {}]
 def test_a_value_that_asks_for_nothing_is_accepted_in_any_field(
     mock: RunningServer, value: object
 ) -> None:
-    api = requests.get(f"{mock.url}/openapi.json", timeout=10).json()["components"]["schemas"]
+    api = requests.get(f"{mock.url}/openapi.json", timeout=30).json()["components"]["schemas"]
     for path, model, required in (
         (CHAT, "ChatRequest", {"messages": [HELLO]}),
         (COMPLETIONS, "CompletionRequest", {"prompt": "a"}),
@@ -460,11 +460,11 @@ def test_an_overflow_has_the_sentence_that_programs_look_for(mock: RunningServer
 
 
 def test_models_with_a_slash_is_the_list(mock: RunningServer) -> None:
-    listed = requests.get(f"{mock.url}/v1/models", timeout=10).json()
-    assert requests.get(f"{mock.url}/v1/models/", timeout=10).json() == listed
+    listed = requests.get(f"{mock.url}/v1/models", timeout=30).json()
+    assert requests.get(f"{mock.url}/v1/models/", timeout=30).json() == listed
     for answer in (
-        requests.get(f"{mock.url}/v1/models/gpt-4o", timeout=10),
-        requests.post(mock.url + CHAT, json={"messages": [HELLO], "model": "gpt-4o"}, timeout=10),
+        requests.get(f"{mock.url}/v1/models/gpt-4o", timeout=30),
+        requests.post(mock.url + CHAT, json={"messages": [HELLO], "model": "gpt-4o"}, timeout=30),
     ):
         assert answer.status_code == 404
         assert "It serves mock." in answer.json()["error"]["message"]
@@ -474,9 +474,9 @@ def test_models_with_a_slash_is_the_list(mock: RunningServer) -> None:
 def test_errors_say_when_to_retry_in_the_headers_that_the_sdks_obey() -> None:
     with (
         serve(engine="mock", engine_arg=["hang_at=0"], slots=1, max_queue=0) as server,
-        requests.post(f"{server.url}/generate", json={"prompt": "a"}, stream=True, timeout=10),
+        requests.post(f"{server.url}/generate", json={"prompt": "a"}, stream=True, timeout=30),
     ):
-        full = requests.post(f"{server.url}/generate", json={"prompt": "a"}, timeout=10)
+        full = requests.post(f"{server.url}/generate", json={"prompt": "a"}, timeout=30)
     assert full.status_code == 429
     assert full.headers["x-should-retry"] == "true"
     assert int(full.headers["retry-after-ms"]) == 1000 * int(full.headers["retry-after"])

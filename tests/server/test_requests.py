@@ -242,7 +242,7 @@ def test_prompts_are_logged_only_on_request() -> None:
 
 def test_a_server_that_cannot_start_says_so_in_json_too() -> None:
     process = start(engine="mock", log_format="json", engine_arg=["intervall=1"])
-    _, output = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == 1
     entries = [json.loads(line) for line in output.splitlines()]
     assert entries[-1]["level"] == "critical"
@@ -251,8 +251,9 @@ def test_a_server_that_cannot_start_says_so_in_json_too() -> None:
 
 
 def test_every_line_of_a_server_s_life_is_json() -> None:
-    with serve(engine="mock", mock_interval=0.01, log_format="json") as server:
-        connection, _ = open_stream(server.port, generate(max_tokens=40))
+    long = ["length=1000"]
+    with serve(engine="mock", mock_interval=0.01, log_format="json", engine_arg=long) as server:
+        connection, _ = open_stream(server.port, generate(max_tokens=300))  # three seconds
         with connection:
             psutil.Process(server.engine_pid()).send_signal(signal.SIGKILL)
             assert list(connection.events())[-1]["finish_reason"] == "length"

@@ -23,7 +23,7 @@ class Pair:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._flags: dict[str, Any] = {
             "engine": "mock",
-            "mock_interval": 0.01,
+            "mock_interval": 0.02,
             "engine_arg": ["numbered=true", f"length={NUM_TOKENS}"],
             "log": folder,
         }

@@ -97,9 +97,9 @@ def test_a_stalled_http2_stream_is_ended_and_its_slot_free(torrent: RunningServe
 
 
 def test_a_client_that_reads_slowly_is_not_dropped(torrent: RunningServer) -> None:
-    """The client reads a little more than its window per stall timeout, for three timeouts."""
+    """The client reads for more than two timeouts, and takes each piece well within one."""
     with Connection(torrent.port, receive_buffer=16 * 1024) as slow:
-        slow.send(generate(max_tokens=120))  # 240 KB
+        slow.send(generate(max_tokens=300))  # 600 KB
         assert slow.head().status == 200
         ended = False
         started = time.monotonic()
@@ -108,14 +108,14 @@ def test_a_client_that_reads_slowly_is_not_dropped(torrent: RunningServer) -> No
             chunk = slow.chunk()
             ended = not chunk
             body += chunk
-            time.sleep(len(chunk) / 40_000)
+            time.sleep(len(chunk) / 80_000)
         assert time.monotonic() - started > 2 * STALL_TIMEOUT_S
-    assert body.count(b'"finished":false') == 120
+    assert body.count(b'"finished":false') == 300
     assert b'"finish_reason":"length"' in body
 
 
 def test_silence_is_filled_with_comments_before_the_first_token_and_later() -> None:
-    with serve(engine="mock", mock_interval=1.5, heartbeat=0.1, engine_arg=["prefill=0.5"]) as s:
+    with serve(engine="mock", mock_interval=1.5, heartbeat=0.05, engine_arg=["prefill=1"]) as s:
         connection, _ = open_stream(s.port, generate(max_tokens=2, resumable=True))
         with connection:
             body = connection.rest()

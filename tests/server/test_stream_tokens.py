@@ -223,7 +223,8 @@ def test_a_key_counts_more_than_a_token(server: RunningServer, keys: Keys) -> No
 
 def test_a_token_ends_with_its_stream(keys: Keys) -> None:
     with serve(**STEADY, keys=keys.path, retain=0.1) as server:
-        url = url_of(server, begin(server, keys, max_tokens=3), keys.header("alice"))
+        # The stream must be there when its token is made: it lasts for three seconds.
+        url = url_of(server, begin(server, keys, max_tokens=300), keys.header("alice"))
         assert eventually(lambda: read(server, url).status == 401)
 
 

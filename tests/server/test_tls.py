@@ -69,6 +69,10 @@ def connected(server: RunningServer, *protocols: str) -> Iterator[ssl.SSLSocket]
         yield secure
 
 
+def client_of(http2: bool) -> httpx.Client:
+    return httpx.Client(verify=context(), http1=not http2, http2=http2, timeout=30)
+
+
 def serial(server: RunningServer) -> str:
     """Return the serial number of the certificate that a new connection gets."""
     with connected(server, "http/1.1") as secure:
@@ -80,7 +84,7 @@ def serial(server: RunningServer) -> str:
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
 @pytest.mark.parametrize("path", ["/health", "/generate", "/nope"])
 def test_an_answer_to_head_has_no_body(server: RunningServer, path: str, http2: bool) -> None:
-    with httpx.Client(verify=context(), http1=not http2, http2=http2) as client:
+    with client_of(http2) as client:
         for _ in range(2):  # the connection is used again
             answer = client.head(server.url + path)
             assert answer.content == b""
@@ -89,7 +93,7 @@ def test_an_answer_to_head_has_no_body(server: RunningServer, path: str, http2: 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
 def test_a_stream_over_tls(server: RunningServer, http2: bool) -> None:
-    with httpx.Client(verify=context(), http1=not http2, http2=http2) as client:
+    with client_of(http2) as client:
         sent = {"prompt": "x", "max_tokens": 3}
         answer = client.post(f"{server.url}/generate", json=sent)
     assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")

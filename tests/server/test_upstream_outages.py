@@ -70,7 +70,8 @@ async def test_metrics_health_and_the_live_view_show_an_outage_and_its_end() -> 
     async with fakes(one, two), front(one.url, two.url, engine_arg=QUICK) as server:
 
         def told() -> tuple[httpx.Response, httpx.Response]:
-            return httpx.get(f"{server.url}/health"), httpx.get(f"{server.url}/health/ready")
+            with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
+                return client.get("/health"), client.get("/health/ready")
 
         async def until_up(*urls: str) -> Scrape:
             wanted = {each.url: float(each.url in urls) for each in (one, two)}

@@ -28,7 +28,7 @@ async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream
             client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
             model = (await client.models.list()).data[0]
             assert model.id == "rill"
-            async with httpx.AsyncClient() as plain:
+            async with httpx.AsyncClient(timeout=PATIENCE_S) as plain:
                 assert (await plain.get(server.url)).json()["model"] == "rill"
 
             async def text(kill: bool) -> tuple[str, int]:
@@ -62,7 +62,7 @@ def kill_the_busy_one(*servers: RunningServer) -> None:
 
 
 def num_running(server: RunningServer) -> int:
-    metrics = httpx.get(f"{server.url}/metrics").text
+    metrics = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
     return sum(
         int(float(line.rpartition(" ")[2]))
         for line in metrics.splitlines()

@@ -213,7 +213,9 @@ def open_stream(
     """Open a stream and read its head. Returns the connection and the stream's id."""
     connection = Connection(port, context=context).send(data)
     head = connection.head()
-    assert head.status == 200, connection._exactly(connection._length)
+    if head.status != 200:
+        with connection:
+            raise AssertionError((head.status, connection._exactly(connection._length)))
     return connection, head.headers["x-stream-id"]
 
 

@@ -42,9 +42,15 @@ class RunningServer:
         return self.process.pid
 
     def engine_pid(self) -> int:
-        """Return the process id of the engine."""
-        (engine,) = psutil.Process(self.pid).children()
-        return int(engine.pid)
+        """Return the process id of the engine; wait for it if it is being restarted."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            found[:] = [each.pid for each in psutil.Process(self.pid).children() if _runs(each)]
+            return len(found) == 1
+
+        assert eventually(is_there), found
+        return found[0]
 
     def readiness(self) -> int:
         """Return the status of `/health/ready`."""
@@ -56,6 +62,13 @@ class RunningServer:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def start(
