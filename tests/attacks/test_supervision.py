@@ -89,8 +89,8 @@ def test_an_engine_without_room_for_its_folder_is_started_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with serve(engine="mock", mock_interval=0.02) as server:
-        connection, _ = open_stream(server.port, generate(max_tokens=20))
+    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=1000"]) as server:
+        connection, _ = open_stream(server.port, generate(max_tokens=200))  # four seconds
         with connection:
             events = connection.events()
             next(events)
@@ -103,7 +103,7 @@ def test_an_engine_without_room_for_its_folder_is_started_when_there_is_room(
             folder.unlink()
             *_, end = events
         assert end["finish_reason"] == "length"
-        assert server.readiness() == 200
+        assert eventually(lambda: server.readiness() == 200)
 
 
 # Hangs.
@@ -229,9 +229,9 @@ def test_requests_that_fail_by_themselves_restart_nothing() -> None:
 def test_a_task_that_fails_is_started_again_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKEN", "liveness")
     with serve(module="tests.support.broken", **STEADY) as server, honest_client(server):
-        scrape = Scrape(server)
-        assert scrape("penstock_task_failures_total", task="liveness") == 2
-        assert scrape("penstock_task_failures_total") == 2
+        failures = "penstock_task_failures_total"
+        scrape = scrape_until(server, lambda scrape: scrape(failures, task="liveness") == 2)
+        assert scrape(failures) == 2
     assert sum("the task 'liveness' failed" in line for line in server.output) == 2
 
 
@@ -240,7 +240,7 @@ def test_a_server_whose_http_server_has_ended_ends_with_the_reason(
 ) -> None:
     monkeypatch.setenv("BROKEN", "http")
     with start(engine="mock", module="tests.support.broken") as process:
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 70
     assert "the HTTP server has ended; the process ends" in said
     assert "LookupError" in said

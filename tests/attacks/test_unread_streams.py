@@ -30,7 +30,7 @@ def ends_of(server: RunningServer, stream_id: str) -> list[str]:
         (QUICK, {}, "stop"),
         (QUICK, {"max_tokens": 7}, "length"),
         ({**STEADY, "linger": 0.2}, {"max_tokens": LONG}, "cancelled"),
-        (STEADY, {"max_tokens": LONG, "timeout": 0.5}, "deadline"),
+        (STEADY, {"max_tokens": LONG, "timeout": 2}, "deadline"),
     ],
 )
 def test_a_stream_that_ends_unread_has_one_line(

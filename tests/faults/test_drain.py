@@ -74,13 +74,16 @@ async def test_readers_come_and_go_while_the_server_drains_and_miss_nothing() ->
                 )
             server.signal(signal.SIGTERM)
             await until_readiness(server.address, 503)
-            for _ in range(3):
-                for reader in readers:
-                    with contextlib.suppress(ConnectionError):
+
+            async def come_and_go(reader: Reader) -> None:
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(3):
                         await reader.got(reader.cursor + 1)
                         if reader.ended is None:
                             reader.leave("RST")
                             await reader.attach()
+
+            await asyncio.gather(*map(come_and_go, readers))  # at once: an answer takes 5 s
             await asyncio.gather(*(reader.read_through() for reader in readers))
         assert await asyncio.to_thread(server.process.wait, PATIENCE_S) == 0
     verdict = judge(history)

@@ -8,7 +8,13 @@ import pytest
 
 from tests.faults.checker import judge
 from tests.faults.history import Got, History, Truth, numbered
-from tests.faults.processes import PROBE_S, kill_engine, signal_engine, until_readiness
+from tests.faults.processes import (
+    PROBE_S,
+    engine_pids,
+    kill_engine,
+    signal_engine,
+    until_readiness,
+)
 from tests.faults.reading import Reader, RefusedError, fresh_word
 from tests.support.servers import RunningServer, serve
 
@@ -20,7 +26,7 @@ PATIENCE_S = 60.0
 def server() -> Iterator[RunningServer]:
     arguments = ["numbered=true", f"length={LENGTH}"]
     with serve(
-        engine="mock", mock_interval=0.01, engine_timeout=0.5, engine_arg=arguments
+        engine="mock", mock_interval=0.01, engine_timeout=2, engine_arg=arguments
     ) as running:
         yield running
 
@@ -99,9 +105,11 @@ async def test_new_requests_are_refused_until_the_running_streams_go_on(
 
     async with asyncio.timeout(PATIENCE_S):
         readers = await opened(server, history, 2)
-        assert signal_engine(server, signal.SIGKILL)
+        killed = signal_engine(server, signal.SIGKILL)
         asking = []
         while not refusals:  # requests that precede the server's notice are accepted and wait
+            if engine_pids(server) not in ([], [killed]):  # it was back before anybody asked
+                killed = signal_engine(server, signal.SIGKILL)
             asking.append(asyncio.create_task(ask()))
             await asyncio.wait(asking, timeout=PROBE_S)
         await asyncio.gather(*asking)

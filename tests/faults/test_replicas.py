@@ -160,10 +160,11 @@ async def completed(address: tuple[str, int], response_id: str) -> dict[str, Any
 
 
 async def test_two_deploys_that_overlap_cut_no_answer(tmp_path: Path) -> None:
-    num_tokens = 200
+    num_tokens = 400  # eight seconds: a busy machine takes long to start the third server
     with Replicas(PLACES["folder"](tmp_path).log, tmp_path) as replicas:
         first = replicas.start()
         clients = Clients(replicas)
+        second = replicas.start()
         stored = await clients.open(3, num_tokens=num_tokens)
         unstored = await clients.open(3, num_tokens=num_tokens, resumable=False)
         asked = {"max_tokens": num_tokens, "messages": [{"role": "user", "content": "w says"}]}
@@ -173,7 +174,6 @@ async def test_two_deploys_that_overlap_cut_no_answer(tmp_path: Path) -> None:
         later = {"input": "w says", "background": True, "max_output_tokens": num_tokens}
         response = json.loads(await posted(first.address, "/v1/responses", **later))
         await got([*stored, *unstored], 3)
-        second = await asyncio.to_thread(replicas.start)
         first.signal(signal.SIGTERM)
         await got([*stored, *unstored], stored[0].cursor + 5)
         await asyncio.to_thread(
@@ -227,7 +227,7 @@ async def test_a_thousand_clients_that_return_at_once_find_their_streams(tmp_pat
 
 async def test_clocks_may_differ_by_an_hour(tmp_path: Path) -> None:
     place = PLACES["redis"](tmp_path)
-    with Replicas(place.log, tmp_path, linger=2) as replicas:
+    with Replicas(place.log, tmp_path, linger=5) as replicas:
         victim = replicas.start()
         ahead = replicas.start(module="tests.support.an_hour_ahead")
         clients = Clients(replicas)

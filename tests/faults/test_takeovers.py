@@ -36,9 +36,9 @@ async def test_a_kill_loses_nothing_of_streams_in_any_phase(replicas: Replicas) 
     gate.touch()
     clients = Clients(replicas)
     async with asyncio.timeout(PATIENCE_S):
-        running = await clients.open(3, num_tokens=200)
+        running = await clients.open(3, num_tokens=300)
         # These always hold back half a character and the beginning of a stop string.
-        inside = await clients.open(3, "halved", num_tokens=200, stop=[f"{SIGN} never"])
+        inside = await clients.open(3, "halved", num_tokens=300, stop=[f"{SIGN} never"])
         await clients.open(2, "gated")
         await got([*running, *inside], 3)
         await clients.open(5)  # they wait

@@ -1,5 +1,6 @@
 """The locks by which replicas of one folder see who is alive."""
 
+import gc
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ def test_threads_that_look_at_once_close_the_file_of_a_lock_once(tmp_path: Path)
                 errors.append(error)
 
     locks = [OthersLock(path) for _ in range(NUM_ROUNDS)]
+    gc.collect()  # so that nothing of other tests closes its files meanwhile
     num_open = psutil.Process().num_fds()
     threads = [threading.Thread(target=look, args=(locks,)) for _ in range(NUM_THREADS)]
     for thread in threads:

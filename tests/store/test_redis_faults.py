@@ -104,6 +104,12 @@ async def until_problem(replica: Replica, words: str) -> None:
     await replica.reports.until(lambda: words in replica.store.problem)
 
 
+async def until_back(replica: Replica) -> None:
+    """Wait until the store was away for the replica, and is back."""
+    reports = replica.reports
+    await reports.until(lambda: reports.num_changes >= 2 and not replica.store.problem)
+
+
 # Slow, stopped, killed.
 
 
@@ -185,7 +191,7 @@ async def test_an_end_that_the_store_confirmed_and_lost_is_written_again(
     server.kill()
     server.cut_back(before)
     await asyncio.to_thread(server.start)
-    await b.reports.until(lambda: b.reports.num_changes == 2)  # it was away, and is back
+    await until_back(b)
     following = await b.reading("s")
     assert following.entries in ([b"1"], [b"1", b"2", b"end"])  # its owner may have come first
     await following.until_it_has(3)
@@ -207,7 +213,7 @@ async def test_an_ended_log_that_an_emptied_store_gets_again_is_ended(
     await a.ended(gone, b"end", 60)
     a.store.drop("gone")
     await command(server, "FLUSHALL")
-    await a.reports.until(lambda: a.reports.num_changes == 2)  # it found out, and wrote again
+    await until_back(a)  # it found out, and wrote again
     following = await b.reading("s")
     await following.until_it_has(2)
     assert following.entries == [b"1", b"end"]
@@ -234,7 +240,7 @@ async def test_nobody_claims_a_log_before_its_owner_could_write_what_the_store_h
         server.kill()
         server.cut_back(before)
         await asyncio.to_thread(server.start)
-        await b.reports.until(lambda: b.reports.num_changes == 2)  # it was away, and is back
+        await until_back(b)
         claiming = asyncio.create_task(b.claim("s", 1))
         assert await b.all_of("s") == [b"1"]
         await proxy.up()
