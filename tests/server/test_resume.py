@@ -22,7 +22,7 @@ from tests.support.raw import (
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
-LINGER_S, RETAIN_S = 0.5, 4.0
+LINGER_S, RETAIN_S = 0.5, 8.0
 
 
 @pytest.fixture(scope="module")
