@@ -21,7 +21,7 @@ CONNECTIONS_EACH = 6
 # The flood's request that runs when a newcomer arrives, and those that end until this busy process
 # has read the newcomer's first token. In the order of arrival it would be all 18.
 MAX_BEFORE = 9
-SOON_S = 15.0
+SOON_S = 40.0
 
 Attack = Callable[[RunningServer, Keys, str], None]
 

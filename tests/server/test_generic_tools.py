@@ -137,7 +137,8 @@ def test_a_call_is_resumed_byte_for_byte(server: RunningServer) -> None:
 
 
 def test_text_goes_on_after_the_engine_s_death(tmp_path: Path) -> None:
-    fields = {**ASKED, "stream": True, "max_tokens": 300, "logit_bias": NEVER_ENDS}
+    # A longer text may meet a near tie.
+    fields = {**ASKED, "stream": True, "max_tokens": 60, "logit_bias": NEVER_ENDS}
     body = post(json.dumps(fields).encode(), path=CHAT)
     with mortal(tmp_path) as server:
         expected = chunks_of(server.undisturbed(body).body)

@@ -285,8 +285,10 @@ def test_ids_and_heartbeats_do_not_disturb_openai_s_client() -> None:
 def test_sampling_and_logprobs_survive_the_engine_s_death(tmp_path: Path) -> None:
     """Text, log probabilities and usage equal those of an undisturbed stream."""
     fields: dict[str, Any] = {
-        "prompt": "Once upon a time",
-        "max_tokens": 250,
+        # No two tokens of this answer are almost equally likely. Where an engine dies is not exact
+        # on a busy machine, and llama.cpp's choice depends on how many tokens it reads at once.
+        "prompt": "When I was a child",
+        "max_tokens": 50,
         "temperature": 0,
         "logprobs": 1,
         "frequency_penalty": 0.1,

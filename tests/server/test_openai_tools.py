@@ -311,7 +311,8 @@ def test_text_under_a_schema_is_the_answer_and_not_reasoning(thinker: RunningSer
 
 def test_thoughts_go_on_after_the_engine_s_death(tmp_path: Path) -> None:
     never_ends = {"0": -100, "4": -100}
-    fields = {**THINKS, "stream": True, "max_tokens": 400, "logit_bias": never_ends}
+    # Longer thoughts may meet a near tie.
+    fields = {**THINKS, "stream": True, "max_tokens": 60, "logit_bias": never_ends}
     body = post(json.dumps(fields).encode(), path=CHAT)
     with mortal(tmp_path, f"chat_template={REASONING}") as server:
         expected = chunks_of(server.undisturbed(body).body)
