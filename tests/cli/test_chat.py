@@ -27,7 +27,7 @@ from tests.support.dying import mortal
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 
 PATIENCE_S = 30.0
-AGAIN_S = 3.0
+AGAIN_S = 5.0
 
 # Make the given terminal the controlling terminal, so that Ctrl-C reaches the process.
 RUN = "from penstock.cli.main import main; main()"
@@ -74,6 +74,7 @@ class Terminal:
         self.seen = ""
         """All output so far."""
         self._unread = 0
+        self._has_ended = False
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
@@ -87,20 +88,28 @@ class Terminal:
         return self.seen[start : self._unread]
 
     def interrupt(self, until: str) -> str:
-        """Press Ctrl-C until these words appear.
+        """Press Ctrl-C until these words appear; return the output up to them.
 
         Python and readline check for signals before they begin to wait. A signal that arrives in
         the microseconds between takes effect only with the next key or byte. People press Ctrl-C
         again.
         """
+        self._press_until(lambda: until in self.seen[self._unread :])
+        return self.expect(until)
+
+    def interrupt_to_end(self) -> int:
+        """Press Ctrl-C until the command ends, as `interrupt` does; return its exit status."""
+        self._press_until(lambda: self._has_ended)
+        return self.wait()
+
+    def _press_until(self, is_so: Callable[[], bool]) -> None:
         for _ in range(int(PATIENCE_S / AGAIN_S)):
             self.type("\x03")
             end = time.monotonic() + AGAIN_S
-            while until not in self.seen[self._unread :] and self._read(end):
+            while not is_so() and self._read(end):
                 pass
-            if until in self.seen[self._unread :]:
-                break
-        return self.expect(until)
+            if is_so():
+                return
 
     def wait(self) -> int:
         """Wait until the command ends; return its exit status."""
@@ -122,7 +131,8 @@ class Terminal:
         try:
             piece = os.read(self._master, 65536)
         except OSError:  # Linux reports this way that the other side is closed
-            return False
+            piece = b""
+        self._has_ended = not piece
         self.seen += piece.decode(errors="replace").replace("\r\n", "\n")
         return bool(piece)
 
@@ -678,7 +688,8 @@ def test_without_a_url_the_commands_own_server_answers() -> None:
 
 
 def test_ctrl_c_leaves_the_commands_own_server_running() -> None:
-    with terminal("chat", "--engine", "mock", PENSTOCK_MOCK_INTERVAL="0.02") as command:
+    endless = {"PENSTOCK_MOCK_INTERVAL": "0.02", "PENSTOCK_ENGINE_ARG": "length=100000"}
+    with terminal("chat", "--engine", "mock", **endless) as command:
         command.expect("> ")
         processes = psutil.Process(command.process.pid).children(recursive=True)
         assert processes
@@ -688,5 +699,5 @@ def test_ctrl_c_leaves_the_commands_own_server_running() -> None:
             command.interrupt(until="(stopped)\n> ")
         command.type("\x04")
         assert command.wait() == 0
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
     assert not alive

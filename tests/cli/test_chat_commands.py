@@ -96,8 +96,7 @@ def test_ctrl_c_twice_at_the_prompt_leaves_the_chat() -> None:
     with scripted_server(root) as server, terminal("chat", "--url", server.url) as command:
         command.expect("> ")
         command.interrupt(until="Press Ctrl-C again, or Ctrl-D, to leave.\n> ")
-        command.type("\x03")
-        assert command.wait() == 0
+        assert command.interrupt_to_end() == 0
     assert "Traceback" not in command.seen
 
 

@@ -40,7 +40,8 @@ def test_a_drain_says_how_many_streams_it_waits_for_and_how_to_end_it(processes:
             with one:
                 next(one.events())
                 next(two.events())
-                command.interrupt(until="waiting for 2 streams; press Ctrl-C again to end now\n")
+                command.type("\x03")  # once: the event loop loses no signal
+                command.expect("waiting for 2 streams; press Ctrl-C again to end now\n")
             command.expect("waiting for 1 stream; press Ctrl-C again to end now\n")
             command.type("\x03")
             assert command.wait() == 0
@@ -92,45 +93,47 @@ async def test_a_number_is_told_once_and_zero_never() -> None:
 # --- Ctrl-C during start
 
 
-def interrupted_after(line: str, *command: str, **more: str) -> "subprocess.Popen[str]":
-    """Run a command; send SIGINT when this appears on standard error; return it when it ended.
+# Python asks this finder first when it imports a module.
+INTERRUPTED_AT = """
+import os, runpy, signal, sys
 
-    Python itself writes a line for each import (`-X importtime`).
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", *command],
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+# A script that runs tests in the background ignores SIGINT, and child processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["penstock", *{arguments!r}]
+runpy.run_module("penstock", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted_at(module: str, *arguments: str) -> int:
+    """Run a command that gets SIGINT when it imports this module; return its exit status."""
+    code = INTERRUPTED_AT.format(module=module, arguments=arguments)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(**more),
-        # A script that runs tests in the background ignores SIGINT, and child processes inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env=environment(),
+        timeout=PATIENCE_S,
     )
-    assert process.stderr is not None
-    said = []
-    is_sent = False
-    for each in process.stderr:
-        said.append(each)
-        if not is_sent and line in each:
-            process.send_signal(signal.SIGINT)
-            is_sent = True
-    process.wait(PATIENCE_S)
-    process.stderr.close()
-    assert is_sent, "".join(said)[-2000:]
-    assert "Traceback" not in "".join(said), "".join(said)[-2000:]
-    return process
+    assert "Traceback" not in run.stderr, run.stderr[-2000:]
+    return run.returncode
 
 
 @pytest.mark.parametrize("module", ["typer", "penstock.cli.main", "penstock.server"])
 def test_ctrl_c_during_imports_ends_the_server_without_a_traceback(module: str) -> None:
     flags = ["--engine", "mock", "--port", "0"]
-    process = interrupted_after(f" {module}\n", "-m", "penstock", "serve", *flags)
-    assert process.returncode in (0, 130, -signal.SIGINT)
+    assert interrupted_at(module, "serve", *flags) in (130, -signal.SIGINT)
 
 
 def test_ctrl_c_during_the_imports_of_a_chat_ends_it_without_a_traceback() -> None:
-    process = interrupted_after(" penstock.server\n", "-m", "penstock", "chat", "--engine", "mock")
-    assert process.returncode in (130, -signal.SIGINT)
+    assert interrupted_at("penstock.server", "chat", "--engine", "mock") in (130, -signal.SIGINT)
 
 
 def test_ctrl_c_while_a_model_is_downloaded_ends_without_a_traceback(tmp_path: Path) -> None:
@@ -150,8 +153,7 @@ def test_ctrl_c_while_a_model_is_downloaded_ends_without_a_traceback(tmp_path: P
         more = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
         with terminal("serve", "--model", "some/model-GGUF:Q4_K_M", **more) as command:
             assert is_asked.wait(PATIENCE_S)
-            command.type("\x03")
-            assert command.wait() == 130
+            assert command.interrupt_to_end() == 130
         is_over.set()
         hub.shutdown()
     assert "Traceback" not in command.seen
