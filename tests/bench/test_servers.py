@@ -29,6 +29,7 @@ from penstock.bench.http import HttpClient
 from penstock.bench.plan import Lengths, Load, Prompts
 from penstock.bench.run import BenchError, BenchOptions, Result, bench
 from tests.support.bench_events import DONE, END, ROLE, frame, text, usage
+from tests.support.proxies import free_port
 from tests.support.scripted_server import END as BODY_END
 from tests.support.scripted_server import (
     HEAD,
@@ -221,7 +222,7 @@ def unauthorised(peer: Peer) -> None:
 def test_what_goes_wrong_is_counted_by_its_kind(script: Script, kind: str) -> None:
     with scripted_server(models, script, GOOD) as server:
         load = Load(concurrency=1, num_requests=2)
-        found = run(server.url, load=load, timeout_s=0.5, api_key=KEY).figures
+        found = run(server.url, load=load, timeout_s=3.0, api_key=KEY).figures
     assert found.errors == {kind: 1}
     assert found.num_finished == 1
     assert found.completion_tokens is not None
@@ -272,10 +273,8 @@ def test_a_body_may_end_with_its_connection_and_a_head_be_announced() -> None:
 
 
 def test_nobody_there_is_said_with_what_to_do() -> None:
-    with scripted_server() as server:
-        url = server.url
     with pytest.raises(BenchError, match="Connection refused") as error:
-        run(url)
+        run(f"http://127.0.0.1:{free_port()}")
     assert "port" in error.value.hint
 
 

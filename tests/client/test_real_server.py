@@ -17,6 +17,7 @@ from penstock.client import (
     RefusedError,
 )
 from penstock.engine.mock import TEXT, split_words
+from tests.support.proxies import free_port
 from tests.support.servers import RunningServer, serve
 
 WORDS = split_words(TEXT)
@@ -85,15 +86,19 @@ async def test_asyncio_streams_side_by_side(server: RunningServer) -> None:
         assert await client.model() == "mock"
 
 
-def test_a_cancelled_stream_ends_with_the_text_generated_so_far(client: Client) -> None:
-    with client.stream("Hi", max_tokens=1000) as stream:
+def test_a_cancelled_stream_ends_with_the_text_generated_so_far() -> None:
+    with (
+        serve(engine="mock", mock_interval=0, engine_arg=["hang_at=3"]) as server,
+        Client(server.url, timeout=20) as client,
+        client.stream("Hi") as stream,
+    ):
         for _ in stream:
             stream.cancel()
-    assert stream.finish_reason == "cancelled"
-    assert stream.usage is not None
-    assert stream.usage.completion_tokens >= 1
-    assert TEXT.startswith(stream.text)
-    stream.cancel()
+        assert stream.finish_reason == "cancelled"
+        assert stream.usage is not None
+        assert stream.usage.completion_tokens >= 1
+        assert TEXT.startswith(stream.text)
+        stream.cancel()
 
 
 def test_health_and_model(client: Client) -> None:
@@ -154,8 +159,8 @@ def test_an_engine_that_fails_raises_after_the_words_before(fault: str, code: st
 
 def test_a_server_that_is_killed_raises_a_cut() -> None:
     with (
-        serve(engine="mock", mock_interval=0.05) as server,
-        Client(server.url, timeout=20, resume_timeout=0.5) as client,
+        serve(engine="mock", mock_interval=0, port=free_port(), engine_arg=["hang_at=3"]) as server,
+        Client(server.url, timeout=20, resume_timeout=2) as client,
     ):
         stream = client.stream("Hi")
         texts = iter(stream)
@@ -164,7 +169,7 @@ def test_a_server_that_is_killed_raises_a_cut() -> None:
         server.process.wait()
         with pytest.raises(CutStreamError) as raised:
             list(texts)
-    assert "the stream could not be resumed in 0.5 s: no server at" in str(raised.value)
+    assert "the stream could not be resumed in 2 s: no server at" in str(raised.value)
     assert raised.value.text == stream.text
     assert raised.value.text.startswith(WORDS[0])
     assert raised.value.text != TEXT

@@ -5,7 +5,6 @@ Each test runs for both clients. The servers are scripted byte by byte, or real.
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from penstock.client import (
 )
 from penstock.client.retry import Attempts, Retries
 from tests.client.test_answer import FINISH, delta, frame
+from tests.support.proxies import free_port
 from tests.support.scripted_server import END, HEAD, Peer, Script, chunk, scripted_server, whole
 from tests.support.servers import RunningServer, serve
 
@@ -158,8 +158,7 @@ def test_a_retry_after_that_is_too_long_is_an_error_at_once(ask: Ask) -> None:
 
 
 def test_a_server_that_is_not_there_is_tried_again(ask: Ask) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ServerUnreachableError):
         ask(url, retries=3)
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from tests.support.waiting import eventually
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 STOP_TIMEOUT_S = 20
+# Linux chooses ports from 32768 on, macOS from 49152 on.
+OUR_PORTS = range(20_000, 32_000)
 # Debian keeps both programs where only root's PATH looks.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = """
@@ -53,10 +56,15 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
+    """Return a port of 127.0.0.1 that nobody listens on.
+
+    It stays free until it is used, and between two uses: the kernel gives it to no socket that
+    asks for any port or connects.
+    """
+    while True:
+        port = secrets.choice(OUR_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextlib.contextmanager

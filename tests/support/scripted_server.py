@@ -64,7 +64,8 @@ class Peer:
                 pass
 
     def close(self) -> None:
-        self._connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client may have reset the connection
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
     def reset(self) -> None:
@@ -137,7 +138,9 @@ def _read(connection: socket.socket) -> Peer | None:
         head, _, body = received.partition(b"\r\n\r\n")
         peer = Peer(connection, head, body)
         while len(peer.body) < int(peer.headers.get("content-length", 0)):
-            peer.body += connection.recv(65536)
+            if not (piece := connection.recv(65536)):
+                return None
+            peer.body += piece
         return peer
     return None
 
