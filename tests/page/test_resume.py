@@ -13,17 +13,33 @@ from playwright.async_api import Page, Route, expect
 from tests.faults.proxy import Faults, Proxy, cut, none, silence_from
 from tests.page.conftest import OpenPage
 from tests.page.test_page import MARKUP, RECORD, answer, state_is, text_of, words
+from tests.support.hurried import ENGINE, Hurry
 from tests.support.servers import RunningServer, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
+LONG = 900
+"""Tokens of an answer that is not over before a test is in a hurry: half a minute."""
+
+
 @pytest.fixture(scope="module")
-def numbered_server(chromium: str) -> Iterator[RunningServer]:
+def hurry(tmp_path_factory: pytest.TempPathFactory) -> Hurry:
+    return Hurry(tmp_path_factory.mktemp("hurry") / "hurry")
+
+
+@pytest.fixture(scope="module")
+def numbered_server(chromium: str, hurry: Hurry) -> Iterator[RunningServer]:
     """Serve known answers: token i of a request is "<first word of its prompt>:<i> "."""
-    arguments = ["numbered=true", "length=2000"]
-    with serve(engine="mock", mock_interval=0.03, engine_arg=arguments) as server:
+    arguments = [hurry.argument, "interval=0.03", "numbered=true", "length=2000", "name=mock"]
+    with serve(engine=ENGINE, engine_arg=arguments) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def slow(hurry: Hurry) -> Iterator[None]:
+    with hurry.over():
+        yield
 
 
 def proxied(server: RunningServer) -> Proxy:
@@ -57,18 +73,19 @@ async def kept(page: Page) -> list[int]:
 
 
 async def test_a_cut_stream_goes_on_in_place_and_shows_every_token_once(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     async with proxied(numbered_server) as proxy:
         page = await open_page(f"{url_of(proxy)}/text")
         await page.evaluate(RECORD)
-        await ask(page, "Cut", 250)
+        await ask(page, "Cut", LONG)
         for number, often in enumerate(("once", "twice"), 1):
             await expect(answer(page)).to_have_text(words(20 * number))
             await proxy.drop()
             await status(page).to_have_text(f"Streaming… Resumed {often}.")
+        hurry.now()
         await state_is(page, "finished")
-        assert await text_of(page) == numbered("Cut", 250)
+        assert await text_of(page) == numbered("Cut", LONG)
         texts = await page.evaluate("window.texts")
         assert all(late.startswith(early) for early, late in itertools.pairwise(texts))
         assert await page.evaluate("window.states") == [
@@ -76,7 +93,7 @@ async def test_a_cut_stream_goes_on_in_place_and_shows_every_token_once(
             "finished",
         ]
         await status(page).to_have_text("Finished: the token limit was reached. Resumed twice.")
-        await expect(page.locator("#tokens")).to_have_text("250")
+        await expect(page.locator("#tokens")).to_have_text(str(LONG))
         await expect(page.locator("#tokens-source")).to_have_text("by the server")
         assert await kept(page) == [0, 0]
 
@@ -101,7 +118,7 @@ async def test_a_stream_cut_over_and_over_at_any_byte_is_whole(
 
 
 async def test_a_connection_that_falls_silent_is_a_cut(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     async with proxied(numbered_server) as proxy:
         page = await open_page("about:blank")
@@ -111,7 +128,7 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         silent = asyncio.Event()
         proxy.faults_of = lambda _: Faults(down=[silence_from(silent)])
         await proxy.drop()
-        await ask(page, "Quiet", 150)
+        await ask(page, "Quiet", LONG)
         await expect(answer(page)).to_have_text(words(5))
         proxy.faults_of = none
         silent.set()
@@ -119,8 +136,9 @@ async def test_a_connection_that_falls_silent_is_a_cut(
         await status(page).to_contain_text("Resumed once.")
         # Chromium may have opened two connections and still use the silent connection.
         await proxy.drop()
+        hurry.now()
         await state_is(page, "finished")
-        assert await text_of(page) == numbered("Quiet", 150)
+        assert await text_of(page) == numbered("Quiet", LONG)
 
 
 async def test_while_it_resumes_the_page_says_so_and_can_be_stopped(
@@ -172,13 +190,13 @@ async def test_a_stop_between_two_connections_fetches_the_end_at_once(
 
 
 async def test_a_server_that_stays_away_is_given_up_and_found_by_a_reload(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     async with proxied(numbered_server) as proxy:
         page = await open_page("about:blank")
         await page.clock.install()
         await page.goto(f"{url_of(proxy)}/text")
-        await ask(page, "Away", 150)
+        await ask(page, "Away", LONG)
         await expect(answer(page)).to_have_text(words(3))
         await proxy.down()
         await proxy.drop()
@@ -192,8 +210,9 @@ async def test_a_server_that_stays_away_is_given_up_and_found_by_a_reload(
         )
         await proxy.up()
         await page.reload()
+        hurry.now()
         await state_is(page, "finished")
-        assert await text_of(page) == numbered("Away", 150)
+        assert await text_of(page) == numbered("Away", LONG)
 
 
 async def test_a_stop_before_the_head_of_the_stream_ends_it_when_it_has_a_name(
@@ -215,10 +234,10 @@ async def test_a_stop_before_the_head_of_the_stream_ends_it_when_it_has_a_name(
 
 
 async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
-    await ask(page, "Again and again", 250)
+    await ask(page, "Again and again", LONG)
     await expect(answer(page)).to_have_text(words(20))
     await page.reload()
     await expect(page.locator(".asked")).to_have_text("Again and again")
@@ -226,10 +245,11 @@ async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
     await expect(answer(page)).to_have_text(words(20))
     await state_is(page, "streaming")
     await page.reload()  # once more
+    hurry.now()
     await state_is(page, "finished")
-    assert await text_of(page) == numbered("Again", 250)
+    assert await text_of(page) == numbered("Again", LONG)
     await expect(page.locator(".turn")).to_have_count(1)
-    await expect(page.locator("#tokens")).to_have_text("250")
+    await expect(page.locator("#tokens")).to_have_text(str(LONG))
     await status(page).to_have_text("Finished: the token limit was reached.")
     assert await kept(page) == [0, 0]
     await page.reload()
@@ -238,54 +258,57 @@ async def test_a_reload_shows_the_prompt_and_the_whole_answer_once(
 
 
 async def test_an_answer_that_ended_meanwhile_is_read_after_a_reload(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
     async with page.expect_response("**/generate") as sent:
-        await ask(page, "Meanwhile", 40)
+        await ask(page, "Meanwhile", LONG)
     stream_id = (await sent.value).headers["x-stream-id"]
     await expect(answer(page)).to_have_text(words(3))
     await page.goto("about:blank")  # the tab keeps the session storage of the page
+    hurry.now()
     other = await open_page(f"{numbered_server.url}/text")
     count = await other.evaluate(
         """async (id) => (await (await fetch(`streams/${id}`)).text()).split("data:").length - 1""",
         stream_id,
     )
-    assert count == 41  # the stream has ended
+    assert count == LONG + 1  # the stream has ended
     await page.goto(f"{numbered_server.url}/text")
     await state_is(page, "finished")
-    assert await text_of(page) == numbered("Meanwhile", 40)
+    assert await text_of(page) == numbered("Meanwhile", LONG)
 
 
 async def test_figures_after_a_reload_are_the_servers_or_none(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
-    await ask(page, "Figures", 200)
+    await ask(page, "Figures", LONG)
     await expect(answer(page)).to_have_text(words(20))
     await page.reload()
     await expect(page.locator("#tokens-source")).to_have_text("by this page")
     for name in ("first", "rate", "elapsed"):
         await expect(page.locator(f"#{name}")).to_have_text("–")  # noqa: RUF001 - no figure
+    hurry.now()
     await state_is(page, "finished")
     for name in ("first", "rate", "tokens", "elapsed"):
         await expect(page.locator(f"#{name}-source")).to_have_text("by the server")
 
 
 async def test_a_reload_in_a_chat_keeps_the_turns_before(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
     await page.get_by_text("Chat turn").click()
     await ask(page, "Hello", 2)
     await state_is(page, "finished")
-    await ask(page, "And", 40)
+    await ask(page, "And", LONG)
     await expect(answer(page)).to_have_text(words(5))
     await page.reload()
+    hurry.now()
     await state_is(page, "finished")
     await expect(page.get_by_label("Chat turn")).to_be_checked()
     await expect(page.locator(".turn")).to_have_text(
-        ["Hello", re.compile(r"^\S+:0 \S+:1 $"), "And", re.compile(r"^\S+:0 .* \S+:39 $")]
+        ["Hello", re.compile(r"^\S+:0 \S+:1 $"), "And", re.compile(rf"^\S+:0 .* \S+:{LONG - 1} $")]
     )
     async with page.expect_request("**/generate") as asked:
         await ask(page, "Third", 1)
@@ -316,10 +339,10 @@ async def test_what_the_server_no_longer_has_is_said_plainly_and_forgotten(
 
 
 async def test_a_reload_before_the_server_is_back_waits_for_it(
-    numbered_server: RunningServer, open_page: OpenPage
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry
 ) -> None:
     page = await open_page(f"{numbered_server.url}/text")
-    await ask(page, "Back", 200)
+    await ask(page, "Back", LONG)
     await expect(answer(page)).to_have_text(words(5))
     held: asyncio.Queue[Route] = asyncio.Queue()
     await page.route("**/streams/*", held.put)
@@ -328,8 +351,9 @@ async def test_a_reload_before_the_server_is_back_waits_for_it(
     await state_is(page, "resuming")
     await (await held.get()).abort()
     await (await held.get()).continue_()
+    hurry.now()
     await state_is(page, "finished")
-    assert await text_of(page) == numbered("Back", 200)
+    assert await text_of(page) == numbered("Back", LONG)
 
 
 async def test_markup_is_text_after_a_reload_too(
@@ -393,12 +417,12 @@ READ_WITH_EVENT_SOURCE = """(url) => new Promise((resolve) => {
 
 @pytest.mark.parametrize("query", ["", "?after=9"])
 async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
-    numbered_server: RunningServer, open_page: OpenPage, query: str
+    numbered_server: RunningServer, open_page: OpenPage, hurry: Hurry, query: str
 ) -> None:
     async with proxied(numbered_server) as proxy:
         page = await open_page(f"{url_of(proxy)}/text")
         async with page.expect_response("**/generate") as sent:
-            await ask(page, "Source", 200)
+            await ask(page, "Source", LONG)
         stream_id = (await sent.value).headers["x-stream-id"]
         await expect(answer(page)).to_have_text(words(12))
         await page.goto(f"{url_of(proxy)}/text" + "/health")  # the same origin without our page
@@ -415,14 +439,15 @@ async def test_a_plain_event_source_reads_a_stream_and_stops_at_its_end(
         async with page.expect_response("**/streams/*"):
             pass
         await proxy.drop()  # in mid-stream: EventSource reconnects by itself
+        hurry.now()
         seen = await reading
     first = 10 if query else 0
     assert [event_id for event_id, _ in seen["data"]] == [
-        f"{stream_id}.{n}" for n in range(first, 201)
+        f"{stream_id}.{n}" for n in range(first, LONG + 1)
     ]
-    assert [event["index"] for _, event in seen["data"]] == list(range(first, 201))
+    assert [event["index"] for _, event in seen["data"]] == list(range(first, LONG + 1))
     text = "".join(event["token"] for _, event in seen["data"])
-    assert text == numbered("Source", 200)[len(numbered("Source", first)) :]
+    assert text == numbered("Source", LONG)[len(numbered("Source", first)) :]
     assert statuses == [200, 200, 204]
 
 
