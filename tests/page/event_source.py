@@ -70,6 +70,10 @@ class Source:
         """Wait for so many messages."""
         return await self.until(f"record.filter((e) => e.type === 'message').length >= {count}")
 
+    async def until_opened(self, count: int) -> list[Told]:
+        """Wait until the source has opened so many connections."""
+        return await self.until(f"record.filter((e) => e.type === 'open').length >= {count}")
+
     async def record(self) -> list[Told]:
         told: list[dict[str, Any]] = await self._page.evaluate("record")
         return [Told(**each) for each in told]

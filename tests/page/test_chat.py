@@ -25,6 +25,7 @@ from tests.page.chat_steps import (
 from tests.page.conftest import OpenPage
 from tests.page.test_page import CONTRASTS, MARKUP
 from tests.support.npm import npm_package
+from tests.support.proxies import free_port
 from tests.support.raw import ask, cancel_stream, generate, open_stream, request
 from tests.support.servers import RunningServer, serve
 
@@ -377,8 +378,9 @@ async def test_a_cut_stream_goes_on_in_place(endless: RunningServer, open_page: 
 
 
 async def test_a_conversation_survives_the_death_of_the_server(open_page: OpenPage) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "engine": "mock",
+        "port": free_port(),
         "mock_interval": 0.05,
         "engine_arg": ["numbered=true", "length=1000"],
     }
@@ -393,7 +395,7 @@ async def test_a_conversation_survives_the_death_of_the_server(open_page: OpenPa
         first.process.kill()
         first.process.wait()
         await state_is(page, "resuming")
-    with serve(**arguments, port=first.port):
+    with serve(**arguments):
         await expect(page.locator(".turn").last).to_have_attribute("data-state", "lost")
         await expect(page.locator(".assistant .note")).to_have_text(
             "The server no longer has the rest of this answer."

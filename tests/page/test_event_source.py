@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 # Not our own page: its policy and its scripts are of no concern here.
 BLANK = "/health"
+NUM_RETURNS = 3
 TEXTS = [" plain", "\n", "\r", "\r\n", "\n\n", "\0", "\ufeff", "\u2028", "\u2029", "\x85", "\t"]
 TEXTS += ["水🌊", "e\u0301", "data: x", "\n\ndata: x\n\n", ":", "id: 7", '"', "\\", "</script>"]
 
@@ -153,21 +154,29 @@ async def test_it_comes_back_with_its_last_id_after_the_time_that_the_server_cho
 ) -> None:
     async with Proxy(live.address) as proxy:
         page = await open_page(f"http://127.0.0.1:{proxy.address[1]}{BLANK}")
-        source = await Source(page).open(begin(live, max_tokens=250))
+        source = await Source(page).open(url := begin(live, max_tokens=2000))
         before = await source.until_events(5)
         async with page.expect_request("**/streams/*") as sent:
             await proxy.drop()
+        for count in range(2, NUM_RETURNS + 1):
+            await source.until_opened(count)
+            await proxy.drop()
+        await source.until_opened(NUM_RETURNS + 1)
+        cancel_stream(live.port, url.rpartition("/")[2])
         told = await source.until_over()
         headers = await (await sent.value).all_headers()
     assert headers["accept"] == "text/event-stream"
     stream_id, _, number = headers["last-event-id"].rpartition(".")
     assert messages(before)[-1].id.startswith(f"{stream_id}.")
     assert int(number) >= ids(before)[-1]
-    assert ids(told) == list(range(251))
-    at_error = next(each.time for each in told if each.type == "error")
-    reopened = [each.time for each in told if each.type == "open"][1]
-    assert RETRY_MS[0] * 0.9 < reopened - at_error < RETRY_MS[1] + 1000
-    assert source.statuses == [200, 200, 204]
+    assert ids(told) == list(range(len(ids(told))))
+    errors = [each.time for each in told if each.type == "error"]
+    opened = [each.time for each in told if each.type == "open"]
+    waits = [back - cut for cut, back in zip(errors, opened[1:], strict=False)]
+    assert len(waits) == NUM_RETURNS
+    # Chromium's own wait is 3 seconds. A busy machine adds to one, but not so much to every one.
+    assert RETRY_MS[0] * 0.9 < min(waits) < RETRY_MS[1] + 1000
+    assert source.statuses == [200] * (NUM_RETURNS + 1) + [204]
 
 
 async def test_it_comes_back_without_an_id_if_no_event_has_come(
@@ -181,7 +190,7 @@ async def test_it_comes_back_without_an_id_if_no_event_has_come(
         async with page.expect_request("**/streams/*") as sent:
             await proxy.drop()
         assert "last-event-id" not in await (await sent.value).all_headers()
-        await source.until("record.filter((e) => e.type === 'open').length === 2")
+        await source.until_opened(2)
         cancel_stream(silent.port, url.rpartition("/")[2])
         assert ids(await source.until_over()) == [0]
 
@@ -200,7 +209,7 @@ async def test_half_an_event_is_dropped_and_comes_again_whole(
         proxy.faults_of = lambda _: Faults(down=[cut(min(next(places), 1300))])
         await proxy.drop()
         source = await Source(page).open(begin(live, max_tokens=60))
-        told = await source.until("record.filter((e) => e.type === 'open').length >= 4")
+        told = await source.until_opened(4)
         proxy.faults_of = lambda _: Faults()
         await proxy.drop()
         told = await source.until_over()
@@ -212,14 +221,14 @@ async def test_half_an_event_is_dropped_and_comes_again_whole(
 async def test_it_waits_for_a_server_that_is_away(live: RunningServer, open_page: OpenPage) -> None:
     async with Proxy(live.address) as proxy:
         page = await open_page(f"http://127.0.0.1:{proxy.address[1]}{BLANK}")
-        source = await Source(page).open(begin(live, max_tokens=250))
+        source = await Source(page).open(begin(live, max_tokens=400))
         await source.until_events(3)
         await proxy.down()
         await proxy.drop()
         await source.until("record.filter((e) => e.type === 'error').length >= 2")
         assert (await source.record())[-1].state == CONNECTING
         await proxy.up()
-        assert ids(await source.until_over()) == list(range(251))
+        assert ids(await source.until_over()) == list(range(401))
 
 
 # --- it stops
@@ -287,7 +296,7 @@ async def test_close_ends_the_reading_at_once_and_the_stream_goes_on(
     live: RunningServer, open_page: OpenPage
 ) -> None:
     source = Source(await open_page(live.url + BLANK))
-    await source.open(url := begin(live, max_tokens=200))
+    await source.open(url := begin(live, max_tokens=2000))
     await source.until_events(3)
     await source.close()
     told = await source.record()

@@ -51,6 +51,23 @@ async def pipe_shows(place: Locator, kind: str) -> None:
     await expect(place.locator(".pipe")).to_have_attribute("data-pipe", kind)
 
 
+NOTE_PIPES = """() => {
+  window.pipes = [];
+  const note = ({ target }) => window.pipes.push(target.dataset.pipe);
+  new MutationObserver((records) => records.forEach(note))
+    .observe(document.body, { attributes: true, subtree: true, attributeFilter: ["data-pipe"] });
+}"""
+
+
+async def note_pipes(page: Page) -> None:
+    """Note from now on what pipes show: a state may be over before a test looks."""
+    await page.evaluate(NOTE_PIPES)
+
+
+async def pipe_has_shown(page: Page, kind: str) -> None:
+    await page.wait_for_function("(kind) => window.pipes.includes(kind)", arg=kind)
+
+
 # --- The live view
 
 
@@ -75,8 +92,9 @@ async def test_streams_are_seen_in_their_states_and_one_is_cancelled_by_keyboard
     await page.keyboard.press("Enter")
     await expect(row(page, streams[0])).to_contain_text("running")  # it asks once more
     await page.keyboard.press("Enter")
-    await expect(row(page, streams[0])).to_contain_text("ended: cancelled")
-    await pipe_shows(row(page, streams[0]), "ended")
+    # Both at once: the row leaves after 5 seconds.
+    ended = row(page, streams[0]).filter(has_text="ended: cancelled")
+    await pipe_shows(ended, "ended")
     await pipe_shows(row(page, streams[2]), "flowing")  # its turn has come
     await expect(page.locator("#rows tr")).to_have_count(2)  # the ended one leaves by itself
 
@@ -107,9 +125,10 @@ async def test_a_cut_a_frozen_and_a_killed_engine_are_seen_and_the_streams_go_on
         await pipe_shows(row(page, stream_id), "flowing")
         connection.close()
         await pipe_shows(row(page, stream_id), "cut")
+        await note_pipes(page)
         with Connection(server.port) as again:
             again.send(request("GET", f"/streams/{stream_id}"))
-            await pipe_shows(row(page, stream_id), "resumed")
+            await pipe_has_shown(page, "resumed")
             await expect(row(page, stream_id).locator(".joint")).to_have_count(1)
             await pipe_shows(row(page, stream_id), "flowing")
             os.kill(server.engine_pid(), signal.SIGSTOP)
@@ -188,8 +207,9 @@ async def test_a_conversation_s_pipe_shows_the_queue_the_flow_a_cut_and_the_end(
         await proxy.down()
         await proxy.drop()
         await pipe_shows(desk, "cut")
+        await note_pipes(page)
         await proxy.up()
-        await pipe_shows(desk, "resumed")
+        await pipe_has_shown(page, "resumed")
         await expect(desk.locator(".joint")).to_have_count(1)
         await pipe_shows(desk, "flowing")
         os.kill(server.engine_pid(), signal.SIGSTOP)
