@@ -26,9 +26,9 @@ MARK = "zqxj"
 """A word in the bad part of every row, which no answer may contain."""
 
 MAX_BODY_BYTES = 2**20
-BODY_TIMEOUT_S = 0.5
+BODY_TIMEOUT_S = 3.0  # a busy machine may read a megabyte slowly
 CONTEXT_LENGTH = 50
-ANSWER_WITHIN_S = 5.0  # most answers take a millisecond, but a machine may be busy
+ANSWER_WITHIN_S = 10.0  # most answers take a millisecond, but a machine may be busy
 
 
 @pytest.fixture(scope="module")
