@@ -22,7 +22,7 @@ from tests.support.wire import Wire
 from tests.wire.ends import End
 
 CONCURRENT = 50
-OPEN_FOR_S = 5.0  # longer than the server's own timeouts
+OPEN_FOR_S = 15.0  # longer than the server's own timeouts
 BODY = json.dumps({"prompt": "a", "max_tokens": 1, "stream": False}).encode()
 
 MARKER = (

@@ -1,4 +1,4 @@
-"""A server that gives up an unfinished head after a second instead of ten.
+"""A server that gives up an unfinished head after three seconds instead of ten.
 
 It looks at its certificate five times a second.
 
@@ -13,7 +13,7 @@ from penstock.cli.main import main
 from penstock.web import granian
 from penstock.web.http1.server import Timeouts
 
-HEAD_TIMEOUT_S = 1
+HEAD_TIMEOUT_S = 3  # a machine may stand still for a second
 
 if __name__ == "__main__":
     vars(server)["Timeouts"] = functools.partial(Timeouts, head=HEAD_TIMEOUT_S)

@@ -10,7 +10,7 @@ from tests.wire.ends import End
 
 async def engine_is_busy(end: End) -> None:
     """Ask for the metrics until they show a running stream."""
-    async with end.connect() as wire, asyncio.timeout(10):
+    async with end.connect() as wire, asyncio.timeout(30):
         body = b""
         while b"\npenstock_streams_running 1.0\n" not in body:
             body = (await wire.send(get(target=b"/metrics")).answer()).body
