@@ -530,15 +530,15 @@ def run(make_server: Callable[[], Runnable], service: Service) -> None:
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(report_loop_error)
+        # Not the loop's handlers: between their removal and SIG_IGN below, a signal would kill.
         numbers = (signal.SIGINT, signal.SIGTERM)
         for number in numbers:
-            loop.add_signal_handler(number, stop)
+            signal.signal(number, lambda _, __: loop.call_soon_threadsafe(stop))
         loop.add_signal_handler(signal.SIGHUP, reload)
         watching = keep("watchdog", service.feed_watchdog)
         await server.run()
         watching.cancel()
         for number in numbers:  # a late signal would turn a clean exit into a failure
-            loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
     uvloop.run(main())

@@ -21,6 +21,7 @@ export class TurnView {
   #actions;
   #grown;
   #isEdited = false;
+  #shownButtons = ""; // what the buttons depend on, as they are shown
 
   constructor(turn, actions, grown) {
     this.turn = turn;
@@ -74,6 +75,10 @@ export class TurnView {
       this.#reasoning?.end();
     }
     if (this.#isEdited) return;
+    // New buttons would forget what a press is about: that "Delete" has asked "Really?".
+    const state = JSON.stringify([versions.map(({ id }) => id), isBusy, isOpen, isLast, turn.text === ""]);
+    if (state === this.#shownButtons) return;
+    this.#shownButtons = state;
     const focused = this.#tools.contains(document.activeElement) ? document.activeElement.textContent : null;
     this.#tools.replaceChildren(...this.#buttons(versions, isBusy, isOpen, isLast));
     if (focused) [...this.#tools.children].find((each) => each.textContent === focused)?.focus();

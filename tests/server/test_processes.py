@@ -1,5 +1,6 @@
 """The server's processes: names, signals, deaths, and every reason not to start."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -127,6 +128,14 @@ def test_a_second_signal_ends_the_server_at_once() -> None:
         assert end["error"]["code"] == "server_shutdown"
         assert end["error"]["retry_safe"]
         assert server.process.wait(PATIENCE_S) == 0
+
+
+def test_a_flood_of_signals_never_kills_a_server_that_ends() -> None:
+    with serve(engine="mock") as server:
+        while server.process.poll() is None:
+            for _ in range(1000):
+                os.kill(server.pid, signal.SIGTERM)
+        assert server.process.returncode == 0
 
 
 @pytest.mark.parametrize("engine", ["mock", "llamacpp"])
