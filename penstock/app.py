@@ -34,6 +34,7 @@ from penstock.store.names import Names
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.quotas import TOKEN_HEADERS
 from penstock.stream.registry import Streams
+from penstock.stream.unread import Unread
 from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
@@ -73,6 +74,7 @@ def create_apps(
     settings: Settings,
     engine: EngineHandle,
     streams: Streams,
+    unread: Unread,
     liveness: Liveness,
     bodies: BodyReader,
     keys: KeyRing,
@@ -110,7 +112,7 @@ def create_apps(
         return names if settings.allow_host or (is_local and not keys) else None
 
     joining = Joining(shared_names, streams, settings.max_timeout, settings.retain)
-    answering = Answering(streams, liveness, bodies, joining, strict=settings.strict)
+    answering = Answering(streams, unread, liveness, bodies, joining, strict=settings.strict)
     model = ServedModel(settings.served_names, lambda: engine.info)
 
     def name_of_model() -> str:

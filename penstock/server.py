@@ -35,12 +35,13 @@ from penstock.service import Service
 from penstock.settings import OLLAMA_PORT, Settings
 from penstock.store.catalog import create_store
 from penstock.store.names import MemoryNames
-from penstock.stream.admission import Admission
+from penstock.stream.admission import UNREAD, Admission
 from penstock.stream.fleet import Fleet
 from penstock.stream.memory import MemoryGuard
 from penstock.stream.registry import Limits, Replication, Streams, draining
 from penstock.stream.stored import StoredStreams
 from penstock.stream.straight import StraightPath
+from penstock.stream.unread import Unread
 from penstock.supervision import end_process, keep
 from penstock.web.body import BodyReader
 from penstock.web.granian import GranianServers
@@ -200,6 +201,8 @@ class Server:
         streams = self._streams = Streams(
             [engine], limits, meter, admission, keys.problem_of, replication
         )
+        patience = entry_of(settings.engine).patience_with(settings.engine_params)
+        unread = Unread(streams, patience)
         liveness = Liveness(settings.heartbeat, settings.stall_timeout)
         bodies = BodyReader(
             max_bytes=settings.max_body_bytes,
@@ -215,7 +218,7 @@ class Server:
         )
         history = History(meter, functools.partial(state_of, engine, streams), REFUSALS)
         apps = create_apps(
-            *(settings, engine, streams, liveness, bodies, keys, proxies, memory),
+            *(settings, engine, streams, unread, liveness, bodies, keys, proxies, memory),
             MemoryNames() if store is None else store,
             history,
             siblings=place.siblings if place else None,
@@ -268,6 +271,7 @@ class Server:
             info = await self._unless_stopped(engine.start())
             if info is not None:
                 engine.on_info(info)
+                unread.model_is_known()
                 # Freeze start-up objects so that garbage collection skips them: looking at all of
                 # them would delay every stream by tens of milliseconds.
                 gc.collect()
@@ -278,6 +282,8 @@ class Server:
                 accepting.set()
                 self._on_ready(self, info)
                 await self._until_stopped(serving)
+            else:
+                unread.refuse(draining)
             reporting = asyncio.create_task(report_waiting(streams.__len__, self._on_waiting))
             await self._announce_end(streams)
             bodies.refuse(draining)
@@ -393,7 +399,9 @@ def share_slots(admission: Admission, slots: int, info: ModelInfo) -> None:
     admission.num_slots = slots or info.slots
     admission.default_model = info.id
     models = (info, *info.models) if info.models else ()
-    admission.bounds = {each.id: each.own_slots for each in models if each.own_slots is not None}
+    unread = {UNREAD: 0} if UNREAD in admission.bounds else {}
+    own = {each.id: each.own_slots for each in models if each.own_slots is not None}
+    admission.bounds = own | unread
 
 
 async def serve_between(

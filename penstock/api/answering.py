@@ -7,6 +7,7 @@ differs between APIs is in their dialects.
 
 import asyncio
 import dataclasses
+import json
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from penstock.stream.reader import Reader
 from penstock.stream.record import ChoiceGroup, StreamRecord
 from penstock.stream.registry import Streams
 from penstock.stream.stream import Stream
+from penstock.stream.unread import LOADING, Unread
 from penstock.web.access import CLIENT_CLOSED_REQUEST, access_of
 from penstock.web.auth import owner_of
 from penstock.web.body import BodyReader
@@ -48,7 +50,15 @@ from penstock.web.stream_tokens import STREAM_TOKEN, new_secret
 # When an EventSource should reconnect, in milliseconds: not all of them at once.
 RETRY_MS = (500, 1500)
 LIMIT_HEADER = "X-Penstock-Max-Tokens"
+_UNAVAILABLE = 503
 T = TypeVar("T")
+
+Read = Callable[[dict[str, Any]], Call | Answer]
+"""Turns a body into what it asks for. Raises Problem and Await (see `dialect.Parse`)."""
+
+
+class _ClientLeftError(Exception):
+    """The client has left: nobody receives a response."""
 
 
 class Answering:
@@ -60,6 +70,7 @@ class Answering:
     def __init__(
         self,
         streams: Streams,
+        unread: Unread,
         liveness: Liveness,
         bodies: BodyReader,
         joining: Joining,
@@ -67,6 +78,7 @@ class Answering:
         strict: bool = False,
     ) -> None:
         self.streams = streams
+        self._unread = unread
         self._joining = joining
         self._strict = strict
         self._ignored = NoteLog()
@@ -82,7 +94,10 @@ class Answering:
         self.fields[path] = dialect.fields
 
         async def endpoint(http: HttpRequest) -> Response:
-            return await self.answer(http, dialect)
+            try:
+                return await self.answer(http, dialect)
+            except _ClientLeftError:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
 
         endpoint.__doc__ = dialect.summary
         return Route(path, endpoint, methods=["POST"], name=dialect.operation)
@@ -98,7 +113,7 @@ class Answering:
             return await self._answer_once(http, dialect, owner, name, show)
         self.streams.check(owner)
         notes = Notes(strict=self._strict)
-        call = await self._read(http, owner, lambda body: dialect.parse(body, http, notes))
+        call = await self._read(http, owner, dialect, lambda body: dialect.parse(body, http, notes))
         if isinstance(call, Answer):
             return JSONResponse(call.content, headers=self._logged(notes, owner))
         opened = self._begin(http, call, owner)
@@ -106,19 +121,52 @@ class Answering:
         return await self._respond(call, opened, connected, notes, show)
 
     async def _read(
-        self, http: HttpRequest, owner: Owner, parse: Callable[[dict[str, Any]], T]
-    ) -> T:
+        self, http: HttpRequest, owner: Owner, dialect: Dialect, parse: Read
+    ) -> Call | Answer:
         """Read the body and parse it. Raises Problem."""
+        if self._unread.awaits_model:
+            return await self._read_later(http, owner, dialect, parse)
         try:
             return await self._bodies.read(http, owner, parse)
         except Await as needed:
-            first = needed
-        while True:
-            await first.fetch()
+            return await _read_again(parse, needed)
+
+    async def _read_later(
+        self, http: HttpRequest, owner: Owner, dialect: Dialect, parse: Read
+    ) -> Call | Answer:
+        """Read the body, and parse it when the model is known. Raises Problem."""
+
+        def keep(body: dict[str, Any]) -> tuple[float | None, str]:
+            timeout = dialect.timeout(body, http, self._strict)
+            return timeout, json.dumps(body, ensure_ascii=False)
+
+        timeout, body = await self._bodies.read(http, owner, keep)
+        waiting = self._unread.open(owner, body, timeout)
+        connected = ConnectedReader(Reader(waiting), access_of(http.scope).peer)
+        try:
+            await self._unread.until_known(waiting)
+            _check_waits(waiting)
             try:
-                return await asyncio.to_thread(parse, first.body)
+                call = await self._bodies.read_text(owner, body, parse)
             except Await as needed:
-                first = needed
+                call = await _read_again(parse, needed)
+            _check_waits(waiting)  # it may have ended meanwhile
+        finally:
+            self._unread.leave(waiting)
+            connected.close()
+        return call if isinstance(call, Answer) else self._late(call, waiting)
+
+    def _late(self, call: Call, waiting: Stream) -> Call:
+        """Return the call, whose time has run since `waiting` was opened."""
+
+        def on_opened(opened: Sequence[Stream]) -> None:
+            for stream in opened:
+                stream.timer.set_age(waiting.age)
+            if call.on_opened is not None:
+                call.on_opened(opened)
+
+        left = self.streams.seconds_left(waiting)
+        return dataclasses.replace(call, timeout=left, on_opened=on_opened, has_place=True)
 
     async def _answer_once(
         self, http: HttpRequest, dialect: Dialect, owner: Owner, name: str, show: Show | None
@@ -127,12 +175,14 @@ class Answering:
         if not await self._joining.is_taken(name):  # joining takes no place
             self.streams.check(owner, resumable=True)
         notes = Notes(strict=self._strict)
+        digest = b""
 
-        def parse(body: dict[str, Any]) -> tuple[bytes, Call | Answer]:
+        def parse(body: dict[str, Any]) -> Call | Answer:
+            nonlocal digest
             digest = digest_of(body)
-            return digest, dialect.parse(body, http, notes)
+            return dialect.parse(body, http, notes)
 
-        digest, call = await self._read(http, owner, parse)
+        call = await self._read(http, owner, dialect, parse)
         if isinstance(call, Answer):
             return JSONResponse(call.content, headers=self._logged(notes, owner))
         if len(call.requests) > 1:
@@ -326,7 +376,7 @@ class Answering:
                     token_secret=secret,
                 )
             )
-        return self.streams.open_all(records)
+        return self.streams.open_all(records, has_place=call.has_place)
 
     async def _whole(
         self,
@@ -416,6 +466,29 @@ def _history_torn() -> Problem:
         " goes on with others. It is safe to send your request again from the beginning, without"
         " an event's id.",
     )
+
+
+async def _read_again(parse: Read, needed: Await) -> Call | Answer:
+    """Parse a body that needs something first. Raises Problem."""
+    while True:
+        await needed.fetch()
+        try:
+            return await asyncio.to_thread(parse, needed.body)
+        except Await as more:
+            needed = more
+
+
+def _check_waits(waiting: Stream) -> None:
+    """Raise Problem if a request's wait for the model has ended without the model."""
+    end = waiting.ended
+    if end is None:
+        return
+    if waiting.client_gone:
+        raise _ClientLeftError
+    problem = problem_of(end) or Problem("engine_loading", LOADING)
+    if problem.status == _UNAVAILABLE:
+        problem.headers["Retry-After"] = "1"
+    raise problem
 
 
 def problem_of(end: TerminalEvent) -> Problem | None:

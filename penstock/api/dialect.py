@@ -14,6 +14,7 @@ import msgspec
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 
+from penstock.api.headers import timeout_of
 from penstock.api.tolerance import Notes
 from penstock.request import Request
 from penstock.stream.record import SavedForm
@@ -98,7 +99,8 @@ class Call:
     `on_opened` is told the streams when they are open. `until_ready` is awaited before the response
     begins. With `at_once`, the client gets the answer
     as it is when the request is accepted, and asks for the rest later.
-    `headers` are added to the response's own.
+    `headers` are added to the response's own. `has_place` is True if the request has waited in the
+    queue before it could be parsed.
     """
 
     requests: Sequence[Request]
@@ -114,6 +116,7 @@ class Call:
     until_ready: Callable[[], Awaitable[None]] | None = None
     at_once: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
+    has_place: bool = False
 
 
 class Await(Exception):  # noqa: N818 - no error: it asks for something
@@ -140,12 +143,24 @@ class Parse(Protocol):
         """
 
 
+Timeout = Callable[[dict[str, Any], HttpRequest, bool], float | None]
+"""Returns the timeout that a body or its request's headers ask for, in seconds. Raises Problem.
+
+The last argument is True if the server is strict."""
+
+
+def timeout_in_header(_: dict[str, Any], http: HttpRequest, __: bool) -> float | None:
+    """Return the timeout that a request's headers ask for. Raises Problem."""
+    return timeout_of(http)
+
+
 @dataclass(frozen=True)
 class Dialect:
     """A way to ask for a generation and to show its answer, bound to a route.
 
     `operation` names its route and `summary` describes it in one sentence. `fields` is the model of
-    the request's body, for the OpenAPI description. `forms` are all forms of its answers.
+    the request's body, for the OpenAPI description. `forms` are all forms of its answers. `timeout`
+    is asked for requests that must wait before they can be parsed.
     """
 
     operation: str
@@ -153,3 +168,4 @@ class Dialect:
     fields: type[BaseModel]
     parse: Parse
     forms: Sequence[type[Form]]
+    timeout: Timeout = timeout_in_header

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from penstock.api.tolerance import Notes
 from penstock.engine.protocol import Feature, ModelInfo
 from penstock.errors import FieldError, InvalidFields, Problem
+from penstock.stream.unread import LOADING
 
 # A model that lacks these features still answers the request as far as it can.
 HINTS: frozenset[Feature] = frozenset({"reasoning_effort"})
@@ -55,7 +56,6 @@ class ServedModel:
 
     def _learn(self, info: ModelInfo) -> None:
         """Take over the names that the engine gives its models."""
-        self._seen = info
         self._has_several = self._has_several or bool(info.models)
         self._first = self._first or info.id
         if not self._has_several:  # the only model may have another name now
@@ -64,6 +64,7 @@ class ServedModel:
         if self._first not in self.names:
             self.names = (self._first, *self.names)
         self.names += tuple(name for name in self._models if name not in self.names)
+        self._seen = info  # last: a body may be read in a thread meanwhile
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -95,11 +96,7 @@ class ServedModel:
         """
         info = self.loaded(name)
         if info is None:
-            raise Problem(
-                "engine_loading",
-                "The model is still loading. Try again in a moment.",
-                headers={"Retry-After": "1"},
-            )
+            raise Problem("engine_loading", LOADING, headers={"Retry-After": "1"})
         return info
 
     def models(self) -> dict[str, ModelInfo]:

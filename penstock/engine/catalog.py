@@ -17,6 +17,7 @@ from penstock.errors import StartError
 BUILT_IN_MODEL = "rill"
 DEFAULT_ENGINE = "llamacpp"
 DEFAULT_SLOTS = 8
+UPSTREAM_PATIENCE_S = 300.0
 REMOTE_ENGINE = "remote"
 _IMPORT_STRING = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SERVES_A_MODEL = {"model": "model", "name": "model_name", "slots": "slots", "context": "context"}
@@ -33,6 +34,8 @@ class EngineEntry:
     the import string of the function that finds the model before the engine starts, or "".
     `distribution` is the Python package that runs the model, or "". An engine that needs GPUs needs
     as many as the product of its parameters `gpu_factors`.
+    An engine that asks other servers has a `patience`: requests wait so many seconds for the first
+    of them. Its parameter `patience` replaces the number.
     """
 
     name: str
@@ -43,6 +46,15 @@ class EngineEntry:
     finder: str = ""
     distribution: str = ""
     gpu_factors: tuple[str, ...] = ()
+    patience: float = 0.0
+
+    def patience_with(self, params: Mapping[str, Any]) -> float:
+        """Return how long a request waits for the model of an engine with `params`, in seconds.
+
+        Returns 0 if none waits. The engine itself refuses a parameter that is no number.
+        """
+        asked = params.get("patience", self.patience)
+        return asked if self.patience and isinstance(asked, int | float) else self.patience
 
     def num_gpus(self, params: Mapping[str, Any]) -> int:
         """Return how many GPUs an engine with `params` needs; 0 if it needs none.
@@ -111,6 +123,7 @@ ENGINES = {
             },
             reserves_arguments=True,
             uses_model="never",
+            patience=UPSTREAM_PATIENCE_S,
         ),
         EngineEntry(
             "mock",

@@ -243,8 +243,8 @@ METRICS: tuple[Histogram | Counter | Gauge, ...] = (
     Counter(
         "penstock_streams_ended_total",
         "Streams that ended, by cause (stop, length, cancelled, client_gone, deadline, error, "
-        "refused, or moved: another replica goes on with it) and, for error and refused, by error "
-        "code.",
+        "refused, or moved: another replica goes on with it, or it waited for the first upstream "
+        "and has got an id of its own) and, for error and refused, by error code.",
         lambda meter, _: meter.num_ended,
         ("cause", "code"),
     ),

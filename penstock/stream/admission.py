@@ -43,6 +43,9 @@ NUM_REMEMBERED = 64
 MAX_LEVELS_KNOWN = 10_000
 MAX_RETRY_AFTER_S = 600
 MAX_QUEUE_BYTES = 256 * 1024 * 1024
+UNREAD = "\0unread"
+"""The model of requests that nobody can read yet (see `unread`). It has no slots, and no model has
+this name."""
 
 
 @dataclass(eq=False, slots=True)

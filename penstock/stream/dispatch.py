@@ -146,7 +146,7 @@ class Dispatcher:
     def watch_engines(self) -> None:
         """Notice the return of engines that are down without having lost a stream."""
         for lane in self._lanes:
-            if lane.engine.state != "ready":
+            if lane.engine.state == "down":
                 lane.recovery.begin()
 
     def stream_lost(self, stream: Stream) -> None:

@@ -27,7 +27,7 @@ from penstock.request import Request
 from penstock.stream.admission import Admission, Ticket
 from penstock.stream.budget import Claim
 from penstock.stream.counting import PromptCount, PromptCounts
-from penstock.stream.deadlines import Deadlines
+from penstock.stream.deadlines import RESOLUTION_S, Deadlines
 from penstock.stream.dispatch import Dispatcher
 from penstock.stream.endings import log_unread, meter_end, meter_move
 from penstock.stream.fleet import Fleet, store_unavailable
@@ -157,11 +157,17 @@ class Streams:
         return self._dispatcher.context_length(model)
 
     def check(
-        self, owner: Owner = ANYBODY, *, resumable: bool = False, num_streams: int = 1
+        self,
+        owner: Owner = ANYBODY,
+        *,
+        resumable: bool = False,
+        num_streams: int = 1,
+        has_place: bool = False,
     ) -> None:
         """Raise Problem if `owner` cannot open `num_streams` streams now, whatever they ask for.
 
-        This costs almost nothing, so call it before any other work for a request.
+        With `has_place`, the queue is not asked for room. This costs almost nothing, so call it
+        before any other work for a request.
         """
         if self.draining:
             raise draining()
@@ -171,36 +177,42 @@ class Streams:
             raise problem
         if problem := self._dispatcher.refusal():
             raise problem
-        self._check_room(owner, 0)
+        if not has_place:
+            self._check_room(owner, 0)
         refusal = self._quotas.refusal(owner, resumable=resumable, num_streams=num_streams)
         if refusal is not None:
             raise refusal
         if resumable and self.fleet is not None and self.fleet.problem:
             raise store_unavailable()
 
-    def open_all(self, records: Sequence[StreamRecord]) -> list[Stream]:
-        """Open the choices of an answer: all of them or none. Raises Problem."""
+    def open_all(self, records: Sequence[StreamRecord], *, has_place: bool = False) -> list[Stream]:
+        """Open the choices of an answer: all of them or none. Raises Problem.
+
+        With `has_place`, the first one has had its place in the queue until now (see `unread`).
+        """
         owner = records[0].owner
         if len(records) > 1:
-            self.check(owner, num_streams=len(records))
+            self.check(owner, num_streams=len(records), has_place=has_place)
             self._check_tokens(owner, [record.claim() for record in records])
         opened: list[Stream] = []
         try:
             for record in records:
-                opened.append(self.open(record))  # noqa: PERF401 - these are cancelled below
+                opened.append(self.open(record, has_place=has_place))
+                has_place = False
         except Problem:
             for stream in opened:
                 stream.cancel()
             raise
         return opened
 
-    def open(self, record: StreamRecord) -> Stream:
+    def open(self, record: StreamRecord, *, has_place: bool = False) -> Stream:
         """Start a generation, or put it into the queue. Raises Problem.
 
-        If its owner has a limit of tokens per minute, the token limit may be lowered.
+        With `has_place`, there is room in the queue in any case. If its owner has a limit of tokens
+        per minute, the token limit may be lowered.
         """
         owner = record.owner
-        self.check(owner, resumable=record.resumable)
+        self.check(owner, resumable=record.resumable, has_place=has_place)
         claim = record.claim()
         if claim is not None:
             record = record.limited_to(claim.answer)
@@ -213,7 +225,8 @@ class Streams:
         model = request.model or self.admission.default_model
         if not (can_start and self.admission.would_start(model)):
             num_bytes = stream.num_bytes()
-            self._check_room(owner, num_bytes, model)
+            if not has_place:
+                self._check_room(owner, num_bytes, model)
         ticket = Ticket(
             stream.id,
             owner.name,
@@ -586,6 +599,11 @@ class Streams:
         """Return the seconds from a stream's admission to its deadline, or None."""
         asked, limit = record.timeout, self._limits.max_timeout
         return min(asked or limit, limit or math.inf) if asked or limit else None
+
+    def seconds_left(self, stream: Stream) -> float | None:
+        """Return the seconds until a stream's deadline, more than 0; None if it has none."""
+        seconds = self._seconds_of(stream.record)
+        return None if seconds is None else max(RESOLUTION_S, seconds - stream.age)
 
     def _timeout_of(self, record: StreamRecord) -> float | None:
         """Return the seconds that a stream has, or None. Raises Problem if it could not even

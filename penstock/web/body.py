@@ -7,6 +7,7 @@ a large one is parsed apart from the event loop (see `parsing`). The form of JSO
 """
 
 import asyncio
+import json
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -79,6 +80,14 @@ class BodyReader:
             return await self._thread.run(
                 owner.name, lambda: parse(parse_object(self._inflate(body) if is_gzip else body))
             )
+
+    async def read_text(
+        self, owner: Owner, text: str, parse: Callable[[dict[str, Any]], Parsed]
+    ) -> Parsed:
+        """Return what `parse` makes of a JSON object that `read` has read before."""
+        if len(text) <= MAX_BYTES_AT_ONCE:
+            return parse(json.loads(text))
+        return await self._thread.run(owner.name, lambda: parse(json.loads(text)))
 
     def _enter(self, request: Request, owner: Owner, num_bytes: int) -> Entry:
         try:

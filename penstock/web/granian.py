@@ -100,6 +100,7 @@ class GranianPeer:
         self._listener = listener
         if listener is None and self._watch is not None:
             self._watch.cancel()
+            self._watch = None  # another listener may come
         elif listener is not None and self._watch is None:
             self._watch = asyncio.create_task(self._wait_for_disconnect())
 

@@ -30,6 +30,7 @@ from penstock.stream.reader import Batch
 from penstock.stream.record import SavedForm, StreamRecord
 from penstock.stream.registry import Streams, new_stream_id
 from penstock.stream.stream import Stream
+from penstock.stream.unread import Unread
 from penstock.web.access import AccessMiddleware
 from penstock.web.auth import KeyCheck
 from penstock.web.body import BodyReader
@@ -130,12 +131,14 @@ def lines_api(answering: Answering) -> RouteGroup:
 class Server:
     """The application with one scripted engine, and a client without sockets."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
         self.engine = ScriptedEngine()
         self.streams = Streams([self.engine])
         bodies = BodyReader(max_bytes=1000, timeout=5)
         joining = Joining(MemoryNames(), self.streams)
-        self.answering = Answering(self.streams, Liveness(15, 30), bodies, joining, strict=True)
+        self.unread = Unread(self.streams, patience)
+        watch = Liveness(15, 30)
+        self.answering = Answering(self.streams, self.unread, watch, bodies, joining, strict=True)
         model = ServedModel(("scripted",), lambda: self.engine.info)
         # An API is a line here.
         groups = [native_api(self.answering, model), lines_api(self.answering)]
@@ -317,3 +320,21 @@ async def test_another_api_keeps_its_own_form_of_errors(server: Server) -> None:
 
 async def test_the_fields_of_the_dialect_are_known_to_the_description(server: Server) -> None:
     assert server.answering.fields["/lines"] is LineFields
+
+
+async def test_the_time_of_a_request_runs_while_its_model_is_not_known() -> None:
+    server = Server(patience=100)
+    body = {"prompt": "x", "timeout": 9, "stream": False}
+    asked = asyncio.create_task(server.client.post("/generate", json=body))
+    await until(lambda: len(server.streams) == 1)
+    (waiting,) = server.streams.open_streams()
+    waiting.timer.set_age(5)
+    server.unread.model_is_known()
+    await until(lambda: len(server.engine.submitted) == 1)
+    (stream,) = server.streams.open_streams()
+    assert stream is not waiting
+    assert stream.age >= 5
+    assert stream.record.timeout is not None
+    assert 0 < stream.record.timeout <= 4
+    stream.expire()
+    assert (await asked).status_code == 504

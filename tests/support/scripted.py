@@ -25,6 +25,7 @@ class EngineInTest:
         self.stopping_of: dict[str, int] = {}
         """How many cancelled requests for a model it has not let go of yet."""
         self.is_congested = False
+        self.is_loading = False
         self.upstreams: tuple[UpstreamState, ...] = ()
         self.on_room: Callable[[], None] = lambda: None
         self.on_info: Callable[[ModelInfo], None] = lambda info: None
@@ -36,6 +37,8 @@ class EngineInTest:
 
     @property
     def state(self) -> EngineState:
+        if self.is_loading:
+            return "loading"
         return "ready" if self._ready.is_set() else "down"
 
     async def start(self) -> ModelInfo:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -114,15 +114,55 @@ def serve(
     A test may end the server itself: then the test checks how it ended.
     """
     process = start(*arguments, module=module, program=program, **flags)
+    with _running(process, _ready_url) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_early(**flags: object) -> Iterator[RunningServer]:
+    """Yield a server that listens, whether it is ready or not. Otherwise like `serve`."""
+    process = start(**flags)
+    with _running(process, lambda process, output: _listening_url(process)) as server:
+        yield server
+
+
+def _ready_url(process: subprocess.Popen[str], output: list[str]) -> str:
+    """Return the URL that a server tells when it is ready, "" if it ends before."""
     assert process.stderr is not None
-    output: list[str] = []
-    url = ""
     for line in process.stderr:
         output.append(line)
         if found := re.search(r'(?:page and API\s+|"url": ")(https?://[^\s"]+)', line):
-            url = found[1]
-            break
-    else:
+            return found[1]
+    return ""
+
+
+def _listening_url(process: subprocess.Popen[str]) -> str:
+    """Return the URL at which a server's process listens, "" if it does not."""
+
+    def ports() -> list[int]:
+        with contextlib.suppress(psutil.Error):
+            found = psutil.Process(process.pid).net_connections("tcp4")
+            return [each.laddr.port for each in found if each.status == psutil.CONN_LISTEN]
+        return []
+
+    eventually(lambda: bool(ports()) or process.poll() is not None, START_TIMEOUT_S)
+    return f"http://127.0.0.1:{ports()[0]}" if ports() else ""
+
+
+@contextlib.contextmanager
+def _running(
+    process: subprocess.Popen[str], url_of: Callable[[subprocess.Popen[str], list[str]], str]
+) -> Iterator[RunningServer]:
+    """Yield the server in this process once `url_of` finds its URL; stop it at the end.
+
+    `url_of` may read standard error, and puts its lines into the list.
+    """
+    assert process.stderr is not None
+    output: list[str] = []
+    url = url_of(process, output)
+    if not url:
+        process.kill()
+        output += process.stderr
         process.wait()
         process.stderr.close()
         raise AssertionError("the server did not start:\n" + "".join(output))

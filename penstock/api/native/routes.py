@@ -47,6 +47,10 @@ class _Calls:
         )
 
 
+def _timeout(body: dict[str, Any], _: HttpRequest, is_strict: bool) -> float | None:
+    return parse_generate(body, Notes(strict=is_strict)).timeout
+
+
 def native_api(answering: Answering, model: ServedModel) -> Api:
     """Return the native API's routes."""
     generate = Dialect(
@@ -55,6 +59,7 @@ def native_api(answering: Answering, model: ServedModel) -> Api:
         GenerateRequest,
         _Calls(model).generate,
         (NativeForm, DetailedForm),
+        _timeout,
     )
 
     async def resume(http: HttpRequest) -> Response:

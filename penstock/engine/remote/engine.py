@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from penstock.engine.catalog import UPSTREAM_PATIENCE_S
 from penstock.engine.protocol import ModelInfo, Sink, UpstreamState
 from penstock.engine.reasoning import (
     SplitSink,
@@ -78,7 +79,7 @@ class Remote(TaskEngine):
         slots: int = 0,
         context: int = 0,
         silence: Seconds = 120.0,
-        patience: Seconds = 300.0,
+        patience: Seconds = UPSTREAM_PATIENCE_S,
         interval: Seconds = 5.0,
         level: Level = "ids",
     ) -> None:
