@@ -25,7 +25,7 @@ from benchmarks.paced import LENGTH, Round, measure
 from tests.faults.http2_client import Http2Client
 from tests.faults.proxy import Address
 from tests.support.balancers import PROGRAMS, Balancer, balancers, replica, trusting, until_served
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 
 TOKEN_S = 0.02
 HEAD = (

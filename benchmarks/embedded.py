@@ -26,9 +26,10 @@ from typing import Any
 
 from benchmarks.noise import Noise, table
 from benchmarks.plot import bars, check
-from benchmarks.report import Numbers, circumstances, free_port, medians, quantile
+from benchmarks.report import Numbers, circumstances, medians, quantile
 from penstock.engine.catalog import BUILT_IN_MODEL
 from penstock.engine.llamacpp.hub import find_model
+from tests.support.ports import free_port
 from tests.support.raw import post
 from tests.support.servers import serve
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shlex
-import socket
 import statistics
 import sys
 import time
@@ -96,13 +95,6 @@ def cpu_s(process: psutil.Process) -> float:
         return time.clock_gettime((~process.pid << 3) | CPUCLOCK_SCHED)
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cache_folder() -> Path:

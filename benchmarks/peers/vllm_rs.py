@@ -20,7 +20,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.overhead.server import PinnedServer, pin
-from benchmarks.report import cache_folder, free_port
+from benchmarks.report import cache_folder
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 VARIABLE = "PENSTOCK_VLLM_RS"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.attacks.honest import STEADY, honest_client
+from tests.support.ports import free_port
 from tests.support.raw import Connection, ask, request
 from tests.support.servers import RunningServer
 from tests.support.waiting import eventually
@@ -80,11 +81,6 @@ FORMS = {
     "closed": closing(2),
     "all closed": closing(0, 1, 2),
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from penstock.client import (
 )
 from penstock.events import Timings, Usage
 from tests.client.test_answer import FINISH, delta, frame
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 
 TERMINAL = frame(**FINISH)

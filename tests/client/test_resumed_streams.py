@@ -32,7 +32,7 @@ from penstock.client import (
 from tests.client.test_answer import FINISH
 from tests.client.test_resume import event, log_of
 from tests.faults.proxy import Faults, black_hole, cut, proxy_in_a_thread
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.scripted_server import END, HEAD, Peer, chunk, scripted_server, whole
 from tests.support.servers import RunningServer, serve
 

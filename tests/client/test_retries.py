@@ -27,7 +27,7 @@ from penstock.client import (
 )
 from penstock.client.retry import Attempts, Retries
 from tests.client.test_answer import FINISH, delta, frame
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.scripted_server import END, HEAD, Peer, Script, chunk, scripted_server, whole
 from tests.support.servers import RunningServer, serve
 

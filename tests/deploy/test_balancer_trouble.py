@@ -22,7 +22,7 @@ from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, RefusedError, cancel, fresh_word
 from tests.support.balancers import PROGRAMS, Balancer, balancer, balancers, replica, until_served
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer
 

@@ -18,7 +18,7 @@ from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
 from tests.support.balancers import PROGRAMS, Balancer, balancer, balancers, replica, store
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.servers import RunningServer
 
 NUMBERED = ["numbered=true", "length=100000"]

@@ -16,7 +16,7 @@ from tests.faults.http2_client import Http2Client, Http2Request
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
 from tests.support.balancers import PROGRAMS, Balancer, balancers, replica, trusting, until_served
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer
 

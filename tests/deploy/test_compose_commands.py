@@ -17,7 +17,7 @@ import yaml
 from tests.store.servers import find
 from tests.support.deployed import DEPLOY
 from tests.support.keyed import Keys
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.raw import ask
 from tests.support.waiting import eventually
 

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from tests.support.deployed import DEPLOY, settings_given, unknown_variables
-from tests.support.proxies import find, free_port
+from tests.support.ports import free_port
+from tests.support.proxies import find
 from tests.support.raw import generate, open_stream
 from tests.support.servers import serve
 from tests.support.waiting import eventually

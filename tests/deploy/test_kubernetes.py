@@ -15,7 +15,7 @@ import yaml
 from penstock.observe.metrics import METRICS
 from tests.store.servers import find
 from tests.support.deployed import DEPLOY, settings_given, unknown_variables
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.raw import ask, request
 from tests.support.servers import serve
 from tests.support.waiting import eventually

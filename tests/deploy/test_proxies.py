@@ -18,7 +18,8 @@ import psutil
 import pytest
 import trustme
 
-from tests.support.proxies import documented, free_port, haproxy, nginx, replaced
+from tests.support.ports import free_port
+from tests.support.proxies import documented, haproxy, nginx, replaced
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 

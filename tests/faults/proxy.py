@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from typing import Literal
 
+from tests.support.ports import free_port
 from tests.support.raw import reset_on_close
 
 Address = tuple[str, int]
@@ -207,7 +208,7 @@ class Proxy:
         self.num_connections = 0
         self.num_cuts = 0
         self._seed = seed
-        self._port = 0
+        self._port = free_port()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -229,7 +230,6 @@ class Proxy:
         self._server = await asyncio.start_server(
             self._accept, "127.0.0.1", self._port, backlog=4096
         )
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
         """Refuse new connections; keep the open ones."""

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from tests.image.build import Image
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 SERVES = "page and API"

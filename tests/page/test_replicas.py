@@ -25,7 +25,7 @@ from tests.page.clients import (
 )
 from tests.page.conftest import OpenPage
 from tests.support.balancers import balancer, replica, store
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 

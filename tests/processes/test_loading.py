@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gated import Gate
+from tests.support.ports import free_port
 from tests.support.raw import Connection, ask, generate, request
 from tests.support.servers import RunningServer, serve, start
 from tests.support.several import all_ready, family_of, processes_of, states_of
@@ -32,11 +32,6 @@ def server(gate: Gate) -> Iterator[RunningServer]:
     with serve(processes=2, engine=GATED, engine_arg=f"gate={gate.path}") as server:
         yield server
         gate.open()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def is_served(server: RunningServer) -> bool:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from tests.faults.proxy import Address
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]

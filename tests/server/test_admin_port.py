@@ -11,7 +11,7 @@ import trustme
 
 from tests.support.gated import Gate
 from tests.support.keyed import Keys
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.raw import Response, ask, generate, open_stream, request
 from tests.support.servers import RunningServer, refuses_to_start, serve, start
 from tests.support.several import processes_of

@@ -14,6 +14,7 @@ from penstock.errors import StartError
 from penstock.server import check_ollama
 from penstock.settings import load_settings
 from penstock.web.keys import key_table, new_key
+from tests.support import ports
 from tests.support.dying import mortal
 from tests.support.ollama_wire import (
     CHAT,
@@ -183,8 +184,7 @@ def test_a_key_is_needed_and_owns_its_streams(tmp_path: Path) -> None:
 
 @pytest.fixture
 def free_port(monkeypatch: pytest.MonkeyPatch) -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = int(taken.getsockname()[1])
+    port = ports.free_port()
     monkeypatch.setenv("OLLAMA_PORT", str(port))
     return port
 

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.support.ports import free_port
 
 LAUNCH = Path(__file__).parent / "launch.py"
 READY = "The server is fired up and ready to roll!"
@@ -68,8 +69,7 @@ def servers(number: int, model: Path, *arguments: str) -> Iterator[list[Server]]
 
 
 def _started(model: Path, home: str, arguments: tuple[str, ...]) -> Server:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     flags = {
         "model-path": str(model),
         "served-model-name": model.name,

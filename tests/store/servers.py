@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.environments import environment, pip_install
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 MISSING = "no {0} found: {1}"

@@ -18,7 +18,7 @@ from penstock.store.redis.address import parse_address
 from penstock.store.redis.layout import FORMAT_KEY, PREFIX
 from tests.store.servers import RedisServer
 from tests.store.stores import Replica
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 
 DOCS = Path(__file__).parents[2] / "docs" / "stores.md"
 SECRET = "a-secret-of-the-store"

@@ -25,7 +25,8 @@ from tests.faults.client_request import Send, fetch, request_bytes, send_request
 from tests.faults.proxy import Address
 from tests.store.servers import RedisServer
 from tests.support.deployed import DEPLOY
-from tests.support.proxies import find, free_port, running
+from tests.support.ports import free_port
+from tests.support.proxies import find, running
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 

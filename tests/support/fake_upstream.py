@@ -18,6 +18,8 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from tests.support.ports import free_port
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
 BOUND = ('{"', "lake", '"', ":5", "}")
@@ -217,10 +219,11 @@ class FakeUpstream:
         return f"{scheme}://{self.name}:{self.port}"
 
     async def open(self) -> None:
+        """Listen, at the same port each time."""
+        self.port = self.port or free_port()
         self._server = await asyncio.start_server(
             self._serve, self.host, self.port, backlog=512, ssl=self.tls
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
         """Stop listening, and reset every connection."""

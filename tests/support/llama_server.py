@@ -7,7 +7,6 @@ killed.
 import argparse
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.engine.llamacpp.hub import find_model
+from tests.support.ports import free_port
 
 SLOTS = 4
 
@@ -56,8 +56,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=find_model("rill"))
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
-    with socket.create_server(("127.0.0.1", options.port)) as listener:
-        port = listener.getsockname()[1]
+    port = options.port or free_port()
     params = xllamacpp.CommonParams()
     params.model.path = str(options.model)
     params.n_parallel = SLOTS

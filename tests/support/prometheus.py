@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE_S = 60.0
@@ -58,8 +59,7 @@ def scraping(program: str, port: int, key: str, folder: Path) -> Iterator[Promet
     config += f"    authorization: {{credentials: {key}}}\n"
     (folder / "prometheus.yml").write_text(config, encoding="utf-8")
     shutil.copy(DEPLOY / "prometheus" / "alerts.yml", folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (folder / "prometheus.log").open("w") as output:
         process = subprocess.Popen(
             [

@@ -55,18 +55,6 @@ def replaced(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on.
-
-    It stays free until it is used, and between two uses: the kernel gives it to no socket that
-    asks for any port or connects.
-    """
-    while True:
-        port = secrets.choice(OUR_PORTS)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
 @contextlib.contextmanager
 def nginx(folder: Path, port: int, config: str) -> Iterator[None]:
     """Run nginx, which listens on `port`, with `config` as the content of its `http` block."""

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 import httpx
 import psutil
 
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.vllm.engines import core_of, group_of
 
 START_LIMIT_S = 600.0  # half a minute, if the machine is not busy

@@ -15,7 +15,7 @@ import trustme
 
 from penstock.engine.remote.engine import Remote
 from tests.support.fake_upstream import FakeUpstream, fakes
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, remote, text_from
 
 AUTHORITY, STRANGER = trustme.CA(), trustme.CA()
 LONG_AGO = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
@@ -71,7 +71,7 @@ async def test_an_upstream_that_cannot_show_who_it_is_gets_nothing(
     async with fakes(wrong, good):
         url = f"https://localhost:{wrong.port}"
         tables: list[dict[str, Any]] = [
-            {"url": url, "ca": authority, "weight": 1000.0},
+            {"url": url, "ca": authority, "weight": FIRST},
             {"url": good.url},
         ]
         engine = Remote(upstreams=tables)
@@ -120,6 +120,7 @@ def swallowing(host: str, port: int) -> Iterator[None]:
     """Have an address that answers no SYN: the queue of its socket is full."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.socket())
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         full.bind((host, port))
         full.listen(0)
         while True:
@@ -155,7 +156,7 @@ async def test_an_upstream_without_an_address_is_left_out_until_it_has_one_again
     addresses: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, two = FakeUpstream(), FakeUpstream()
-    one.name, one.weight = NAME, 1000.0
+    one.name, one.weight = NAME, FIRST
     async with fakes(one, two), remote(one, two, interval=0.05) as engine:
         addresses.clear()
         sink = await ask(engine, "a", 5).end()

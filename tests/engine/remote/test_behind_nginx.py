@@ -15,8 +15,10 @@ from tests.engine.remote.test_real_upstreams import (
     slots_at_work,
 )
 from tests.support.llama_server import llama_server
-from tests.support.proxies import free_port, nginx
+from tests.support.ports import free_port
+from tests.support.proxies import nginx
 from tests.support.recording import RecordingSink
+from tests.support.remote import FIRST
 from tests.support.upstreams import shared_upstream
 from tests.support.waiting import eventually
 
@@ -49,7 +51,7 @@ async def test_an_answer_goes_on_when_the_server_behind_nginx_is_killed(
                 assert eventually(lambda: slots_at_work(server.url) == 0)
             async with remote(url) as engine:
                 whole = await ask(engine, 1).end(60)
-            both = Remote(upstreams=[{"url": url, "weight": 1000.0}, {"url": other}])
+            both = Remote(upstreams=[{"url": url, "weight": FIRST}, {"url": other}])
             await both.start()
             sink = await ask(both, 1, RecordingSink(on_delta=server.kill)).end(60)
             await both.stop()
