@@ -11,7 +11,7 @@ from penstock.request import Grammar, Message, Sampling
 from tests.engine.remote.cuts import after
 from tests.support.fake_upstream import BOUND, END, LOGPROB, Exchange, FakeUpstream, event, fakes
 from tests.support.recording import RecordingSink
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, remote, text_from
 
 SCHEMA = {"type": "object", "properties": {"lake": {"type": "integer"}}, "required": ["lake"]}
 SCHEMA_TEXT = json.dumps(SCHEMA)
@@ -140,7 +140,7 @@ async def test_a_model_has_a_feature_that_all_of_its_upstreams_have() -> None:
 
 async def test_only_an_upstream_that_can_bind_an_answer_gets_it() -> None:
     able, other = FakeUpstream("sglang"), FakeUpstream("openai")
-    other.weight = 1000.0
+    other.weight = FIRST
     async with fakes(able, other), remote(able, other) as engine:
         free = await ask(engine, "free", 3).end()
         for n in range(3):

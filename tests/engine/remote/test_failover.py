@@ -9,7 +9,7 @@ from penstock.engine.remote.engine import Remote
 from penstock.request import Message
 from tests.engine.remote.cuts import CUTS, REFUSALS, after, cut_streams
 from tests.support.fake_upstream import Exchange, FakeUpstream, fakes
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, remote, text_from
 
 PROMPT = 3
 
@@ -202,7 +202,7 @@ async def test_the_engine_starts_with_its_first_upstream() -> None:
 
 async def test_a_draining_penstock_gets_nothing_new() -> None:
     one, draining = FakeUpstream(), FakeUpstream("penstock")
-    draining.weight = 1000.0
+    draining.weight = FIRST
     async with fakes(one, draining), remote(one, draining) as engine:
         sink = await ask(engine, "a", 5).end()
     assert sink.text() == text_from(PROMPT, 5)

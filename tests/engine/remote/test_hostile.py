@@ -10,7 +10,7 @@ import pytest
 
 from penstock.errors import PROBLEMS
 from tests.support.fake_upstream import END, HEAD, Exchange, FakeUpstream, chunk, event, fakes
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, remote, text_from
 
 SECRET = "secret-of-the-upstream"
 PIECE = b"x" * 65536
@@ -150,7 +150,7 @@ async def test_a_hostile_upstream_harms_nothing(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hostile, good = FakeUpstream(), FakeUpstream()
-    hostile.weight = 1000.0  # almost every request comes to it first
+    hostile.weight = FIRST
     async with fakes(hostile, good), remote(hostile, good) as engine:
         hostile.always = HOSTILE[name]
         for n in range(4):
@@ -175,10 +175,10 @@ async def test_an_upstream_that_sends_byte_by_byte_and_nothing_whole_is_silent(
             await asyncio.sleep(0.02)
 
     hostile, good = FakeUpstream(), FakeUpstream()
-    hostile.weight = 1000.0
-    async with fakes(hostile, good), remote(hostile, good, silence=0.2) as engine:
+    hostile.weight = FIRST
+    async with fakes(hostile, good), remote(hostile, good, silence=2.0) as engine:
         hostile.always = drip
-        sink = await ask(engine, "a", 10).end(20)
+        sink = await ask(engine, "a", 10).end()
     assert (sink.failure, sink.text()) == (None, text_from(3, 10))
     assert f"the upstream {hostile.url} is left out: it has been silent" in caplog.text
 
@@ -215,7 +215,7 @@ async def test_wrong_log_probabilities_are_an_error_that_names_the_upstream(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hostile, good = FakeUpstream(), FakeUpstream()
-    hostile.weight = 1000.0
+    hostile.weight = FIRST
     async with fakes(hostile, good), remote(hostile, good) as engine:
         hostile.always = HOSTILE_LOGPROBS[name]
         sink = await ask(engine, "a", 10, top_logprobs=2).end()

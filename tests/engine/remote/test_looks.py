@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 from tests.engine.remote.test_hostile import head, sends
-from tests.engine.remote.test_models import Said
 from tests.support.fake_upstream import Exchange, FakeUpstream, Fault, fakes
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, logged, remote, text_from
 
 HUGE = 2**70
 
@@ -61,7 +60,7 @@ async def test_an_upstream_that_says_nonsense_of_itself_is_left_out(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     liar, good = FakeUpstream(), FakeUpstream()
-    liar.lies, liar.weight = LEFT_OUT[name], 1000.0
+    liar.lies, liar.weight = LEFT_OUT[name], FIRST
     async with fakes(liar, good), remote(liar, good) as engine:
         sink = await ask(engine, "a", 5).end()
     assert (sink.failure, sink.text()) == (None, text_from(3, 5))
@@ -96,11 +95,11 @@ async def test_what_an_upstream_says_of_itself_is_bounded(
 
 async def test_an_upstream_whose_context_becomes_shorter_is_left_out() -> None:
     one, two = FakeUpstream(context=1000), FakeUpstream(context=1000)
-    said = Said("is shorter than the 1000 that Penstock promises")
     async with fakes(one, two), remote(one, two, interval=0.05) as engine:
-        one.context = 500
-        async with asyncio.timeout(20):
-            await said.event.wait()
+        with logged("is shorter than the 1000 that Penstock promises") as said:
+            one.context = 500
+            async with asyncio.timeout(20):
+                await said.wait()
         sinks = [ask(engine, f"{n}", 5, prompt=f"{n} b c") for n in range(8)]
         for sink in sinks:
             assert (await sink.end()).text() == text_from(3, 5)

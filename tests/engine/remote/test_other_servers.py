@@ -23,11 +23,12 @@ async def test_an_answer_goes_on_with_the_next_token_at_another_sglang(
 ) -> None:
     one, two = FakeUpstream("sglang"), FakeUpstream("sglang")
     async with fakes(one, two), remote(one, two) as engine:
+        # One look at each. After a failure another one follows, if the answer takes so long.
+        assert one.looks.count("/model_info") == two.looks.count("/model_info") == 1
         one.faults = two.faults = [after(4, "reset")]
         sampling = Sampling(0.0, top_k=0)
         sink = await ask(engine, "a", 20, sampling=sampling, **fields).end()
         assert level_of(engine) == "ids"
-    assert one.looks.count("/model_info") == two.looks.count("/model_info") == 1
     assert sink.text() == text_from(PROMPT, 20)
     assert sink.token_ids == list(range(PROMPT, PROMPT + 20))
     assert sink.completion_tokens == sink.num_tokens == 20

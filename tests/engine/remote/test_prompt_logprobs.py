@@ -12,7 +12,7 @@ from tests.engine.remote.cuts import after
 from tests.support.fake_upstream import Exchange, FakeUpstream, fakes
 from tests.support.front import front
 from tests.support.openai_wire import COMPLETIONS
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, remote, text_from
 
 SECRET = "zqxj"
 
@@ -42,7 +42,7 @@ async def test_a_prompt_s_tokens_are_ranked_and_the_answer_is_the_usual_one() ->
 
 async def test_an_answer_that_goes_on_elsewhere_asks_only_once() -> None:
     one, two = FakeUpstream(), FakeUpstream()
-    one.weight = 1000.0
+    one.weight = FIRST
     async with fakes(one, two), remote(one, two) as engine:
         one.faults = [Exchange.answer, after(4, "reset")]
         sink = await ask(engine, "a", 10, prompt_logprobs=1, top_logprobs=1).end()
@@ -102,7 +102,7 @@ async def test_wrong_ones_are_an_error_of_their_upstream(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     hostile, good = FakeUpstream(), FakeUpstream()
-    hostile.weight = 1000.0
+    hostile.weight = FIRST
     async with fakes(hostile, good), remote(hostile, good) as engine:
         hostile.faults = [HOSTILE[name]]
         sink = await ask(engine, "a", 10, prompt_logprobs=2).end()

@@ -6,7 +6,7 @@ import pytest
 
 from penstock.engine.remote import questions
 from tests.support.fake_upstream import Exchange, FakeUpstream, fakes
-from tests.support.remote import ask, remote, text_from
+from tests.support.remote import FIRST, ask, logged, remote, text_from
 
 
 async def hang(exchange: Exchange) -> None:
@@ -18,7 +18,7 @@ async def test_another_upstream_is_asked_if_one_is_slow(
 ) -> None:
     monkeypatch.setattr(questions, "SLOW_S", 0.05)
     cold, warm = FakeUpstream(), FakeUpstream()
-    cold.weight = 1000.0
+    cold.weight = FIRST
     async with fakes(cold, warm), remote(cold, warm, interval=100.0) as engine:
         cold.lies = {"/tokenize": hang}
         sink = await ask(engine, "a", 5).end(20)
@@ -33,9 +33,10 @@ async def test_an_upstream_alone_is_asked_once_however_slow_it_is(
 ) -> None:
     monkeypatch.setattr(questions, "SLOW_S", 0.01)
     one = FakeUpstream()
-    go_on = asyncio.Event()
+    asked, go_on = asyncio.Event(), asyncio.Event()
 
     async def wait(exchange: Exchange) -> None:
+        asked.set()
         await go_on.wait()
         await exchange.whole({"tokens": [0, 1, 2]})
 
@@ -43,7 +44,9 @@ async def test_an_upstream_alone_is_asked_once_however_slow_it_is(
         one.lies = {"/tokenize": wait}
         num_looks = len(one.looks)
         sink = ask(engine, "a", 5)
-        with pytest.raises(TimeoutError):
+        async with asyncio.timeout(20):
+            await asked.wait()
+        with pytest.raises(TimeoutError):  # it is asked again within this time, or never
             await sink.end(0.2)
         assert len(one.looks) == num_looks + 1
         go_on.set()
@@ -56,20 +59,20 @@ async def test_a_second_upstream_that_fails_leaves_the_slow_one_its_time(
 ) -> None:
     monkeypatch.setattr(questions, "SLOW_S", 0.05)
     slow, sick = FakeUpstream(), FakeUpstream()
-    slow.weight = 1000.0
-    failed = asyncio.Event()
-
-    async def wait(exchange: Exchange) -> None:
-        await failed.wait()
-        await exchange.whole({"tokens": [0, 1, 2]})
+    slow.weight = FIRST
 
     async def fail(exchange: Exchange) -> None:
         await exchange.whole({}, "500 Oh")
-        failed.set()
 
     async with fakes(slow, sick), remote(slow, sick, interval=100.0) as engine:
-        slow.lies, sick.lies = {"/tokenize": wait}, {"/tokenize": fail}
-        sink = await ask(engine, "a", 5).end(20)
+        with logged(f"the upstream {sick.url} is left out") as failed:
+
+            async def wait(exchange: Exchange) -> None:
+                await failed.wait()
+                await exchange.whole({"tokens": [0, 1, 2]})
+
+            slow.lies, sick.lies = {"/tokenize": wait}, {"/tokenize": fail}
+            sink = await ask(engine, "a", 5).end(20)
     assert (sink.failure, sink.text()) == (None, text_from(3, 5))
     assert f"the upstream {sick.url} is left out" in caplog.text
     assert slow.url not in caplog.text

@@ -17,6 +17,7 @@ from penstock.request import Grammar, Message, Request, Sampling
 from tests.engine.remote.kills import Answer, check_parting, kill_servers
 from tests.support.llama_server import LlamaServer, llama_server
 from tests.support.recording import RecordingSink
+from tests.support.remote import FIRST
 from tests.support.upstreams import shared_upstream
 
 GREEDY = Sampling(temperature=0.0)
@@ -71,7 +72,7 @@ async def kill_in_mid_answer(
 ) -> None:
     """Kill a server under running answers: they go on elsewhere, and nothing changes."""
     expected = await undisturbed(survivor)
-    heavy = {"url": victim.url, "weight": 1000.0}  # every answer begins here
+    heavy = {"url": victim.url, "weight": FIRST}  # every answer begins here
     engine = Remote(upstreams=[heavy, {"url": survivor}])
     await engine.start()
     # Kill from inside the first delta: the server may be far ahead of a task that waits.
@@ -243,7 +244,7 @@ async def test_log_probabilities_go_on_after_a_kill() -> None:
     with llama_server() as victim, llama_server() as survivor:
         async with remote(survivor.url) as engine:
             whole = await answer(engine, **PROMPT, top_logprobs=1)
-        engine = Remote(upstreams=[{"url": victim.url, "weight": 1000.0}, {"url": survivor.url}])
+        engine = Remote(upstreams=[{"url": victim.url, "weight": FIRST}, {"url": survivor.url}])
         await engine.start()
         sink = RecordingSink(on_delta=victim.kill)
         engine.submit(Request("a", 60, sampling=GREEDY, top_logprobs=1, **PROMPT), sink)
@@ -258,7 +259,7 @@ async def test_a_kill_within_a_bound_answer_is_an_error_that_is_safe_to_retry() 
     numbers = {"type": "array", "items": {"enum": [1]}, "minItems": 400, "maxItems": 400}
     fields: dict[str, Any] = {**PROMPT, "sampling": GREEDY, "json_schema": json.dumps(numbers)}
     with llama_server() as victim, llama_server() as survivor:
-        engine = Remote(upstreams=[{"url": victim.url, "weight": 1000.0}, {"url": survivor.url}])
+        engine = Remote(upstreams=[{"url": victim.url, "weight": FIRST}, {"url": survivor.url}])
         await engine.start()
         sink = RecordingSink(on_delta=victim.kill)
         engine.submit(Request("a", 900, **fields), sink)

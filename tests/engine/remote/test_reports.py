@@ -6,8 +6,8 @@ from collections.abc import Callable
 from penstock.engine.protocol import ModelInfo, UpstreamState
 from penstock.engine.remote.engine import Remote
 from tests.engine.remote.cuts import after
-from tests.support.fake_upstream import FakeUpstream, fakes
-from tests.support.remote import ask, remote, text_from
+from tests.support.fake_upstream import Exchange, FakeUpstream, fakes
+from tests.support.remote import FIRST, ask, remote, text_from
 
 PATIENCE_S = 20
 
@@ -39,7 +39,7 @@ class Told:
 
 async def test_failures_and_failovers_are_counted_at_the_upstream_that_failed() -> None:
     one, two = FakeUpstream(), FakeUpstream()
-    one.weight = 1e6  # the answer begins here
+    one.weight = FIRST  # the answer begins here
     async with fakes(one, two), remote(one, two) as engine:
         one.faults = [after(4, "reset")]
         told = Told(engine)
@@ -74,9 +74,18 @@ async def test_requests_under_way_refused_and_cancelled_are_counted() -> None:
     only = FakeUpstream()
     async with fakes(only), remote(only) as engine:
         told = Told(engine)
-        only.always = lambda exchange: exchange.until_gone()
+        arrived = asyncio.Queue[Exchange]()
+
+        async def hold(exchange: Exchange) -> None:
+            arrived.put_nowait(exchange)
+            await exchange.until_gone()
+
+        only.always = hold
         for name in "ab":
             ask(engine, name, 5)
+        async with asyncio.timeout(PATIENCE_S):  # questions about prompts count as running, too
+            for _ in "ab":
+                await arrived.get()
         await told.until(lambda told: bool(told.upstreams) and told.upstreams[0].running == 2)
         engine.cancel("a", lambda: None)
         engine.cancel("b", lambda: None)
