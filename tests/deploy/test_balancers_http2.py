@@ -207,6 +207,7 @@ async def test_a_renewed_certificate_is_served_and_open_streams_go_on(
 ) -> None:
     proxy, history = proxies[name], History()
     await until_served(proxy.secure_address, client.send)
+    gone = Scrape(steady)("penstock_streams_ended_total", cause="client_gone")
     reader = Reader(proxy.secure_address, history, send=client.send)
     await reader.open(endless(), resumable=False, max_tokens=100_000)
     await reader.got(3)
@@ -216,6 +217,11 @@ async def test_a_renewed_certificate_is_served_and_open_streams_go_on(
     await reader.got(reader.cursor + 3)
     assert not reader.is_over
     reader.leave()
+    await asyncio.to_thread(  # the next test counts the streams that end
+        scrape_until,
+        steady,
+        lambda now: now("penstock_streams_ended_total", cause="client_gone") == gone + 1,
+    )
 
 
 async def until_another_certificate(address: Address, old: bytes) -> None:

@@ -11,6 +11,7 @@ from penstock.engine.remote.engine import Remote
 from penstock.request import Message, Request, Sampling
 from tests.sglang.servers import CONTEXT, Server
 from tests.support.recording import RecordingSink
+from tests.support.remote import FIRST
 from tests.support.servers import serve
 from tests.support.upstreams import shared_upstream
 from tests.support.waiting import eventually
@@ -152,7 +153,7 @@ async def test_answers_outlive_a_killed_server(pair: list[Server]) -> None:
 
 
 async def go_on_after_a_kill(victim: Server, other: str, expected: list[RecordingSink]) -> None:
-    heavy: dict[str, object] = {"url": victim.url, "weight": 1000.0}  # every answer begins here
+    heavy: dict[str, object] = {"url": victim.url, "weight": FIRST}  # every answer begins here
     async with remote(heavy, {"url": other}) as engine:
         assert {each.level for each in engine.info.upstreams} == {"ids"}
         # Kill from inside the first delta: the server may be far ahead of a task that waits.

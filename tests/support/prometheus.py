@@ -34,6 +34,20 @@ class Prometheus:
         result = self.get("query", query=expression)["result"]
         return [(series["metric"], float(series["value"][1])) for series in result]
 
+    def answer(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """Return what `query` does, once that is something.
+
+        A scrape that took more than its second, on a busy machine, leaves nothing until the next.
+        """
+        found: list[tuple[dict[str, str], float]] = []
+
+        def has_found() -> bool:
+            found[:] = self.query(expression)
+            return bool(found)
+
+        self.wait_for(expression, has_found)
+        return found
+
     def wait_for(self, what: str, true: Callable[[], bool]) -> None:
         """Wait until `true` returns True. Fails with `what` after 60 seconds."""
         deadline = time.monotonic() + PATIENCE_S

@@ -6,7 +6,6 @@ import pytest
 
 from penstock.engine.remote.engine import Remote
 from tests.engine.remote.test_real_upstreams import (
-    LENGTH,
     answer_of,
     ask,
     cancelled,
@@ -29,6 +28,8 @@ server {{
     location / {{ proxy_pass {url}; proxy_http_version 1.1; proxy_read_timeout 300s; }}
 }}
 """
+LENGTH = 900
+"""Tokens of an answer: nginx reads ahead, and must not have the whole of it before the kill."""
 OPTIONS = {
     "its defaults": "",
     "no buffers": "proxy_buffering off;",
@@ -41,7 +42,7 @@ async def test_an_answer_goes_on_when_the_server_behind_nginx_is_killed(
 ) -> None:
     port, other = free_port(), shared_upstream()
     async with remote(other) as engine:
-        expected = await ask(engine, 1).end(60)
+        expected = await ask(engine, 1, length=LENGTH).end()
     with llama_server() as server:
         config = FRONT.format(port=port, options=OPTIONS[name], url=server.url)
         with nginx(tmp_path, port, config):
@@ -50,10 +51,10 @@ async def test_an_answer_goes_on_when_the_server_behind_nginx_is_killed(
                 await cancelled(engine, 2, 20)
                 assert eventually(lambda: slots_at_work(server.url) == 0)
             async with remote(url) as engine:
-                whole = await ask(engine, 1).end(60)
+                whole = await ask(engine, 1, length=LENGTH).end()
             both = Remote(upstreams=[{"url": url, "weight": FIRST}, {"url": other}])
             await both.start()
-            sink = await ask(both, 1, RecordingSink(on_delta=server.kill)).end(60)
+            sink = await ask(both, 1, RecordingSink(on_delta=server.kill), LENGTH).end()
             await both.stop()
     for each in (whole, sink):
         assert each.failure is None
