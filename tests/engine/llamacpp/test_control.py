@@ -15,6 +15,7 @@ from penstock.engine.llamacpp.prompts import CONTROL_TOKENS
 from penstock.request import Message, ToolUse
 from tests.engine.test_conformance import ask
 from tests.support.calling import tool
+from tests.support.in_process import stop
 from tests.support.recording import RecordingSink
 from tests.support.templates import TOOLS
 
@@ -31,7 +32,7 @@ async def engine() -> AsyncIterator[LlamaCpp]:
     for number, handler in handlers.items():  # llama.cpp has replaced them
         signal.signal(number, handler)
     yield engine
-    await engine.stop()
+    await stop(engine)
 
 
 async def answered(engine: LlamaCpp, **fields: Any) -> RecordingSink:

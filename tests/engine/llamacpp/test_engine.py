@@ -16,6 +16,7 @@ from penstock.request import Message
 from tests.engine.test_conformance import ask
 from tests.support.calling import BOTH
 from tests.support.concluding import Concluding
+from tests.support.in_process import stop
 from tests.support.recording import RecordingSink
 from tests.support.templates import REASONING
 
@@ -31,7 +32,7 @@ async def test_a_long_prompt_gives_signs_of_life_before_its_first_token() -> Non
         engine.submit(ask("a", 2, prompt="word " * 700), sink)
         await sink.end()
     finally:
-        await engine.stop()
+        await stop(engine)
     before_first_delta = sink.calls[: sink.calls.index("delta")]
     assert before_first_delta[:2] == ["accepted", "started"]
     assert before_first_delta.count("working") >= 5
@@ -73,7 +74,7 @@ async def test_every_kind_of_answer_leaves_its_slot_before_its_client_learns_of_
             engine.cancel(kind, has_stopped.set)
             await has_stopped.wait()
     finally:
-        await engine.stop()
+        await stop(engine)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ async def test_a_continuation_knows_whether_the_model_still_thinks() -> None:
         engine.submit(ask("c", 3, **fields, generated=tuple(whole.token_ids)), in_answer)
         await in_answer.end()
     finally:
-        await engine.stop()
+        await stop(engine)
     assert "".join(whole.thoughts).islower()
     assert whole.text().isupper()
     assert len(whole.token_ids) == whole.num_tokens == whole.completion_tokens == 22

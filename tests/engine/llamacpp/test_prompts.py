@@ -17,6 +17,7 @@ from penstock.request import Message, Request, ToolUse
 from tests.engine.test_conformance import ask
 from tests.support import smollm2
 from tests.support.calling import tool
+from tests.support.in_process import stop
 from tests.support.recording import RecordingSink
 from tests.support.templates import GEMMA, LLAMA, MISTRAL, PHI, PICKY, QWEN, REASONING, TOOLS
 from tests.support.texts import TEXTS
@@ -68,7 +69,7 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[LlamaCpp]:
     arguments = {"chat_template": template} if template else {}
     engine = await started(model=str(model), context=512, **arguments)
     yield engine
-    await engine.stop()
+    await stop(engine)
 
 
 @pytest.fixture(params=["rill", SMOLLM2])
@@ -76,7 +77,7 @@ async def plain(request: pytest.FixtureRequest) -> AsyncIterator[LlamaCpp]:
     model = smollm2.find() if request.param == SMOLLM2 else find_model("rill")
     engine = await started(model=str(model), context=512)
     yield engine
-    await engine.stop()
+    await stop(engine)
 
 
 def conversations(number: int) -> list[tuple[Message, ...]]:
@@ -194,7 +195,7 @@ async def test_a_request_makes_one_round_trip_to_llama_cpp() -> None:
         await answered(engine, messages=(hello,), tools=TOOL_LIST)
         assert paths == ["/v1/chat/completions"]
     finally:
-        await engine.stop()
+        await stop(engine)
 
 
 async def answered(engine: LlamaCpp, **fields: Any) -> RecordingSink:

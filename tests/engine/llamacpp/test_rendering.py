@@ -63,10 +63,10 @@ def test_a_template_that_jinja_cannot_read_is_left_to_llama_cpp() -> None:
 def test_a_template_that_repeats_itself_for_every_turn_ends() -> None:
     source = "{% for a in messages %}{% for b in messages %}{{ b.role }}{% endfor %}{% endfor %}"
     assert render(source, *["a"] * 100) == "user" * 100**2
-    began = time.monotonic()
+    began = time.thread_time()  # a busy machine takes longer, but works no more
     with pytest.raises(TemplateTooCostlyError):
         render(source, *["a"] * 20_000)  # 400 million steps
-    assert time.monotonic() - began < 30
+    assert time.thread_time() - began < 30
 
 
 def test_a_prompt_has_a_bounded_length() -> None:

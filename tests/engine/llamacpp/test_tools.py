@@ -12,6 +12,7 @@ from penstock.engine.llamacpp.hub import find_model
 from penstock.request import Message
 from tests.engine.test_conformance import ask
 from tests.support.calling import BOTH, ZONES
+from tests.support.in_process import stop
 from tests.support.recording import RecordingSink
 
 FIELDS: dict[str, Any] = {
@@ -31,7 +32,7 @@ async def engine() -> AsyncIterator[LlamaCpp]:
     for number, handler in handlers.items():  # llama.cpp has replaced them
         signal.signal(number, handler)
     yield engine
-    await engine.stop()
+    await stop(engine)
 
 
 async def answer(engine: LlamaCpp, name: str, max_tokens: int = 60, **more: Any) -> RecordingSink:
