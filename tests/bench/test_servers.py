@@ -29,7 +29,7 @@ from penstock.bench.http import HttpClient
 from penstock.bench.plan import Lengths, Load, Prompts
 from penstock.bench.run import BenchError, BenchOptions, Result, bench
 from tests.support.bench_events import DONE, END, ROLE, frame, text, usage
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.scripted_server import END as BODY_END
 from tests.support.scripted_server import (
     HEAD,

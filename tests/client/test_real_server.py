@@ -17,7 +17,7 @@ from penstock.client import (
     RefusedError,
 )
 from penstock.engine.mock import TEXT, split_words
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.servers import RunningServer, serve
 
 WORDS = split_words(TEXT)

@@ -25,7 +25,7 @@ from tests.page.chat_steps import (
 from tests.page.conftest import OpenPage
 from tests.page.test_page import CONTRASTS, MARKUP
 from tests.support.npm import npm_package
-from tests.support.proxies import free_port
+from tests.support.ports import free_port
 from tests.support.raw import ask, cancel_stream, generate, open_stream, request
 from tests.support.servers import RunningServer, serve
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,6 @@ from tests.support.waiting import eventually
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 STOP_TIMEOUT_S = 20
-# Linux chooses ports from 32768 on, macOS from 49152 on.
-OUR_PORTS = range(20_000, 32_000)
 # Debian keeps both programs where only root's PATH looks.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = """
