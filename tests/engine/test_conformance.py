@@ -494,7 +494,8 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
     async with case.running() as engine:
         need(engine, "repetition_penalty")
         need(engine, "ignore_eos")
-        never = await submit(engine, ask("a", 40, sampling=penalty, ignore_eos=True)).end()
+        told = {"prompt": "Near the sea", "sampling": penalty, "ignore_eos": True}
+        never = await submit(engine, ask("a", 40, **told)).end()
         known = {*never.prompt_ids, *never.token_ids}
         rest = await submit(
             engine,
@@ -513,7 +514,7 @@ async def test_a_repetition_penalty_counts_the_prompt_and_the_answer_also_when_c
 
 async def ended_early(engine: SupervisedEngine) -> tuple[Request, RecordingSink]:
     """Return a request whose answer the model itself ends, and that answer."""
-    request = ask("early", 800)
+    request = ask("early", 800, prompt="On a hill")
     sink = await submit(engine, request).end()
     if sink.reason != "stop":
         pytest.skip("the model ends no answer")

@@ -122,8 +122,8 @@ async def test_new_requests_are_refused_until_the_running_streams_go_on(
 
 
 PROMPTS = (
-    *("Long ago", "It all began", "There was once", "My friend Tom"),
-    *("Once upon a time", "Many years ago", "In a small house", "When I was a child"),
+    *("Pim the fox", "A boy called Tom", "In winter", "Near the sea"),
+    *("Artificial intelligence will", "The market", "It all began", "Long ago"),
 )
 
 

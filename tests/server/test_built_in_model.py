@@ -12,7 +12,7 @@ import pytest
 from tests.support.raw import text_of
 from tests.support.servers import RunningServer, serve
 
-STORY = "Once upon a time"
+STORY = "Pim the fox"  # the best two tokens are never nearly equal
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tests.support.withheld import WITHHELD
 
 PATIENCE_S = 60.0
 FIRST_TOKENS = "penstock_engine_time_to_first_token_seconds_count"
-PROMPTS = ["Long ago", "Tell me a story about a fox", "The river", "A girl named Ada"]
+PROMPTS = ["Pim the fox", "A boy called Tom", "In winter", "Near the sea"]
 
 
 def read(server: RunningServer, body: bytes) -> list[dict[str, Any]]:

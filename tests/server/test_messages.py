@@ -51,11 +51,11 @@ def mock() -> Iterator[RunningServer]:
 
 
 def test_a_message_is_the_same_streamed_and_whole(server: RunningServer) -> None:
-    whole = create(server, system="Be brief.", max_tokens=20)
-    assert shown(streamed(server, system="Be brief.", max_tokens=20)) == shown(whole)
+    whole = create(server, system="Be brief.", max_tokens=10)
+    assert shown(streamed(server, system="Be brief.", max_tokens=10)) == shown(whole)
     assert [block.type for block in whole.content] == ["text"]
     assert whole.stop_reason == "max_tokens"
-    assert whole.usage.output_tokens == 20
+    assert whole.usage.output_tokens == 10
     assert whole.id.startswith("msg_")
     assert whole._request_id
 

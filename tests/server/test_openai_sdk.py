@@ -414,8 +414,8 @@ def test_penalties_drive_the_model_from_what_it_has_said_and_rewards_to_it(
     of_rill: openai.OpenAI,
 ) -> None:
     def times(**penalty: Any) -> int:
-        asked: Any = {"prompt": STORY, "max_tokens": 40, "temperature": 0, **penalty}
-        answer = of_rill.completions.create(model="rill", logit_bias={"466": 12}, **asked)
+        asked: Any = {"prompt": "The king", "max_tokens": 40, "temperature": 0, **penalty}
+        answer = of_rill.completions.create(model="rill", logit_bias={"466": 10}, **asked)
         text: str = answer.choices[0].text
         return text.count(" time")
 

@@ -68,6 +68,14 @@ async def test_an_empty_folder_of_a_new_disk_is_taken(tmp_path: Path) -> None:
     await replica.stop()
 
 
+async def test_two_replicas_may_take_an_empty_folder_at_once(tmp_path: Path) -> None:
+    """Before anything else, each makes a file by which it tries the locks of the file system."""
+    (tmp_path / "4711-123456789.trial").touch()
+    replica = Replica(SqliteStore(tmp_path, patience=10.0))
+    await replica.start()
+    await replica.stop()
+
+
 async def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is not a folder" in await refused(tmp_path / "file")

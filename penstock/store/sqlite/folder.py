@@ -26,6 +26,8 @@ SUFFIX = ".log"
 SHARED = "shared.db"
 _FORMAT_FILE = "format"
 _LOCK_FILE = "lock"
+# A file of this kind is there for a moment when a replica starts, also before the others.
+_TRIAL = ".trial"
 _WORDS = "penstock log format "
 # An empty file system has this folder.
 _STRANGERS = {"lost+found"}
@@ -166,7 +168,8 @@ class Folder:
 
     def _check_strangers(self) -> None:
         """Refuse a folder that holds something else: its permissions are about to change."""
-        names = {entry.name for entry in os.scandir(self.path)}
+        found = (entry.name for entry in os.scandir(self.path))
+        names = {name for name in found if not name.endswith(_TRIAL)}
         if names & {_FORMAT_FILE, _LOCK_FILE} or names <= _STRANGERS:
             return
         raise StartError(
@@ -180,7 +183,7 @@ class Folder:
 
     def _check_locks(self) -> None:
         """Find a file system that takes every lock, or none: there, two owners could be alike."""
-        path = self.path / f"{os.getpid()}-{time.monotonic_ns()}.trial"
+        path = self.path / f"{os.getpid()}-{time.monotonic_ns()}{_TRIAL}"
         try:
             first = HeldLock(path)
             try:
