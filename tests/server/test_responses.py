@@ -39,8 +39,9 @@ def server() -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def client(server: RunningServer) -> openai.OpenAI:
-    return client_of(server)
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    with client_of(server) as opened:
+        yield opened
 
 
 def respond(**fields: Any) -> bytes:

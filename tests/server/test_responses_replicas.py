@@ -29,7 +29,9 @@ class Pair:
         }
         self._stack = stack
         self.first, self.second = self.start(), self.start()
-        self.here, self.there = client_of(self.first), client_of(self.second)
+        self.here, self.there = (
+            stack.enter_context(client_of(each)) for each in (self.first, self.second)
+        )
 
     def start(self) -> RunningServer:
         return self._stack.enter_context(serve(**self._flags))
@@ -70,7 +72,8 @@ def test_a_response_in_the_background_is_followed_and_cancelled_elsewhere(pair: 
 
 def test_a_response_outlives_its_server(pair: Pair) -> None:
     third = pair.start()
-    begun = ask(client_of(third), background=True)
+    with client_of(third) as client:
+        begun = ask(client, background=True)
     os.kill(third.pid, signal.SIGKILL)
 
     def is_complete() -> bool:

@@ -24,8 +24,10 @@ async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream
     None
 ):
     with serve(pace=40) as one, serve(pace=40) as two:
-        async with front(one.url, two.url) as server:
-            client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none")
+        async with (
+            front(one.url, two.url) as server,
+            openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
+        ):
             model = (await client.models.list()).data[0]
             assert model.id == "rill"
             async with httpx.AsyncClient(timeout=PATIENCE_S) as plain:
@@ -152,9 +154,11 @@ async def test_usage_has_the_prompt_s_tokens_as_a_server_without_ids_counts_them
 
 async def test_openai_s_client_gets_schemas_and_log_probabilities_over_upstreams() -> None:
     upstream = FakeUpstream("old sglang")
-    async with fakes(upstream), front(upstream.url) as server:
-        base = f"{server.url}/v1"
-        client = openai.AsyncOpenAI(base_url=base, api_key="none", max_retries=0)
+    async with (
+        fakes(upstream),
+        front(upstream.url) as server,
+        openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
         features = (await client.models.list()).data[0].model_dump()["features"]
         assert {"json_schema", "grammar", "top_logprobs"} <= set(features)
         assert "logit_bias" not in features

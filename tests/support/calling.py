@@ -58,8 +58,9 @@ def client_of(server: RunningServer) -> openai.OpenAI:
 
 
 def name_of(server: RunningServer) -> str:
-    (model,) = client_of(server).models.list()
-    return model.id
+    with client_of(server) as client:
+        (model,) = client.models.list()
+        return model.id
 
 
 def create(server: RunningServer, **fields: Any) -> Any:
