@@ -91,7 +91,7 @@ UPSTREAM_COUNTS = (*UPSTREAM_OUTCOMES, "failures", "failovers")
 
 
 class UpstreamState(msgspec.Struct, frozen=True):
-    """What an upstream of a remote engine does now, and what it has done since the engine began.
+    """The state of an upstream of a remote engine, and its counts since the engine began.
 
     `name` is its address without a key, and `model` the name here of the model that it serves, ""
     until that is known. `is_up` is False while it is left out. `running` answers are under way. Of

@@ -167,7 +167,7 @@ class Failed(_Call, frozen=True, tag="fail"):
         stream.fail(self.code, self.message)
 
 
-# What the server decides.
+# The decisions of the server.
 
 
 class Submitted(_Call, frozen=True, tag="submit"):

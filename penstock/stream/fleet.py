@@ -145,7 +145,7 @@ class Fleet:
         """Why the store does not answer, or ""."""
         return self._store.problem
 
-    # What it holds (see memory.Holders).
+    # The memory that it holds (see memory.Holders).
 
     def bytes_by_state(self) -> dict[str, int]:
         """Return the memory of other replicas' streams, and of what is stored or on its way."""

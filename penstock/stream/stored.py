@@ -238,7 +238,7 @@ class StoredStreams:
             loop = asyncio.get_running_loop()
             self._clock = loop.call_later(ELAPSED_EVERY_S, self._note_elapsed)
 
-    # What the server decides (see protocol.Keeper).
+    # The decisions of the server (see protocol.Keeper).
 
     def decide(self, stream: Stream, decision: entries.Decision) -> None:
         """Store a decision, and apply it to the stream then."""

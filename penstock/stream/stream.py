@@ -635,7 +635,7 @@ class Stream:
         for reader in self._readers:
             reader.wake(now)
 
-    # What happens between replicas.
+    # Between replicas.
 
     def was_claimed(self) -> None:
         """Note that the stream lost its owner, and has a new one."""

@@ -10,7 +10,7 @@ import pytest
 from training.text import cast
 from training.text.cast import HE, ME, SHE, Sort
 from training.text.document import Document, Kind, documents
-from training.text.lists import words
+from training.text.lists import NAMES, words
 from training.text.names import common_words, known_names, names_in, new_name, with_new_names
 from training.text.plot import plots
 from training.text.scene import Wish
@@ -159,7 +159,7 @@ def test_names_from_the_lists_have_the_pronouns_of_their_list() -> None:
 def test_no_invented_name_is_a_name_of_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pronouns of such a name could not be kept, and a long story would never be finished."""
     monkeypatch.setattr(cast, "INVENTED_NAME_SHARE", 1.0)
-    listed = {name for sort in ("she", "he", "animal") for name in words(f"names-{sort}")}
+    listed = {name for names in NAMES for name in words(names)}
     rng = random.Random(11)
     invented = {cast.draw_name(rng, Sort.CHILD, HE) for _ in range(40_000)}
     assert len(invented) > 10_000

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from training.text.lists import table, words
+from training.text.lists import NAMES, table, words
 
 INVENTED_NAME_SHARE = 0.12
 CHILD_ADJECTIVES = ("little", "clever", "cheerful", "tall", "quiet", "freckled", "young")
@@ -111,10 +111,9 @@ def draw_name(rng: random.Random, sort: Sort, pronouns: Pronouns) -> str:
 
 def _invented_name(rng: random.Random) -> str:
     """Draw syllables. A name of the lists is no invented name: it has its own pronouns."""
-    lists = ("names-she", "names-he", "names-animal")
     while True:
         name = "".join(rng.choice(line.split()) for line in words("syllables")).replace("-", "")
-        if not any(name in words(listed) for listed in lists):
+        if not any(name in words(listed) for listed in NAMES):
             return name
 
 

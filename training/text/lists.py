@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+NAMES = ("names-she", "names-he", "names-animal")
+"""The lists of names."""
 
 
 def lines_of(path: Path) -> list[str]:

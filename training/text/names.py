@@ -10,13 +10,12 @@ import re
 from functools import cache
 from itertools import product
 
-from training.text.lists import FOLDER, words
+from training.text.lists import FOLDER, NAMES, words
 from training.text.split import HELD_OUT_NAMES
 from training.text.template import END_OF_TURN
 
 NEW_NAMES_SHARE = 0.8
 SPLICED_SHARE = 0.4
-LISTS = ("names-she", "names-he", "names-animal")
 SHORTEST, LONGEST = 3, 12
 NUM_SYLLABLES, SYLLABLES_WEIGHTS = (1, 2, 3, 4), (2, 6, 4, 1)
 
@@ -63,7 +62,7 @@ def common_words() -> frozenset[str]:
 @cache
 def known_names() -> frozenset[str]:
     """Return the names of the lists, and all that the syllables make."""
-    return frozenset(map("".join, product(*_parts("syllables")))).union(*map(words, LISTS))
+    return frozenset(map("".join, product(*_parts("syllables")))).union(*map(words, NAMES))
 
 
 def _spelled(rng: random.Random) -> str:
@@ -74,7 +73,7 @@ def _spelled(rng: random.Random) -> str:
 
 def _spliced(rng: random.Random) -> str:
     """Join the beginning of a name and the end of another."""
-    first, last = (rng.choice(words(rng.choice(LISTS))) for _ in range(2))
+    first, last = (rng.choice(words(rng.choice(NAMES))) for _ in range(2))
     return first[: rng.randint(1, len(first))] + last[rng.randint(0, len(last) - 1) :].lower()
 
 

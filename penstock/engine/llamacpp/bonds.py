@@ -36,7 +36,7 @@ LEFT_OUT_BUDGET = "thinking_budget (left out)"
 
 
 class Bond(msgspec.Struct, frozen=True):
-    """What a request binds its answer with: fields of `Request`, and two of the model's.
+    """The fields of a `Request` that bind its answer to a form, and two of the model's.
 
     `spells`: the answer may contain the text of a control token. `shows_tools`: the chat template
     has a form for tools and their calls.

@@ -34,7 +34,7 @@ Recognise = Callable[[str], bool]
 
 
 class Bond(msgspec.Struct, frozen=True):
-    """What a request binds its answer with: fields of `Request`."""
+    """The fields of a `Request` that bind its answer to a form."""
 
     json_schema: str | None
     lax_schema: bool
@@ -42,7 +42,7 @@ class Bond(msgspec.Struct, frozen=True):
 
 
 class Bound(msgspec.Struct, frozen=True, tag=True):
-    """What binds an answer, checked: a schema, a grammar, or nothing.
+    """The checked form of an answer: a schema, a grammar, or none.
 
     `schema` is the schema for upstreams, and `compact` the same one for llama.cpp: without white
     space between the answer's tokens. `is_narrow`: llama.cpp can bind the answer to it at a bounded

@@ -22,7 +22,7 @@ class CannotContinueError(Exception):
 
 @dataclass(frozen=True)
 class Begun:
-    """What there is of an answer before vLLM generates it or its rest.
+    """The part of an answer that exists before vLLM generates the rest.
 
     `prompt_ids` and `generated` are the tokens of the prompt and of the answer so far. `turn` is
     the text of the assistant's turn at the prompt's end, which the answer may continue.

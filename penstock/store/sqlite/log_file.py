@@ -50,7 +50,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What is known of one epoch of a log."""
+    """The facts about one epoch of a log."""
 
     name: str
     """The file's."""
