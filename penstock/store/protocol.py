@@ -162,6 +162,11 @@ class LogStore(Protocol):
     def drop(self, stream_id: str) -> None:
         """Remove an ended log before its time."""
 
+    async def confirm_owner(self, log: StoredLog) -> None:
+        """Ask the store whether this replica still owns `log`: if not, `log_lost` comes before this
+        returns. Everything appended before is stored then, too. Raises StoreError.
+        """
+
     # Reading.
 
     async def follow(self, wanted: Sequence[Wanted]) -> Sequence[Following | None]:

@@ -179,6 +179,14 @@ class Fleet:
         asyncio.get_running_loop().call_soon(copy.release)
         return copy.stream
 
+    async def confirm_owner(self, stream: Stream) -> None:
+        """Let go of a stream of this server if another replica has claimed it. Raises Problem."""
+        try:
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                await self._stored.confirm_owner(stream)
+        except (StoreError, TimeoutError) as error:
+            raise _problem_of(error) from None
+
     async def _caught_up(self, copy: Followed) -> Followed | None:
         """Return a held copy that has everything which is stored now."""
         try:

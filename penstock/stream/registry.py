@@ -305,6 +305,9 @@ class Streams:
         Read it at once: otherwise another replica's stream is forgotten again. With `afresh`, it
         has everything that any replica has shown; without, it may be 50 ms behind.
         """
+        own = self._open.get(stream_id)
+        if self.fleet is not None and own is not None and afresh:
+            await self.fleet.confirm_owner(own)  # another replica may have claimed it a moment ago
         if self.fleet is not None and stream_id not in self._open:
             is_kept = self.kept.find(stream_id) is not None
             if self.memory_is_full and not is_kept and not self.fleet.shows(stream_id):

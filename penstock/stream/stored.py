@@ -279,6 +279,16 @@ class StoredStreams:
         self._write()
         self._store.append([], then)
 
+    async def confirm_owner(self, stream: Stream) -> None:
+        """Learn whether this server still owns the stream's log, or its end. Raises StoreError.
+
+        What it does not own is lost (see `lose`) when this returns.
+        """
+        owned = self._owned.get(stream.id) or self._ending.get(stream.id)
+        if owned is not None:
+            self._write()
+            await self._store.confirm_owner(owned.log)
+
     # Details.
 
     def gather(self, owned: _Owned, entry: Any) -> None:

@@ -346,6 +346,23 @@ async def test_an_idle_owner_learns_that_it_was_fenced(replicas: Replicas) -> No
     await old.reports.until(lambda: old.reports.lost == [log])
 
 
+async def test_an_owner_that_asks_learns_at_once_whether_it_was_fenced(replicas: Replicas) -> None:
+    old, new = await replicas.new(), await replicas.new()
+    taken, kept, ended = (old.store.open(name, b"h") for name in ("taken", "kept", "ended"))
+    await old.ended(ended, b"end")
+    for number in range(20):  # what it appends meanwhile is its own
+        old.store.append([(kept, b"%d" % number)])
+        await old.store.confirm_owner(kept)
+    assert await new.claim("taken", 1) is not None
+    for log in (kept, ended):
+        await old.store.confirm_owner(log)
+    await old.store.confirm_owner(taken)
+    assert old.reports.lost == [taken]
+    await old.store.confirm_owner(taken)
+    assert old.reports.lost == [taken]
+    assert await new.all_of("kept") == numbers(0, 20)
+
+
 async def test_only_the_current_epoch_of_a_running_log_can_be_claimed(replicas: Replicas) -> None:
     a, b = await replicas.new(), await replicas.new()
     ended = a.store.open("ended", b"h")

@@ -170,6 +170,20 @@ async def test_a_fenced_owner_shows_what_the_new_owner_generates() -> None:
     assert first.fleet.num_followed == 0
 
 
+async def test_an_owner_that_was_fenced_and_does_not_know_shows_the_new_owner_s_end() -> None:
+    first, second = await two()
+    stream = first.open("a")
+    first.begins("a")
+    first.generates("a", "one ")
+    assert await second.streams.cancel_anywhere("a") == "cancelled"
+    assert await first.streams.find_anywhere("a") is stream
+    assert stream.ended is None, "the first one has not noticed yet"
+    found = await first.streams.find_anywhere("a", afresh=True)
+    assert isinstance(found.ended, Finish)
+    assert found.ended.reason == "cancelled"
+    assert first.engine.cancelled == ["a"]
+
+
 async def test_a_reader_at_the_survivor_keeps_its_place() -> None:
     first, second = await two()
     first.open("a")

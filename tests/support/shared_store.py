@@ -170,6 +170,11 @@ class Replica:
     def drop(self, stream_id: str) -> None:
         del self.shared.logs[stream_id]
 
+    async def confirm_owner(self, log: StoredLog) -> None:
+        await asyncio.sleep(0)
+        if self.shared.logs[log.stream_id].epoch != log.epoch:
+            self.watcher.log_lost(log)
+
     def _write(self, log: StoredLog, entry: Entry) -> bool:
         there = self.shared.logs[log.stream_id]
         if there.epoch != log.epoch:

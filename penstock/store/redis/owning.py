@@ -15,7 +15,7 @@ from typing import cast
 
 from penstock import supervision
 from penstock.errors import StartError
-from penstock.store.protocol import Entry, StoredLog, StoreWatcher
+from penstock.store.protocol import Entry, StoredLog, StoreError, StoreWatcher
 from penstock.store.redis.address import Address
 from penstock.store.redis.ended import EndedLogs
 from penstock.store.redis.layout import (
@@ -34,7 +34,7 @@ from penstock.store.redis.recovery import Stored, num_unacknowledged, plan, reco
 from penstock.store.redis.scripts import LOST, MARK, SETTLE, TRIAL
 from penstock.store.redis.step import Step
 from penstock.store.redis.tenure import Tenure, checked, now
-from penstock.store.redis.trouble import sentence, start_error
+from penstock.store.redis.trouble import sentence, start_error, store_error
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """The most that waits for the store; beyond it the store counts as unreachable."""
@@ -173,6 +173,21 @@ class Owning:
                 command("UNLINK", LOGS + stream_id), One(partial(self._take_dropped, stream_id))
             )
 
+    async def confirm_owner(self, log: RedisLog) -> None:
+        """Learn whether this replica still owns a log. Raises StoreError."""
+        stored = asyncio.get_running_loop().create_future()
+        self.append((), lambda: None if stored.done() else stored.set_result(None))
+        await stored
+        if log.is_lost or log.is_over:
+            return
+        if self._line is None:
+            raise StoreError(self.problem)
+        try:
+            (reply,) = await self._line.ask([self._whose(log)])
+        except (ConnectionError, TimeoutError) as error:
+            raise store_error(error, self._address) from None
+        self._take_settled(None, log, -1, reply)
+
     def _push(self, step: Step, data: bytes) -> None:
         self._num_steps += 1
         step.serial = self._num_steps
@@ -283,12 +298,13 @@ class Owning:
             return
         if step is not None:
             step.num_held += 1
+        self._line.send(self._whose(log), One(partial(self._take_settled, step, log, number)))
+
+    def _whose(self, log: RedisLog) -> bytes:
+        """Return the command that asks whose a log is."""
         acked = len(log.entries) - num_unacknowledged(self._steps)[log] - 1
         keys = [log.key, OPEN + self._tenure.name]
-        words = (log.stream_id, log.epoch, acked, log.last_number, log.before)
-        self._line.send(
-            SETTLE.call(keys, *words), One(partial(self._take_settled, step, log, number))
-        )
+        return SETTLE.call(keys, log.stream_id, log.epoch, acked, log.last_number, log.before)
 
     def _confirm(self) -> None:
         # One WAIT at a time: it blocks the connection at the server, and covers all before it.

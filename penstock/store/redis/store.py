@@ -102,6 +102,11 @@ class RedisStore:
         """Remove an ended log."""
         self._owning.drop(stream_id)
 
+    async def confirm_owner(self, log: StoredLog) -> None:
+        """Learn whether this replica still owns `log`. Raises StoreError."""
+        assert isinstance(log, RedisLog)
+        await self._owning.confirm_owner(log)
+
     # Reading.
 
     async def follow(self, wanted: Sequence[Wanted]) -> list[RedisFollowing | None]:

@@ -175,6 +175,10 @@ class SqliteStore:
         """Remove an ended log before its time."""
         self._threads.submit(self._files.remove, stream_id)
 
+    async def confirm_owner(self, log: StoredLog) -> None:
+        """Learn whether this replica still owns `log`. Raises StoreError."""
+        await self._writer.confirm_owner()
+
     # Reading.
 
     async def follow(self, wanted: Sequence[Wanted]) -> Sequence[Followed | None]:

@@ -11,6 +11,7 @@ new file as soon as it can.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import sqlite3
@@ -201,12 +202,21 @@ class Writer:
         if not self._is_busy:
             self._run()
 
-    def wait(self, write: Write) -> asyncio.Future[None]:
-        """Add a write and return a future for its end, which may raise StoreError."""
+    def wait(self, write: Write, first: Callable[[], None] = lambda: None) -> asyncio.Future[None]:
+        """Add a write and return a future for its end, which may raise StoreError.
+
+        `first` is called before that, when the write is done. It may raise sqlite3.Error.
+        """
         future = self._loop.create_future()
 
         def then() -> None:
-            if not future.done():
+            if future.done():
+                return
+            try:
+                first()
+            except sqlite3.Error:
+                failed()
+            else:
                 future.set_result(None)
 
         def failed() -> None:
@@ -323,16 +333,23 @@ class Writer:
 
     # Logs that were claimed.
 
+    def confirm_owner(self) -> asyncio.Future[None]:
+        """Return a future, done when all claims of this moment are reported. See `wait`."""
+        return self.wait(Write(), self._report_claims)
+
     def look_for_claims(self) -> None:
         """Report the logs that other replicas have claimed since the last step."""
-        if self._file is None or self._is_busy:
+        if self._is_busy:
             return
-        try:
+        with contextlib.suppress(sqlite3.Error):  # the next write meets the same error, and waits
+            self._report_claims()
+
+    def _report_claims(self) -> None:
+        """Do what `look_for_claims` does, while nothing is being written. Raises sqlite3.Error."""
+        if self._file is not None:
             last = self._file.db.execute("SELECT max(step) FROM steps").fetchone()[0]
             if last > self._step:
                 self._take_claims(self._file.db)
-        except sqlite3.Error:
-            return  # the next write meets the same error, and waits
 
     def _take_claims(self, db: sqlite3.Connection) -> None:
         """Read the steps that claims have added."""
