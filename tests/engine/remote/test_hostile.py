@@ -95,7 +95,7 @@ HOSTILE = {
     "wrong index": answers(choice(index=1, token_ids=[3])),
     "negative token": answers(choice(token_ids=[-1])),
     "huge token": answers(choice(token_ids=[2**40])),
-    "too many tokens": answers(choice(token_ids=[3] * 11)),
+    "too many tokens": answers(choice(token_ids=[3] * 21)),
     "too much text": answers({"choices": [{"index": 0, "text": "x" * 900_000, "token_ids": [3]}]}),
     "no end": answers(),
     "usage backwards": answers(
