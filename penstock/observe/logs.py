@@ -225,13 +225,14 @@ class LineWriter(logging.Handler):
 def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterator[LineWriter]:
     """Write every record at INFO and above to `stream`, which must be `unbuffered`.
 
-    The context yields the writer.
+    The context yields the writer. After it, the same records are shown as before.
     """
     writer = LineWriter(stream)
     writer.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     # No line shows these, and finding them out for each record takes long.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
+    level = root.level
     root.setLevel(logging.INFO)
     root.addHandler(writer)
     logging.captureWarnings(True)
@@ -239,7 +240,9 @@ def logging_to(stream: BinaryIO, log_format: Literal["text", "json"]) -> Iterato
     try:
         yield writer
     finally:
+        logging.captureWarnings(False)
         root.removeHandler(writer)
+        root.setLevel(level)
         writer.stop()
 
 

@@ -93,12 +93,12 @@ async def test_a_scope_other_than_http_passes_untouched() -> None:
     assert seen == [{"type": "lifespan"}]
 
 
-async def test_an_unknown_method_is_counted_as_other() -> None:
+async def test_an_unknown_method_is_counted_as_other(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 405, "headers": []})
 
     meter = Meter()
-    logging.getLogger("penstock.request").setLevel(logging.INFO)
+    caplog.set_level(logging.INFO, "penstock.request")
     scope = {**SCOPE, "method": "S" * 9000}
     await AccessMiddleware(app, meter, GranianPeer)(scope, nothing, lambda _: nothing())  # type: ignore[arg-type, return-value] # its value is not used
     assert [*meter.num_requests] == [("none", "other", "405")]
