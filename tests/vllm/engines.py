@@ -49,8 +49,10 @@ class SharedCase(Case):
             await engine.stop()
 
     @contextlib.asynccontextmanager
-    async def running(self, slots: int = SLOTS) -> AsyncIterator[SupervisedEngine]:
-        """Set the number of slots of the shared engine and return it."""
+    async def running(
+        self, slots: int = SLOTS, pace: float = 0.0
+    ) -> AsyncIterator[SupervisedEngine]:
+        """Set the number of slots of the shared engine and return it. It has no `pace`."""
         await self.tell(f"slots {slots}")
         assert self.engine is not None
         yield self.engine

@@ -92,14 +92,14 @@ async def test_a_bug_with_one_request_does_not_reach_another_request(
 
 
 async def test_a_cancelled_request_counts_for_its_model_until_the_engine_lets_go_of_it() -> None:
-    options = {"interval": 0.001, "length": 10_000, "stopping": 1000, "name": "small"}
+    options = {"interval": 0.01, "length": 8000, "stopping": 1000, "name": "small"}
     engine = SupervisedEngine("penstock.engine.mock:Mock", options)
     await engine.start()
     try:
         for model in ("", "large"):
             begun = asyncio.Event()
             sink = RecordingSink(on_delta=begun.set)
-            engine.submit(Request(id=f"of {model}", prompt="Hello", max_tokens=1000), sink)
+            engine.submit(Request(id=f"of {model}", prompt="Hello", max_tokens=8000), sink)
             async with asyncio.timeout(20):
                 await begun.wait()
             engine.cancel(f"of {model}", model)
