@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -72,16 +73,13 @@ async def undisturbed(*urls: str) -> list[Answer]:
 async def kill_in_mid_answer(
     victim: LlamaServer, survivor: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Kill a server under running answers: they go on elsewhere, and nothing changes."""
+    """Let a server die under running answers: they go on elsewhere, and nothing changes."""
     expected = await undisturbed(survivor)
     heavy = {"url": victim.url, "weight": FIRST}  # every answer begins here
     engine = Remote(upstreams=[heavy, {"url": survivor}])
     await engine.start()
-    # Kill from inside the first delta: the server may be far ahead of a task that waits.
-    sinks = [RecordingSink(on_delta=victim.kill) for _ in range(NUM_STREAMS)]
-    for number, sink in enumerate(sinks):
-        ask(engine, number, sink)
-    for number, sink in enumerate(sinks):
+    victim.die_in_the_next_answer()
+    for number, sink in enumerate([ask(engine, number) for number in range(NUM_STREAMS)]):
         await sink.end(60)
         assert sink.failure is None
         await check_same(answer_of(number, sink), expected[number])
@@ -102,14 +100,14 @@ def slots_at_work(url: str) -> int:
 
 
 async def test_answers_outlive_a_killed_llama_server(caplog: pytest.LogCaptureFixture) -> None:
-    with llama_server() as victim, llama_server() as survivor:
+    with llama_server(is_mortal=True) as victim, llama_server() as survivor:
         await kill_in_mid_answer(victim, survivor.url, caplog)
 
 
 async def test_answers_go_on_from_a_llama_server_to_a_penstock(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with llama_server() as victim:
+    with llama_server(is_mortal=True) as victim:
         await kill_in_mid_answer(victim, shared_upstream(), caplog)
 
 
@@ -254,15 +252,17 @@ async def test_log_probabilities_are_those_of_the_server_itself() -> None:
 
 
 async def test_log_probabilities_go_on_after_a_kill() -> None:
-    with llama_server() as victim, llama_server() as survivor:
+    with llama_server(is_mortal=True) as victim, llama_server() as survivor:
         async with remote(survivor.url) as engine:
             whole = await answer(engine, **PROMPT, top_logprobs=1)
         engine = Remote(upstreams=[{"url": victim.url, "weight": FIRST}, {"url": survivor.url}])
         await engine.start()
-        sink = RecordingSink(on_delta=victim.kill)
+        victim.die_in_the_next_answer()
+        sink = RecordingSink()
         engine.submit(Request("a", 60, sampling=GREEDY, top_logprobs=1, **PROMPT), sink)
         await sink.end(60)
         await engine.stop()
+        assert victim.process.wait(60) == -signal.SIGKILL
     assert sink.failure is None
     await check_same(*(Answer(PROMPT["prompt"], s.text(), s.token_ids) for s in (sink, whole)))
     assert len(sink.logprobs) == 60
@@ -272,10 +272,11 @@ async def test_log_probabilities_go_on_after_a_kill() -> None:
 async def test_a_kill_within_a_bound_answer_is_an_error_that_is_safe_to_retry() -> None:
     numbers = {"type": "array", "items": {"enum": [1]}, "minItems": 400, "maxItems": 400}
     fields: dict[str, Any] = {**PROMPT, "sampling": GREEDY, "json_schema": json.dumps(numbers)}
-    with llama_server() as victim, llama_server() as survivor:
+    with llama_server(is_mortal=True) as victim, llama_server() as survivor:
         engine = Remote(upstreams=[{"url": victim.url, "weight": FIRST}, {"url": survivor.url}])
         await engine.start()
-        sink = RecordingSink(on_delta=victim.kill)
+        victim.die_in_the_next_answer()
+        sink = RecordingSink()
         engine.submit(Request("a", 900, **fields), sink)
         await sink.end(60)
         assert sink.failure is not None
