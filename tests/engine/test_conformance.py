@@ -30,6 +30,8 @@ from tests.support.recording import RecordingSink
 from tests.support.upstreams import shared_upstream
 
 GREEDY = Sampling(temperature=0.0)
+PROMPT = "A big storm"
+"""The built-in model never wavers within 60 tokens: the best two logits differ by 0.08 at least."""
 
 PACE = 20.0
 """Tokens per second, at which the 200 tokens of an answer take ten seconds."""
@@ -75,7 +77,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def ask(id: str, max_tokens: int = 20, **fields: Any) -> Request:  # noqa: A002 - the field's name
-    values: dict[str, Any] = {"prompt": "Once upon a time", "sampling": GREEDY, **fields}
+    values: dict[str, Any] = {"prompt": PROMPT, "sampling": GREEDY, **fields}
     return Request(id=id, max_tokens=max_tokens, **values)
 
 
