@@ -95,7 +95,7 @@ async def test_every_answer_is_whole_while_one_server_after_the_other_is_killed(
 
 
 def slots_at_work(url: str) -> int:
-    slots = httpx.get(f"{url}/slots").json()
+    slots = httpx.get(f"{url}/slots", timeout=60).json()
     return sum(slot["is_processing"] for slot in slots)
 
 
