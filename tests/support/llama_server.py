@@ -50,13 +50,14 @@ def llama_server(
 
     If it `is_mortal`, it can be told to die in an answer.
     """
-    command = [sys.executable, "-m", __name__, "--port", str(port)]
+    # Only this process knows which ports it has given away.
+    command = [sys.executable, "-m", __name__, "--port", str(port or free_port())]
     if model is not None:
         command += ["--model", str(model)]
     with tempfile.TemporaryDirectory() as folder:
         deadly = Path(folder, "deadly") if is_mortal else None
         if deadly is not None:
-            command += ["--deadly", str(deadly)]
+            command += ["--deadly", str(deadly), "--inner-port", str(free_port())]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -72,7 +73,7 @@ def llama_server(
 
 
 class Mortal:
-    """Relays connections to the server on another port of this process, until an answer is deadly.
+    """Relays connections to the server at another port of this process, until an answer is deadly.
 
     Nothing of a deadly answer leaves this process after the event at which it dies.
     """
@@ -125,9 +126,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=find_model("rill"))
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--deadly", type=Path)
+    parser.add_argument("--inner-port", type=int, default=0)
     options = parser.parse_args()
     port = options.port or free_port()
-    inner = free_port() if options.deadly else port
+    inner = (options.inner_port or free_port()) if options.deadly else port
     params = xllamacpp.CommonParams()
     params.model.path = str(options.model)
     params.n_parallel = SLOTS
