@@ -29,8 +29,11 @@ from penstock.web.keys import key_table, new_key
 from tests.support import ollama_wire
 from tests.support.anthropic_wire import COUNT_TOKENS, MESSAGES, TIME, asks
 from tests.support.calling import CALLS, HELLO, NAMED
+from tests.support.hurried import ENGINE as HURRIED
+from tests.support.hurried import Hurry
 from tests.support.openai_wire import CHAT, COMPLETIONS, RESUMABLE
 from tests.support.raw import (
+    Connection,
     Response,
     ask,
     cancel_stream,
@@ -39,6 +42,7 @@ from tests.support.raw import (
     post,
     request,
 )
+from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING
 
@@ -348,17 +352,20 @@ def test_resumed_and_cancelled_streams_are_as_described(
 
     cancelled = ask(mock.port, request("DELETE", f"/streams/{stream_id}"))
     description.check("DELETE", STREAM, cancelled)
-    connection, running = open_stream(mock.port, generate(max_tokens=1000, resumable=True))
+    endless = generate(max_tokens=4000, ignore_eos=True, resumable=True)
+    connection, running = open_stream(mock.port, endless)
     with connection:
         assert cancel_stream(mock.port, running) == "cancelled"
     assert b'"cancelled"' in read(running).body
 
 
 def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
-    description: Description,
+    description: Description, tmp_path: Path
 ) -> None:
-    with serve(engine="mock", mock_interval=0.2, slots=1, max_queue=1, retain_bytes=0,
-               engine_arg=["fail_at=2", "context_length=50"]) as server:  # fmt: skip
+    hurry = Hurry(tmp_path / "hurry")
+    arguments = [hurry.argument, "interval=0.5", "fail_at=10", "context_length=50"]
+    with serve(engine=HURRIED, slots=1, max_queue=1, retain_bytes=0,
+               engine_arg=arguments) as server:  # fmt: skip
         first, stream_id = open_stream(server.port, generate(resumable=True))
         second, _ = open_stream(server.port, generate(queue_events=True))
         full = ask(server.port, generate())
@@ -370,6 +377,7 @@ def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
         full = ask(server.port, asks())
         assert full.status == 529
         description.check("POST", MESSAGES, full)
+        hurry.now()
         for connection in (first, second):
             with connection:
                 body = connection.rest()
@@ -379,9 +387,14 @@ def test_failures_in_a_stream_the_queue_and_lost_history_are_as_described(
         lost = ask(server.port, request("GET", f"/streams/{stream_id}"))
         assert lost.status == 410
         description.check("GET", STREAM, lost)
-        running, _ = open_stream(server.port, generate())
-        with running:  # so that the engine sees the next request after its stream was opened
-            refused = ask(server.port, generate("Hello " * 100, stream=False))
+        too_long = generate("Hello " * 100, stream=False)
+        with hurry.over(), Connection(server.port) as waiting:
+            running, running_id = open_stream(server.port, generate())
+            with running:  # so that the engine sees the next request after its stream was opened
+                waiting.send(too_long)
+                scrape_until(server, lambda scrape: scrape("penstock_streams_waiting") == 1)
+                cancel_stream(server.port, running_id)
+                refused = waiting.response()
         assert refused.status == 422
         assert "x-stream-id" in refused.headers
         description.check("POST", "/generate", refused)

@@ -155,12 +155,14 @@ def test_a_call_is_resumed_byte_for_byte(caller: RunningServer) -> None:
         assert frames_of(rest.body) == frames[last + 1 :]
 
 
-def test_a_call_can_be_cancelled(caller: RunningServer) -> None:
+def test_a_call_can_be_cancelled() -> None:
+    """At full speed the answer fills the context within a second: it may be over too early."""
     body = {**CALLS, "stream": True, "parallel_tool_calls": True}
-    connection, stream_id = begin(caller, post(json.dumps(body).encode(), path=CHAT))
-    with connection:
-        cancel_stream(caller.port, stream_id)
-        *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
+    with serve(slots=1, pace=30, engine_arg=[f"chat_template={TOOLS}"]) as server:
+        connection, stream_id = begin(server, post(json.dumps(body).encode(), path=CHAT))
+        with connection:
+            cancel_stream(server.port, stream_id)
+            *_, end = chunks_of(b"data: {}\n\n" + connection.rest())
     assert end["choices"][0]["finish_reason"] == "length"
     assert end["choices"][0]["stop_reason"] == "cancelled"
 

@@ -28,12 +28,12 @@ def test_a_paced_stream_gets_its_tokens_in_order_and_no_faster() -> None:
 def test_a_paced_request_keeps_its_slot_until_its_last_token_was_due() -> None:
     """The mock has finished the first request long before the second one gets the slot."""
     flags = {"engine": "mock", "mock_interval": 0, "engine_arg": NUMBERED, "slots": 1}
-    with serve(**flags, pace=10) as server:
-        first, _ = open_stream(server.port, generate("First", max_tokens=30))
+    with serve(**flags, pace=0.2) as server:
+        first, _ = open_stream(server.port, generate("First", max_tokens=2))  # five seconds
         second, _ = open_stream(server.port, generate("Second", max_tokens=1))
         with first, second:
             assert b"queue position=1" in second.chunk()
-            assert text_of(list(first.events())) == "".join(f"First:{n} " for n in range(30))
+            assert text_of(list(first.events())) == "First:0 First:1 "
             assert text_of(list(second.events())) == "Second:0 "
 
 
@@ -76,6 +76,7 @@ def test_the_built_in_model_is_paced_unless_told_otherwise_and_the_banner_says_s
         connection, _ = open_stream(server.port, generate(max_tokens=31, seed=1))
         with connection:
             *_, last = connection.events()
+        assert server.has_said("turn it off with --pace 0")
         banner = "".join(server.output)
         assert last["usage"]["completion_tokens"] > 10
         assert time.monotonic() - begin >= (last["usage"]["completion_tokens"] - 3) / 30
