@@ -16,6 +16,7 @@ from penstock.settings import load_settings
 from penstock.web.keys import key_table, new_key
 from tests.support import ports
 from tests.support.dying import mortal
+from tests.support.lethal import TARGET as LETHAL
 from tests.support.ollama_wire import (
     CHAT,
     GENERATE,
@@ -29,6 +30,7 @@ from tests.support.ollama_wire import (
 )
 from tests.support.openai_wire import RESUMABLE
 from tests.support.raw import Connection, Response, ask, cancel_stream, request, resume
+from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.templates import REASONING
 
@@ -52,13 +54,15 @@ def hanging() -> Iterator[RunningServer]:
         yield running
 
 
-def begin(server: RunningServer, *headers: str) -> tuple[Connection, str, bytes]:
-    """Begin a stream and read its first line. Returns the connection, the id and the body."""
+def begin(
+    server: RunningServer, *headers: str, num_lines: int = 1
+) -> tuple[Connection, str, bytes]:
+    """Begin a stream and read its first lines. Returns the connection, the id and the body."""
     connection = Connection(server.port).send(asks(*headers))
     head = connection.head()
     assert head.status == 200
     body = b""
-    while not body.endswith(b"\n"):
+    while body.count(b"\n") < num_lines:
         body += connection.chunk()
     return connection, head.headers["x-stream-id"], body
 
@@ -90,7 +94,8 @@ def test_a_stream_is_resumed_byte_for_byte_from_every_line(path: str) -> None:
 
 
 def test_a_running_stream_is_resumed_and_cancelled(hanging: RunningServer) -> None:
-    connection, stream_id, body = begin(hanging, RESUMABLE)
+    # All lines that there are: the cancel may overtake those that nobody has read.
+    connection, stream_id, body = begin(hanging, RESUMABLE, num_lines=3)
     with connection:
         late: list[Response] = []
         reader = threading.Thread(
@@ -137,18 +142,41 @@ def test_a_failure_is_the_last_line_and_ollama_s_client_raises_it() -> None:
         assert failed.value.status_code == 500
 
 
-def test_white_space_keeps_a_silent_stream_alive() -> None:
-    arguments = ["prefill=0.3", "length=2"]
-    with serve(engine="mock", mock_interval=0.1, heartbeat=0.02, engine_arg=arguments,
-               model_name="rill", slots=1) as server:  # fmt: skip
-        body = answer_to(server).body
-        first, *_ = body.splitlines()
-        assert first.startswith(b"    ")
-        assert [line["message"]["content"] for line in lines_of(body)] == [" Water", " comes", ""]
-        first_connection, _, _ = begin(server)
-        with first_connection:  # the next one waits in the queue, and is told nothing but that
-            lines = list(client_of(server).chat("rill", HELLO, stream=True))
-        assert joined(lines)["content"] == " Water comes"
+def test_white_space_keeps_a_silent_stream_alive(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    arguments = [f"folder={tmp_path}", "interval=0", "length=2"]
+    gated = asks(messages=[{"role": "user", "content": "gated"}])
+
+    def silence(connection: Connection) -> bytes:
+        """Return what a stream without a token sends."""
+        sent = b""
+        while len(sent) < 4:
+            sent += connection.chunk()
+        assert sent == b" " * len(sent)
+        return sent
+
+    with (
+        serve(engine=LETHAL, heartbeat=0.02, engine_arg=arguments, model_name="rill",
+              slots=1) as server,
+        Connection(server.port).send(gated) as first,
+    ):  # fmt: skip
+        assert first.head().status == 200
+        body = silence(first)
+        lines: list[Any] = []
+        client = client_of(server)
+        waiting = threading.Thread(
+            target=lambda: lines.extend(client.chat("rill", HELLO, stream=True))
+        )
+        waiting.start()
+        scrape_until(server, lambda scrape: scrape("penstock_streams_waiting") == 1)
+        body += silence(first)  # so the next one has waited in the queue, and was told only that
+        gate.unlink()
+        body += first.rest()
+        waiting.join()
+    texts = [line["message"]["content"] for line in lines_of(body)]
+    assert texts == ["gated:0 ", "gated:1 ", ""]
+    assert joined(lines)["content"] == "Hello:0 Hello:1 "
 
 
 def test_a_full_queue_may_be_asked_again(hanging: RunningServer) -> None:

@@ -15,6 +15,7 @@ from tests.engine.remote.cuts import after
 from tests.support.fake_upstream import BOUND, LOGPROB, Exchange, FakeUpstream, fakes
 from tests.support.front import front
 from tests.support.remote import text_from
+from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, refuses_to_start, serve
 
 PATIENCE_S = 30
@@ -53,7 +54,7 @@ async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream
             whole = await text(kill=False)
             assert whole[1] == 120
             assert await text(kill=True) == whole
-            assert any("is left out" in line for line in server.output)
+            assert await asyncio.to_thread(server.has_said, "is left out")
             await client.close()
 
 
@@ -85,6 +86,10 @@ async def test_requests_wait_in_the_queue_while_no_upstream_is_there() -> None:
         # This request finds out that nobody is there, and waits in the engine until its deadline.
         late = await client.post("/generate", json={**body, "timeout": 0.5})
         assert late.json()["code"] == "deadline_passed"
+        # Until the server knows that nobody is there, the next one would wait in the engine, too.
+        await asyncio.to_thread(
+            scrape_until, server, lambda scrape: scrape("penstock_upstream_up") == 0
+        )
         async with client.stream("POST", "/generate", json={**body, "stream": True}) as response:
             lines = response.aiter_lines()
             async for line in lines:
