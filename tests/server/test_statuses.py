@@ -1,5 +1,6 @@
 """What a client that asks is told about its stream, over sockets, from engines that really die."""
 
+import contextlib
 import json
 import os
 import signal
@@ -33,16 +34,27 @@ PATHS: dict[str, dict[str, Any]] = {
 }
 
 
+@contextlib.contextmanager
+def numbered(**flags: Any) -> Iterator[RunningServer]:
+    """Serve "Hi:0 Hi:1 ..." at 40 tokens per second, with one slot."""
+    arguments = ["numbered=true", f"length={LENGTH}"]
+    with serve(
+        engine="mock", mock_interval=0.025, slots=1, engine_arg=arguments, **flags
+    ) as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Serve "Hi:0 Hi:1 ..." at 40 tokens per second, with one slot."""
-    with serve(
-        engine="mock",
-        mock_interval=0.025,
-        slots=1,
-        engine_timeout=LIMIT_S,
-        engine_arg=["numbered=true", f"length={LENGTH}"],
-    ) as server:
+    """A server that takes no pause of its engine for a silence."""
+    with numbered() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def watchful() -> Iterator[RunningServer]:
+    """A server that tells a silence of its engine, and ends it."""
+    with numbered(engine_timeout=LIMIT_S) as server:
         yield server
 
 
@@ -179,14 +191,14 @@ def test_a_place_in_the_queue_is_a_status_in_comments_too(server: RunningServer)
 
 
 def test_a_frozen_engine_is_told_again_and_again_until_it_is_restarted(
-    server: RunningServer,
+    watchful: RunningServer,
 ) -> None:
-    with watched(server, "/generate", ASKS, resumable=True) as stream:
+    with watched(watchful, "/generate", ASKS, resumable=True) as stream:
         stream.until("Hi:9 ")
-        os.kill(server.engine_pid(), signal.SIGSTOP)
+        os.kill(watchful.engine_pid(), signal.SIGSTOP)
         stream.until('"stalled"')
         # A reader that comes meanwhile is told at once. (An EventSource asks so.)
-        with joined(server, stream.id, "?status_events=true") as late:
+        with joined(watchful, stream.id, "?status_events=true") as late:
             late.until("event: status").until("Hi:9 ").until("restarting")
         assert any(line.startswith('data: {"state":"stalled"') for line in late.lines)
         stream.to_end()
@@ -200,22 +212,22 @@ def test_a_frozen_engine_is_told_again_and_again_until_it_is_restarted(
 
 
 def test_a_client_that_comes_to_a_frozen_engine_is_told_before_it_is_restarted(
-    server: RunningServer,
+    watchful: RunningServer,
 ) -> None:
-    os.kill(server.engine_pid(), signal.SIGSTOP)
-    with watched(server, "/generate", ASKS) as stream:
+    os.kill(watchful.engine_pid(), signal.SIGSTOP)
+    with watched(watchful, "/generate", ASKS) as stream:
         stream.to_end()
     told = [status["state"] for status in stream.statuses]
     assert list(dict.fromkeys(told)) == ["stalled", "restarting", "prefill", "generating"]
     assert len(words(stream.answer)) == LENGTH
 
 
-def test_an_engine_that_goes_on_is_told_as_well(server: RunningServer) -> None:
-    with watched(server, "/generate", ASKS) as stream:
+def test_an_engine_that_goes_on_is_told_as_well(watchful: RunningServer) -> None:
+    with watched(watchful, "/generate", ASKS) as stream:
         stream.until("Hi:9 ")
-        os.kill(server.engine_pid(), signal.SIGSTOP)
+        os.kill(watchful.engine_pid(), signal.SIGSTOP)
         stream.until('"stalled"')
-        os.kill(server.engine_pid(), signal.SIGCONT)
+        os.kill(watchful.engine_pid(), signal.SIGCONT)
         stream.to_end()
     assert stream.states == ["generating", "stalled", "generating"]
     assert len(words(stream.answer)) == LENGTH

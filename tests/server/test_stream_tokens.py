@@ -1,7 +1,5 @@
 """Tokens of streams, over sockets: what a token opens, what it does not, and when it ends."""
 
-import os
-import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +25,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 def server(keys: Keys) -> Iterator[RunningServer]:
     """Serve with keys. At the end, no token that this module has made stands in the log."""
     with serve("--log-prompts", **STEADY, keys=keys.path) as server:
+        # Whichever of the tests run here, there is one token at least.
+        url_of(server, begin(server, keys), keys.header("alice"))
         yield server
     log = "".join(server.output)
     assert TOKENS
@@ -298,7 +298,8 @@ def test_a_token_is_good_at_every_server_over_a_folder_and_after_one_is_killed(
                 assert connection.send(request("GET", there)).head().status == 200
                 reading = connection.events()
                 assert next(reading)["index"] == 0
-                os.kill(first.pid, signal.SIGKILL)
+                first.process.kill()
+                first.process.wait()
                 assert [event["index"] for event in reading] == list(range(1, 151))
         whole = events_in(read(second, here))
         with serve(**flags) as third:
