@@ -146,7 +146,8 @@ def test_a_chat_is_the_same_streamed_and_whole(client: openai.OpenAI) -> None:
 
 
 def test_a_completion_is_the_same_streamed_and_whole(client: openai.OpenAI) -> None:
-    asked: Any = {"model": name_of(client), "prompt": STORY, "temperature": 0, "max_tokens": 20}
+    # Token 18 would be a near tie.
+    asked: Any = {"model": name_of(client), "prompt": STORY, "temperature": 0, "max_tokens": 16}
     whole = client.completions.create(**asked)
     chunks = list(client.completions.create(**asked, stream=True))
     assert whole.choices[0].text == text_of_completion(chunks) != ""

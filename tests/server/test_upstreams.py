@@ -19,12 +19,18 @@ from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, refuses_to_start, serve
 
 PATIENCE_S = 30
+SURE = "The first bell"
+"""A prompt whose greedy answer has no near tie in its first 75 tokens (each gap is over 0.03).
+
+An answer that goes on elsewhere may part there: llama.cpp's log probabilities depend on how many
+tokens it reads at once, by up to 0.01.
+"""
 
 
 async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream_is_killed() -> (
     None
 ):
-    with serve(pace=40) as one, serve(pace=40) as two:
+    with serve(pace=25) as one, serve(pace=25) as two:
         async with (
             front(one.url, two.url) as server,
             openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client,
@@ -37,8 +43,8 @@ async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream
             async def text(kill: bool) -> tuple[str, int]:
                 stream = await client.completions.create(
                     model="rill",
-                    prompt="Once upon a time",
-                    max_tokens=120,
+                    prompt=SURE,
+                    max_tokens=75,
                     temperature=0,
                     stream=True,
                     stream_options={"include_usage": True},
@@ -52,7 +58,7 @@ async def test_an_unchanged_openai_program_notices_only_a_pause_when_an_upstream
                 return "".join(pieces), count
 
             whole = await text(kill=False)
-            assert whole[1] == 120
+            assert whole[1] == 75
             assert await text(kill=True) == whole
             assert await asyncio.to_thread(server.has_said, "is left out")
             await client.close()
