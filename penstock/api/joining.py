@@ -102,7 +102,12 @@ class Joining:
         return None
 
     async def confirm(self, name: str, body: bytes, stream_id: str) -> None:
-        """Let others join a stream that is open. Raises Problem."""
+        """Let others join a stream that is open. Raises Problem.
+
+        The store knows the stream before it knows its name: a replica that found no stream with the
+        name would begin another one.
+        """
+        await self._streams.until_stored(stream_id)
         with _store_problems():
             await self._names.put(name, _encode(_Taken(body, stream_id, is_open=True)), self._ttl)
 

@@ -180,7 +180,10 @@ class Fleet:
         return copy.stream
 
     async def confirm_owner(self, stream: Stream) -> None:
-        """Let go of a stream of this server if another replica has claimed it. Raises Problem."""
+        """Let go of a stream of this server if another replica has claimed it. Raises Problem.
+
+        Everything that happened to the stream before is stored when this returns.
+        """
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 await self._stored.confirm_owner(stream)

@@ -317,6 +317,12 @@ class Streams:
                 return stream
         return self.find(stream_id, owner)
 
+    async def until_stored(self, stream_id: str) -> None:
+        """Wait until other replicas can find an open stream of this one. Raises Problem."""
+        stream = self._open.get(stream_id)
+        if self.fleet is not None and stream is not None:
+            await self.fleet.confirm_owner(stream)
+
     def cancel(self, stream_id: str, owner: Owner = ANYBODY) -> str:
         """Cancel a stream, in any phase, and the other choices of its answer.
 

@@ -15,7 +15,9 @@ from penstock.stream.quotas import ANYBODY
 from penstock.stream.registry import Limits, Streams
 from penstock.stream.stream import Stream
 from tests.support.problems import raises_problem
+from tests.support.replicas import ReplicaInTest, started
 from tests.support.scripted import ScriptedEngine, ask, opened, settle, speak
+from tests.support.shared_store import Shared
 
 BODY, OTHER = b"body", b"other"
 
@@ -133,6 +135,26 @@ async def test_another_body_is_refused_while_the_stream_is_claimed_runs_or_is_ke
         await replicas.answer(1, OTHER)
     replicas.streams.drop_kept()
     assert await replicas.answer(1, OTHER) is not stream
+
+
+async def test_a_replica_whose_store_is_late_keeps_its_key() -> None:
+    """The name may be stored elsewhere than the log, and sooner: then the stream looked gone."""
+    shared = Shared()
+    first, second = ReplicaInTest(shared, "first"), ReplicaInTest(shared, "second")
+    await started(first, second)
+    mine, others = (Joining(each.store, each.streams) for each in (first, second))
+    assert await mine.join("name", BODY, ANYBODY, "s1") is None
+    first.store.fall_behind()
+    opened(first.streams, ask("s1"), resumable=True, name="name")
+    confirming = asyncio.create_task(mine.confirm("name", BODY, "s1"))
+    await settle()
+    joining_it = asyncio.create_task(others.join("name", BODY, ANYBODY, "s2"))
+    await settle()
+    first.store.catch_up()
+    await confirming
+    joined = await joining_it
+    assert joined is not None
+    assert joined.id == "s1"
 
 
 async def test_a_replica_that_dies_before_its_stream_is_open_loses_the_key(

@@ -107,6 +107,7 @@ class Replica:
         self.replica = name
         self.problem = ""
         self._held: list[Then] | None = None
+        self._late: list[Then] | None = None
         self._published: bytes | None = None
         self.calls: Counter[str] = Counter()
         """How often the replica has called the store."""
@@ -139,6 +140,16 @@ class Replica:
             self._held.pop(0)()
         self._held = None
 
+    def fall_behind(self) -> None:
+        """Store nothing until `catch_up`."""
+        self._late = []
+
+    def catch_up(self) -> None:
+        """Store everything that waits, and from now on at once."""
+        late, self._late = self._late, None
+        for write in late or ():
+            write()
+
     def die(self) -> None:
         """Lose the lease. What was stored stays stored; nothing is confirmed any more."""
         self._held = []
@@ -148,10 +159,19 @@ class Replica:
     # Owning.
 
     def open(self, stream_id: str, header: Entry) -> StoredLog:
-        self.shared.logs[stream_id] = _Log(header, self.replica)
+        if self._late is not None:
+            self._late.append(lambda: self._open(stream_id, header))
+        else:
+            self._open(stream_id, header)
         return StoredLog(stream_id, 1)
 
+    def _open(self, stream_id: str, header: Entry) -> None:
+        self.shared.logs[stream_id] = _Log(header, self.replica)
+
     def append(self, entries: Sequence[tuple[StoredLog, Entry]], then: Then = lambda: None) -> None:
+        if self._late is not None:
+            self._late.append(lambda: self.append(entries, then))
+            return
         lost = {id(log): log for log, entry in entries if not self._write(log, entry)}
         for log in lost.values():
             self.watcher.log_lost(log)
@@ -171,6 +191,10 @@ class Replica:
         del self.shared.logs[stream_id]
 
     async def confirm_owner(self, log: StoredLog) -> None:
+        stored = asyncio.Event()
+        if self._late is not None:
+            self._late.append(stored.set)
+            await stored.wait()
         await asyncio.sleep(0)
         if self.shared.logs[log.stream_id].epoch != log.epoch:
             self.watcher.log_lost(log)
