@@ -15,7 +15,7 @@ waits for a socket.
 import threading
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Self, TypeVar, Unpack, assert_never
 
 import httpx
@@ -113,7 +113,8 @@ class Stream(http.BaseStream):
             self._response = self._client.send(self._request, stream=True)
             try:
                 if http.is_refused(self._response):
-                    self._response.read()
+                    with self._closable():
+                        self._response.read()
                 self._begin(self._response)
             except RefusedError:
                 self._response.close()
@@ -150,7 +151,8 @@ class Stream(http.BaseStream):
 
     def _read(self) -> None:
         try:
-            piece = next(self._pieces, None)
+            with self._closable():
+                piece = next(self._pieces, None)
         except httpx.RequestError as error:
             self._reading.cut(http.reason_of(self._client, error))
         else:
@@ -164,12 +166,22 @@ class Stream(http.BaseStream):
             request = http.reconnect_request(self._client, self.id, step)
             self._response = self._client.send(request, stream=True)
             if http.is_refused(self._response):
-                self._response.read()
+                with self._closable():
+                    self._response.read()
         except httpx.RequestError as error:
             self._reading.cut(http.reason_of(self._client, error))
         else:
             self._continue(self._response)
             self._listen_to(self._response)
+
+    @contextmanager
+    def _closable(self) -> Iterator[None]:
+        """Say in our own words that another thread closed the stream while this one read it."""
+        try:
+            yield
+        except httpx.StreamError:
+            self._check_open()
+            raise
 
     def _listen_to(self, response: httpx.Response) -> None:
         self._pieces = response.iter_bytes()

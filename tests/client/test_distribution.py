@@ -75,9 +75,10 @@ def run(program: str, url: str, installed: Path) -> str:
 
 def test_the_client_alone_streams_resumes_and_cancels(installed: Path) -> None:
     blocks = blocks_of(PROJECT / "README.md")
+    arguments = ["numbered=true", "length=5000"]  # so it runs until it is cancelled
     streaming, resuming = (block.code for block in blocks if block.language == "python")
     with (
-        serve(engine="mock", mock_interval=0.005, engine_arg=["numbered=true"]) as server,
+        serve(engine="mock", mock_interval=0.005, engine_arg=arguments) as server,
         proxy_in_a_thread(server.address) as proxy,
     ):
         faults = iter([Faults(down=[cut(1500)])])

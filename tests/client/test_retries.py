@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 import penstock
@@ -24,6 +25,7 @@ from penstock.client import (
     RefusedError,
     ServerUnreachableError,
     UnexpectedAnswerError,
+    http,
 )
 from penstock.client.retry import Attempts, Retries
 from tests.client.test_answer import FINISH, delta, frame
@@ -195,6 +197,23 @@ def test_closing_a_client_ends_its_wait() -> None:
         asking.join(PATIENCE_S)
     assert len(ended) == 1
     assert len(server.requests) == 1
+
+
+def test_closing_a_client_while_it_reads_a_refusal_ends_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_refused = http.is_refused
+
+    def close_meanwhile(response: httpx.Response) -> bool:
+        """Do what another thread may do between the head and the body."""
+        client.close()
+        return is_refused(response)
+
+    monkeypatch.setattr(http, "is_refused", close_meanwhile)
+    with scripted_server(refuses(retry_after="60")) as server:
+        client = Client(server.url, retries=1)
+        with pytest.raises(PenstockError, match="closed before its end"):
+            list(client.stream("Hi"))
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
