@@ -86,9 +86,12 @@ class Board:
         self._encoder = msgspec.json.Encoder()
         self._encoded: dict[Cursor, bytes] = {}
 
-    def look(self, now: float) -> Cursor:
-        """Look at the server, unless that was done just now. Return the cursor of all there is."""
-        if now - self._looked_at >= MIN_LOOK_S:
+    def look(self, now: float, *, anew: bool = False) -> Cursor:
+        """Look at the server, unless that was done just now. Return the cursor of all there is.
+
+        With `anew`, look in any case.
+        """
+        if anew or now - self._looked_at >= MIN_LOOK_S:
             self._looked_at = now
             self._tick += 1
             self._encoded.clear()

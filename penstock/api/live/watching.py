@@ -110,7 +110,7 @@ class Watcher:
 
     def _send(self, now: float, *, is_last: bool) -> None:
         board, seen = self._watchers.board, self._seen
-        self._seen = board.look(now)
+        self._seen = board.look(now, anew=is_last)  # nothing tells later what the last look missed
         self._is_last, self._since = is_last, now
         if not self._peer.write(board.update(seen), is_last):
             self._is_sending = True

@@ -119,6 +119,18 @@ async def test_a_watcher_that_missed_an_end_gets_a_new_snapshot() -> None:
     assert ids(board, early) == ("snapshot", [])  # it does not
 
 
+async def test_the_last_update_tells_what_has_ended_since_a_moment_ago() -> None:
+    streams = Streams([ScriptedEngine()], Limits())
+    opened(streams, request("a"))
+    client = Client()
+    watcher = watch(Watchers(board_of(streams), 60.0, lambda: not len(streams)), client)
+    client.events.get_nowait()
+    streams.cancel("a")
+    watcher._tick()
+    name, data = client.events.get_nowait()
+    assert (name, [row["state"] for row in data["streams"]]) == ("change", ["ended"])
+
+
 def ids(board: Board, seen: Cursor) -> tuple[str, list[str]]:
     name, data = parsed(board.update(seen))
     return name, [row["id"] for row in data["streams"]]
