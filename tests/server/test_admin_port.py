@@ -127,9 +127,15 @@ def test_of_two_processes_either_speaks_for_both_and_a_dead_one_is_not_missed() 
     with serve(**MOCK, processes=2, admin_port=port) as server:
         for _ in range(4):
             assert ask(server.port, generate(max_tokens=2, stream=False)).status == 200
-        states = get(port, "/health/ready").json()["processes"]
-        assert states == {"1": "ready", "2": "ready"}
-        assert b"\npenstock_completion_tokens_total 8.0\n" in get(port, "/metrics").body
+
+        def states() -> dict[str, str]:
+            found: dict[str, str] = get(port, "/health/ready").json()["processes"]
+            return found
+
+        # A process hears of the other's state a moment later, and waits a second for its metrics.
+        assert eventually(lambda: states() == {"1": "ready", "2": "ready"})
+        tokens = b"\npenstock_completion_tokens_total 8.0\n"
+        assert eventually(lambda: tokens in get(port, "/metrics").body)
         processes_of(server)[1].suspend()  # it accepts nothing, and the other does
         try:
             assert b'penstock_engine_up{process="2"} 1.0' in get(port, "/metrics").body

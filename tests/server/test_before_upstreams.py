@@ -305,8 +305,10 @@ async def test_a_client_that_leaves_waits_no_more(way: str, http2: bool) -> None
 @pytest.mark.parametrize("http2", [False, True], ids=["plain", "granian"])
 async def test_a_client_may_leave_after_its_wait(http2: bool) -> None:
     upstream = FakeUpstream(model="m")
+    asked = asyncio.Event()
 
     async def hold(exchange: Exchange) -> None:
+        asked.set()
         await exchange.tokens(1)
         await exchange.until_gone()
 
@@ -319,6 +321,8 @@ async def test_a_client_may_leave_after_its_wait(http2: bool) -> None:
                 if stream:
                     await until_waiting(server, 1)
                     await upstream.open()
+                await asked.wait()  # a stream runs a moment before its upstream is asked
+                asked.clear()
                 await asyncio.to_thread(
                     scrape_until, server, lambda scrape: scrape("penstock_streams_running") == 1
                 )

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from tests.support.hurried import ENGINE, Hurry
 from tests.support.raw import ask, generate, open_stream, text_of
 from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
@@ -70,13 +71,17 @@ def new_engine(server: RunningServer, before: int) -> bool:
     return any(child.pid != before for child in children)
 
 
-def test_a_seeded_sample_goes_on_and_says_that_its_seed_no_longer_gives_it() -> None:
-    with serve(engine="mock", mock_interval=0.1) as server:
+def test_a_seeded_sample_goes_on_and_says_that_its_seed_no_longer_gives_it(
+    tmp_path: Path,
+) -> None:
+    hurry = Hurry(tmp_path / "hurry")
+    with serve(engine=ENGINE, mock_interval=1, engine_arg=[hurry.argument]) as server:
         connection, _ = open_stream(server.port, generate(max_tokens=30, seed=1))
         with connection:
             events = connection.events()
             next(events)
             os.kill(server.engine_pid(), signal.SIGKILL)
+            hurry.now()
             *deltas, end = events
     assert [event["index"] for event in deltas] == list(range(1, 30))
     assert end["finish_reason"] == "length"
@@ -101,15 +106,19 @@ def test_a_client_that_waits_for_the_whole_answer_gets_it() -> None:
     assert answer[0]["text"] == undisturbed
 
 
-def test_a_hung_engine_is_killed_and_its_streams_go_on() -> None:
-    with serve(engine="mock", mock_interval=0.05, engine_timeout=2) as server:
+def test_a_hung_engine_is_killed_and_its_streams_go_on(tmp_path: Path) -> None:
+    hurry = Hurry(tmp_path / "hurry")
+    flags = {"mock_interval": 0.5, "engine_arg": [hurry.argument], "engine_timeout": 2}
+    with serve(engine=ENGINE, **flags) as server:
+        hurry.now()
         undisturbed = read(server, generate())
-        connection, _ = open_stream(server.port, generate())
-        with connection:
+        with hurry.over():
+            connection, _ = open_stream(server.port, generate())
             events = connection.events()
             disturbed = [next(events) for _ in range(5)]
             hung = server.engine_pid()
             os.kill(hung, signal.SIGSTOP)
+        with connection:
             disturbed += list(events)
         assert text_of(disturbed) == text_of(undisturbed)
         assert server.engine_pid() != hung

@@ -44,7 +44,8 @@ def test_a_stream_s_life_is_told_from_the_queue_to_its_end(server: RunningServer
         assert "place" not in row
         watch.until(lambda: watch.streams.get(ids[2], {}).get("place") == 1)
         assert watch.streams[ids[2]]["state"] == "queued"
-        assert (watch.server["running"], watch.server["waiting"]) == (2, 1)
+        # The engine may not have begun with the second one yet.
+        watch.until(lambda: (watch.server["running"], watch.server["waiting"]) == (2, 1))
         before = watch.streams[ids[0]]["tokens"]
         watch.until(lambda: watch.streams[ids[0]]["tokens"] > before)
         watch.until(lambda: watch.streams[ids[0]].get("rate", 0) > 0)
@@ -71,7 +72,7 @@ def test_a_new_watcher_gets_everything_at_once_and_then_only_what_changes(
             assert late.num_events == 1
             assert late.streams[running]["max_tokens"] == 100_000
             assert len(late.seconds) >= len(early.seconds)
-            assert late.marks == early.marks
+            assert late.marks[: len(early.marks)] == early.marks
             assert [late.next() for _ in range(3)] == ["change"] * 3
     with Watch(server.port) as watch:
         watch.until(lambda: watch.server["running"] == 0)
@@ -137,7 +138,9 @@ def test_seconds_and_refusals_are_told() -> None:
         watch.until(lambda: sum(each["refused"] for each in watch.seconds) == 1)
         assert "1 request refused: queue_full." in texts(watch)
         watch.until(lambda: sum(each["tokens"] for each in watch.seconds) >= 20)
-        watch.until(lambda: any(each["ttft"] and each["itl"] for each in watch.seconds))
+        # A second may end between two tokens.
+        watch.until(lambda: any(each["ttft"] for each in watch.seconds))
+        watch.until(lambda: any(each["itl"] for each in watch.seconds))
         assert sum(mark["kind"] == "refusal" for mark in watch.marks) == 1
         for connection, _ in busy:
             connection.close()

@@ -168,18 +168,25 @@ def test_anthropic_s_client_raises_a_failure_in_a_stream() -> None:
 
 
 def test_pings_keep_a_silent_stream_alive() -> None:
-    arguments = ["prefill=1", "length=2"]
-    with (
-        serve(engine="mock", mock_interval=0.1, heartbeat=0.02, engine_arg=arguments) as server,
-        client_of(server) as client,
-    ):
+    flags: dict[str, Any] = {"engine": "mock", "mock_interval": 0.1, "heartbeat": 0.02}
+    with serve(**flags, engine_arg="prefill=600") as server:
         for headers in ([], [RESUMABLE]):
-            body = answer_to(server, *headers, model="mock", stream=True).body
-            types = [event["type"] for event in events_of(body)]
-            assert types[0] == "ping"
-            assert types.count("ping") > 4
-        with client.messages.stream(model="mock", messages=HELLO, max_tokens=9) as stream:
-            assert stream.get_final_text() == " Water comes"
+            asked = asks(*headers, model="mock", stream=True)
+            with Connection(server.port).send(asked) as connection:
+                stream_id = connection.head().headers["x-stream-id"]
+                body = b""
+                while body.count(b"event: ping") < 5:
+                    body += connection.chunk()
+                cancel_stream(server.port, stream_id)
+                types = [event["type"] for event in events_of(body + connection.rest())]
+            assert types[:5] == ["ping"] * 5
+            assert types[-1] == "message_stop"
+    with (
+        serve(**flags, engine_arg=["prefill=1", "length=2"]) as server,
+        client_of(server) as client,
+        client.messages.stream(model="mock", messages=HELLO, max_tokens=9) as stream,
+    ):
+        assert stream.get_final_text() == " Water comes"
 
 
 # Errors.

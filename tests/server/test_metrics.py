@@ -14,11 +14,13 @@ from tests.support.servers import RunningServer, serve
 
 BIG_WORDS = "".join(" " + letter * 2000 for letter in "abcdefgh")
 NUM_OF_EACH = 4
-
+INTERVAL_S = 0.005
+# Clients that read may stand still for so long, and a reader that stalls is found in time.
+STALL_S = 2
 
 FLAGS = {
     "engine": "mock",
-    "mock_interval": 0.003,
+    "mock_interval": INTERVAL_S,
     "linger": 0.2,
     "engine_arg": [
         *("length=100000", "slots=8", "context_length=200000", "fail_at=1000"),
@@ -30,7 +32,7 @@ FLAGS = {
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
     """A server with eight slots and tokens of 2 KB; a request fails at its token 1000."""
-    with serve(**FLAGS, stall_timeout=1) as server:
+    with serve(**FLAGS, stall_timeout=STALL_S) as server:
         yield server
 
 
@@ -209,7 +211,7 @@ def test_each_gap_and_send_is_counted_at_both_ends(server: RunningServer) -> Non
     assert num_sends - 2 <= gaps <= num_sends - 1
     spoken = scrape("penstock_engine_inter_token_latency_seconds_sum")
     assert spoken == pytest.approx(scrape("penstock_inter_token_latency_seconds_sum"), rel=0.3)
-    assert spoken > 0.3 * (num_tokens - 1) * 0.003  # a busy server gets several at once
+    assert spoken > 0.3 * (num_tokens - 1) * INTERVAL_S  # a busy server gets several at once
 
 
 def test_gauges_show_the_current_state(patient: RunningServer) -> None:

@@ -23,6 +23,8 @@ class Watch:
         self.marks: list[dict[str, Any]] = []
         self.seconds: list[dict[str, Any]] = []
         self.server: dict[str, Any] = {}
+        self.time = 0.0
+        """When the server made the last update, in seconds since 1970."""
         self.num_events = 0
         self._events = self._updates()
         assert self.next() == "snapshot"
@@ -42,7 +44,7 @@ class Watch:
         self.streams.update({row["id"]: row for row in data["streams"]})
         self.marks += data["marks"]
         self.seconds += data["seconds"]
-        self.server = data["server"]
+        self.server, self.time = data["server"], data["time"]
         return name
 
     def until(self, is_so: Callable[[], bool]) -> None:
