@@ -142,7 +142,9 @@ class FolderPlace:
 class RedisPlace:
     """A store in a Redis of its own, which keeps its data when it is killed."""
 
-    def __init__(self, folder: Path, appendfsync: str = "everysec") -> None:
+    def __init__(self, folder: Path, appendfsync: str = "no") -> None:
+        """Without syncs Redis keeps no write back. With `everysec` it does while the disk is busy,
+        and a kill loses what it has confirmed."""
         self.appended = folder / "appended"
         """Where Redis keeps its data."""
         options = {"dir": str(folder), "appenddirname": "appended"}

@@ -205,7 +205,9 @@ async def test_two_deploys_that_overlap_cut_no_answer(tmp_path: Path) -> None:
 
 async def test_a_thousand_clients_that_return_at_once_find_their_streams(tmp_path: Path) -> None:
     num_streams, num_readers = 50, 20
-    with Replicas(PLACES["folder"](tmp_path).log, tmp_path) as replicas:
+    # Ten seconds for 100 tokens: a busy machine takes long to open the last stream.
+    engine_arg = [f"folder={tmp_path}", "length=1000000", "interval=0.1"]
+    with Replicas(PLACES["folder"](tmp_path).log, tmp_path, engine_arg=engine_arg) as replicas:
         replicas.start(2)
         owner, other = replicas.running
         clients = Clients(replicas)

@@ -69,8 +69,15 @@ class Server:
 
     async def count(self, *stream_ids: str) -> None:
         """Append 0, 1, 2, … to each log until it is lost, one number to all in each write."""
+        await self.count_to(sys.maxsize, *stream_ids)
+
+    async def count_to(self, end: int, *stream_ids: str) -> None:
+        """Do what `count` does, until each log has so many numbers."""
         number = 0
-        while logs := [self._logs[each] for each in stream_ids if each not in self._lost]:
+        while number < end:
+            logs = [self._logs[each] for each in stream_ids if each not in self._lost]
+            if not logs:
+                return
             await self._stored(*((log, str(number).encode()) for log in logs))
             number += 1
             for log in logs:
