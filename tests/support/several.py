@@ -1,5 +1,7 @@
 """Several server processes at one address, told apart by the connections that each has."""
 
+import contextlib
+
 import psutil
 
 from tests.support.raw import Connection, request
@@ -32,9 +34,9 @@ def number_of(server: RunningServer, connection: Connection) -> int:
     """Return the number of the process that has accepted this connection."""
     port = connection.socket.getsockname()[1]
     for number, process in processes_of(server).items():
-        connected = process.net_connections("tcp")
-        if any(port in each.raddr for each in connected):
-            return number
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if any(port in each.raddr for each in process.net_connections("tcp")):
+                return number
     raise AssertionError("no process has this connection")
 
 
