@@ -162,6 +162,10 @@ class Reports(Changes):
         self.orphans: dict[str, int] = {}
         self.num_unreachable = 0
         self.num_changes = 0
+        self.problem: Callable[[], str] = lambda: ""
+        """Returns the store's problem."""
+        self.problems: list[str] = []
+        """The store's problems one after the other; "" where it had none again."""
 
     def log_lost(self, log: StoredLog) -> None:
         self.lost.append(log)
@@ -174,6 +178,7 @@ class Reports(Changes):
 
     def store_changed(self) -> None:
         self.num_changes += 1
+        self.problems.append(self.problem())
         self.note()
 
     def logs_unreachable(self) -> None:
@@ -216,6 +221,7 @@ class Replica:
     def __init__(self, store: LogStore) -> None:
         self.store = store
         self.reports = Reports()
+        self.reports.problem = lambda: store.problem
         self._is_stopped = False
 
     async def start(self) -> None:

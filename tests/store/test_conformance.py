@@ -170,6 +170,15 @@ async def test_others_see_that_a_log_is_followed(replicas: Replicas) -> None:
     await until(is_left)
 
 
+async def test_a_follower_that_comes_back_at_once_is_seen(replicas: Replicas) -> None:
+    a, b = await replicas.new(), await replicas.new()
+    await a.stored(a.store.open("s", b"h"))
+    for _ in range(100):  # b may be about to say that it has left
+        reading = await b.reading("s")
+        assert await a.store.is_followed("s")
+        reading.followed.close()
+
+
 async def test_a_killed_follower_is_gone(replicas: Replicas) -> None:
     a, killed = await replicas.new(), await replicas.new_process()
     await a.stored(a.store.open("s", b"h"))

@@ -171,7 +171,7 @@ class FailedOver:
         """Let the second server have all there is, and nothing that comes."""
         async with Redis(port=self.primary.port) as primary:
             await primary.set("mark", 1)
-            assert await primary.wait(1, 10_000) == 1
+            assert await primary.wait(1, int(LONG_S) * 1000) == 1
         async with Redis(port=self.second.port, protocol=2) as second:
             await second.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
 

@@ -192,7 +192,9 @@ async def test_a_replica_of_the_store(servers: list[RedisServer], tmp_path: Path
 
 
 async def test_a_cluster(servers: list[RedisServer], tmp_path: Path) -> None:
-    server = started(servers, tmp_path, cluster_enabled="yes", cluster_port="0")
+    # By default Redis adds 10,000 to its port, and that one may be somebody else's.
+    options = {"cluster_enabled": "yes", "cluster_port": str(free_port())}
+    server = started(servers, tmp_path, **options)
     async with Redis(port=server.port) as redis:
         await redis.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)  # type: ignore[no-untyped-call]
     error = await refusal(server.url)

@@ -87,7 +87,7 @@ class Owning:
         self._watcher = watcher
         try:
             self._fresh = await self._open_line()
-            await _try_all(self._fresh[0], TRIALS + self._tenure.replica)
+            await _try_all(self._fresh[0], TRIALS + self._tenure.replica, self._tenure.renewal())
         except StartError:
             raise
         except (OSError, TimeoutError, ReplyError) as error:
@@ -388,6 +388,7 @@ class Owning:
         self._down_since = None
         self._ended.keep_anew()
         self._heartbeats.clear()
+        self._beat()  # with a slow store, or many logs, much of the lease is over already
         self._is_confirming = False
         self._set_problem("")
         repair = Step(self, [], self._mark_life)
@@ -414,14 +415,18 @@ class Owning:
 
     async def _keep_time(self) -> None:
         while True:
-            if self._line is not None:
-                self._heartbeats.append(now())
-                take = partial(self._take_heartbeat, self._heartbeats[-1])
-                self._line.send(self._tenure.renewal(), One(take))
-                taken = command("SPOP", TAKEN + self._tenure.name, MAX_TAKEN)
-                self._line.send(taken, One(self._take_taken))
+            self._beat()
             self._judge_silence()
             await asyncio.sleep(RENEW_S)
+
+    def _beat(self) -> None:
+        """Renew the lease, and learn which logs others have claimed."""
+        if self._line is not None:
+            self._heartbeats.append(now())
+            take = partial(self._take_heartbeat, self._heartbeats[-1])
+            self._line.send(self._tenure.renewal(), One(take))
+            taken = command("SPOP", TAKEN + self._tenure.name, MAX_TAKEN)
+            self._line.send(taken, One(self._take_taken))
 
     def _judge_silence(self) -> None:
         waiting_since = [step.born for step in list(self._steps)[:1]]
@@ -438,10 +443,10 @@ class Owning:
                 self._break(f"The store at {self._address} does not answer.")
 
 
-async def _try_all(line: Line, key: str) -> None:
-    """Carry out every command that is ever sent. Raises ReplyError if one is not permitted."""
-    checked(
-        await line.ask(
-            [command("EVAL", TRIAL.text, 1, key), command("WAIT", 0, 1), command("PING")]
-        )
-    )
+async def _try_all(line: Line, key: str, renewal: bytes) -> None:
+    """Carry out every command that is ever sent. Raises ReplyError if one is not permitted.
+
+    `renewal` is sent as well: if the store is slow, the lease is not new any more.
+    """
+    trial = [command("EVAL", TRIAL.text, 1, key), command("WAIT", 0, 1), command("PING")]
+    checked(await line.ask([*trial, renewal]))

@@ -6,7 +6,9 @@ a notice and a read, and a connection that breaks costs one more poll.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from penstock.store.protocol import TORN, Entry, StoreError, Wanted
 from penstock.store.redis.client import Client
@@ -87,6 +89,10 @@ class Reading:
         self._replica = replica
         self._followings: dict[str, list[RedisFollowing]] = {}
         self._left: set[str] = set()
+        self._beginning: Counter[str] = Counter()
+        """How many calls of `follow` begin with each log now."""
+        self._leaving: dict[str, asyncio.Event] = {}
+        """The log, if any, of which the store hears now that it is left."""
         self._wakened = asyncio.Event()
         self._loops: list[Loop] = []
 
@@ -101,20 +107,31 @@ class Reading:
         """Follow nothing any more."""
         for loop in self._loops:
             await loop.stop()
+        self._left |= self._followings.keys()
+        self._followings.clear()
         with contextlib.suppress(StoreError):
-            await self._say_left({*self._followings, *self._left})
+            await self._say_left()
 
     async def follow(self, wanted: Sequence[Wanted]) -> list[RedisFollowing | None]:
         """Read what there is, and follow. Raises StoreError."""
         keys = {each.stream_id: LOGS + each.stream_id for each in wanted}
-        are_there = await self._client.call_all(("EXISTS", key) for key in keys.values())
-        there = [stream_id for stream_id, is_there in zip(keys, are_there, strict=True) if is_there]
-        if not there:
-            return [None] * len(wanted)
-        readers = [READERS + stream_id for stream_id in there]
-        await self._client.run(FOLLOW, readers, self._replica, FOLLOWED_MS)
-        entries = await read(self._client, [keys[stream_id] for stream_id in there])
-        return [self._begin(each, entries.get(keys[each.stream_id])) for each in wanted]
+        there: list[str] = []
+        self._beginning.update(keys.keys())
+        try:
+            are_there = await self._client.call_all(("EXISTS", key) for key in keys.values())
+            there += itertools.compress(keys, are_there)
+            if not there:
+                return [None] * len(wanted)
+            for each in there:
+                if leaving := self._leaving.get(each):  # it must not come after what follows
+                    await leaving.wait()
+            await self._say_followed(there)
+            entries = await read(self._client, [keys[stream_id] for stream_id in there])
+            return [self._begin(each, entries.get(keys[each.stream_id])) for each in wanted]
+        finally:
+            self._beginning.subtract(keys.keys())
+            self._beginning += Counter()  # without those that are 0
+            self._note_left(there)
 
     def _begin(self, wanted: Wanted, found: Sequence[RawEntry] | None) -> RedisFollowing | None:
         if not found:
@@ -135,8 +152,16 @@ class Reading:
             same.remove(following)
             if not same:
                 del self._followings[following.stream_id]
-                self._left.add(following.stream_id)
-                self._wakened.set()
+                self._note_left([following.stream_id])
+
+    def _note_left(self, stream_ids: Iterable[str]) -> None:
+        """Note that logs may be followed no more, so that the next poll says it."""
+        if left := {each for each in stream_ids if not self._follows(each)}:
+            self._left |= left
+            self._wakened.set()
+
+    def _follows(self, stream_id: str) -> bool:
+        return stream_id in self._followings or stream_id in self._beginning
 
     async def is_followed(self, stream_id: str) -> bool:
         """Return True if another replica follows the log. Raises StoreError."""
@@ -145,8 +170,7 @@ class Reading:
     async def _poll(self) -> None:
         await self._wakened.wait()
         with contextlib.suppress(StoreError):  # the owning side reports it
-            await self._say_left(self._left)
-            self._left.clear()
+            await self._say_left()
             await self._read_once()
         if not self._followings and not self._left:
             self._wakened.clear()
@@ -165,13 +189,27 @@ class Reading:
 
     async def _stay(self) -> None:
         if self._followings:
-            keys = [READERS + stream_id for stream_id in self._followings]
             with contextlib.suppress(StoreError):
-                await self._client.run(FOLLOW, keys, self._replica, FOLLOWED_MS)
+                await self._say_followed(self._followings)
 
-    async def _say_left(self, stream_ids: set[str]) -> None:
-        for stream_id in list(stream_ids - self._followings.keys()):
-            await self._client.call("ZREM", READERS + stream_id, self._replica)
+    async def _say_followed(self, stream_ids: Iterable[str]) -> None:
+        readers = [READERS + stream_id for stream_id in stream_ids]
+        await self._client.run(FOLLOW, readers, self._replica, FOLLOWED_MS)
+
+    async def _say_left(self) -> None:
+        for stream_id in list(self._left):
+            self._left.discard(stream_id)
+            if self._follows(stream_id):
+                continue
+            said = self._leaving[stream_id] = asyncio.Event()
+            try:
+                await self._client.call("ZREM", READERS + stream_id, self._replica)
+            except StoreError:
+                self._left.add(stream_id)
+                raise
+            finally:
+                del self._leaving[stream_id]
+                said.set()
 
 
 async def read(client: Client, keys: Sequence[str]) -> dict[str, list[RawEntry]]:
