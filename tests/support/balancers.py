@@ -89,7 +89,8 @@ class Balancer:
     def kill(self) -> None:
         """Kill all processes of the balancer."""
         for each in (self.process, *self.process.children(recursive=True)):
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # HAProxy's workers end with the first
+                each.kill()
         self.close()
 
     def close(self) -> None:
@@ -142,13 +143,16 @@ def _by_signal(number: signal.Signals) -> Callable[[Balancer], None]:
 
 def _listening(balancer: Balancer) -> set[int]:
     """Return the worker processes that accept connections."""
-    return {
-        worker.pid
-        for worker in balancer.process.children()
-        if worker.status() != psutil.STATUS_ZOMBIE
-        for each in worker.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == balancer.port
-    }
+    return {each.pid for each in balancer.process.children() if _listens_at(balancer.port, each)}
+
+
+def _listens_at(port: int, worker: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # an old one may just end
+        return any(
+            each.status == psutil.CONN_LISTEN and each.laddr.port == port
+            for each in worker.net_connections("tcp")
+        )
+    return False
 
 
 def _reload_caddy(balancer: Balancer) -> None:
