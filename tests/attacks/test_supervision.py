@@ -171,7 +171,7 @@ def test_what_is_sent_to_a_stopped_engine_is_bounded() -> None:
 
 def test_a_busy_engine_is_not_taken_for_hung() -> None:
     """No token comes for three times `--engine-timeout`, but the engine answers."""
-    with serve(engine="mock", engine_timeout=2, engine_arg=["prefill=6"]) as server:
+    with serve(engine="mock", engine_timeout=5, engine_arg=["prefill=15"]) as server:
         assert whole(server, max_tokens=1).status == 200
         assert Scrape(server)(RESTARTS) == 0
 

@@ -1,17 +1,21 @@
 """The log of resumable streams that nobody reads to their end (fault D19)."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.attacks.honest import STEADY, honest_client
+from tests.support.hurried import ENGINE, Hurry
 from tests.support.raw import cancel_stream, generate, open_stream, resume
+from tests.support.scraped import scrape_until
 from tests.support.servers import RunningServer, serve
 from tests.support.waiting import eventually
 
-QUICK = {**STEADY, "engine_arg": ["length=30"]}
 LONG = 1_000_000
+UNHURRIED = {"engine": ENGINE, "engine_arg": ["interval=0.05", "length=1000"]}
+"""The flags of a server whose answers last a minute, or until a test is in a hurry."""
 
 
 def lines_of(server: RunningServer, stream_id: str) -> list[str]:
@@ -27,19 +31,24 @@ def ends_of(server: RunningServer, stream_id: str) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "fields", "reason"),
     [
-        (QUICK, {}, "stop"),
-        (QUICK, {"max_tokens": 7}, "length"),
+        (UNHURRIED, {"max_tokens": 2000}, "stop"),
+        (UNHURRIED, {"max_tokens": 700}, "length"),
         ({**STEADY, "linger": 0.2}, {"max_tokens": LONG}, "cancelled"),
-        (STEADY, {"max_tokens": LONG, "timeout": 2}, "deadline"),
+        (STEADY, {"max_tokens": LONG, "timeout": 5}, "deadline"),
     ],
 )
 def test_a_stream_that_ends_unread_has_one_line(
-    flags: dict[str, object], fields: dict[str, Any], reason: str
+    tmp_path: Path, flags: dict[str, Any], fields: dict[str, Any], reason: str
 ) -> None:
+    hurry = Hurry(tmp_path / "hurry")
+    if flags is UNHURRIED:
+        flags = {**flags, "engine_arg": [hurry.argument, *flags["engine_arg"]]}
     with serve(**flags) as server:
         connection, stream_id = open_stream(server.port, generate(resumable=True, **fields))
         connection.chunk()
         connection.reset()
+        scrape_until(server, lambda scrape: scrape("penstock_readers") == 0)
+        hurry.now()
         assert eventually(lambda: ends_of(server, stream_id) == [reason])
         (line,) = [each for each in lines_of(server, stream_id) if "ended unread" in each]
         assert re.search(r"completion_tokens=\d+", line)
