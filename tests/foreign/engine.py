@@ -16,7 +16,7 @@ from penstock.request import Message, Request
 
 HOLD = "hold"
 INTERVAL_S = 0.005
-HOLD_S = 0.1
+HOLD_S = 1.0
 """Seconds between the tokens of an answer that is only there to take its place."""
 
 
@@ -24,7 +24,7 @@ class Telling(Mock):
     """Tells the conversation back ("I was told: system ... / user ...").
 
     If the last turn is not a tool's result, it calls the first of the request's tools. A turn
-    `HOLD` gets an answer that takes many minutes.
+    `HOLD` gets an answer that takes two hours.
     """
 
     def __init__(self, *, name: str = "telling") -> None:

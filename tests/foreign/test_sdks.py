@@ -55,7 +55,8 @@ WEATHER = "I was told: user What is the weather in Bonn? / assistant / tool 21 d
 TOLD = "I was told: system Be brief. / user Hi there / assistant Hello! / user Who are you?"
 TOKENS = [8, 18]
 """Those of the prompt and of the answer: words."""
-STORY = [{"role": "user", "content": "Once upon a time"}]
+# The best two tokens are never nearly equal: the answer goes on after a death as it would without.
+STORY = [{"role": "user", "content": "What is Penstock?"}]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Servers:
                 "die": str(self.real.file),
                 "keys": self.keys.keys,
                 "turns": TURNS,
+                "story": STORY,
             }
         )
 

@@ -23,26 +23,39 @@ from tests.support.waiting import eventually
 
 
 class DyingSink:
-    """Passes everything on, and kills the process once `after` tokens have left it."""
+    """Passes everything on, and kills the process once `after` tokens have left it.
+
+    Nothing leaves it after these: llama.cpp may have written more, even the end, that is read in
+    one piece with them.
+    """
 
     def __init__(self, sink: Sink, after: int) -> None:
         self._sink = sink
         self._num_left = after
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sink, name)
+        passed = getattr(self._sink, name)
+
+        def call(*arguments: Any, **named: Any) -> None:
+            if self._num_left > 0:
+                passed(*arguments, **named)
+
+        return call
 
     def delta(self, piece: str | bytes, num_tokens: int, *rest: Any) -> None:
-        self._sink.delta(piece, num_tokens, *rest)
-        self._count(num_tokens)
+        if self._num_left > 0:
+            self._sink.delta(piece, num_tokens, *rest)
+            self._count(num_tokens)
 
     def reasoning(self, text: str, num_tokens: int, *rest: Any) -> None:
-        self._sink.reasoning(text, num_tokens, *rest)
-        self._count(num_tokens)
+        if self._num_left > 0:
+            self._sink.reasoning(text, num_tokens, *rest)
+            self._count(num_tokens)
 
     def tool_call(self, number: int, call_id: str, name: str, text: str, num_tokens: int) -> None:
-        self._sink.tool_call(number, call_id, name, text, num_tokens)
-        self._count(num_tokens)
+        if self._num_left > 0:
+            self._sink.tool_call(number, call_id, name, text, num_tokens)
+            self._count(num_tokens)
 
     def _count(self, num_tokens: int) -> None:
         self._num_left -= num_tokens

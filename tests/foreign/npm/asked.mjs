@@ -89,7 +89,7 @@ async function cut(form) {
 async function killed(form) {
   writeFileSync(TASK.die, ""); // the engine removes it, and dies
   try {
-    return (await joinedPieces(form.stream(REAL, user("Once upon a time")))).join("");
+    return (await joinedPieces(form.stream(REAL, TASK.story))).join("");
   } finally {
     rmSync(TASK.die, { force: true });
   }

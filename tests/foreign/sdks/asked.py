@@ -24,7 +24,7 @@ TASK: dict[str, Any] = json.loads(os.environ["SDK_TASK"])
 TURNS: list[Any] = TASK["turns"]
 SYSTEM: str = TURNS[0]["content"]
 PERSON: list[Any] = [{"role": "user", "content": "Who wrote the first program?"}]
-STORY: list[Any] = [{"role": "user", "content": "Once upon a time"}]
+STORY: list[Any] = TASK["story"]
 WEATHER: list[Any] = [{"role": "user", "content": "What is the weather in Bonn?"}]
 PATIENCE_S = 60
 
