@@ -29,6 +29,21 @@ async def send(page: Page, text: str) -> None:
     await message(page).press("Enter")
 
 
+# Transactions end in the order in which they began. A change takes two of them at most: the second
+# begins when the first has ended.
+KEEP = """async () => {
+  const { listConversations } = await import("/page/store.js");
+  await listConversations();
+  await listConversations();
+}"""
+
+
+async def reload(page: Page) -> None:
+    """Reload the page once it has kept what it shows: a transaction of the old page may be lost."""
+    await page.evaluate(KEEP)
+    await page.reload()
+
+
 async def state_is(page: Page, state: str) -> None:
     await expect(page.locator("body")).to_have_attribute("data-state", state)
 
