@@ -1,6 +1,5 @@
 """fetch-event-source, which sends its POST again after a cut, continues its stream (npm, 2.0.1)."""
 
-import itertools
 import json
 import os
 import random
@@ -153,9 +152,38 @@ def cut_after_events(count: int) -> Fault:
 
 
 def faults_in_turn(*down: Fault) -> FaultsOf:
-    """Choose a fault for each connection, none after the last of them."""
+    """Choose a fault for the answers of each connection with a POST, none after the last of them.
+
+    The browser may have other connections: for its icon, or one that it opens and does not need.
+    """
     left = iter(down)
-    return lambda _: Faults(down=tuple(itertools.islice(left, 1)))
+
+    def faults_of(_: random.Random) -> Faults:
+        has_post = False
+
+        def watch(push: Push) -> Push:
+            async def watching(data: bytes) -> None:
+                nonlocal has_post
+                has_post = has_post or data.startswith(b"POST ")
+                await push(data)
+
+            return watching
+
+        def fault(push: Push) -> Push:
+            chosen: Push | None = None
+
+            async def passing(data: bytes) -> None:
+                nonlocal chosen
+                if chosen is None and has_post:
+                    given = next(left, None)
+                    chosen = push if given is None else given(push)
+                await (chosen or push)(data)
+
+            return passing
+
+        return Faults(up=[watch], down=[fault])
+
+    return faults_of
 
 
 async def test_cuts_between_events_lose_and_repeat_nothing(
