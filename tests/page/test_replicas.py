@@ -30,7 +30,7 @@ from tests.support.ports import free_port
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 NUM_TOKENS = 200
-SLOW_S, QUICK_S = 0.15, 0.01
+SLOW_S, QUICK_S = 0.3, 0.01
 
 
 @pytest.mark.parametrize(("name", "kept_in"), [("HAProxy", "Redis"), ("nginx", "folder")])

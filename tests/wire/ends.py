@@ -14,7 +14,7 @@ from tests.support.wire import Wire, connected
 
 NAMES = ("own", "granian")
 BODY_TIMEOUT_S = 3.0  # a machine may stand still for a second
-PATIENT: dict[str, object] = {"module": "penstock", "body_timeout": 30}
+PATIENT: dict[str, object] = {"module": "tests.wire.patient", "body_timeout": 60}
 """The flags of a server that gives up nothing within a test, on a busy machine either."""
 
 
