@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.attacks.honest import honest_client
+from tests.attacks.honest import LONGEST_RESTART_S, honest_client
 from tests.support.raw import Connection, cancel_stream, generate, open_stream
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve
@@ -68,7 +68,7 @@ def test_an_engine_that_never_lets_go_of_a_cancelled_request_is_restarted() -> N
         engine_arg=["slots=2", "stopping=1000", "length=100000", "context_length=200000"],
     ) as server:
         cancelled, stream_id = open_stream(server.port, generate(max_tokens=1000))
-        with cancelled, honest_client(server):
+        with cancelled, honest_client(server, longest_pause=LONGEST_RESTART_S):
             next(cancelled.events())
             before = server.engine_pid()
             cancel_stream(server.port, stream_id)
@@ -142,7 +142,9 @@ def test_chats_that_leave_at_once_do_not_pile_up_in_llama_cpp() -> None:
 def test_a_stopped_llama_cpp_request_has_stopped(max_tokens: int) -> None:
     """Cancels in a prompt and in an answer: the next request gets the slot, with its own answer."""
     with serve(slots=1) as server:
-        undisturbed, _ = open_stream(server.port, generate("Long ago", temperature=0, max_tokens=9))
+        undisturbed, _ = open_stream(
+            server.port, generate("A small boat", temperature=0, max_tokens=9)
+        )
         with undisturbed:
             answer = list(undisturbed.events())
         for _ in range(5):
@@ -151,7 +153,9 @@ def test_a_stopped_llama_cpp_request_has_stopped(max_tokens: int) -> None:
             )
             with leaving:
                 cancel_stream(server.port, stream_id)
-            again, _ = open_stream(server.port, generate("Long ago", temperature=0, max_tokens=9))
+            again, _ = open_stream(
+                server.port, generate("A small boat", temperature=0, max_tokens=9)
+            )
             with again:
                 events = list(again.events())
             assert [each["token"] for each in events] == [each["token"] for each in answer]

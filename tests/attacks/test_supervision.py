@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.attacks.honest import STEADY, honest_client
+from tests.attacks.honest import LONGEST_RESTART_S, STEADY, honest_client
 from tests.support.raw import Connection, Response, ask, generate, open_stream, text_of
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer, serve, start
@@ -38,7 +38,7 @@ def whole(server: RunningServer, prompt: str = "Hello", **fields: object) -> Res
 
 @pytest.mark.parametrize("number", [35, signal.SIGRTMAX, signal.SIGABRT, signal.SIGUSR1])
 def test_a_stream_goes_on_after_any_signal(number: int) -> None:
-    with serve(**STEADY) as server, honest_client(server):
+    with serve(**STEADY) as server, honest_client(server, longest_pause=LONGEST_RESTART_S):
         os.kill(server.engine_pid(), number)
         has_restarted(server)
         assert whole(server, max_tokens=3).status == 200
