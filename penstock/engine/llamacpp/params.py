@@ -56,9 +56,9 @@ def completion_body(
         "stream": True,
         "return_tokens": True,
         "return_progress": True,
-        "cache_prompt": request.use_cache,
         "ignore_eos": request.ignore_eos,
         **sampling_params(request.sampling, context_length),
+        **_cache(request),
     }
     if marks is not None:
         body["preserved_tokens"] = marks  # they may be tokens that have no text otherwise
@@ -80,13 +80,18 @@ def conversation_body(request: Request, context_length: int) -> dict[str, Any]:
         "timings_per_token": True,
         "return_progress": True,
         "reasoning_format": "deepseek" if request.separate_reasoning else "none",
-        "cache_prompt": request.use_cache,
         "ignore_eos": request.ignore_eos,
         **sampling_params(request.sampling, context_length),
+        **_cache(request),
     }
     if request.thinking_budget is not None:
         body["thinking_budget_tokens"] = request.thinking_budget
     return body
+
+
+def _cache(request: Request) -> dict[str, bool]:
+    """Return the field of a request that must not use the cache. Otherwise the engine decides."""
+    return {} if request.use_cache else {"cache_prompt": False}
 
 
 def chat_body(request: Request) -> dict[str, Any]:

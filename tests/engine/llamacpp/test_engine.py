@@ -77,6 +77,28 @@ async def test_every_kind_of_answer_leaves_its_slot_before_its_client_learns_of_
         await stop(engine)
 
 
+async def test_an_engine_without_a_cache_reads_every_prompt_anew() -> None:
+    """Its argument counts, for prompts and for conversations."""
+    params: dict[str, Any] = {"chat_template": REASONING, "cache_prompt": False}
+    engine = LlamaCpp(model=str(find_model("rill")), name="rill", slots=1, **params)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    await engine.start()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    chat = {"messages": (Message("user", "What time is it?"),), "tools": json.dumps(BOTH[1:])}
+    asked: tuple[dict[str, Any], ...] = ({}, {"prompt": None, **chat})
+    try:
+        for fields in asked:
+            for name in ("first", "again"):
+                sink = RecordingSink()
+                engine.submit(ask(name, 2, **fields), sink)
+                await sink.end()
+                assert sink.reason == "length"
+                assert sink.cached_tokens == 0, name
+    finally:
+        await stop(engine)
+
+
 @pytest.mark.parametrize(
     ("text", "stop_type", "ending"),
     [
