@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.support.calling import counts_of, create, ends_of, joined, usage_of
+from tests.support.openai_wire import chunks_of
 from tests.support.servers import RunningServer
 from tests.support.smollm2 import Reference
 
@@ -114,13 +115,15 @@ PERSON = {
     "required": ["name", "age", "pets"],
     "additionalProperties": False,
 }
+# The model's own person has an age of 20 or 25, which are equally likely.
+ANNA = 'Repeat this: {"name":"Anna","age":34,"pets":["cat","dog"]}'
 VERBATIM = {"const": ["日本語 🌊", "e\u0301", {"ключ": 'a "b" \\ c'}]}
 
 
 @pytest.mark.parametrize("schema", [PERSON, VERBATIM], ids=["person", "verbatim"])
 def test_an_answer_follows_its_schema(server: RunningServer, schema: dict[str, Any]) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    fields = asked("Invent a person.", max_tokens=120, response_format=form)
+    fields = asked(ANNA, max_tokens=120, response_format=form)
     whole = create(server, **fields)
     assert whole.choices[0].finish_reason == "stop"
     assert jsonschema_rs.is_valid(schema, json.loads(whole.choices[0].message.content))
@@ -139,9 +142,7 @@ async def test_eight_streams_side_by_side_are_each_complete(
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
             fields |= {"logprobs": True}
             response = await http.post("/v1/chat/completions", json=fields)
-            *chunks, end = response.text.split("\n\n")[:-1]
-            assert end == "data: [DONE]"
-            *deltas, last = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+            *deltas, last = chunks_of(response.content)
             choices = [delta["choices"][0] for delta in deltas]
             said = "".join(choice["delta"].get("content", "") for choice in choices)
             entries = [e for c in choices if c["logprobs"] for e in c["logprobs"]["content"]]

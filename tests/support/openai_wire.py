@@ -1,6 +1,7 @@
 """OpenAI's API as bytes on the wire: begin a stream, and take its chunks apart."""
 
 import json
+import re
 from typing import Any
 
 from tests.support.raw import Connection
@@ -9,6 +10,7 @@ from tests.support.servers import RunningServer
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESUMABLE = "X-Penstock-Resumable: true"
 DONE = b"data: [DONE]\n\n"
+COMMENT = re.compile(rb"^: (?:ping|queue position=.*|status .*)\n", re.MULTILINE)
 
 
 def begin(server: RunningServer, data: bytes) -> tuple[Connection, str]:
@@ -27,7 +29,12 @@ def begin(server: RunningServer, data: bytes) -> tuple[Connection, str]:
 
 
 def chunks_of(body: bytes) -> list[dict[str, Any]]:
-    """Return the chunks of a body, which must end with `[DONE]`."""
+    """Return the chunks of a body, which must end with `[DONE]`.
+
+    Comments may stand before a chunk: the server sends them while a stream is silent, for example
+    while an engine restarts on a busy machine.
+    """
+    body = COMMENT.sub(b"", body)
     assert body.endswith(b"\n\n" + DONE)
     assert body.count(b"[DONE]") == 1
     frames = body.removesuffix(DONE).removesuffix(b"\n\n").split(b"\n\n")
