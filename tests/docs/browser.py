@@ -3,14 +3,17 @@
 It is a program of its own because Playwright's blocking API needs a process without an event loop.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
+from playwright.sync_api import TimeoutError as LateError
 from playwright.sync_api import sync_playwright
 
 from tests.page.conftest import ARGS
 
 QUIET_MS = 500  # the script is taken for finished when the page has not changed for so long
+PATIENCE_MS = 30_000  # until the first text, which is late on a busy machine
 
 
 def main(chromium: str, url: str, script: str) -> None:
@@ -24,6 +27,8 @@ def main(chromium: str, url: str, script: str) -> None:
         page.goto(f"{url}/health/live")
         page.evaluate("document.body.replaceChildren()")
         page.evaluate(f"async () => {{\n{code}\n}}")
+        with contextlib.suppress(LateError):
+            page.wait_for_function("document.body.innerText !== ''", timeout=PATIENCE_MS)
         text = None
         while text is None or text != page.inner_text("body"):
             text = page.inner_text("body")
