@@ -10,23 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-import penstock
+from tests.support.built import ROOT, built_wheel
 
-ROOT = Path(penstock.__file__).parent.parent
+PATIENCE_S = 60
+# Making environments and filling them takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    # Build from the source distribution, in a separate directory, so that files of an earlier
-    # build in build/ are left out.
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (built,) = out.glob("*.whl")
-    return built
+    return built_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_the_model_the_page_and_nothing_of_the_tests(wheel: Path) -> None:
@@ -43,7 +36,6 @@ def test_the_wheel_holds_the_model_the_page_and_nothing_of_the_tests(wheel: Path
     ]
 
 
-@pytest.mark.timeout(400)
 def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Path) -> None:
     empty = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
@@ -66,12 +58,11 @@ def test_the_wheel_alone_serves_the_model_and_the_page(wheel: Path, tmp_path: Pa
                 break
         assert url, "".join(said)
         try:
-            page = httpx.get(url, headers={"Accept": "text/html"})
-            module = httpx.get(f"{url}/page/client/index.js")
-            answer = httpx.post(
-                f"{url}/generate",
-                json={"prompt": "Once upon a time", "max_tokens": 20, "stream": False},
-            )
+            with httpx.Client(base_url=url, timeout=PATIENCE_S) as http:
+                page = http.get("/", headers={"Accept": "text/html"})
+                module = http.get("/page/client/index.js")
+                body = {"prompt": "Once upon a time", "max_tokens": 20, "stream": False}
+                answer = http.post("/generate", json=body)
         finally:
             server.terminate()
             server.wait()

@@ -10,11 +10,14 @@ import pytest
 
 from tests.docs.pages import ROOT, blocks_of
 from tests.faults.proxy import Faults, cut, proxy_in_a_thread
+from tests.support.built import built_wheel
 from tests.support.proxies import replaced
 from tests.support.servers import serve
 
 PROJECT = ROOT / "clients" / "python"
 URL = "http://127.0.0.1:8000"
+# Making environments and filling them takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(400)
 CANCEL = """
 from penstock_client import AsyncClient, Client
 
@@ -28,12 +31,7 @@ print(stream.finish_reason)
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from the source distribution, as for a release."""
-    out = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--outdir", str(out), str(PROJECT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (built,) = out.glob("*.whl")
-    return built
+    return built_wheel(PROJECT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
