@@ -222,7 +222,8 @@ def unauthorised(peer: Peer) -> None:
 def test_what_goes_wrong_is_counted_by_its_kind(script: Script, kind: str) -> None:
     with scripted_server(models, script, GOOD) as server:
         load = Load(concurrency=1, num_requests=2)
-        found = run(server.url, load=load, timeout_s=3.0, api_key=KEY).figures
+        patience = 3.0 if kind == TIMEOUT else OPTIONS.timeout_s
+        found = run(server.url, load=load, timeout_s=patience, api_key=KEY).figures
     assert found.errors == {kind: 1}
     assert found.num_finished == 1
     assert found.completion_tokens is not None

@@ -28,7 +28,7 @@ from tests.support.deployed import DEPLOY
 from tests.support.ports import free_port
 from tests.support.proxies import find, running
 from tests.support.servers import RunningServer, serve
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parents[2]
 SCALING = ROOT / "docs" / "scaling.md"
@@ -147,7 +147,7 @@ def _listening(balancer: Balancer) -> set[int]:
 
 
 def _listens_at(port: int, worker: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):  # an old one may just end
+    with contextlib.suppress(psutil.Error):  # an old one may just end
         return any(
             each.status == psutil.CONN_LISTEN and each.laddr.port == port
             for each in worker.net_connections("tcp")
@@ -166,7 +166,8 @@ def _wait_for_envoy(balancer: Balancer) -> None:
     wanted = re.findall(r"port_value: (\d+)", (balancer.folder / "replicas.yaml").read_text())
 
     def has_them() -> bool:
-        answer = httpx.get(f"http://127.0.0.1:{balancer.operator_port}/clusters")
+        where = f"http://127.0.0.1:{balancer.operator_port}/clusters"
+        answer = httpx.get(where, timeout=PATIENCE_S)
         return set(re.findall(r"^penstock::127\.0\.0\.1:(\d+)::", answer.text, re.M)) == set(wanted)
 
     assert eventually(has_them)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 
 from tests.support.raw import reset_on_close
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """Seconds that a script may wait, so that a test fails instead of hanging."""
 
 HEAD = (
