@@ -25,6 +25,7 @@ from tests.vllm.engines import RESTART_LIMIT_S, SLOTS, core_of, engine_args, gro
 from tests.vllm.running import Watch, watched
 
 GONE_WITHIN_S = 5.0  # it takes milliseconds; a machine may be busy
+NUM_TRIES = 10
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +63,17 @@ def text_of(events: list[dict[str, Any]]) -> str:
 
 
 def test_a_plain_sse_client_gets_vllm_s_tokens_as_they_are_generated(server: RunningServer) -> None:
-    *deltas, end = stream(server, max_tokens=50)
-    assert len(deltas) >= 10  # a busy machine joins the tokens of some steps
-    assert [event["index"] for event in deltas] == list(range(len(deltas)))
-    assert end["finished"]
-    assert end["finish_reason"] == "length"
-    assert end["usage"]["completion_tokens"] == 50
-    assert end["timings"]["total_time"] > 0
+    """A busy machine joins the tokens of some steps, and one that stands still those of many."""
+    for _ in range(NUM_TRIES):
+        *deltas, end = stream(server, max_tokens=50)
+        assert [event["index"] for event in deltas] == list(range(len(deltas)))
+        assert end["finished"]
+        assert end["finish_reason"] == "length"
+        assert end["usage"]["completion_tokens"] == 50
+        assert end["timings"]["total_time"] > 0
+        if len(deltas) >= 10:
+            return
+    raise AssertionError(f"answers came in lumps, {NUM_TRIES} times")
 
 
 def test_the_whole_answer_is_the_streamed_one(server: RunningServer) -> None:
@@ -159,7 +164,7 @@ def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch
     since = time.monotonic()
     ends: list[dict[str, Any]] = []
     threads = [
-        threading.Thread(target=lambda n=n: ends.append(stream(server, seed=n, max_tokens=100)[-1]))
+        threading.Thread(target=lambda n=n: ends.append(stream(server, seed=n, max_tokens=400)[-1]))
         for n in range(2 * SLOTS)
     ]
     for thread in threads:
@@ -168,6 +173,7 @@ def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch
         thread.join()
     assert len(ends) == 2 * SLOTS
     assert {end["finish_reason"] for end in ends} <= {"stop", "length"}
+    watch.until(SLOTS, since)
     counts = [running for when, running, _ in watch.records if when >= since]
     assert max(counts) == SLOTS
 
@@ -178,9 +184,10 @@ def test_streams_are_batched_up_to_the_slots(server: RunningServer, watch: Watch
 def test_a_client_that_goes_ends_its_request_in_vllm(
     server: RunningServer, watch: Watch, go: Callable[[Connection], None], streamed: bool
 ) -> None:
-    with open_stream(server.port, generate(max_tokens=1000))[0]:  # keeps vLLM counting
+    # As long as the context allows: they take two seconds.
+    with open_stream(server.port, generate(max_tokens=2000))[0]:  # keeps vLLM counting
         watch.until(1, time.monotonic())
-        client = Connection(server.port).send(generate(max_tokens=1000, stream=streamed))
+        client = Connection(server.port).send(generate(max_tokens=2000, stream=streamed))
         watch.until(2, time.monotonic())
         gone = time.monotonic()
         go(client)
@@ -228,8 +235,8 @@ def test_a_server_that_is_killed_leaves_nothing_of_vllm_behind(server: RunningSe
         connection.chunk()
         server.process.kill()
         server.process.wait()
-    assert eventually(lambda: not group_of(leader), 5)
-    assert eventually(lambda: not any(Path(path).exists() for path in files), 5)
+    assert eventually(lambda: not group_of(leader))
+    assert eventually(lambda: not any(Path(path).exists() for path in files))
 
 
 def open_files(leader: int) -> set[str]:

@@ -219,17 +219,18 @@ def test_a_stream_is_resumed_without_asking_vllm_again(both: list[OwnServer]) ->
 
 
 def test_a_cancel_ends_the_work_at_vllm(both: list[OwnServer]) -> None:
+    """Eight choices: four at once, and then four others. One alone would end within a second."""
     before = total(both, "generation_tokens_total")
-    body = {"prompt": PROMPTS[0], "max_tokens": LENGTH, "stream": True, **ENDLESS}
+    body = {"prompt": PROMPTS[0], "max_tokens": LENGTH, "stream": True, "n": 8, **ENDLESS}
     data = post(json.dumps(body).encode(), path="/v1/completions")
-    with front(*both) as server:
+    with front(both[0]) as server:
         connection, stream_id = open_stream(server.port, data)
         with connection:
             next(connection.events())
-            assert total(both, "num_requests_running") == 1
+            assert total(both, "num_requests_running") >= 1
             assert cancel_stream(server.port, stream_id) == "cancelled"
         assert eventually(lambda: total(both, "num_requests_running") == 0)
-    assert total(both, "generation_tokens_total") - before < LENGTH
+    assert total(both, "generation_tokens_total") - before < 8 * LENGTH
 
 
 async def test_an_answer_leaves_a_vllm_that_hangs(both: list[OwnServer]) -> None:
