@@ -27,7 +27,7 @@ from tests.docs.pages import ROOT, SERVE, Block, Placeholders, console_commands,
 from tests.page.conftest import MISSING, find_chromium
 from tests.support.servers import RunningServer, serve
 
-BLOCK_TIMEOUT_S = 60
+BLOCK_TIMEOUT_S = 120
 HERE = Path(__file__).parent
 BETWEEN = "\x1e"  # between the outputs of two commands
 NEEDS_NODE = "no Node found: install Node 20 or later (Debian, Ubuntu: apt-get install nodejs)"

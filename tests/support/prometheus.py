@@ -14,7 +14,7 @@ from tests.support.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATIENCE_S = 60.0
-STOP_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 60
 
 
 class Prometheus:

@@ -12,7 +12,7 @@ from tests.support.programs import find_program
 from tests.support.waiting import eventually
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-STOP_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 60
 # Debian keeps both programs where only root's PATH looks.
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = """

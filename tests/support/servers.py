@@ -17,7 +17,7 @@ from tests.support.raw import ask, request
 from tests.support.waiting import eventually
 
 START_TIMEOUT_S = 60  # only so that a hung test ends
-STOP_TIMEOUT_S = 15
+STOP_TIMEOUT_S = 40
 # The kernel may merge two signals that come at once, and so may the loop of a server that gets no
 # time: then the third one is the second.
 HURRY_AFTER_S = (0.5, 5.0)

@@ -54,13 +54,19 @@ class Watch:
         self.records: list[tuple[float, int, int]] = []
         self._changed = threading.Condition()
         self._receiver = receiver
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
 
     def _read(self) -> None:
         while record := self._receiver.recv(RECORD.size):
             with self._changed:
                 self.records.append(RECORD.unpack(record))
                 self._changed.notify_all()
+
+    def close(self) -> None:
+        """Take no more reports, of which none is half read when the socket is closed."""
+        self._receiver.shutdown(socket.SHUT_RDWR)
+        self._reading.join()
 
     def until(self, running: int, since: float, limit_s: float = 30.0) -> float:
         """Wait until vLLM runs exactly `running` requests, and return when it did after `since`."""
@@ -93,10 +99,11 @@ def watched() -> Iterator[Watch]:
         wanted = {"PYTHONPATH": os.pathsep.join([folder, root]), SOCKET: f"{folder}/socket"}
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
+        watch = Watch(receiver)
         try:
-            yield Watch(receiver)
+            yield watch
         finally:
-            receiver.shutdown(socket.SHUT_RDWR)
+            watch.close()
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name)
