@@ -265,6 +265,7 @@ def test_a_replacement_made_by_flush_can_complete_a_stop_string() -> None:
 
 
 @given(st.lists(st.one_of(answers, unruly_bytes), max_size=8), stops)
+@example([b"\xc2", "", b"\x80"], [])  # a token without text, in the middle of a character
 def test_text_may_come_as_str_and_bytes_in_turn(pieces: list[str | bytes], stop: list[str]) -> None:
     as_bytes = b"".join(p.encode() if isinstance(p, str) else p for p in pieces)
     assert stream(pieces, stop) == whole(as_bytes.decode("utf-8", "replace"), stop)

@@ -4,11 +4,11 @@ It is a program of its own because Playwright's blocking API needs a process wit
 """
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 
-from playwright.sync_api import TimeoutError as LateError
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.page.conftest import ARGS
 
@@ -27,8 +27,8 @@ def main(chromium: str, url: str, script: str) -> None:
         page.goto(f"{url}/health/live")
         page.evaluate("document.body.replaceChildren()")
         page.evaluate(f"async () => {{\n{code}\n}}")
-        with contextlib.suppress(LateError):
-            page.wait_for_function("document.body.innerText !== ''", timeout=PATIENCE_MS)
+        with contextlib.suppress(AssertionError):
+            expect(page.locator("body")).to_have_text(re.compile(r"\S"), timeout=PATIENCE_MS)
         text = None
         while text is None or text != page.inner_text("body"):
             text = page.inner_text("body")

@@ -5,6 +5,7 @@ from typing import Any
 
 from playwright.async_api import Page
 
+from tests.page.waiting import until
 from tests.support.raw import generate, open_stream, post
 from tests.support.servers import RunningServer
 
@@ -59,7 +60,7 @@ class Source:
 
     async def until(self, condition: str) -> list[Told]:
         """Wait for a condition in JavaScript about `record` and `source`; return the record."""
-        await self._page.wait_for_function(f"() => {condition}", timeout=60_000)
+        await until(self._page, condition)
         return await self.record()
 
     async def until_over(self) -> list[Told]:

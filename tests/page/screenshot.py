@@ -3,6 +3,7 @@
 python -m tests.page.screenshot docs/page.png [seed]
 """
 
+import re
 import sys
 
 from playwright.sync_api import expect, sync_playwright
@@ -11,6 +12,7 @@ from tests.page.conftest import ARGS, MISSING, find_chromium
 from tests.support.servers import serve
 
 QUESTIONS = ("Hello! Who are you?", "Tell me a story about a river.")
+LONG = re.compile(".{500}", re.DOTALL)
 
 
 def main(path: str, seed: str) -> None:
@@ -33,9 +35,7 @@ def main(path: str, seed: str) -> None:
             if number < len(QUESTIONS) - 1:
                 expect(page.locator("body")).to_have_attribute("data-state", "finished")
                 expect(page.get_by_role("button", name="Send")).to_be_visible()
-        page.wait_for_function(
-            "() => [...document.querySelectorAll('.assistant .text')].at(-1).innerText.length > 500"
-        )
+        expect(page.locator(".assistant .text").last).to_have_text(LONG, timeout=30_000)
         page.screenshot(path=path, animations="disabled")
         print(text.text_content())
         browser.close()

@@ -25,6 +25,7 @@ from tests.page.chat_steps import (
 )
 from tests.page.conftest import OpenPage
 from tests.page.test_page import CONTRASTS, MARKUP
+from tests.page.waiting import until
 from tests.support.npm import npm_package
 from tests.support.ports import free_port
 from tests.support.raw import ask, cancel_stream, generate, open_stream, request
@@ -239,10 +240,10 @@ async def test_copy_takes_the_markdown_of_an_answer_and_the_text_of_its_code(
     await say(page, "Code")
     await page.evaluate(NOTE_COPIES)
     await page.locator("figure").get_by_role("button", name="Copy").click()
-    await page.wait_for_function("window.copied.length === 1")
+    await until(page, "window.copied.length === 1")
     assert await page.evaluate("navigator.clipboard.readText()") == "print(1)"
     await press(page, "Copy")
-    await page.wait_for_function("window.copied.length === 2")
+    await until(page, "window.copied.length === 2")
     assert await page.evaluate("window.copied") == ["code", "turn"]
     assert await page.evaluate("navigator.clipboard.readText()") == text
 
@@ -405,9 +406,9 @@ async def test_a_conversation_survives_the_death_of_the_server(open_page: OpenPa
         await send(page, "Survive")
         await until_tokens(page, 5)
         # The page keeps a running answer once a second.
-        kept = """async () => (await (await import("/page/store.js")).loadConversation(
+        kept = """(await (await import("/page/store.js")).loadConversation(
           location.hash.slice(1))).turns.some(({ role, text }) => role === "assistant" && text)"""
-        await page.wait_for_function(kept)
+        await until(page, kept)
         first.process.kill()
         first.process.wait()
         await state_is(page, "resuming")

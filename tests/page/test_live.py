@@ -14,6 +14,7 @@ from tests.page.chat_steps import send, state_is
 from tests.page.conftest import OpenPage
 from tests.page.test_chat import found_nothing
 from tests.page.test_page import CONTRASTS
+from tests.page.waiting import until
 from tests.support.keyed import Keys
 from tests.support.npm import npm_package
 from tests.support.raw import Connection, ask, cancel_stream, generate, open_stream, request
@@ -65,7 +66,7 @@ async def note_pipes(page: Page) -> None:
 
 
 async def pipe_has_shown(page: Page, kind: str) -> None:
-    await page.wait_for_function("(kind) => window.pipes.includes(kind)", arg=kind)
+    await until(page, "window.pipes.includes(arg)", kind)
 
 
 # --- The live view
