@@ -109,6 +109,8 @@ class Text:
     def _join(self, piece: str | bytes) -> str:
         if self._joiner is None:
             self._joiner = codecs.getincrementaldecoder("utf-8")("replace")
+        if not piece:
+            return ""
         if isinstance(piece, str):  # the incomplete character stays incomplete
             return self._joiner.decode(b"", True) + piece
         return self._joiner.decode(piece)
