@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -167,13 +167,10 @@ class Fleet:
         Read it at once: otherwise it is forgotten again. With `afresh`, it has everything that was
         stored before the call; without, it may be 50 ms behind.
         """
-        try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                copy = await self._copies.hold(stream_id)
-                if copy is not None and afresh:
-                    copy = await self._caught_up(copy)
-        except (StoreError, TimeoutError) as error:
-            raise _problem_of(error) from None
+        async with _asking_the_store():
+            copy = await self._copies.hold(stream_id)
+            if copy is not None and afresh:
+                copy = await self._caught_up(copy)
         if copy is None:
             return None
         asyncio.get_running_loop().call_soon(copy.release)
@@ -184,11 +181,8 @@ class Fleet:
 
         Everything that happened to the stream before is stored when this returns.
         """
-        try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                await self._stored.confirm_owner(stream)
-        except (StoreError, TimeoutError) as error:
-            raise _problem_of(error) from None
+        async with _asking_the_store():
+            await self._stored.confirm_owner(stream)
 
     async def _caught_up(self, copy: Followed) -> Followed | None:
         """Return a held copy that has everything which is stored now."""
@@ -203,19 +197,17 @@ class Fleet:
 
         The claim ends whatever its owner does for it. Raises Problem.
         """
-        try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                copy = await self._copies.hold(stream_id)
-                if copy is None:
-                    return None
-                if not owner.may_see(copy.stream.record.owner):
-                    copy.release()
-                    return None
-                # A task of its own: a claim must not stay halfway because the client leaves.
-                cancelling = self._run(self._claim_and_cancel(copy))
-                return finish_reason_of(await asyncio.shield(cancelling))
-        except (StoreError, TimeoutError) as error:
-            raise _problem_of(error) from None
+        async with _asking_the_store():
+            copy = await self._copies.hold(stream_id)
+            if copy is None:
+                return None
+            if not owner.may_see(copy.stream.record.owner):
+                copy.release()
+                return None
+            # A task of its own: a claim must not stay halfway because the client leaves.
+            cancelling = self._run(self._claim_and_cancel(copy))
+            end = await asyncio.shield(cancelling)
+        return finish_reason_of(end)
 
     async def _claim_and_cancel(self, copy: Followed) -> TerminalEvent:
         stream = copy.stream
@@ -403,11 +395,16 @@ class Fleet:
         return task
 
 
-def _problem_of(error: StoreError | TimeoutError) -> Problem:
-    """Return the problem for a client whose stream could not be read from the store."""
-    if isinstance(error, ReadElsewhereError):
-        return read_elsewhere()
-    return store_unavailable()
+@contextlib.asynccontextmanager
+async def _asking_the_store() -> AsyncIterator[None]:
+    """Ask the store for a client, which waits `CLAIM_TIMEOUT_S` at most. Raises Problem."""
+    try:
+        async with asyncio.timeout(CLAIM_TIMEOUT_S):
+            yield
+    except ReadElsewhereError:
+        raise read_elsewhere() from None
+    except (StoreError, TimeoutError):
+        raise store_unavailable() from None
 
 
 def read_elsewhere() -> Problem:

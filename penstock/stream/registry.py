@@ -305,9 +305,8 @@ class Streams:
         Read it at once: otherwise another replica's stream is forgotten again. With `afresh`, it
         has everything that any replica has shown; without, it may be 50 ms behind.
         """
-        own = self._open.get(stream_id)
-        if self.fleet is not None and own is not None and afresh:
-            await self.fleet.confirm_owner(own)  # another replica may have claimed it a moment ago
+        if afresh:
+            await self.until_stored(stream_id)  # another replica may have claimed it a moment ago
         if self.fleet is not None and stream_id not in self._open:
             is_kept = self.kept.find(stream_id) is not None
             if self.memory_is_full and not is_kept and not self.fleet.shows(stream_id):
@@ -318,7 +317,10 @@ class Streams:
         return self.find(stream_id, owner)
 
     async def until_stored(self, stream_id: str) -> None:
-        """Wait until other replicas can find an open stream of this one. Raises Problem."""
+        """Wait until other replicas can find an open stream of this server. Raises Problem.
+
+        The stream is open no more if another replica has claimed it.
+        """
         stream = self._open.get(stream_id)
         if self.fleet is not None and stream is not None:
             await self.fleet.confirm_owner(stream)

@@ -173,8 +173,8 @@ def test_new_streams_go_to_the_process_that_has_fewer(server: RunningServer) -> 
     streams: list[Connection] = []
     numbers: list[int] = []
     try:
-        # Both have the same number. One that gets no time leaves its turns to the other process,
-        # and has fewer then: it gets the next ones.
+        # Each process gets half of the streams. A process that gets no time falls behind, and it
+        # gets the next streams.
         while len(streams) < 20 or abs(numbers.count(1) - numbers.count(2)) > 2:
             assert len(streams) < 300, numbers
             streams.append(open_stream(server.port, generate(max_tokens=1000))[0])

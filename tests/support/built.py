@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# What a clean clone has not: environments, caches, and what earlier builds have left.
+# A clean clone has no environments, no caches and no results of earlier builds.
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
 
 

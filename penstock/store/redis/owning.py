@@ -175,9 +175,9 @@ class Owning:
 
     async def confirm_owner(self, log: RedisLog) -> None:
         """Learn whether this replica still owns a log. Raises StoreError."""
-        stored = asyncio.get_running_loop().create_future()
-        self.append((), lambda: None if stored.done() else stored.set_result(None))
-        await stored
+        stored = asyncio.Event()
+        self.append((), stored.set)
+        await stored.wait()
         if log.is_lost or log.is_over:
             return
         if self._line is None:

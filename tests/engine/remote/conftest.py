@@ -1,4 +1,4 @@
-"""What all tests of the remote engine in the test's own process need."""
+"""Settings of the tests that run the remote engine in their own process."""
 
 import pytest
 
