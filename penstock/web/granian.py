@@ -9,7 +9,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from granian._granian import SocketHolder
@@ -163,9 +165,32 @@ class GranianServer(Server):
         self.ssl_ctx: Any = (bool(key), certificate, key, None, minimum, None, [], False)
 
     def _init_shared_socket(self) -> None:
-        descriptor = os.dup(self._listener.fileno())  # Granian closes it when it stops
+        self._descriptor = os.dup(self._listener.fileno())  # Granian closes it when it stops
         holder: Any = SocketHolder  # its type stub lacks the arguments
-        self._shd = holder(descriptor, False, self.backlog)
+        self._shd = holder(self._descriptor, False, self.backlog)
+
+    def accept_no_more(self) -> None:
+        """Leave new connections to another server on `listener`, and serve those that are here.
+
+        Granian has no such state: stopped, it cuts off each TLS handshake that is under way. So its
+        descriptor becomes that of a socket to which nobody connects.
+        """
+        with _unused_listener() as unused:
+            os.dup2(unused.fileno(), self._descriptor, inheritable=False)
+
+
+@contextlib.contextmanager
+def _unused_listener() -> Iterator[socket.socket]:
+    """Yield a socket that listens where nobody connects."""
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(socket.socket(socket.AF_UNIX))
+        if sys.platform == "linux":
+            made.bind("")  # the kernel chooses a name, in no folder: a full disk is no matter
+        else:
+            made.bind(f"{stack.enter_context(tempfile.TemporaryDirectory())}/unused")
+        made.listen()
+        made.setblocking(False)
+        yield made
 
 
 class GranianServers:
@@ -191,6 +216,8 @@ class GranianServers:
         self._watch = GranianWatch(app, listener, max_connections, timeouts, trusts)
         self._listener = listener
         self._max_connections = max_connections
+        # Within this time a connection begins its first request, or `GranianWatch` closes it.
+        self._until_first_request = 2 * timeouts.head
         self._http2 = http2 or tls is not None
         self._tls = tls
         self._pair = pair
@@ -199,16 +226,19 @@ class GranianServers:
         """Serve until `stop` is set and every open response has ended."""
         watching = keep("TLS deadlines", self._watch.run)
         servers = [self._begin()]
+        loop = asyncio.get_running_loop()
         try:
-            # Two servers share the socket for a moment, so that no connection is refused.
             async for pair in self._new_pairs(stop):
                 self._pair = pair
+                old, _ = servers[-1]
+                old.accept_no_more()  # who comes now waits in the socket's queue
                 servers.append(self._begin())
-                servers[-2][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
+                loop.call_later(self._until_first_request, old.stop)
                 servers = [each for each in servers if not each[1].done()]
                 log.info("serving with a new certificate")
             self._listener.close()
-            servers[-1][0].stop()  # type: ignore[no-untyped-call] # it has no annotations
+            for server, _ in servers:
+                server.stop()  # type: ignore[no-untyped-call] # it has no annotations
             await asyncio.gather(*(running for _, running in servers))
         finally:
             watching.cancel()

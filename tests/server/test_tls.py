@@ -5,13 +5,15 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import h2.config
 import h2.connection
 import h2.events
 import httpx
+import psutil
 import pytest
 import trustme
 
@@ -20,6 +22,9 @@ from tests.support.servers import RunningServer, refuses_to_start, serve
 from tests.support.waiting import eventually
 
 AUTHORITY = trustme.CA()
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+Read = TypeVar("Read")
 
 
 class Certificate:
@@ -120,7 +125,7 @@ def test_old_versions_of_tls_are_refused(server: RunningServer) -> None:
 
 def test_plain_http_is_not_answered(server: RunningServer) -> None:
     with socket.create_connection(server.address, timeout=20) as raw:
-        raw.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        raw.sendall(HEALTH)
         with contextlib.suppress(ConnectionError):
             assert b"HTTP" not in raw.recv(1000)
 
@@ -139,6 +144,67 @@ def test_a_new_certificate_is_shown_and_streams_go_on(
             rest = list(lines)
     assert sum(line.startswith("data: ") for line in rest) == 120
     assert '"finish_reason":"length"' in rest[-2]
+
+
+class HalfwayHandshake:
+    """A client that has sent half of its first message, on a connection that was accepted."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context().wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        hello = self._outgoing.read()
+        self._rest = hello[20:]
+        self._raw = socket.create_connection(server.address, timeout=20)
+        self._raw.sendall(hello[:20])
+        own = self._raw.getsockname()
+        assert eventually(
+            lambda: own in (each.raddr for each in psutil.Process(server.pid).net_connections())
+        )
+
+    def __enter__(self) -> "HalfwayHandshake":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    def _read(self, step: Callable[[], Read]) -> Read:
+        """Return what `step` returns when it has read enough."""
+        while True:
+            self._raw.sendall(self._outgoing.read())
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                received = self._raw.recv(65536)
+                assert received, "the connection was cut off"
+                self._incoming.write(received)
+
+    def finish(self) -> str:
+        """Send the rest, and return the serial number of the certificate that was shown."""
+        self._raw.sendall(self._rest)
+        self._read(self._tls.do_handshake)
+        return str((self._tls.getpeercert() or {})["serialNumber"])
+
+    def ask(self) -> bytes:
+        """Return the beginning of the answer to a request."""
+        self._tls.write(HEALTH)
+        return self._read(lambda: self._tls.read(100))
+
+
+def test_a_new_certificate_cuts_off_no_connection_that_has_asked_nothing_yet(
+    server: RunningServer, certificate: Certificate
+) -> None:
+    """Regression: Granian, stopped, cut off each handshake that was under way, and each connection
+    between its handshake and its first request."""
+    before = serial(server)
+    with HalfwayHandshake(server) as halfway, connected(server, "http/1.1") as silent:
+        certificate.renew()
+        assert eventually(lambda: serial(server) != before, 20)
+        assert halfway.finish() == before
+        assert halfway.ask().startswith(b"HTTP/1.1 200 ")
+        silent.sendall(HEALTH)
+        assert silent.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_certificate_that_is_broken_changes_nothing(
