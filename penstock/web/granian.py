@@ -74,7 +74,13 @@ class GranianPeer:
 
     def write(self, data: bytes, is_last: bool) -> bool:
         """Write part of the body."""
-        sent = self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        try:
+            sent = self._send(
+                {"type": "http.response.body", "body": data, "more_body": not is_last}
+            )
+        except Exception:
+            self._give_up()
+            return False
         if not _must_wait[type(sent)]:
             return True
         self._waiting = asyncio.ensure_future(self._wait_for(sent))
@@ -84,11 +90,14 @@ class GranianPeer:
         try:
             await sent
         except Exception:
-            log.debug("a write failed")
-            self.abort()
+            self._give_up()
             return
         if self._listener is not None:
             self._listener.client_took()
+
+    def _give_up(self) -> None:
+        log.debug("a write failed")
+        self.abort()
 
     def write_rest(self, data: bytes) -> bool:
         """Never called: there is no descriptor."""
