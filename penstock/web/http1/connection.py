@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_descriptor",
         "_framing_bytes",
         "_has_eof",
+        "_head_begun",
         "_head_bytes",
         "_headers",
         "_is_paused",
@@ -113,6 +114,8 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: list[head.Header] = []
         self._head_bytes = 0
+        self._head_begun = False
+        """True if the head began in a piece of the last body's chunks, and was not split off."""
         self._tail = b""
         self._framing_bytes = 0
         self._is_rtsp = False
@@ -255,7 +258,7 @@ class Connection(asyncio.Protocol):
         """Refuse a head at once whose rest cannot help it; `piece` is its latest part."""
         if self._head_bytes > head.MAX_BYTES:
             self._refuse(head.too_large())
-        elif self._head_bytes == len(piece):
+        elif self._head_bytes == len(piece) and not self._head_begun:
             line, end, _ = piece.lstrip(b"\r\n").partition(b"\r\n")
             if end and b" HTTP/" not in line:  # HTTP/0.9: the parser would wait for an empty line
                 self._refuse(head.malformed("the version is missing"))
@@ -282,7 +285,7 @@ class Connection(asyncio.Protocol):
         end = (tail + data).find(HEAD_END) if tail else data.find(HEAD_END)
         if end >= 0:
             end += len(HEAD_END) - len(tail)
-            if not self._head_bytes:
+            if not self._head_bytes and not self._head_begun:
                 self._is_rtsp = b" RTSP/" in data[: data.find(b"\r\n", 2)]  # the parser takes it
             if end < len(data):
                 self._head_bytes += end
@@ -316,6 +319,10 @@ class Connection(asyncio.Protocol):
         self._take_up(exchange, scope | {head.REFUSAL: problem})
 
     # Reports of the parser.
+
+    def on_message_begin(self) -> None:
+        if self._is_primed:
+            self._head_begun = not self._head_bytes
 
     def on_url(self, url: bytes) -> None:
         if self._is_primed:
