@@ -225,8 +225,6 @@ class GranianServers:
         self._watch = GranianWatch(app, listener, max_connections, timeouts, trusts)
         self._listener = listener
         self._max_connections = max_connections
-        # Within this time a connection begins its first request, or `GranianWatch` closes it.
-        self._until_first_request = 2 * timeouts.head
         self._http2 = http2 or tls is not None
         self._tls = tls
         self._pair = pair
@@ -242,7 +240,7 @@ class GranianServers:
                 old, _ = servers[-1]
                 old.accept_no_more()  # who comes now waits in the socket's queue
                 servers.append(self._begin())
-                loop.call_later(self._until_first_request, old.stop)
+                loop.call_later(self._watch.first_request_s, old.stop)
                 servers = [each for each in servers if not each[1].done()]
                 log.info("serving with a new certificate")
             self._listener.close()

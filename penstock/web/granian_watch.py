@@ -73,6 +73,8 @@ class GranianWatch:
         self._port = listener.getsockname()[1]
         self._max_connections = max_connections
         self._timeouts = timeouts
+        self.first_request_s = 2 * timeouts.head
+        """Within this time a connection's first request begins, or the connection is closed."""
         self._trusts = trusts
         self._num_open: collections.Counter[Client] = collections.Counter()
         self._ended_at: dict[Client, float] = {}
@@ -149,7 +151,7 @@ class GranianWatch:
             if known is None:
                 continue
             client, seen_at = known
-            deadline = seen_at + 2 * self._timeouts.head
+            deadline = seen_at + self.first_request_s
             ended = ended_at.get(client)
             if ended is not None:
                 self._ended_at[client] = ended

@@ -15,7 +15,7 @@ from tests.support.raw import ask, request
 from tests.support.scraped import Scrape
 from tests.support.servers import serve
 
-EXAMPLES = 12
+EXAMPLES = 25
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",

@@ -18,11 +18,12 @@ import pytest
 import trustme
 
 from penstock.web.granian import HEADER_TIMEOUT_S
+from tests.support.raw import request
 from tests.support.servers import RunningServer, refuses_to_start, serve
 from tests.support.waiting import eventually
 
 AUTHORITY = trustme.CA()
-HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEALTH = request("GET", "/health")
 
 Read = TypeVar("Read")
 
