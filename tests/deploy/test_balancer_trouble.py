@@ -7,9 +7,8 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -21,10 +20,19 @@ from tests.faults.http2_client import Http2Client
 from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, RefusedError, cancel, fresh_word
-from tests.support.balancers import PROGRAMS, Balancer, balancer, balancers, replica, until_served
+from tests.support.balancers import (
+    PROGRAMS,
+    Balancer,
+    balancer,
+    balancers,
+    in_a_thread,
+    replica,
+    until_served,
+)
 from tests.support.ports import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer
+from tests.support.tcp_server import tcp_servers
 
 NUMBERED = ["numbered=true", "length=100000"]
 READY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -37,17 +45,6 @@ PATIENCE_S = 150.0
 # Caddy 2.6 ends a body that was cut as if it were whole, and so does HAProxy 2.6 over HTTP/2.
 # Clients look for the last event.
 ENDS_WHAT_IS_CUT = {("Caddy", False), ("Caddy", True), ("HAProxy", True)}
-Some = TypeVar("Some")
-
-
-@contextlib.asynccontextmanager
-async def in_a_thread(context: contextlib.AbstractContextManager[Some]) -> AsyncIterator[Some]:
-    """Enter and leave a context that takes its time, while this event loop turns."""
-    entered = await asyncio.to_thread(context.__enter__)
-    try:
-        yield entered
-    finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 # --- a replica that takes a request and dies
@@ -61,26 +58,10 @@ class Lethal:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"POST"):
-                    self.posts.append(head)
-                    break
-                writer.write(READY)
-                await writer.drain()
-        writer.close()
-
-
-@contextlib.asynccontextmanager
-async def lethal_replicas() -> AsyncIterator[tuple[Lethal, list[int]]]:
-    lethal = Lethal()
-    servers = [await asyncio.start_server(lethal.answer, "127.0.0.1", 0) for _ in range(3)]
-    try:
-        yield lethal, [each.sockets[0].getsockname()[1] for each in servers]
-    finally:
-        for each in servers:
-            each.close()
+        while not (head := await reader.readuntil(b"\r\n\r\n")).startswith(b"POST"):
+            writer.write(READY)
+            await writer.drain()
+        self.posts.append(head)
 
 
 @pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
@@ -88,8 +69,9 @@ async def lethal_replicas() -> AsyncIterator[tuple[Lethal, list[int]]]:
 async def test_a_post_that_a_replica_has_taken_is_sent_to_no_other(
     tmp_path: Path, client: Http2Client, name: str, http2: bool
 ) -> None:
+    lethal = Lethal()
     async with (
-        lethal_replicas() as (lethal, ports),
+        tcp_servers(3, lethal.answer) as ports,
         in_a_thread(balancer(name, tmp_path, ports)) as proxy,
     ):
         await until_served(proxy.address)

@@ -15,10 +15,19 @@ from tests.faults.history import History, Truth, numbered
 from tests.faults.http2_client import Http2Client, Http2Request
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
-from tests.support.balancers import PROGRAMS, Balancer, balancers, replica, trusting, until_served
+from tests.support.balancers import (
+    PROGRAMS,
+    Balancer,
+    balancers,
+    in_a_thread,
+    replica,
+    trusting,
+    until_served,
+)
 from tests.support.ports import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer
+from tests.support.tcp_server import tcp_servers
 
 NUMBERED = ["numbered=true", "length=100000"]
 NUM_STREAMS = 8
@@ -132,17 +141,15 @@ class Refusing:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = 0
-                for line in head.lower().split(b"\r\n"):
-                    if line.startswith(b"content-length:"):
-                        length = int(line.partition(b":")[2])
-                await reader.readexactly(length)
-                writer.write(self.refusal if head.startswith(b"POST") else READY)
-                await writer.drain()
-        writer.close()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            await reader.readexactly(length)
+            writer.write(self.refusal if head.startswith(b"POST") else READY)
+            await writer.drain()
 
 
 async def test_a_refusal_reaches_the_client_as_the_replica_sent_it(
@@ -150,11 +157,10 @@ async def test_a_refusal_reaches_the_client_as_the_replica_sent_it(
 ) -> None:
     """nginx has tried all replicas when the last one's 503 comes."""
     refusing, body = Refusing(), b'{"code": "queue_full", "error": "Full."}'
-    servers = [await asyncio.start_server(refusing.answer, "127.0.0.1", 0) for _ in range(3)]
-    ports = [each.sockets[0].getsockname()[1] for each in servers]
-    made = balancers(PROGRAMS, tmp_path, ports)
-    running = await asyncio.to_thread(made.__enter__)
-    try:
+    async with (
+        tcp_servers(3, refusing.answer) as ports,
+        in_a_thread(balancers(PROGRAMS, tmp_path, ports)) as running,
+    ):
         for name, proxy in running.items():
             await until_served(proxy.secure_address, client.send)
             for status in (429, 503):
@@ -169,10 +175,6 @@ async def test_a_refusal_reaches_the_client_as_the_replica_sent_it(
                 head, got = await fetch(proxy.secure_address, asked, send=client.send)
                 assert (name, head.status, got) == (name, status, body)
                 assert head.headers["retry-after"] == "7"
-    finally:
-        await asyncio.to_thread(made.__exit__, None, None, None)
-        for each in servers:
-            each.close()
 
 
 # --- TLS

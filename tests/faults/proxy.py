@@ -17,6 +17,7 @@ from typing import Literal
 
 from tests.support.ports import free_port
 from tests.support.raw import reset_on_close
+from tests.support.tcp_server import TcpServer
 
 Address = tuple[str, int]
 Push = Callable[[bytes], Awaitable[None]]
@@ -209,8 +210,7 @@ class Proxy:
         self.num_cuts = 0
         self._seed = seed
         self._port = free_port()
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._server = TcpServer(self._carry_all)
 
     @property
     def address(self) -> Address:
@@ -222,33 +222,23 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.down()
-        await self.drop()
+        await self._server.close()
 
     async def up(self) -> None:
         """Accept connections."""
-        self._server = await asyncio.start_server(
-            self._accept, "127.0.0.1", self._port, backlog=4096
-        )
+        await self._server.open(port=self._port)
 
     async def down(self) -> None:
         """Refuse new connections; keep the open ones."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        await self._server.refuse()
 
     async def drop(self) -> None:
         """Cut every open connection by RST."""
-        for connection in list(self._connections):
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.drop()
 
-    async def _accept(
+    async def _carry_all(
         self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter
     ) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         self.num_connections += 1
         faults = self.faults_of(random.Random(f"{self._seed}/{self.num_connections}"))
         writers = [client]
@@ -266,7 +256,6 @@ class Proxy:
         except* (OSError, asyncio.CancelledError):
             how = "RST"
         finally:
-            self._connections.discard(task)
             for writer in writers:
                 _close(writer, how)
 

@@ -28,6 +28,7 @@ from tests.faults.proxy import (
     sometimes,
     stall,
 )
+from tests.support.tcp_server import tcp_server
 
 PATIENCE_S = 30.0
 DATA = bytes(range(256)) * 8
@@ -51,18 +52,13 @@ class Target:
         except ConnectionError:
             self.was_reset = True
         self.ended.set()
-        writer.close()
 
 
 @contextlib.asynccontextmanager
 async def listening() -> AsyncIterator[tuple[Target, Address]]:
     target = Target()
-    server = await asyncio.start_server(target.serve, "127.0.0.1", 0)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            yield target, server.sockets[0].getsockname()
-    finally:
-        server.close()
+    async with tcp_server(target.serve) as address, asyncio.timeout(PATIENCE_S):
+        yield target, address
 
 
 async def received_through(*down: Fault, count: int = len(DATA)) -> bytes:
@@ -170,16 +166,15 @@ async def test_a_stall_takes_no_more_so_that_the_sender_has_to_wait() -> None:
             blocked.set()
             writer.transport.abort()
 
-    server = await asyncio.start_server(flood_until_blocked, "127.0.0.1", 0)
     async with (
+        tcp_server(flood_until_blocked) as address,
         asyncio.timeout(PATIENCE_S),
-        proxied(server.sockets[0].getsockname(), down=[stall(100)]) as proxy,
+        proxied(address, down=[stall(100)]) as proxy,
     ):
         reader, writer = await asyncio.open_connection(*proxy.address)
         assert await reader.readexactly(100) == bytes(100)
         await blocked.wait()
         writer.close()
-    server.close()
 
 
 async def test_a_slow_close_keeps_the_bytes_and_delays_the_end() -> None:

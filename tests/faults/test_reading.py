@@ -12,6 +12,7 @@ from tests.faults.checker import judge
 from tests.faults.history import Got, History, Refused, numbered
 from tests.faults.proxy import CLOSES, Address, Faults, Proxy, cut, sometimes
 from tests.faults.reading import Reader, RefusedError, ask_how_it_ended, cancel
+from tests.support.tcp_server import tcp_server
 
 PATIENCE_S = 20.0
 LENGTH = 30
@@ -33,11 +34,6 @@ class SmallServer:
         self.goes_on.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self._answer(reader, writer)
-        writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *lines = head.strip().split("\r\n")
         method, path, _ = first.split(" ")
@@ -109,12 +105,8 @@ def _whole(writer: asyncio.StreamWriter, status: str, fields: dict[str, str]) ->
 @contextlib.asynccontextmanager
 async def listening() -> AsyncIterator[tuple[SmallServer, Address]]:
     small = SmallServer()
-    server = await asyncio.start_server(small.serve, "127.0.0.1", 0)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            yield small, server.sockets[0].getsockname()
-    finally:
-        server.close()
+    async with tcp_server(small.serve) as address, asyncio.timeout(PATIENCE_S):
+        yield small, address
 
 
 TRUTH = numbered("plum", length=LENGTH, max_tokens=100)

@@ -19,6 +19,7 @@ from penstock.store.redis.layout import FORMAT_KEY, PREFIX
 from tests.store.servers import RedisServer
 from tests.store.stores import Replica
 from tests.support.ports import free_port
+from tests.support.tcp_server import tcp_server
 
 DOCS = Path(__file__).parents[2] / "docs" / "stores.md"
 SECRET = "a-secret-of-the-store"
@@ -162,10 +163,8 @@ async def test_a_server_that_is_not_redis(
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(says)
-        writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with tcp_server(answer) as (_, port):
         error = await refusal(f"redis://127.0.0.1:{port}/0")
     assert str(error).endswith("ended the connection.")
     assert "rediss://" in error.hint

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from tests.support.ports import free_port
+from tests.support.tcp_server import TcpServer
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
@@ -26,8 +27,6 @@ BOUND = ('{"', "lake", '"', ":5", "}")
 """The pieces of an answer that something binds."""
 BONDS = {"response_format", "structured_outputs", "regex", "ebnf", "grammar", "json_schema"}
 LOGPROB = -0.5
-# So many turns of the loop take a connection from `accept` to its task.
-TURNS = 5
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "old sglang": "sglang", "ollama": "library"}
 
 
@@ -37,11 +36,6 @@ def chunk(data: bytes) -> bytes:
 
 def event(value: object) -> bytes:
     return chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
-
-
-async def let_the_loop_turn() -> None:
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
 
 
 class Exchange:
@@ -210,8 +204,7 @@ class FakeUpstream:
         self.tls: ssl.SSLContext | None = None
         self.weight = 1.0
         self.reasoning_parser: str | None = None
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TcpServer(self._serve)
 
     @property
     def url(self) -> str:
@@ -221,30 +214,13 @@ class FakeUpstream:
     async def open(self) -> None:
         """Listen, at the same port each time."""
         self.port = self.port or free_port()
-        self._server = await asyncio.start_server(
-            self._serve, self.host, self.port, backlog=512, ssl=self.tls
-        )
+        await self._server.open(self.host, self.port, self.tls)
 
     async def close(self) -> None:
         """Stop listening, and reset every connection."""
-        if self._server is not None:
-            for each in self._server.sockets:
-                asyncio.get_running_loop().remove_reader(each.fileno())
-            # A closed `asyncio.Server` would lose the connections that it has just accepted.
-            await let_the_loop_turn()
-            self._server.close()
-        for writer in list(self.gone):
-            writer.transport.abort()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await let_the_loop_turn()  # it closes the aborted connections now
+        await self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self.gone[writer] = asyncio.Event()
         watch = None
         try:
@@ -256,13 +232,9 @@ class FakeUpstream:
             path = first.split(" ")[1]
             exchange = Exchange(self, path, headers, json.loads(body or b"null"), writer)
             await self._respond(exchange)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the other side may leave at any time, and so may the test
         finally:
             if watch is not None:
                 watch.cancel()
-            writer.close()
-            self._tasks.discard(task)
             del self.gone[writer]
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
