@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytest
 
 from tests.wire.case import BODY, INNER, MARKER, answers_in, chunked, get, length, post
+from tests.wire.cases.request_lines import NO_SUCH_VERSION, VERSIONS
 from tests.wire.ends import PATIENT, End
 
 T = TypeVar("T")
@@ -19,6 +20,8 @@ REQUESTS = {
     "chunks": post(CHUNKED, body=chunked(BODY[:9], BODY[9:])),
     "chunks with a trailer": post(CHUNKED, body=chunked(BODY)[:-2] + b"X: y\r\n\r\n"),
 }
+
+BAD_VERSIONS = {each.name: each.sent for each in VERSIONS if each.right == NO_SUCH_VERSION}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,31 @@ async def test_a_request_in_two_pieces_is_the_same_request(end: End, kind: str) 
                 await wire.send(sent[cut:]).until_closed()
                 found = [(each.status, each.request_id) for each in answers_in(wire.received)]
                 assert found == [(200, "first"), (404, "marker")], cut
+
+
+@pytest.mark.parametrize("version", BAD_VERSIONS)
+async def test_a_version_in_two_pieces_is_refused_as_a_whole_one_is(end: End, version: str) -> None:
+    """Regression: RTSP/1.0 was taken for HTTP/1.0 if the line came in two pieces."""
+    sent = BAD_VERSIONS[version]
+    async with contextlib.AsyncExitStack() as stack:
+        wires = {}
+        for cut in range(1, sent.index(b"\r\n") + 2):
+            wires[cut] = await stack.enter_async_context(end.connect())
+            wires[cut].send(sent[:cut])
+        await round_trip(end)
+        for cut, wire in wires.items():
+            await wire.send(sent[cut:]).until_closed()
+            assert {each.status for each in answers_in(wire.received)} <= {400, 505}, cut
+
+
+async def test_a_line_of_http_0_9_in_two_pieces_is_refused_at_once(end: End) -> None:
+    if not end.is_own:
+        pytest.skip("Granian waits for the head's end")
+    async with end.connect() as wire:
+        wire.send(b"GET /hea")
+        await round_trip(end)
+        await wire.send(b"lth\r\n").until_closed()
+        assert [each.status for each in answers_in(wire.received)] == [400]
 
 
 @pytest.mark.parametrize("kind", REQUESTS)

@@ -49,14 +49,14 @@ class Connection(asyncio.Protocol):
         "_descriptor",
         "_framing_bytes",
         "_has_eof",
-        "_head_begun",
         "_head_bytes",
         "_headers",
         "_is_paused",
         "_is_primed",
-        "_is_rtsp",
         "_is_waiting",
         "_length_left",
+        "_line",
+        "_line_fault",
         "_may_be_proxied",
         "_parser",
         "_reading",
@@ -114,11 +114,13 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers: list[head.Header] = []
         self._head_bytes = 0
-        self._head_begun = False
-        """True if the head began in a piece of the last body's chunks, and was not split off."""
+        self._line: bytes | None = b""
+        """The beginning of the head's first line; None once the line's end has come, or if the
+        head began in a piece of the last body's chunks."""
+        self._line_fault = ""
+        """What is wrong with the first line although the parser takes it."""
         self._tail = b""
         self._framing_bytes = 0
-        self._is_rtsp = False
 
     # Reports of the event loop.
 
@@ -252,16 +254,24 @@ class Connection(asyncio.Protocol):
                 self._unread = data
                 return
         if self._reading is None and self.exchange is None:
-            self._check_unfinished_head(piece)
+            self._check_unfinished_head()
 
-    def _check_unfinished_head(self, piece: bytes) -> None:
-        """Refuse a head at once whose rest cannot help it; `piece` is its latest part."""
+    def _check_unfinished_head(self) -> None:
+        """Refuse a head at once whose rest cannot help it."""
         if self._head_bytes > head.MAX_BYTES:
             self._refuse(head.too_large())
-        elif self._head_bytes == len(piece) and not self._head_begun:
-            line, end, _ = piece.lstrip(b"\r\n").partition(b"\r\n")
-            if end and b" HTTP/" not in line:  # HTTP/0.9: the parser would wait for an empty line
-                self._refuse(head.malformed("the version is missing"))
+        elif self._line_fault:
+            self._refuse(head.malformed(self._line_fault))
+
+    def _read_line(self, line: bytes, piece: bytes) -> None:
+        """Look at the head's first line, which is `line` and goes on in `piece`."""
+        line = (line + piece).lstrip(b"\r\n")
+        end = line.find(b"\r\n")
+        self._line = line if end < 0 else None
+        if end >= 0 and line.find(b" HTTP/", 0, end) < 0:
+            # The parser takes RTSP, and waits for an empty line behind a line of HTTP/0.9.
+            is_rtsp = line.find(b" RTSP/", 0, end) >= 0
+            self._line_fault = "it is RTSP" if is_rtsp else "the version is missing"
 
     def _parse_on_without_upgrade(self) -> None:
         """Go on after a request that wishes to upgrade, which we do not.
@@ -281,12 +291,12 @@ class Connection(asyncio.Protocol):
         """Split data at the end of the head, and count the bytes of the head."""
         if not self._head_bytes:
             self.deadline = time.monotonic() + self.server.timeouts.head
+        if self._line is not None:
+            self._read_line(self._line, data)
         tail = self._tail
         end = (tail + data).find(HEAD_END) if tail else data.find(HEAD_END)
         if end >= 0:
             end += len(HEAD_END) - len(tail)
-            if not self._head_bytes and not self._head_begun:
-                self._is_rtsp = b" RTSP/" in data[: data.find(b"\r\n", 2)]  # the parser takes it
             if end < len(data):
                 self._head_bytes += end
                 return data[:end], data[end:]
@@ -321,8 +331,8 @@ class Connection(asyncio.Protocol):
     # Reports of the parser.
 
     def on_message_begin(self) -> None:
-        if self._is_primed:
-            self._head_begun = not self._head_bytes
+        if self._is_primed and not self._head_bytes:
+            self._line = None
 
     def on_url(self, url: bytes) -> None:
         if self._is_primed:
@@ -348,8 +358,8 @@ class Connection(asyncio.Protocol):
         if problem is not None:
             self._stop(problem)
         method = parser.get_method().decode("ascii")
-        if self._is_rtsp:
-            self._stop(head.malformed("it is RTSP"))
+        if self._line_fault:
+            self._stop(head.malformed(self._line_fault))
         if method == "CONNECT":
             self._stop(head.unknown_method())
         placed = head.place(self._target, version, headers)
