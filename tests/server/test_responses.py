@@ -228,24 +228,30 @@ def test_reasoning_is_an_item_and_comes_back() -> None:
         assert ask(server.port, request("GET", f"{PATH}/{final['id']}")).status == 404
 
 
-def test_a_response_in_the_background_goes_on_without_its_client(server: RunningServer) -> None:
-    body = {"background": True, "max_output_tokens": 200, "ignore_eos": True}
-    begun = ask(server.port, respond(**body)).json()
+@pytest.fixture
+def slow() -> Iterator[RunningServer]:
+    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=10000"]) as running:
+        yield running
+
+
+def test_a_response_in_the_background_goes_on_without_its_client(slow: RunningServer) -> None:
+    body = {"background": True, "max_output_tokens": 200}
+    begun = ask(slow.port, respond(**body)).json()
     path = f"{PATH}/{begun['id']}"
     assert begun["status"] in ("queued", "in_progress")
 
     def now() -> dict[str, Any]:
-        found: dict[str, Any] = ask(server.port, request("GET", path)).json()
+        found: dict[str, Any] = ask(slow.port, request("GET", path)).json()
         return found
 
     assert eventually(lambda: now()["status"] == "incomplete")
     final = now()
     Response.model_validate(final)
     assert final["usage"]["output_tokens"] == 200
-    events = events_in(ask(server.port, request("GET", path + "?stream=true")).body)
+    events = events_in(ask(slow.port, request("GET", path + "?stream=true")).body)
     assert events[-1]["response"] == final
-    assert ask(server.port, request("DELETE", path)).json()["deleted"] is True
-    assert ask(server.port, request("GET", path)).status == 404
+    assert ask(slow.port, request("DELETE", path)).json()["deleted"] is True
+    assert ask(slow.port, request("GET", path)).status == 404
 
 
 def test_a_response_in_the_background_can_be_cancelled() -> None:
