@@ -213,6 +213,53 @@ async def test_no_reload_and_no_kill_costs_a_resumable_stream(
         assert verdict.counts["resumed"] >= NUM_STREAMS  # every balancer was killed
 
 
+@pytest.mark.timeout(180)
+async def test_a_killed_replica_costs_a_client_only_what_was_under_way(
+    tmp_path: Path, client: Http2Client
+) -> None:
+    """Regression: Envoy gave the same request again and again to the replica that was gone."""
+    log, is_killed = str(tmp_path / "log"), asyncio.Event()
+    first, second = (replica(log, free_port(), mock_interval=0.01) for _ in range(2))
+    asked = request_bytes("POST", "/generate", body=b'{"prompt": "Hi", "max_tokens": 2}')
+
+    async def num_failed(address: Address, send: Send) -> int:
+        """Ask one request after the other, and 50 after the kill."""
+        failed = num_asked = 0
+        while num_asked < 50:
+            try:
+                head, _ = await fetch(address, asked, send=send)
+                failed += head.status != 200
+            except OSError:
+                failed += 1
+            num_asked += is_killed.is_set()
+            await asyncio.sleep(0.02)
+        return failed
+
+    async with (
+        in_a_thread(first) as one,
+        in_a_thread(second) as two,
+        in_a_thread(balancers(PROGRAMS, tmp_path, [one.port, two.port])) as proxies,
+    ):
+        clients = {}
+        async with asyncio.TaskGroup() as tasks:
+            for name, proxy in proxies.items():
+                await until_served(proxy.address)
+                for n in range(4):
+                    ways = ((proxy.address, send_request), (proxy.secure_address, client.send))
+                    clients[name, n] = tasks.create_task(num_failed(*ways[n % 2]))
+            before = Scrape(one)("penstock_streams_started_total")
+            await asyncio.to_thread(
+                scrape_until,
+                one,
+                lambda now: now("penstock_streams_started_total") > before + len(clients),
+            )
+            one.signal(signal.SIGKILL)
+            await asyncio.to_thread(one.process.wait)
+            is_killed.set()
+    failures = {who: task.result() for who, task in clients.items()}
+    assert max(failures.values()) <= 1, str(failures)
+
+
 async def read_through(reader: Reader) -> Ended:
     """Read to the end as Penstock's clients do: a balancer's own 502 and 503 are tried again."""
     while True:
