@@ -20,15 +20,8 @@ from tests.faults.http2_client import Http2Client
 from tests.faults.processes import until_readiness
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, RefusedError, cancel, fresh_word
-from tests.support.balancers import (
-    PROGRAMS,
-    Balancer,
-    balancer,
-    balancers,
-    in_a_thread,
-    replica,
-    until_served,
-)
+from tests.support.balancers import PROGRAMS, Balancer, balancer, balancers, replica, until_served
+from tests.support.in_a_thread import in_a_thread
 from tests.support.ports import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer
@@ -244,8 +237,8 @@ async def test_a_killed_replica_costs_a_client_only_what_was_under_way(
         async with asyncio.TaskGroup() as tasks:
             for name, proxy in proxies.items():
                 await until_served(proxy.address)
+                ways = ((proxy.address, send_request), (proxy.secure_address, client.send))
                 for n in range(4):
-                    ways = ((proxy.address, send_request), (proxy.secure_address, client.send))
                     clients[name, n] = tasks.create_task(num_failed(*ways[n % 2]))
             before = Scrape(one)("penstock_streams_started_total")
             await asyncio.to_thread(

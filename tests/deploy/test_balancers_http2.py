@@ -15,15 +15,8 @@ from tests.faults.history import History, Truth, numbered
 from tests.faults.http2_client import Http2Client, Http2Request
 from tests.faults.proxy import Address
 from tests.faults.reading import Reader, fresh_word
-from tests.support.balancers import (
-    PROGRAMS,
-    Balancer,
-    balancers,
-    in_a_thread,
-    replica,
-    trusting,
-    until_served,
-)
+from tests.support.balancers import PROGRAMS, Balancer, balancers, replica, trusting, until_served
+from tests.support.in_a_thread import in_a_thread
 from tests.support.ports import free_port
 from tests.support.scraped import Scrape, scrape_until
 from tests.support.servers import RunningServer

@@ -11,10 +11,10 @@ import shlex
 import signal
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import httpx
 import psutil
@@ -39,7 +39,6 @@ PORTS = (8001, 8002, 8003)
 OPERATOR_PORTS = (2019, 9901)
 ADDRESS = re.compile(r"(127\.0\.0\.1:|localhost:|https?://:|port_value: )(\d+)\b")
 AUTHORITY = trustme.CA()
-Some = TypeVar("Some")
 
 
 class Program(NamedTuple):
@@ -249,16 +248,6 @@ def balancers(
             (own := folder / name).mkdir()
             made[name] = stack.enter_context(balancer(name, own, ports))
         yield made
-
-
-@contextlib.asynccontextmanager
-async def in_a_thread(context: AbstractContextManager[Some]) -> AsyncIterator[Some]:
-    """Enter and leave a context that takes its time, while this event loop turns."""
-    entered = await asyncio.to_thread(context.__enter__)
-    try:
-        yield entered
-    finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 async def until_served(address: Address, send: Send = send_request) -> None:
