@@ -45,6 +45,12 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def slow() -> Iterator[RunningServer]:
+    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=10000"]) as running:
+        yield running
+
+
 def respond(**fields: Any) -> bytes:
     return post(json.dumps({**STORY, **fields}).encode(), path=PATH)
 
@@ -228,12 +234,6 @@ def test_reasoning_is_an_item_and_comes_back() -> None:
         assert ask(server.port, request("GET", f"{PATH}/{final['id']}")).status == 404
 
 
-@pytest.fixture
-def slow() -> Iterator[RunningServer]:
-    with serve(engine="mock", mock_interval=0.02, engine_arg=["length=10000"]) as running:
-        yield running
-
-
 def test_a_response_in_the_background_goes_on_without_its_client(slow: RunningServer) -> None:
     body = {"background": True, "max_output_tokens": 200}
     begun = ask(slow.port, respond(**body)).json()
@@ -254,21 +254,20 @@ def test_a_response_in_the_background_goes_on_without_its_client(slow: RunningSe
     assert ask(slow.port, request("GET", path)).status == 404
 
 
-def test_a_response_in_the_background_can_be_cancelled() -> None:
-    with serve(engine="mock", mock_interval=0.05, engine_arg=["length=10000"]) as server:
-        body = {"background": True, "stream": True, "max_output_tokens": 5000}
-        connection, stream_id = begin(server, respond(**body))
-        connection.close()
-        path = f"{PATH}/resp_{stream_id}"
-        running = ask(server.port, request("GET", path)).json()
-        assert running["status"] == "in_progress"
-        assert running["output"][0]["status"] == "in_progress"
-        cancelled = ask(server.port, request("POST", path + "/cancel", "Content-Length: 0")).json()
-        assert cancelled["status"] == "cancelled"
-        assert ask(server.port, request("GET", path)).json()["status"] == "cancelled"
-        plain = ask(server.port, respond(max_output_tokens=1)).json()["id"]
-        refused = ask(server.port, request("POST", f"{PATH}/{plain}/cancel", "Content-Length: 0"))
-        assert refused.status == 400
+def test_a_response_in_the_background_can_be_cancelled(slow: RunningServer) -> None:
+    body = {"background": True, "stream": True, "max_output_tokens": 5000}
+    connection, stream_id = begin(slow, respond(**body))
+    connection.close()
+    path = f"{PATH}/resp_{stream_id}"
+    running = ask(slow.port, request("GET", path)).json()
+    assert running["status"] == "in_progress"
+    assert running["output"][0]["status"] == "in_progress"
+    cancelled = ask(slow.port, request("POST", path + "/cancel", "Content-Length: 0")).json()
+    assert cancelled["status"] == "cancelled"
+    assert ask(slow.port, request("GET", path)).json()["status"] == "cancelled"
+    plain = ask(slow.port, respond(max_output_tokens=1)).json()["id"]
+    refused = ask(slow.port, request("POST", f"{PATH}/{plain}/cancel", "Content-Length: 0"))
+    assert refused.status == 400
 
 
 def test_the_input_s_items_come_in_pages(server: RunningServer) -> None:

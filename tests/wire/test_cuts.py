@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import pytest
 
+from tests.support.wire import Wire
 from tests.wire.case import BODY, INNER, MARKER, answers_in, chunked, get, length, post
 from tests.wire.cases.request_lines import NO_SUCH_VERSION, VERSIONS
 from tests.wire.ends import PATIENT, End
@@ -35,17 +36,23 @@ async def round_trip(end: End) -> None:
         assert (await wire.send(get()).answer()).status == 200
 
 
+@contextlib.asynccontextmanager
+async def begun(end: End, sent: bytes, cuts: Iterable[int]) -> AsyncIterator[dict[int, Wire]]:
+    """For each cut, yield a connection whose server has read the bytes before it."""
+    async with contextlib.AsyncExitStack() as stack:
+        wires = {cut: await stack.enter_async_context(end.connect()) for cut in cuts}
+        for cut, wire in wires.items():
+            wire.send(sent[:cut])
+        await round_trip(end)
+        yield wires
+
+
 @pytest.mark.parametrize("kind", REQUESTS)
 async def test_a_request_in_two_pieces_is_the_same_request(end: End, kind: str) -> None:
     sent = REQUESTS[kind] + MARKER
     cuts = range(1, len(sent))
     for first in range(0, len(cuts), AT_ONCE):
-        async with contextlib.AsyncExitStack() as stack:
-            wires = {}
-            for cut in cuts[first : first + AT_ONCE]:
-                wires[cut] = await stack.enter_async_context(end.connect())
-                wires[cut].send(sent[:cut])
-            await round_trip(end)
+        async with begun(end, sent, cuts[first : first + AT_ONCE]) as wires:
             for cut, wire in wires.items():
                 await wire.send(sent[cut:]).until_closed()
                 found = [(each.status, each.request_id) for each in answers_in(wire.received)]
@@ -56,12 +63,7 @@ async def test_a_request_in_two_pieces_is_the_same_request(end: End, kind: str) 
 async def test_a_version_in_two_pieces_is_refused_as_a_whole_one_is(end: End, version: str) -> None:
     """Regression: RTSP/1.0 was taken for HTTP/1.0 if the line came in two pieces."""
     sent = BAD_VERSIONS[version]
-    async with contextlib.AsyncExitStack() as stack:
-        wires = {}
-        for cut in range(1, sent.index(b"\r\n") + 2):
-            wires[cut] = await stack.enter_async_context(end.connect())
-            wires[cut].send(sent[:cut])
-        await round_trip(end)
+    async with begun(end, sent, range(1, sent.index(b"\r\n") + 2)) as wires:
         for cut, wire in wires.items():
             await wire.send(sent[cut:]).until_closed()
             assert {each.status for each in answers_in(wire.received)} <= {400, 505}, cut
@@ -85,15 +87,11 @@ async def test_a_request_whose_head_begins_in_the_piece_of_the_last_one_s_end_is
     line, and refused: it has no version."""
     start = len(REQUESTS[kind])
     sent = REQUESTS[kind] + MARKER
-    async with contextlib.AsyncExitStack() as stack:
-        wires = {}
-        for cut in range(start + 1, len(sent), 7):
-            wires[cut] = await stack.enter_async_context(end.connect())
-            wires[cut].send(sent[:cut])
+    async with begun(end, sent, range(start + 1, len(sent), 7)) as wires:
         for later in range(0, len(MARKER), 7):
-            await round_trip(end)
             for cut, wire in wires.items():
                 wire.send(sent[cut + later : cut + later + 7])
+            await round_trip(end)
         for cut, wire in wires.items():
             await wire.until_closed()
             found = [(each.status, each.request_id) for each in answers_in(wire.received)]
