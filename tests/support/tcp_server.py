@@ -40,7 +40,7 @@ class TcpServer:
             return
         for each in server.sockets:
             asyncio.get_running_loop().remove_reader(each.fileno())
-        await _let_the_loop_turn()
+        await _let_the_loop_turn()  # what was accepted gets its task
         server.close()
 
     async def drop(self) -> None:

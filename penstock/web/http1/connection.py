@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
         """The beginning of the head's first line; None once the line's end has come, or if the
         head began in a piece of the last body's chunks."""
         self._line_fault = ""
-        """What is wrong with the first line although the parser takes it."""
+        """Why the first line is refused, or "". The parser alone would take such a line."""
         self._tail = b""
         self._framing_bytes = 0
 
@@ -331,7 +331,7 @@ class Connection(asyncio.Protocol):
     # Reports of the parser.
 
     def on_message_begin(self) -> None:
-        if self._is_primed and not self._head_bytes:
+        if self._is_primed and not self._head_bytes:  # it begins behind chunks, in their piece
             self._line = None
 
     def on_url(self, url: bytes) -> None:
